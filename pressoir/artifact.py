@@ -1,0 +1,397 @@
+"""What a stage hands to the next, and the content-addressed store it lies in.
+
+`Artifact` is a small frozen value. Its folder is `store/<stage>/<key>/` under `PRESSOIR_HOME`; the key is a SHA-256 over
+everything that decides the result, so an unchanged step is found again instead of repeated. Publishing is atomic: a stage
+writes into a folder of its own beside the target, which is flushed to the disk, gets its `artifact.json` last, and is
+renamed into place. A process killed at any point leaves nothing a later run could take for finished work.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from pressoir.errors import StoreError
+
+MANIFEST = "artifact.json"
+# Packages whose version can change what a stage computes, not only how fast.
+DECISIVE_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx", "safetensors")
+
+
+class Artifact(BaseModel):
+    """The finished output of one stage, as written in its folder's `artifact.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    """What the folder holds: `dataset`, `model`, `quantized-model`, `onnx`, `report`, …"""
+    stage: str
+    """The stage that made it."""
+    key: str
+    """SHA-256 of what decides the result; with `stage`, the place in the store."""
+    digest: str
+    """SHA-256 over every file but this one: name, length, content."""
+    size_bytes: int
+    """Sum of those files' lengths."""
+    parents: dict[str, str]
+    """Digest of each input, by the name the stage knows it by."""
+    config_digest: str
+    """SHA-256 of the stage's configuration."""
+    metrics: dict[str, float]
+    """The stage's figures; fractions 0–1, units in the names."""
+    environment: dict[str, str]
+    """Versions of the interpreter and the decisive packages."""
+    created_at: str
+    """UTC time, ISO 8601."""
+
+
+class StageKey(BaseModel):
+    """Everything that decides a stage's result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    version: int
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions that go into the key."""
+        return {name: _version(name) for name in DECISIVE_PACKAGES}
+
+    def hash(self) -> str:
+        """The key: hex SHA-256 over the canonical JSON of all fields and the environment."""
+        return digest_of({**self.model_dump(mode="json"), "environment": self.environment})
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of one file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, files: list[Path] | None = None) -> tuple[str, int]:
+    """Digest and size in bytes of `folder`: SHA-256 over each file's name, length and content, in order of name.
+
+    `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those.
+    """
+    total, digest = 0, hashlib.sha256()
+    for path in sorted(files if files is not None else _files(folder)):
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        digest.update(f"{len(name)}:{name}:{size}:{file_sha256(path)}\n".encode())
+        total += size
+    return digest.hexdigest(), total
+
+
+class Store:
+    """A folder of finished artifacts, safe for several processes at once."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = (home or default_home()).absolute()
+        self.root = self.home / "store"
+
+    def path(self, artifact: Artifact) -> Path:
+        """Where the artifact's files are."""
+        return self.root / artifact.stage / artifact.key
+
+    def find(self, key: StageKey) -> Artifact | None:
+        """The finished artifact of `key`, or None; nothing is hashed."""
+        return self._read(self.root / key.stage / key.hash())
+
+    def verify(self, artifact: Artifact) -> bool:
+        """Whether the files still have the digest they were published with."""
+        try:
+            return folder_digest(self.path(artifact))[0] == artifact.digest
+        except OSError:
+            return False
+
+    def build(
+        self,
+        key: StageKey,
+        make: Callable[[Path, Path], Mapping[str, float]],
+        *,
+        refresh: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Artifact, bool]:
+        """Return the artifact of `key` and whether it was already there.
+
+        Only one process builds a key; others wait for it and reuse its result. `make(out_dir, work_dir)` writes the
+        files into `out_dir` and returns metrics; `work_dir` outlives a crash and holds checkpoints to resume from.
+
+        Raises:
+            StoreError: the store is read-only or full. Whatever `make` raises passes through; nothing is published.
+        """
+        name = key.hash()
+        target, work = self.root / key.stage / name, self.home / "work" / name
+        with disk_errors(self.home), self._lock(name, tell):
+            found = None if refresh else self._read(target)
+            if found is not None and self.verify(found):
+                os.utime(target / MANIFEST)  # the time of last use, for gc
+                return found, True
+            if target.exists():
+                if not refresh:
+                    tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; building it again")
+                _remove(target)
+            for leftover in target.parent.glob(f".{name}-*"):
+                _remove(leftover)
+            if refresh:
+                _remove(work)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
+            draft = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
+            draft.mkdir()
+            try:
+                metrics = dict(make(draft, work))
+                artifact = self._publish(draft, target, key, name, metrics)
+            except BaseException:
+                _remove(draft)
+                raise
+            _remove(work)
+            return artifact, False
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every finished artifact, oldest use first."""
+        manifests = sorted(self.root.glob(f"*/[0-9a-f]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+        for manifest in manifests:
+            if (artifact := self._read(manifest.parent)) is not None:
+                yield artifact
+
+    def collect(self, referenced: set[str], older_than_days: float, dry_run: bool = False) -> list[tuple[str, int]]:
+        """Remove what nothing refers to and nobody used for a while; return (name, bytes) of each.
+
+        Kept are artifacts whose digest is in `referenced`, all their ancestors, those used within the time, and those
+        being built now. Abandoned drafts and checkpoints of the same age go too.
+        """
+        artifacts = list(self.artifacts())
+        by_digest = {artifact.digest: artifact for artifact in artifacts}
+        keep: set[str] = set()
+        todo = [digest for digest in referenced if digest in by_digest]
+        while todo:
+            digest = todo.pop()
+            if digest not in keep and digest in by_digest:
+                keep.add(digest)
+                todo.extend(by_digest[digest].parents.values())
+        limit = time.time() - older_than_days * 86400
+        victims = [
+            self.path(a)
+            for a in artifacts
+            if a.digest not in keep and (self.path(a) / MANIFEST).stat().st_mtime <= limit
+        ]
+        victims += [d for d in self.root.glob("*/.*-*") if d.is_dir() and d.stat().st_mtime <= limit]
+        victims += [d for d in (self.home / "work").glob("*") if d.is_dir() and d.stat().st_mtime <= limit]
+        removed = []
+        for victim in victims:
+            name = victim.name.removeprefix(".").partition("-")[0]
+            try:
+                with FileLock(self._lock_path(name), timeout=0):
+                    size = sum(path.stat().st_size for path in _files(victim))
+                    if not dry_run:
+                        _remove(victim)
+                    removed.append((victim.relative_to(self.home).as_posix(), size))
+            except Timeout:
+                continue  # somebody is building it
+        return removed
+
+    def copy(self, artifact: Artifact, target: Path) -> None:
+        """Copy the artifact's files (without its manifest) to a new folder, atomically; reflinks where possible."""
+        with disk_errors(target):
+            draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                for path in _files(self.path(artifact)):
+                    copy = draft / path.relative_to(self.path(artifact))
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    _reflink(path, copy)
+                replace_folder(draft, target)
+            except BaseException:
+                _remove(draft)
+                raise
+
+    def check_writable(self, needed_bytes: int = 0) -> None:
+        """Fail early where nothing could be stored.
+
+        Raises:
+            StoreError: the folder cannot be written, or has less than `needed_bytes` free.
+        """
+        existing = self.home
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or _mounted_read_only(existing):
+            raise StoreError(
+                f"PRESSOIR_HOME {self.home} cannot be written; set PRESSOIR_HOME to a folder that you own"
+            )
+        free = shutil.disk_usage(existing).free
+        if free < needed_bytes:
+            raise StoreError(
+                f"PRESSOIR_HOME {self.home} has {free / 1e6:.0f} MB free, but this run needs about "
+                f"{needed_bytes / 1e6:.0f} MB; free some space (`pressoir store gc`) or set PRESSOIR_HOME elsewhere"
+            )
+
+    def _publish(self, draft: Path, target: Path, key: StageKey, name: str, metrics: dict[str, float]) -> Artifact:
+        digest, size = folder_digest(draft)
+        artifact = Artifact(
+            kind=key.kind,
+            stage=key.stage,
+            key=name,
+            digest=digest,
+            size_bytes=size,
+            parents=key.inputs,
+            config_digest=digest_of(key.config),
+            metrics=metrics,
+            environment={"python": platform.python_version(), **key.environment},
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        for path in _files(draft):
+            _flush(path)
+        (draft / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _flush(draft / MANIFEST)
+        _flush(draft)
+        draft.rename(target)
+        _flush(target.parent)
+        return artifact
+
+    def _read(self, folder: Path) -> Artifact | None:
+        try:
+            artifact = Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        matches = artifact.key == folder.name and artifact.stage == folder.parent.name
+        return artifact if matches else None
+
+    def _lock_path(self, name: str) -> Path:
+        folder = self.home / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.lock"
+
+    @contextmanager
+    def _lock(self, name: str, tell: Callable[[str], None]) -> Iterator[None]:
+        lock = FileLock(self._lock_path(name))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell("another process is building this very step; waiting for its result")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def default_home() -> Path:
+    """`$PRESSOIR_HOME`, or `.pressoir/` in the working directory."""
+    return Path(os.environ.get("PRESSOIR_HOME") or ".pressoir")
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk, or one that cannot be written, into a `StoreError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error):
+            raise StoreError(
+                f"no space left on the disk of {where}; free some (`pressoir store gc`) and start again: "
+                "finished steps are kept, the one that failed left nothing behind"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreError(f"{error.filename or where} cannot be written; use a folder that you own") from error
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary sibling is flushed to the disk, then renamed over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        _flush(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def replace_folder(draft: Path, target: Path) -> None:
+    """Put a finished draft in the place of `target`, which may exist; readers see the old or the new folder."""
+    if target.exists():
+        old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+        target.rename(old)
+        draft.rename(target)
+        _remove(old)
+    else:
+        draft.rename(target)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reflink(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can (FICLONE), else byte by byte."""
+    try:
+        import fcntl
+
+        with source.open("rb") as reader, target.open("wb") as writer:
+            fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())
+    except (ImportError, OSError):
+        shutil.copyfile(source, target)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk; native writers hide ENOSPC in their message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(error)
+        if "No space left on device" in text or "os error 28" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _mounted_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

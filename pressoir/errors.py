@@ -1,0 +1,48 @@
+"""Every error a user can cause, as one small tree.
+
+::
+
+    PressoirError
+    ├── RecipeError       a recipe or a command-line option is wrong (all mistakes at once)
+    ├── SourceError       a model, tokenizer or data set cannot be found, read or trusted
+    ├── DataError         a data file has a malformed row, a missing column, an unknown label
+    ├── StoreError        PRESSOIR_HOME cannot be written, is full, or holds a damaged artifact
+    ├── ShardError        a shard is missing, truncated, altered or has an unsafe name
+    ├── ParityError       an exported graph does not compute what its checkpoint computes
+    └── RegistryError     the model registry is not valid, or lacks an id
+
+A message says what is wrong, where (file, field, line), and what to change. The command line prints it and exits
+with code 2.
+"""
+
+
+class PressoirError(Exception):
+    """The base of all errors that a message can help with."""
+
+
+class RecipeError(PressoirError):
+    """A recipe, or an option, that cannot be run as written."""
+
+
+class SourceError(PressoirError):
+    """A model or data source that cannot be found, read or trusted."""
+
+
+class DataError(PressoirError):
+    """A malformed data file."""
+
+
+class StoreError(PressoirError):
+    """The artifact store cannot be used."""
+
+
+class ShardError(PressoirError):
+    """A shard that must not be loaded."""
+
+
+class ParityError(PressoirError):
+    """An exported graph that departs from its checkpoint."""
+
+
+class RegistryError(PressoirError):
+    """The registry file, or an id in it, is wrong."""

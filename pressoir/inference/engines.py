@@ -1,0 +1,106 @@
+"""Two engines with one face: PyTorch and ONNX Runtime. Arrays in, logits out.
+
+Nobody else builds an `InferenceSession`. A sharded ONNX folder is verified against its manifest before it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.errors import SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Runtime = Literal["pytorch", "onnxruntime"]
+GRAPH = "model.onnx"
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    runtime: Runtime
+    batch_invariant: bool
+    """False where a row's result depends on what it is batched with (dynamic int8 activations, per tensor)."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Logits (batch, labels) for `input_ids`, `attention_mask`, … of shape (batch, seq)."""
+
+
+class TorchEngine:
+    """A transformers model in evaluation mode, under `inference_mode`."""
+
+    runtime: Runtime = "pytorch"
+
+    def __init__(self, model: PreTrainedModel, batch_invariant: bool = True) -> None:
+        import inspect
+
+        self.model = model.eval()
+        self.batch_invariant = batch_invariant
+        self._accepted = set(inspect.signature(model.forward).parameters)
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """See `Engine.run`."""
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name in self._accepted}
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self.model(**tensors).logits.float().numpy()
+        return logits
+
+
+class OnnxEngine:
+    """An ONNX Runtime session on the CPU."""
+
+    runtime: Runtime = "onnxruntime"
+
+    def __init__(self, graph: Path, threads: int, batch_invariant: bool = True) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Idle worker threads would go on spinning and slow whatever runs next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.batch_invariant = batch_invariant
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._accepted = {value.name for value in self.session.get_inputs()}
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """See `Engine.run`."""
+        feed = {name: array for name, array in inputs.items() if name in self._accepted}
+        logits: Any = self.session.run(["logits"], feed)[0]
+        return np.asarray(logits, dtype=np.float32)
+
+
+def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> Engine:
+    """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
+
+    Raises:
+        SourceError: the folder has no model for that runtime.
+        ShardError: a shard is missing, truncated or altered.
+    """
+    from pressoir.models import load_classifier, quantization
+
+    scheme = quantization(folder)
+    batch_invariant = scheme is None or scheme.get("activations") != "dynamic"
+    if runtime is None:
+        runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
+    if runtime == "onnxruntime":
+        if not (folder / GRAPH).exists():
+            raise SourceError(f"{folder} has no {GRAPH}; export the model first")
+        from pressoir.stages.shard import MANIFEST, verify
+
+        if (folder / MANIFEST).exists():
+            verify(folder)
+        return OnnxEngine(folder / GRAPH, threads, batch_invariant)
+    if scheme is not None:
+        from pressoir.stages.quantize import load_simulated
+
+        return TorchEngine(load_simulated(folder), batch_invariant)
+    return TorchEngine(load_classifier(folder), batch_invariant)

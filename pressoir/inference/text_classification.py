@@ -1,0 +1,60 @@
+"""Text classification over any engine: sentences in, label probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.inference.engines import Engine, Runtime, open_engine
+from pressoir.models import load_config, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextClassifier:
+    """A classifier and its tokenizer. `max_tokens` cuts longer sentences."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_tokens: int = 128
+    ) -> None:
+        self.engine, self.tokenizer, self.labels, self.max_tokens = engine, tokenizer, list(labels), max_tokens
+
+    @classmethod
+    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None, max_tokens: int = 128) -> TextClassifier:
+        """Open a model folder; see `open_engine` for what it raises."""
+        id2label = load_config(folder).id2label
+        labels = [id2label[index] for index in sorted(id2label)]
+        return cls(open_engine(folder, threads, runtime), load_tokenizer(folder), labels, max_tokens)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Token ids and masks, each (batch, longest sentence), padded to the longest."""
+        encoded = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="np"
+        )
+        return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+
+    def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
+        """Logits (sentences, labels), in the order of `texts`.
+
+        Sentences of like length are batched together. An engine whose result depends on the batch (dynamic int8
+        activations) is always run one sentence at a time, so that a score does not depend on `batch_size`.
+        """
+        size = batch_size if self.engine.batch_invariant else 1
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            result[batch] = self.engine.run(self.encode([texts[index] for index in batch]))
+        return result
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Probability of each label, for each sentence."""
+        logits = self.logits(texts).astype(np.float64)
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exp / exp.sum(axis=1, keepdims=True)
+        return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities]

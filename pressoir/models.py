@@ -1,0 +1,182 @@
+"""Load and save transformers models and tokenizers safely: the only caller of `from_pretrained` and `save_pretrained`.
+
+Three kinds of folder come back as one kind of module: a plain checkpoint; one whose layers have different feed-forward
+widths (`intermediate_sizes` in its config, which plain `from_pretrained` cannot build); and a quantised one
+(`quantization.json`), whose codes are expanded to float32 on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from pressoir.errors import SourceError
+
+QUANTIZATION = "quantization.json"
+
+# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds the
+# attention's heads, its output projection, and the two feed-forward projections.
+LAYOUTS: dict[str, dict[str, str]] = {
+    family: {
+        "layers": f"{family}.encoder.layer",
+        "query": "attention.self.query",
+        "attention_output": "attention.output.dense",
+        "ffn_in": "intermediate.dense",
+        "ffn_out": "output.dense",
+    }
+    for family in ("bert", "roberta", "electra", "camembert", "xlm-roberta")
+}
+LAYOUTS["camembert"] = LAYOUTS["xlm-roberta"] = LAYOUTS["roberta"]
+LAYOUTS["distilbert"] = {
+    "layers": "distilbert.transformer.layer",
+    "query": "attention.q_lin",
+    "attention_output": "attention.out_lin",
+    "ffn_in": "ffn.lin1",
+    "ffn_out": "ffn.lin2",
+}
+
+
+def load_classifier(folder: Path, labels: Sequence[str] | None = None, eager: bool = False) -> PreTrainedModel:
+    """Load a sequence classifier in float32, in evaluation mode.
+
+    With `labels`, a model without a classification head (or with another number of classes) gets a new one.
+    Attention is scaled-dot-product (`sdpa`) where the architecture has it; `eager` asks for plain matrix products.
+
+    Raises:
+        SourceError: the folder does not hold a model that transformers knows.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a new head is asked for here, not an accident worth a warning
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        if eager:
+            config._attn_implementation = "eager"
+        if labels is not None:
+            config.num_labels = len(labels)
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
+        if (folder / QUANTIZATION).exists() or getattr(config, "intermediate_sizes", None):
+            model = _load_special(folder, config)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=labels is not None,
+                **options,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{folder} does not load as a text classifier: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return model.eval()
+
+
+def new_classifier(config: Any) -> PreTrainedModel:
+    """A randomly initialised classifier of `config`'s architecture."""
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers configuration of a folder."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        SourceError: there is none, or it is broken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files (one fast-tokenizer JSON and its settings; no second copy of the vocabulary)."""
+    tokenizer.save_pretrained(folder)
+    if (folder / "tokenizer.json").exists():
+        for copy in ("vocab.txt", "vocab.json", "merges.txt"):
+            (folder / copy).unlink(missing_ok=True)
+
+
+def layout(model: PreTrainedModel) -> dict[str, str]:
+    """Names of the parts of `model`'s architecture, see `LAYOUTS`.
+
+    Raises:
+        SourceError: the architecture is not one whose parts are known.
+    """
+    kind = model.config.model_type
+    if kind not in LAYOUTS:
+        raise SourceError(f"layers of a {kind!r} model are not known; supported are {', '.join(sorted(LAYOUTS))}")
+    return LAYOUTS[kind]
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's layers, in order."""
+    layers = model.get_submodule(layout(model)["layers"])
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of distinct parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> None:
+    """Keep only the feed-forward neurons `keep` (indices, any order preserved) of one encoder layer."""
+    inner, outer = layer.get_submodule(parts["ffn_in"]), layer.get_submodule(parts["ffn_out"])
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    inner.weight = nn.Parameter(inner.weight.detach()[keep].clone())  # (kept, hidden)
+    inner.bias = nn.Parameter(inner.bias.detach()[keep].clone())
+    outer.weight = nn.Parameter(outer.weight.detach()[:, keep].clone())  # (hidden, kept)
+    inner.out_features = outer.in_features = len(keep)
+
+
+def _load_special(folder: Path, config: Any) -> PreTrainedModel:
+    """Build the architecture, cut it to the widths the config names, and fill it from the (expanded) state."""
+    if (folder / QUANTIZATION).exists():
+        from pressoir.stages.quantize import dequantized_state
+
+        state = dequantized_state(folder)
+    else:
+        state = load_file(folder / "model.safetensors")
+    model = new_classifier(config)
+    for layer, width in zip(encoder_layers(model), getattr(config, "intermediate_sizes", None) or (), strict=False):
+        resize_ffn(layer, layout(model), torch.arange(width))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing or unexpected:
+        raise SourceError(f"{folder}: weights do not fit the config: {[*missing, *unexpected][:5]}")
+    return model
+
+
+def quantization(folder: Path) -> dict[str, Any] | None:
+    """The content of `quantization.json`, or None for a float checkpoint."""
+    path = folder / QUANTIZATION
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
