@@ -1,9 +1,10 @@
 """What a stage hands to the next, and the content-addressed store it lies in.
 
-`Artifact` is a small frozen value. Its folder is `store/<stage>/<key>/` under `PRESSOIR_HOME`; the key is a SHA-256 over
-everything that decides the result, so an unchanged step is found again instead of repeated. Publishing is atomic: a stage
-writes into a folder of its own beside the target, which is flushed to the disk, gets its `artifact.json` last, and is
-renamed into place. A process killed at any point leaves nothing a later run could take for finished work.
+`Artifact` is a small frozen value. Its folder is `store/<stage>/<key>/` under `PRESSOIR_HOME`; the key is a
+SHA-256 over everything that decides the result, so an unchanged step is found again instead of repeated.
+Publishing is atomic: a stage writes into a folder of its own beside the target, which is flushed to the disk,
+gets its `artifact.json` last, and is renamed into place. A process killed at any point leaves nothing a later
+run could take for finished work.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ DECISIVE_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "optimum-on
 class Artifact(BaseModel):
     """The finished output of one stage, as written in its folder's `artifact.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A metric that is not finite is written as a string: `null`, pydantic's default, would not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     kind: str
     """What the folder holds: `dataset`, `model`, `quantized-model`, `onnx`, `report`, …"""
@@ -95,7 +97,7 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_digest(folder: Path, files: list[Path] | None = None) -> tuple[str, int]:
-    """Digest and size in bytes of `folder`: SHA-256 over each file's name, length and content, in order of name.
+    """Digest and size in bytes of `folder`: SHA-256 over the name, length and content of each file.
 
     `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those.
     """
@@ -139,27 +141,29 @@ class Store:
     ) -> tuple[Artifact, bool]:
         """Return the artifact of `key` and whether it was already there.
 
-        Only one process builds a key; others wait for it and reuse its result. `make(out_dir, work_dir)` writes the
-        files into `out_dir` and returns metrics; `work_dir` outlives a crash and holds checkpoints to resume from.
+        Only one process builds a key; others wait for it and reuse its result. `make(out_dir, work_dir)`
+        writes the files into `out_dir` and returns metrics; `work_dir` outlives a crash and holds checkpoints
+        to resume from. With `refresh` it is made anew; the old one stays until then.
 
         Raises:
-            StoreError: the store is read-only or full. Whatever `make` raises passes through; nothing is published.
+            StoreError: the store is read-only or full. Whatever else `make` raises passes through; either way
+                nothing is published.
         """
         name = key.hash()
         target, work = self.root / key.stage / name, self.home / "work" / name
         with disk_errors(self.home), self._lock(name, tell):
+            for leftover in target.parent.glob(f".{name}-*"):
+                _remove(leftover)
             found = None if refresh else self._read(target)
             if found is not None and self.verify(found):
                 os.utime(target / MANIFEST)  # the time of last use, for gc
+                _remove(work)  # of a process that was killed after it had published
                 return found, True
-            if target.exists():
-                if not refresh:
-                    tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; building it again")
-                _remove(target)
-            for leftover in target.parent.glob(f".{name}-*"):
-                _remove(leftover)
             if refresh:
                 _remove(work)
+            elif target.exists():
+                tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; building it again")
+                _remove(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
             draft = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
@@ -175,52 +179,64 @@ class Store:
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every finished artifact, oldest use first."""
-        manifests = sorted(self.root.glob(f"*/[0-9a-f]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-        for manifest in manifests:
+        for manifest in sorted(self.root.glob(f"*/[0-9a-f]*/{MANIFEST}"), key=_mtime):
             if (artifact := self._read(manifest.parent)) is not None:
                 yield artifact
 
-    def collect(self, referenced: set[str], older_than_days: float, dry_run: bool = False) -> list[tuple[str, int]]:
+    def collect(
+        self, referenced: set[str], older_than_days: float, dry_run: bool = False
+    ) -> list[tuple[str, int]]:
         """Remove what nothing refers to and nobody used for a while; return (name, bytes) of each.
 
-        Kept are artifacts whose digest is in `referenced`, all their ancestors, those used within the time, and those
-        being built now. Abandoned drafts and checkpoints of the same age go too.
+        Kept are artifacts whose digest is in `referenced`, all their ancestors, those used within the time,
+        and those being built now. Abandoned drafts, checkpoints and folders without a manifest of the same
+        age go too.
         """
         artifacts = list(self.artifacts())
-        by_digest = {artifact.digest: artifact for artifact in artifacts}
-        keep: set[str] = set()
-        todo = [digest for digest in referenced if digest in by_digest]
+        parents: dict[str, set[str]] = {}  # two keys may have given the same bytes, from different inputs
+        for artifact in artifacts:
+            parents.setdefault(artifact.digest, set()).update(artifact.parents.values())
+        keep, todo = set[str](), list(referenced)
         while todo:
             digest = todo.pop()
-            if digest not in keep and digest in by_digest:
+            if digest not in keep:
                 keep.add(digest)
-                todo.extend(by_digest[digest].parents.values())
+                todo.extend(parents.get(digest, ()))
         limit = time.time() - older_than_days * 86400
-        victims = [
-            self.path(a)
-            for a in artifacts
-            if a.digest not in keep and (self.path(a) / MANIFEST).stat().st_mtime <= limit
-        ]
-        victims += [d for d in self.root.glob("*/.*-*") if d.is_dir() and d.stat().st_mtime <= limit]
-        victims += [d for d in (self.home / "work").glob("*") if d.is_dir() and d.stat().st_mtime <= limit]
+        victims = [self.path(artifact) for artifact in artifacts if artifact.digest not in keep]
+        victims += self.root.glob("*/.*-*")
+        victims += [folder for folder in self.root.glob("*/[0-9a-f]*") if not (folder / MANIFEST).exists()]
+        victims += (self.home / "work").glob("*")
         removed = []
-        for victim in victims:
-            name = victim.name.removeprefix(".").partition("-")[0]
+        for folder in victims:
+            if not _unused_since(limit, folder):
+                continue
+            name = folder.name.removeprefix(".").partition("-")[0]
             try:
                 with FileLock(self._lock_path(name), timeout=0):
-                    size = sum(path.stat().st_size for path in _files(victim))
+                    if not _unused_since(limit, folder):  # somebody came between
+                        continue
+                    size = sum(path.stat().st_size for path in _files(folder))
                     if not dry_run:
-                        _remove(victim)
-                    removed.append((victim.relative_to(self.home).as_posix(), size))
+                        _remove(folder)
+                    removed.append((folder.relative_to(self.home).as_posix(), size))
             except Timeout:
                 continue  # somebody is building it
         return removed
 
     def copy(self, artifact: Artifact, target: Path) -> None:
-        """Copy the artifact's files (without its manifest) to a new folder, atomically; reflinks where possible."""
+        """Copy the artifact's files (without its manifest) to a folder, atomically; reflinks where possible.
+
+        Raises:
+            StoreError: the store lacks the artifact, or the target cannot be written.
+        """
+        if not self.path(artifact).is_dir():
+            raise StoreError(
+                f"the store {self.root} does not hold {artifact.stage}/{artifact.key}; run its recipe again"
+            )
         with disk_errors(target):
             draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            draft.mkdir(parents=True)
             try:
                 for path in _files(self.path(artifact)):
                     copy = draft / path.relative_to(self.path(artifact))
@@ -238,9 +254,9 @@ class Store:
             StoreError: the folder cannot be written, or has less than `needed_bytes` free.
         """
         existing = self.home
-        while not existing.exists():
+        while not os.path.lexists(existing):  # False, too, below a folder that must not be entered
             existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or _mounted_read_only(existing):
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise StoreError(
                 f"PRESSOIR_HOME {self.home} cannot be written; set PRESSOIR_HOME to a folder that you own"
             )
@@ -248,10 +264,13 @@ class Store:
         if free < needed_bytes:
             raise StoreError(
                 f"PRESSOIR_HOME {self.home} has {free / 1e6:.0f} MB free, but this run needs about "
-                f"{needed_bytes / 1e6:.0f} MB; free some space (`pressoir store gc`) or set PRESSOIR_HOME elsewhere"
+                f"{needed_bytes / 1e6:.0f} MB; free some space (`pressoir store gc`) or set PRESSOIR_HOME "
+                "elsewhere"
             )
 
-    def _publish(self, draft: Path, target: Path, key: StageKey, name: str, metrics: dict[str, float]) -> Artifact:
+    def _publish(
+        self, draft: Path, target: Path, key: StageKey, name: str, metrics: dict[str, float]
+    ) -> Artifact:
         digest, size = folder_digest(draft)
         artifact = Artifact(
             kind=key.kind,
@@ -265,12 +284,13 @@ class Store:
             environment={"python": platform.python_version(), **key.environment},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        for path in _files(draft):
+        files = _files(draft)
+        for path in (*files, *{path.parent for path in files}):
             _flush(path)
         (draft / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
         _flush(draft / MANIFEST)
         _flush(draft)
-        draft.rename(target)
+        replace_folder(draft, target)
         _flush(target.parent)
         return artifact
 
@@ -303,7 +323,7 @@ class Store:
 
 def default_home() -> Path:
     """`$PRESSOIR_HOME`, or `.pressoir/` in the working directory."""
-    return Path(os.environ.get("PRESSOIR_HOME") or ".pressoir")
+    return Path(os.environ.get("PRESSOIR_HOME") or ".pressoir").expanduser()
 
 
 @contextmanager
@@ -318,7 +338,9 @@ def disk_errors(where: Path) -> Iterator[None]:
                 "finished steps are kept, the one that failed left nothing behind"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(f"{error.filename or where} cannot be written; use a folder that you own") from error
+            raise StoreError(
+                f"{error.filename or where}: {error.strerror or error}; use a folder that you own"
+            ) from error
         raise
 
 
@@ -337,18 +359,34 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def replace_folder(draft: Path, target: Path) -> None:
-    """Put a finished draft in the place of `target`, which may exist; readers see the old or the new folder."""
-    if target.exists():
-        old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-        target.rename(old)
+    """Put a finished draft in the place of `target`, which may exist; nobody sees a mixture of both."""
+    if not target.exists():
         draft.rename(target)
-        _remove(old)
-    else:
+        return
+    old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    target.rename(old)
+    try:
         draft.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    _remove(old)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def _mtime(path: Path) -> float:
+    """When `path` was last changed; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _unused_since(limit: float, folder: Path) -> bool:
+    return folder.is_dir() and (_mtime(folder / MANIFEST) or _mtime(folder)) <= limit
 
 
 def _remove(path: Path) -> None:
@@ -379,15 +417,10 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        text = str(error)
-        if "No space left on device" in text or "os error 28" in text:
+        if "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _mounted_read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _version(package: str) -> str:

@@ -1,8 +1,8 @@
 """Text-classification data: the embedded demo corpus, local files, or a hub data set, as three clean splits.
 
-Whatever the source, the result is a `datasets.DatasetDict` with `train`, `validation` and `test`, columns `text` (string)
-and `label` (class label). A sentence of the test split never stands in another split, and one of the validation split never
-in train: such copies are dropped from the larger side and counted.
+Whatever the source, the result is a `datasets.DatasetDict` with `train`, `validation` and `test`, columns
+`text` (string) and `label` (class label). A sentence of the test split never stands in another split, and one
+of the validation split never in train: such copies are dropped from the larger side and counted.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 
-from pressoir.artifact import digest_of, file_sha256
+from pressoir.artifact import digest_of, file_sha256, folder_digest
 from pressoir.errors import DataError, SourceError
 from pressoir.recipe import DataConfig
 
+datasets.disable_progress_bars()  # progress goes through the reporter
 DEMO = Path(__file__).parent / "demo"
 SPLITS = ("train", "validation", "test")
 INFO = "data.json"
 Row = tuple[str, str]  # text, label name
+Record = dict[str | int, Any] | list[Any]
 
 
 def source_digest(config: DataConfig) -> str:
@@ -35,7 +39,7 @@ def source_digest(config: DataConfig) -> str:
     if config.source == "hub":
         folder = Path(config.hub_id or "")
         if folder.is_dir():
-            return digest_of([file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()])
+            return folder_digest(folder)[0]
         return digest_of([config.hub_id, config.hub_config, config.hub_revision])
     return digest_of([file_sha256(path) for path in _files(config).values()])
 
@@ -44,14 +48,26 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
     """Read, check, split and sub-sample; return the splits and the counts of dropped copies.
 
     Raises:
-        DataError: a file is missing or has a malformed row (named with file and line), or a split is too small.
+        DataError: a file is missing or has a malformed row (named with file and line), a split is too small,
+            or it holds a label that train lacks.
         SourceError: the hub data set cannot be loaded.
     """
     raw = _read_hub(config) if config.source == "hub" else _read_files(config)
-    labels = config.labels or tuple(sorted({label for rows in raw.values() for _, label in rows}))
+    for split in SPLITS:
+        if not raw.get(split, True):
+            raise DataError(f"the {split} split is empty")
+    found = {split: {label for _, label in rows} for split, rows in raw.items()}
+    labels = config.labels or tuple(sorted(found["train"]))
     if len(labels) < 2:
-        raise DataError(f"the data has only the label {labels}; a classifier needs at least two")
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(labels))})
+        raise DataError(f"train has only the label {labels[0]!r}; a classifier needs at least two")
+    for split in raw:
+        if strange := sorted(found[split] - set(labels)):
+            raise DataError(
+                f"the {split} split has labels that train never has: {strange}; train has {list(labels)}"
+            )
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(labels))}
+    )
     dropped, seen = {}, set[str]()
     clean: dict[str, datasets.Dataset] = {}
     for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
@@ -62,39 +78,50 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
                 continue
             own.add(form)
             kept.append({"text": text, "label": labels.index(label)})
+        if not kept:
+            raise DataError(f"the {split} split is empty: each of its sentences stands in another split too")
         dropped[f"{split}_copies_dropped"] = len(raw[split]) - len(kept)
         seen |= own
         clean[split] = datasets.Dataset.from_list(kept, features=features)
     if "validation" not in clean:
         wanted = config.validation_samples
-        if len(clean["train"]) <= wanted + len(labels):
-            raise DataError(f"train has {len(clean['train'])} rows, too few to hold out {wanted} for validation")
-        parts = clean["train"].train_test_split(test_size=wanted, seed=seed, stratify_by_column="label")
+        try:
+            parts = clean["train"].train_test_split(test_size=wanted, seed=seed, stratify_by_column="label")
+        except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
+            raise DataError(
+                f"train has {len(clean['train'])} rows, of which data.validation_samples = {wanted} cannot "
+                f"be held out with each of the {len(labels)} labels on both sides: {error}"
+            ) from error
         clean["train"], clean["validation"] = parts["train"], parts["test"]
-    sizes = {"train": config.train_samples, "validation": config.validation_samples, "test": config.test_samples}
+    sizes = {
+        "train": config.train_samples,
+        "validation": config.validation_samples,
+        "test": config.test_samples,
+    }
     for split, size in sizes.items():
         if size is not None and size < len(clean[split]):
             clean[split] = clean[split].shuffle(seed=seed).select(range(size))
-        if not len(clean[split]):
-            raise DataError(f"the {split} split is empty")
-    return datasets.DatasetDict({split: clean[split].flatten_indices() for split in SPLITS}), dropped
+    return datasets.DatasetDict({split: clean[split] for split in SPLITS}), dropped
 
 
-def save(splits: datasets.DatasetDict, dropped: dict[str, int], folder: Path) -> dict[str, float]:
+def save(
+    splits: datasets.DatasetDict, dropped: dict[str, int], folder: Path, max_tokens: int
+) -> dict[str, float]:
     """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `data.json`; return the counts as metrics."""
     counts = {f"{split}_rows": len(splits[split]) for split in SPLITS} | dropped
     for split in SPLITS:
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for row in splits[split]:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    info = {"labels": splits["train"].features["label"].names, **counts}
+    info = {"labels": splits["train"].features["label"].names, "max_tokens": max_tokens, **counts}
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
 
 
-def labels_of(folder: Path) -> list[str]:
-    """Label names of a saved data folder, in class order."""
-    return list(json.loads((folder / INFO).read_text(encoding="utf-8"))["labels"])
+def info(folder: Path) -> dict[str, Any]:
+    """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts."""
+    facts: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    return facts
 
 
 def load_split(folder: Path, split: str) -> datasets.Dataset:
@@ -119,47 +146,74 @@ def _read_files(config: DataConfig) -> dict[str, list[Row]]:
 
 def _read(path: Path, config: DataConfig) -> Iterator[Row]:
     """Yield (text, label) of every record; the first malformed one is a `DataError` with its line."""
-    readers = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
+    readers = {
+        ".tsv": _tsv,
+        ".txt": _tsv,
+        ".csv": _csv,
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".parquet": _parquet,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use {', '.join(sorted(readers))}")
-    text_key: str | int = config.text_column
-    label_key: str | int = config.label_column
     try:
         for line, record in reader(path, config):
-            values = []
-            for role, key in (("text", text_key), ("label", label_key)):
-                try:
-                    value = record[key]  # type: ignore[index]
-                except (KeyError, IndexError, TypeError):
-                    value = None
-                if value is None or not str(value).strip():
-                    raise DataError(
-                        f"{path}, line {line}: no {role} (column {key!r}); fix the row, or data.{role}_column"
-                    )
-                values.append(str(value).strip())
-            text, label = values
-            if config.labels is not None and label not in config.labels:
-                raise DataError(f"{path}, line {line}: label {label!r} is not one of {list(config.labels)}")
-            yield text, label
+            yield _row(record, config, f"{path}, line {line}")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from error
+        raise DataError(
+            f"{path}, line {_first_undecodable(path)}: not UTF-8 text; save the file as UTF-8"
+        ) from error
 
 
-Record = dict[str | int, Any] | list[Any]
+def _row(record: Record, config: DataConfig, place: str) -> Row:
+    """Text and label of one record; `place` opens the message of what is wrong with it."""
+    values = []
+    for role, key in (("text", config.text_column), ("label", config.label_column)):
+        try:
+            value = record[key]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            value = None
+        text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
+        if not text:
+            raise DataError(f"{place}: no {role} (column {key!r}); fix the row, or data.{role}_column")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{place}: the {role} has half of a character (a lone surrogate); fix the row")
+        values.append(text)
+    text, label = values
+    if config.labels is not None and label not in config.labels:
+        raise DataError(f"{place}: label {label!r} is not one of {list(config.labels)}")
+    return text, label
 
 
-def _table(rows: Iterable[tuple[int, list[str]]], path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
+def _first_undecodable(path: Path) -> int:
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+    return 1
+
+
+def _table(
+    rows: Iterable[tuple[int, list[str]]], path: Path, config: DataConfig
+) -> Iterator[tuple[int, Record]]:
     rows = iter(rows)
     if not config.header:
+        for key in (config.text_column, config.label_column):
+            if isinstance(key, str):
+                raise DataError(
+                    f"{path} has no header, so the column {key!r} cannot be found; give data.text_column and "
+                    "data.label_column as positions from 0"
+                )
         yield from rows
         return
     names = next(rows, (0, []))[1]
     for key in (config.text_column, config.label_column):
         if isinstance(key, str) and key not in names:
             raise DataError(
-                f"{path}: no column {key!r} in its first line {names}; set data.text_column and data.label_column, "
-                "or data.header: false with column positions"
+                f"{path}: no column {key!r} in its first line {names}; set data.text_column and "
+                "data.label_column, or data.header: false with column positions"
             )
     for line, row in rows:
         if len(row) > len(names):
@@ -168,22 +222,33 @@ def _table(rows: Iterable[tuple[int, list[str]]], path: Path, config: DataConfig
 
 
 def _tsv(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8", newline="\n") as file:  # one record a line, no quoting
+    with path.open(encoding="utf-8-sig", newline="\n") as file:  # one record a line, no quoting
         lines = ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1) if line.strip())
         yield from _table(lines, path, config)
 
 
 def _csv(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from _table(_csv_rows(file, path), path, config)
+
+
+def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record with the line it starts on; a quoted field may run over several."""
+    reader, start = csv.reader(file, strict=True), 1
+    while True:
         try:
-            yield from _table(((reader.line_num, row) for row in reader if row), path, config)
+            row = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+            raise DataError(f"{path}, line {start}: {error}") from error
+        if row:
+            yield start, row
+        start = reader.line_num + 1
 
 
 def _jsonl(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -197,32 +262,42 @@ def _jsonl(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _parquet(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
+    names, number = [str(config.text_column), str(config.label_column)], 0
     try:
-        rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-    except Exception as error:  # pyarrow has a family of its own for broken files
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-    yield from enumerate(rows, 1)
 
 
 def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
-    wanted = {name: part for name, part in zip(SPLITS, config.hub_splits, strict=True) if part is not None}
-    result = {}
-    for split, part in wanted.items():
+    result: dict[str, list[Row]] = {}
+    for split, part in zip(SPLITS, config.hub_splits, strict=True):
+        if part is None:
+            continue
+        place = f"data set {config.hub_id!r}, split {part!r}"
         try:
             rows = datasets.load_dataset(
-                config.hub_id, config.hub_config, revision=config.hub_revision, split=part, trust_remote_code=None
+                config.hub_id, config.hub_config, revision=config.hub_revision, split=part
             )
         except Exception as error:  # the hub client, fsspec and pyarrow each raise their own
             state = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE") else ""
             raise SourceError(
-                f"data set {config.hub_id!r}, split {part!r}: {state}{error}; give a local folder of the same form as "
-                "data.hub_id, or files with `source: files`"
+                f"{place}: {state}{error}; give a local folder of the same form as data.hub_id, or files "
+                "with `source: files`"
             ) from error
-        text, label = config.text_column, config.label_column
-        for column in (text, label):
+        columns = [config.text_column, config.label_column]
+        for column in columns:
             if column not in rows.column_names:
                 raise DataError(f"data set {config.hub_id!r} has columns {rows.column_names}, not {column!r}")
-        feature = rows.features[label]
-        name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
-        result[split] = [(str(row[text]), name(row[label])) for row in rows]
+        label = rows.features[config.label_column]
+        names = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None  # −1: hidden
+        result[split] = []
+        for number, row in enumerate(rows.select_columns(columns), 1):
+            if names is not None:
+                row[config.label_column] = names.get(row[config.label_column])
+            result[split].append(_row(row, config, f"{place}, row {number}"))
     return result

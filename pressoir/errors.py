@@ -11,8 +11,8 @@
     ├── ParityError       an exported graph does not compute what its checkpoint computes
     └── RegistryError     the model registry is not valid, or lacks an id
 
-A message says what is wrong, where (file, field, line), and what to change. The command line prints it and exits
-with code 2.
+A message says what is wrong, where (file, field, line), and what to change. The command line prints it and
+exits with code 2.
 """
 
 

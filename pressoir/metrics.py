@@ -32,4 +32,5 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     p, n = correct / total, total
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # rounding must not leave p outside

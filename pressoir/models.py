@@ -1,18 +1,20 @@
-"""Load and save transformers models and tokenizers safely: the only caller of `from_pretrained` and `save_pretrained`.
+"""Load and save transformers models and tokenizers safely.
 
-Three kinds of folder come back as one kind of module: a plain checkpoint; one whose layers have different feed-forward
-widths (`intermediate_sizes` in its config, which plain `from_pretrained` cannot build); and a quantised one
-(`quantization.json`), whose codes are expanded to float32 on the way.
+Nobody else calls `from_pretrained` or `save_pretrained`.
+
+Three kinds of folder come back as one kind of module: a plain checkpoint; one whose layers have different
+feed-forward widths (`intermediate_sizes` in its config, which plain `from_pretrained` cannot build); and a
+quantised one (`quantization.json`), whose codes are expanded to float32 on the way.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -25,11 +27,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
+from pressoir.inference.engines import QUANTIZATION
 
-QUANTIZATION = "quantization.json"
-
-# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds the
-# attention's heads, its output projection, and the two feed-forward projections.
+# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds
+# the attention's heads, its output projection, and the two feed-forward projections.
 LAYOUTS: dict[str, dict[str, str]] = {
     family: {
         "layers": f"{family}.encoder.layer",
@@ -50,18 +51,20 @@ LAYOUTS["distilbert"] = {
 }
 
 
-def load_classifier(folder: Path, labels: Sequence[str] | None = None, eager: bool = False) -> PreTrainedModel:
+def load_classifier(
+    folder: Path, labels: Sequence[str] | None = None, eager: bool = False
+) -> PreTrainedModel:
     """Load a sequence classifier in float32, in evaluation mode.
 
     With `labels`, a model without a classification head (or with another number of classes) gets a new one.
-    Attention is scaled-dot-product (`sdpa`) where the architecture has it; `eager` asks for plain matrix products.
+    Attention is scaled-dot-product (`sdpa`) where the architecture has it; `eager` asks for matrix products.
 
     Raises:
-        SourceError: the folder does not hold a model that transformers knows.
+        SourceError: the folder does not hold a model that transformers knows, or lacks some of its weights.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new head is asked for here, not an accident worth a warning
+    transformers_logging.set_verbosity_error()  # what would be a warning is an error below
     try:
         config = AutoConfig.from_pretrained(folder, **options)
         if eager:
@@ -71,31 +74,57 @@ def load_classifier(folder: Path, labels: Sequence[str] | None = None, eager: bo
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
         if (folder / QUANTIZATION).exists() or getattr(config, "intermediate_sizes", None):
-            model = _load_special(folder, config)
+            model: PreTrainedModel = _load_special(folder, config)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=labels is not None,
+                output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError) as error:
+            _check_initialised(model, info, folder, new_head=labels is not None)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{folder} does not load as a text classifier: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    return model.eval()
+    model.eval()
+    return model
+
+
+def _check_initialised(model: PreTrainedModel, info: dict[str, Any], folder: Path, new_head: bool) -> None:
+    """Refuse random weights where trained ones are expected; transformers would only warn."""
+    mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    random = {*info["missing_keys"], *mismatched}
+    if new_head:  # a pooler belongs to the head: masked-language models come without one
+        encoder = f"{model.base_model_prefix}."
+        random = {name for name in random if name.startswith(encoder) and ".pooler." not in name}
+    if random:
+        hint = "its config.json does not fit them" if new_head else "fine-tune it first"
+        raise SourceError(
+            f"{folder} lacks weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
+        )
 
 
 def new_classifier(config: Any) -> PreTrainedModel:
     """A randomly initialised classifier of `config`'s architecture."""
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model.eval()
+    return model
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers configuration of a folder."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """The transformers configuration of a folder.
+
+    Raises:
+        SourceError: there is none, or it is not of a model that transformers knows.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{error} (configuration of {folder})") from error
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
@@ -104,19 +133,23 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder.
+    """Load the tokenizer of a model folder; where it names no `model_max_length`, 512 is taken.
 
     Raises:
         SourceError: there is none, or it is broken.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, 512)
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files (one fast-tokenizer JSON and its settings; no second copy of the vocabulary)."""
+    """Write the tokenizer's files (one fast-tokenizer JSON and its settings, the vocabulary only once)."""
     tokenizer.save_pretrained(folder)
     if (folder / "tokenizer.json").exists():
         for copy in ("vocab.txt", "vocab.json", "merges.txt"):
@@ -131,7 +164,9 @@ def layout(model: PreTrainedModel) -> dict[str, str]:
     """
     kind = model.config.model_type
     if kind not in LAYOUTS:
-        raise SourceError(f"layers of a {kind!r} model are not known; supported are {', '.join(sorted(LAYOUTS))}")
+        raise SourceError(
+            f"layers of a {kind!r} model are not known; supported are {', '.join(sorted(LAYOUTS))}"
+        )
     return LAYOUTS[kind]
 
 
@@ -159,7 +194,7 @@ def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> N
 
 
 def _load_special(folder: Path, config: Any) -> PreTrainedModel:
-    """Build the architecture, cut it to the widths the config names, and fill it from the (expanded) state."""
+    """Build the architecture, cut it to the widths its config names, and fill it."""
     if (folder / QUANTIZATION).exists():
         from pressoir.stages.quantize import dequantized_state
 
@@ -167,16 +202,16 @@ def _load_special(folder: Path, config: Any) -> PreTrainedModel:
     else:
         state = load_file(folder / "model.safetensors")
     model = new_classifier(config)
-    for layer, width in zip(encoder_layers(model), getattr(config, "intermediate_sizes", None) or (), strict=False):
-        resize_ffn(layer, layout(model), torch.arange(width))
+    if widths := getattr(config, "intermediate_sizes", None):
+        layers = encoder_layers(model)
+        if len(widths) != len(layers):
+            raise SourceError(
+                f"{folder}: config.json has {len(widths)} intermediate_sizes for {len(layers)} layers"
+            )
+        for layer, width in zip(layers, widths, strict=True):
+            resize_ffn(layer, layout(model), torch.arange(width))
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:
         raise SourceError(f"{folder}: weights do not fit the config: {[*missing, *unexpected][:5]}")
     return model
-
-
-def quantization(folder: Path) -> dict[str, Any] | None:
-    """The content of `quantization.json`, or None for a float checkpoint."""
-    path = folder / QUANTIZATION
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

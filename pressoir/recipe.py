@@ -1,15 +1,18 @@
 """The typed recipe: which stages run, and how.
 
-One schema has four faces: the YAML file, the form in Prefect's UI, the command line (`--set distill.epochs=3`) and the
-reference in the docs. Every field has a default that works; units are in the names.
+One schema has four faces: the YAML file, the form in Prefect's UI, the command line
+(`--set distill.epochs=3`) and the reference in the docs. Every field has a default that works; units are in
+the names.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +21,8 @@ from pressoir.errors import RecipeError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
@@ -26,11 +31,20 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+Section = TypeVar("Section", bound=Config)
+
+
+def _checked(section: Section, problems: list[str]) -> Section:
+    if problems:
+        raise ValueError("; ".join(problems))
+    return section
+
+
 class DataConfig(Config):
-    """Where the sentences and their labels come from. Exactly one of: the demo corpus, local files, a hub data set."""
+    """Where sentences and labels come from. Exactly one of: the demo corpus, local files, a hub data set."""
 
     source: Literal["demo", "files", "hub"] = "demo"
-    """`demo`: the embedded corpus of reviews; `files`: TSV, CSV, JSONL or Parquet paths below; `hub`: a data-set id."""
+    """`demo`: the embedded reviews; `files`: TSV, CSV, JSONL or Parquet paths below; `hub`: a data-set id."""
     train: Path | None = None
     """Training file (source `files`)."""
     validation: Path | None = None
@@ -52,7 +66,7 @@ class DataConfig(Config):
     hub_revision: str | None = None
     """Branch, tag or commit of the data set."""
     hub_splits: tuple[str, str | None, str] = ("train", None, "validation")
-    """The hub's names of the training, validation (null: hold out) and test splits. GLUE's test labels are hidden."""
+    """Names of the training, validation (null: hold out) and test splits. GLUE's test labels are hidden."""
     train_samples: Positive | None = None
     """Sub-sample of train, drawn by the recipe's seed after the hold-out; null takes all."""
     validation_samples: Positive = 500
@@ -64,15 +78,19 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
+        problems = []
         if self.source == "files" and (self.train is None or self.test is None):
-            raise ValueError("source 'files' needs both `train` and `test` paths")
+            problems.append("source 'files' needs both `train` and `test` paths")
         if self.source == "hub" and self.hub_id is None:
-            raise ValueError("source 'hub' needs `hub_id`")
+            problems.append("source 'hub' needs `hub_id`")
         if self.source != "files" and (self.train or self.validation or self.test):
-            raise ValueError(f"paths are given, but source is {self.source!r}; write `source: files`")
-        if self.source != "hub" and self.hub_id is not None:
-            raise ValueError(f"hub_id is given, but source is {self.source!r}; write `source: hub`")
-        return self
+            problems.append(f"paths are given, but source is {self.source!r}; write `source: files`")
+        hub = [name for name in ("hub_id", "hub_config", "hub_revision") if getattr(self, name) is not None]
+        if self.source != "hub" and hub:
+            problems.append(f"{', '.join(hub)} given, but source is {self.source!r}; write `source: hub`")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            problems.append("`labels` must name at least two labels, each once")
+        return _checked(self, problems)
 
 
 class TrainingConfig(Config):
@@ -84,7 +102,7 @@ class TrainingConfig(Config):
     """Sentences a step, grouped by length."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
     """Peak learning rate of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay (not on biases and norms)."""
     warmup_fraction: Fraction = 0.1
     """Part of the steps over which the learning rate rises."""
@@ -111,16 +129,17 @@ class StudentConfig(Config):
     model: str | None = None
     """A smaller checkpoint (folder, hub id or package), such as `distilbert-base-uncased`."""
     config: dict[str, int] | None = None
-    """Fields of the teacher's configuration to shrink, such as `{hidden_size: 192, num_attention_heads: 6}`."""
+    """Fields of the teacher's config to shrink, such as `{hidden_size: 192, num_attention_heads: 6}`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> StudentConfig:
+        problems = []
         given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"a student has one origin, but {' and '.join(given)} are all given; keep one")
+            problems.append(f"a student has one origin, but {' and '.join(given)} are given; keep one")
         if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
-            raise ValueError("layers must name at least one layer, each once")
-        return self
+            problems.append("`layers` must name at least one layer, each once")
+        return _checked(self, problems)
 
 
 class DistillConfig(TrainingConfig):
@@ -132,11 +151,11 @@ class DistillConfig(TrainingConfig):
     """Peak learning rate of AdamW."""
     student: StudentConfig = StudentConfig()
     """What the student looks like."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: PositiveReal = 2.0
     """Softens both distributions before they are compared."""
     alpha: Fraction = 0.9
     """Weight of the soft-label loss; the hard labels get 1 − alpha."""
-    hidden_weight: Annotated[float, Field(ge=0)] = 1.0
+    hidden_weight: NotNegative = 1.0
     """Weight (β) of the hidden-state loss; 0 turns it off."""
 
 
@@ -148,7 +167,7 @@ class PruneConfig(TrainingConfig):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
     """Peak learning rate of the recovery."""
     granularity: Literal["unstructured", "structured"] = "structured"
-    """`unstructured` zeroes single weights (no gain of speed on dense runtimes); `structured` removes whole units."""
+    """`unstructured` zeroes single weights (dense runtimes gain no speed); `structured` removes units."""
     sparsity: Fraction | None = None
     """Unstructured only: part of each weight matrix set to zero; null means 0.3."""
     head_sparsity: Fraction | None = None
@@ -158,27 +177,32 @@ class PruneConfig(TrainingConfig):
     importance: Literal["taylor", "activation"] = "taylor"
     """Structured only: first-order Taylor expansion of the loss, or mean absolute activation."""
     allocation: Literal["uniform", "global"] = "uniform"
-    """Structured only: the same part in every layer (plain `from_pretrained` reloads it), or wherever it costs least."""
+    """Structured only: `uniform` takes the same part in every layer, `global` wherever it costs least."""
     calibration_samples: Positive = 512
     """Training sentences on which importance is measured."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: PositiveReal = 2.0
     """As in distill, for the recovery."""
     alpha: Fraction = 0.9
     """As in distill, for the recovery."""
-    hidden_weight: Annotated[float, Field(ge=0)] = 1.0
+    hidden_weight: NotNegative = 1.0
     """As in distill, for the recovery."""
 
     @model_validator(mode="after")
     def _one_granularity(self) -> PruneConfig:
+        problems = []
         structured = [name for name in ("head_sparsity", "ffn_sparsity") if getattr(self, name) is not None]
         if self.granularity == "unstructured" and structured:
-            raise ValueError(f"{' and '.join(structured)} belong to granularity 'structured'; use `sparsity`")
+            problems.append(
+                f"{' and '.join(structured)} given, but granularity is 'unstructured'; use `sparsity`"
+            )
         if self.granularity == "structured" and self.sparsity is not None:
-            raise ValueError("`sparsity` belongs to granularity 'unstructured'; use head_sparsity and ffn_sparsity")
+            problems.append(
+                "`sparsity` given, but granularity is 'structured'; use head_sparsity and ffn_sparsity"
+            )
         for name in ("sparsity", "head_sparsity", "ffn_sparsity"):
             if getattr(self, name) == 1.0:
-                raise ValueError(f"{name}: 1.0 would remove everything; give less")
-        return self
+                problems.append(f"{name}: 1.0 would remove everything; give less")
+        return _checked(self, problems)
 
 
 class QuantizeConfig(Config):
@@ -189,7 +213,7 @@ class QuantizeConfig(Config):
     exclude: tuple[str, ...] = ("classifier",)
     """Module names (or their beginnings, by dotted parts) that stay in float32."""
     max_accuracy_drop: Fraction | None = 0.01
-    """Validation accuracy that int8 may lose; above it the most sensitive layers go back to float32. Null: no limit."""
+    """Validation accuracy int8 may lose; above it the most sensitive layers go back to float32. Null: any."""
 
 
 class ExportConfig(Config):
@@ -201,7 +225,7 @@ class ExportConfig(Config):
     """Fuse attention, bias-GELU and skip-layer-norm into ONNX Runtime's own operators."""
     parity_samples: Annotated[int, Field(ge=256)] = 256
     """Real sentences on which the graph must agree with PyTorch."""
-    max_logit_difference: Annotated[float, Field(gt=0)] = 1e-3
+    max_logit_difference: PositiveReal = 1e-3
     """Gate for float32 graphs: max |Δlogit| over those sentences."""
     min_label_agreement: Fraction = 0.97
     """Gate for int8 graphs: part of those sentences that get the same label."""
@@ -212,7 +236,7 @@ class ShardConfig(Config):
 
     shards: Positive | None = None
     """Number of shards; null follows max_shard_size_mb."""
-    max_shard_size_mb: Annotated[float, Field(gt=0)] | None = None
+    max_shard_size_mb: PositiveReal | None = None
     """Largest shard, MB = 10^6 bytes; when neither is given: 2 shards."""
 
     @model_validator(mode="after")
@@ -265,7 +289,7 @@ class Recipe(Config):
     task: Literal["text-classification"] = "text-classification"
     """What the model does."""
     model: str = "all-minilm-l6-v2"
-    """The base model: a local folder, an id of the catalogue, `hub:org/name@revision`, or `package:module`."""
+    """The base model: a local folder, a catalogue id, `hub:org/name@revision`, or `package:module`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of every random choice."""
     threads: Positive | None = None
@@ -300,16 +324,18 @@ class Recipe(Config):
     def from_yaml(cls, path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
         """Read a recipe file and apply `key.path=value` overrides (values are YAML).
 
-        Relative paths of data files are taken from the current directory first, then from the recipe's folder.
+        Relative paths of data files are looked up in the current directory, then in the recipe's folder.
 
         Raises:
-            RecipeError: the file is missing or not YAML, or holds any wrong field; all of them are listed at once.
+            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
         """
         path = Path(path)
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         except OSError as error:
-            raise RecipeError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from error
+            raise RecipeError(
+                f"recipe {path}: {error.strerror or error}; give the path of a YAML file"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
         return cls.from_dict(raw if raw is not None else {}, overrides, source=str(path), folder=path.parent)
@@ -321,7 +347,7 @@ class Recipe(Config):
         """Validate a plain mapping; see `from_yaml`."""
         if not isinstance(raw, dict):
             raise RecipeError(f"{source}: a recipe is a mapping of fields, not a {type(raw).__name__}")
-        raw = json.loads(json.dumps(raw, default=str))
+        raw = _plain(raw, source)
         for override in overrides:
             _apply_override(raw, override)
         if folder is not None and isinstance(raw.get("data"), dict):
@@ -350,6 +376,29 @@ def load(value: Any) -> Any:
     return value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a section or field that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _plain(value: Any, source: str) -> Any:
+    """A copy of `value` as JSON has it: YAML's dates become strings again."""
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -364,34 +413,47 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section")
         node = child
     try:
-        node[last] = yaml.safe_load(text)
+        node[last] = _plain(yaml.load(text, _UniqueKeys), f"--set {override!r}")
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not valid YAML") from error
 
 
 def _all_errors(model: type[BaseModel], error: ValidationError, source: str) -> str:
-    problems = error.errors(include_url=False)
-    lines = [f"{source} has {len(problems)} error{'s' if len(problems) > 1 else ''}:"]
-    for problem in problems:
-        path = ".".join(str(part) for part in problem["loc"]) or "(recipe)"
+    found: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False):
+        path, siblings = _locate(model, problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(problem["loc"][-1]), _field_names(model, problem["loc"][:-1]), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            lines.append(f"  {path}: unknown field{hint}")
+            near = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
+            text = "unknown field" + (f"; did you mean `{near[0]}`?" if near else "")
         else:
             given = problem["input"]
             value = "" if isinstance(given, dict) else f" (got {given!r})"
-            lines.append(f"  {path}: {problem['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(lines)
+            text = problem["msg"].removeprefix("Value error, ") + value
+        found.setdefault(path, []).append(text)
+    title = f"{source} has {len(found)} error{'s' if len(found) > 1 else ''}:"
+    return "\n".join([title, *(f"  {path}: {'; or: '.join(texts)}" for path, texts in found.items())])
 
 
-def _field_names(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Names of the fields at `path`, for suggestions; empty where the path leaves the types."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The path of a field as the recipe's author would write it, and the names of the fields beside it.
+
+    Where a field takes one of several types, pydantic reports an error for each and puts the type's name into
+    the path; the path given here ends at the field.
+    """
+    path: list[str] = []
+    section: type[BaseModel] | None = model
+    for part in loc:
+        path.append(str(part))
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            continue
+        types = (
+            get_args(field.annotation)
+            if get_origin(field.annotation) in (Union, UnionType)
+            else [field.annotation]
+        )
+        types = [type_ for type_ in types if type_ is not NoneType]
+        if len(types) > 1:
+            break
+        section = types[0] if isinstance(types[0], type) and issubclass(types[0], BaseModel) else None
+    return ".".join(path) or "(recipe)", list(section.model_fields) if section else []

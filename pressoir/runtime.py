@@ -1,7 +1,7 @@
 """CPU settings, in one place: how many threads, and how the libraries are told.
 
-Thread limits must be in the environment before the numeric libraries load; `child_environment` is what every child
-process starts with, `use_threads` what this process does once torch is there.
+Thread limits must be in the environment before the numeric libraries load; `child_environment` is what every
+child process starts with, `use_threads` what this process does once torch is there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import platform
 from pathlib import Path
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_CPU_FEATURES = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
+    *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
+)
 
 
 def available_cpus() -> int:
@@ -35,7 +38,7 @@ def use_threads(threads: int) -> None:
 
 
 def describe_machine(threads: int) -> dict[str, str]:
-    """CPU model, vector features that matter for int8 and bf16, and thread count, as the benchmark records them."""
+    """CPU model, vector features that matter for int8 and bf16, and thread count, for the benchmark."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

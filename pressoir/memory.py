@@ -1,0 +1,72 @@
+"""How much memory a run will need, before it runs.
+
+Estimates follow the architecture: weights, gradients and AdamW's two moments (16 bytes a parameter in
+float32), plus the activations that the backward pass keeps. Source of the activation formula: V. Korthikanti
+et al. 2022, "Reducing Activation Recomputation in Large Transformer Models" (arXiv:2205.05198), equation 2,
+for two-byte numbers; doubled for float32.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from pressoir.recipe import Recipe
+
+PROCESS_BYTES = 800_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
+TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient, two moments of AdamW, each float32
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of weights in a folder's safetensors files, from their headers alone."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def activation_bytes(config: dict[str, Any], batch_size: int, tokens: int) -> int:
+    """Bytes that training one batch (batch_size, tokens) keeps for the backward pass, float32."""
+    hidden = config.get("hidden_size") or config.get("dim", 0)
+    heads = config.get("num_attention_heads") or config.get("n_heads", 1)
+    layers = config.get("num_hidden_layers") or config.get("n_layers", 1)
+    per_layer = tokens * batch_size * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
+    return int(2 * layers * per_layer)
+
+
+def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
+    """Upper estimate of a stage's peak memory in bytes, for the base model in `folder`.
+
+    A student is taken to be as large as its teacher, and every sentence to have `data.max_tokens` tokens, so
+    that the estimate errs on the safe side.
+    """
+    parameters = parameter_count(folder)
+    weights = 4 * parameters
+    if stage == "data":
+        return PROCESS_BYTES
+    training = {"teacher": recipe.teacher, "distill": recipe.distill, "prune": recipe.prune}.get(stage)
+    if training is not None and training.epochs and not (stage == "teacher" and recipe.teacher.checkpoint):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        activations = activation_bytes(config, training.batch_size, recipe.data.max_tokens)
+        # the best epoch is read back beside the model in training
+        return PROCESS_BYTES + (TRAINING_BYTES_PER_PARAMETER + 4) * parameters + activations
+    copies = {"teacher_outputs": 2, "quantize": 3, "export": 5, "shard": 3, "benchmark": 6}.get(stage, 2)
+    return PROCESS_BYTES + copies * weights
+
+
+def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
+    """Upper estimate of what a run writes: artifacts, checkpoints and the teacher's hidden states."""
+    weights = 4 * parameter_count(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden = config.get("hidden_size") or config.get("dim", 0)
+    layers = config.get("num_hidden_layers") or config.get("n_layers", 1)
+    uses_hidden = any(stage is not None and stage.hidden_weight for stage in (recipe.distill, recipe.prune))
+    states = 2 * sentences * min(recipe.data.max_tokens, 40) * layers * hidden if uses_hidden else 0
+    checkpoints = 2 * 3 * weights  # two of them, each weights and two moments
+    artifacts = 5 * weights  # teacher, its graph, student, pruned, and the three int8 ones together
+    return checkpoints + artifacts + states

@@ -1,0 +1,73 @@
+"""The recipe reference, generated from the types, so that it cannot fall behind them."""
+
+from __future__ import annotations
+
+import json
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from pressoir.recipe import Recipe
+
+
+def markdown(model: type[BaseModel] = Recipe) -> str:
+    """One table a section: field, type, default, meaning."""
+    sections: list[str] = []
+    _section(model, "", sections)
+    return "\n".join(sections)
+
+
+def _section(model: type[BaseModel], path: str, sections: list[str]) -> None:
+    title = f"`{path}`" if path else "top level"
+    summary = " ".join((model.__doc__ or "").split())
+    lines = [f"#### {title}\n\n{summary}\n", "| field | type | default | meaning |", "|---|---|---|---|"]
+    nested: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        inner = [
+            part
+            for part in _parts(field.annotation)
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        if inner:
+            nested.append((f"{path}.{name}".strip("."), inner[0]))
+            optional = " or null" if type(None) in _parts(field.annotation) else ""
+            lines.append(f"| `{name}` | section{optional} | see below | {meaning} |")
+        else:
+            default = _plain(field.get_default(call_default_factory=True))
+            lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |")
+    sections.append("\n".join(lines) + "\n")
+    for nested_path, nested_model in nested:
+        _section(nested_model, nested_path, sections)
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _type_name(annotation: Any) -> str:
+    names = []
+    for part in _parts(annotation):
+        origin = get_origin(part)
+        if part is type(None):
+            names.append("null")
+        elif origin is Literal:
+            names.append(", ".join(f"`{value}`" for value in get_args(part)))
+        elif origin in (tuple, list):
+            names.append("list")
+        elif origin is dict:
+            names.append("mapping")
+        elif hasattr(part, "__metadata__"):
+            names.append(_type_name(part.__origin__))
+        else:
+            names.append(
+                getattr(part, "__name__", str(part)).lower().replace("str", "text").replace("bool", "yes/no")
+            )
+    return " or ".join(dict.fromkeys(names))
+
+
+def _plain(value: Any) -> str:
+    if value == "" or value is None:
+        return "" if value == "" else "null"
+    return f"`{json.dumps(value, default=str)}`".replace('"', "")

@@ -1,0 +1,76 @@
+"""Keys: contents decide, places and thread counts do not."""
+
+import shutil
+
+import pytest
+
+from pressoir import planning
+from pressoir.artifact import Store
+from pressoir.errors import DataError, RegistryError, SourceError, StoreError
+from pressoir.recipe import DataConfig, DistillConfig, Recipe, StudentConfig, TeacherConfig
+
+SPLITS = ("train", "validation", "test")
+
+
+def data_key(folder, seed=0, suffix=".tsv", **changes):
+    files = {split: folder / f"{split}{suffix}" for split in SPLITS}
+    return planning.stage_key("data", DataConfig(source="files", **files, **changes), {}, seed).hash()
+
+
+@pytest.fixture
+def files(tiny_data, tmp_path):
+    for split in SPLITS:
+        shutil.copy(tiny_data / f"{split}.tsv", tmp_path / f"{split}.tsv")
+    return tmp_path
+
+
+def test_data_that_was_moved_keeps_its_key(files, tiny_data):
+    assert data_key(files) == data_key(tiny_data)
+
+
+def test_other_contents_formats_settings_and_seeds_get_other_keys(files):
+    keys = [data_key(files), data_key(files, seed=1), data_key(files, max_tokens=64)]
+    for split in SPLITS:
+        shutil.copy(files / f"{split}.tsv", files / f"{split}.csv")
+    keys.append(data_key(files, suffix=".csv"))
+    (files / "train.tsv").write_text((files / "train.tsv").read_text() + "one more\tpositive\n")
+    keys.append(data_key(files))
+    assert len(set(keys)) == len(keys)
+
+
+def test_of_a_named_model_only_the_digest_counts():
+    def teacher(checkpoint):
+        return planning.key_config(TeacherConfig(checkpoint=checkpoint))
+
+    def student(model):
+        return planning.key_config(DistillConfig(student=StudentConfig(model=model)))
+
+    assert teacher("./a") == teacher("./b") != teacher(None)
+    assert student("./a") == student("./b") != student(None)
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="no stage 'os'"):
+        planning.load_stage("os")
+
+
+def test_everything_is_checked_before_any_work(tmp_path, tiny_bert):
+    store = Store(tmp_path / "home")
+    good = Recipe(model=str(tiny_bert))
+    assert planning.check(good, store).folder == tiny_bert
+    assert not store.home.exists()
+    with pytest.raises(SourceError, match="no such folder"):
+        planning.check(Recipe(model="./nowhere"), store)
+    student = {"student": {"model": "./nowhere"}}
+    with pytest.raises(SourceError, match="no such folder"):
+        planning.check(Recipe.from_dict({"model": str(tiny_bert), "distill": student}), store)
+    missing = {"source": "files", "train": "none.tsv", "test": "none.tsv"}
+    with pytest.raises(DataError, match="is not a file"):
+        planning.check(Recipe.from_dict({"model": str(tiny_bert), "data": missing}), store)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        planning.check(good, Store(tmp_path / "file"))
+    store.home.mkdir()
+    (store.home / "models.json").write_text("{")
+    with pytest.raises(RegistryError, match="line 1"):
+        planning.check(good, store)
