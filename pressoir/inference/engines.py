@@ -1,10 +1,12 @@
 """Two engines with one face: PyTorch and ONNX Runtime. Arrays in, logits out.
 
-Nobody else builds an `InferenceSession`. A sharded ONNX folder is verified against its manifest before it is opened.
+Nobody else builds an `InferenceSession`. A sharded ONNX folder is verified against its manifest before it is
+opened.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 Runtime = Literal["pytorch", "onnxruntime"]
 GRAPH = "model.onnx"
+QUANTIZATION = "quantization.json"
 
 
 class Engine(Protocol):
@@ -26,7 +29,7 @@ class Engine(Protocol):
 
     runtime: Runtime
     batch_invariant: bool
-    """False where a row's result depends on what it is batched with (dynamic int8 activations, per tensor)."""
+    """False where a row's result depends on its batch (dynamic int8 activations, per tensor)."""
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits (batch, labels) for `input_ids`, `attention_mask`, … of shape (batch, seq)."""
@@ -78,6 +81,21 @@ class OnnxEngine:
         return np.asarray(logits, dtype=np.float32)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that belongs to a model folder.
+
+    Raises:
+        SourceError: it is missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is not readable JSON ({error}); fetch or make the model again") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"{path} is not a JSON object; fetch or make the model again")
+    return content
+
+
 def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> Engine:
     """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
 
@@ -85,22 +103,23 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.models import load_classifier, quantization
+    from pressoir.stages.shard import MANIFEST, verify
 
-    scheme = quantization(folder)
-    batch_invariant = scheme is None or scheme.get("activations") != "dynamic"
+    quantised = (folder / QUANTIZATION).exists()
+    batch_invariant = not (quantised and read_json(folder / QUANTIZATION).get("activations") == "dynamic")
+
+    if (folder / MANIFEST).exists():
+        verify(folder)
     if runtime is None:
         runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
     if runtime == "onnxruntime":
         if not (folder / GRAPH).exists():
             raise SourceError(f"{folder} has no {GRAPH}; export the model first")
-        from pressoir.stages.shard import MANIFEST, verify
-
-        if (folder / MANIFEST).exists():
-            verify(folder)
         return OnnxEngine(folder / GRAPH, threads, batch_invariant)
-    if scheme is not None:
+    if quantised:
         from pressoir.stages.quantize import load_simulated
 
         return TorchEngine(load_simulated(folder), batch_invariant)
+    from pressoir.models import load_classifier
+
     return TorchEngine(load_classifier(folder), batch_invariant)

@@ -9,40 +9,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.inference.engines import Engine, Runtime, open_engine
-from pressoir.models import load_config, load_tokenizer
+from pressoir.inference.engines import Engine, Runtime, open_engine, read_json
+from pressoir.inference.tokenization import FastTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class TextClassifier:
-    """A classifier and its tokenizer. `max_tokens` cuts longer sentences."""
+    """A classifier and its tokenizer; sentences are cut at the tokenizer's `model_max_length`."""
 
     def __init__(
-        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_tokens: int = 128
+        self, engine: Engine, tokenizer: FastTokenizer | PreTrainedTokenizerBase, labels: Sequence[str]
     ) -> None:
-        self.engine, self.tokenizer, self.labels, self.max_tokens = engine, tokenizer, list(labels), max_tokens
+        self.engine, self.tokenizer, self.labels = engine, tokenizer, list(labels)
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None, max_tokens: int = 128) -> TextClassifier:
+    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> TextClassifier:
         """Open a model folder; see `open_engine` for what it raises."""
-        id2label = load_config(folder).id2label
-        labels = [id2label[index] for index in sorted(id2label)]
-        return cls(open_engine(folder, threads, runtime), load_tokenizer(folder), labels, max_tokens)
+        id2label = read_json(folder / "config.json").get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        labels = [id2label[index] for index in sorted(id2label, key=int)]
+        engine = open_engine(folder, threads, runtime)
+        if (folder / "tokenizer.json").exists():
+            return cls(engine, FastTokenizer(folder), labels)
+        from pressoir.models import load_tokenizer  # a tokenizer that exists only in Python
+
+        return cls(engine, load_tokenizer(folder), labels)
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         """Token ids and masks, each (batch, longest sentence), padded to the longest."""
-        encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="np"
-        )
+        encoded = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="np")
         return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
 
     def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
         """Logits (sentences, labels), in the order of `texts`.
 
-        Sentences of like length are batched together. An engine whose result depends on the batch (dynamic int8
-        activations) is always run one sentence at a time, so that a score does not depend on `batch_size`.
+        Sentences of like length are batched together. An engine whose result depends on the batch (dynamic
+        int8 activations) is always run one sentence at a time, so that a score does not depend on
+        `batch_size`.
         """
         size = batch_size if self.engine.batch_invariant else 1
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))

@@ -1,0 +1,266 @@
+"""What a benchmark found: the typed content of `benchmark.json`, and the text a person reads.
+
+`to_markdown` writes the table with the notes that the figures themselves call for: a stage that did not pay
+off, a difference that chance may explain, a speed that is only simulated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from pressoir.errors import PressoirError
+from pressoir.inference.engines import Runtime
+from pressoir.recipe import Config, Fraction
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Row(Config, allow_inf_nan=False):
+    """The figures of one artifact in one runtime."""
+
+    stage: str
+    """The stage that made it; `teacher` also names the teacher exported to ONNX."""
+    runtime: Runtime
+    """What runs it."""
+    accuracy: Fraction
+    """Part of the test split that gets the right label."""
+    accuracy_ci_low: Fraction
+    """Lower end of its Wilson 95 % interval."""
+    accuracy_ci_high: Fraction
+    """Upper end."""
+    f1: Fraction
+    """F1 of class 1 where there are two classes, else the macro average."""
+    agreement: Fraction
+    """Part of the test split that gets the same label as from the first row's model."""
+    size_mb: Positive
+    """Weights, graph, configuration and tokenizer on disk, MB = 10^6 bytes."""
+    parameters: Annotated[int, Field(gt=0)]
+    """Weights of the network, however many bits each is stored in."""
+    latency_ms_p50: Positive
+    """Median time of one sentence (batch 1), tokenisation not counted."""
+    latency_ms_p95: Positive
+    """95th percentile of the same."""
+    throughput_per_s: Positive
+    """Sentences a second in batches of the header's size."""
+    baseline_rss_mb: Positive
+    """Memory of a fresh process after its imports, before it loads the model."""
+    peak_rss_mb: Positive
+    """Largest memory of that process up to the end of its first sentence."""
+    load_s: Positive
+    """Time to load engine and tokenizer in that process, imports not counted."""
+    speedup: Positive
+    """p50 of the first row, divided by this one's."""
+    compression: Positive
+    """Size of the first row, divided by this one's."""
+    accuracy_delta: Annotated[float, Field(ge=-1, le=1)]
+    """This accuracy less the first row's, a fraction."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the runtime only computes what an int8 one would, in float32: its speed says nothing."""
+        return self.stage == "quantize" and self.runtime == "pytorch"
+
+
+class Benchmark(Config, allow_inf_nan=False):
+    """A whole comparison, as written in `benchmark.json`: rows in pipeline order, the first the reference."""
+
+    format_version: int = 1
+    """Raised when a reader of older files would misread this one."""
+    recorded_at: str
+    """UTC time, ISO 8601."""
+    machine: dict[str, str]
+    """CPU, vector features, CPUs, threads, system."""
+    versions: dict[str, str]
+    """Of Python and of the packages that ran the models."""
+    threads: int
+    """CPU threads of every row."""
+    seed: int
+    """Chose the timed sentences."""
+    test_sentences: int
+    """Size of the test split, on all of which accuracy is measured."""
+    warmup: int
+    """Calls of each model before the first timed one."""
+    latency_samples: int
+    """Sentences timed at batch 1, by each model."""
+    throughput_batch_size: int
+    """Sentences a batch."""
+    throughput_batches: int
+    """Batches timed, by each model."""
+    tokenization_ms_p50: Positive
+    """Median time to tokenise one sentence, the first row's tokenizer."""
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    """One an artifact and runtime; the last is the final artifact."""
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, in full precision."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Benchmark:
+        """Read a `benchmark.json`.
+
+        Raises:
+            PressoirError: it is missing or not such a file.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise PressoirError(f"{path} is not a readable benchmark: {error}") from error
+
+
+def headline(benchmark: Benchmark) -> str:
+    """The final row against the first, in one line: `10.4× faster, 5.6× smaller, −0.9 points of accuracy`."""
+    first, last = benchmark.rows[0], benchmark.rows[-1]
+    if len(benchmark.rows) == 1:
+        return (
+            f"{_name(first)}: accuracy {_percent(first.accuracy)}, {first.latency_ms_p50:.2f} ms a sentence"
+        )
+    return (
+        f"{_name(last)} against {_name(first)}: {times(last.speedup, 'faster', 'slower')}, "
+        f"{times(last.compression, 'smaller', 'larger')}, {points(last.accuracy_delta)} points of accuracy"
+    )
+
+
+def to_markdown(benchmark: Benchmark) -> str:
+    """The comparison as a person reads it: headline, table, machine, and notes that the figures call for."""
+    columns = [
+        *(
+            "stage",
+            "runtime",
+            "accuracy (95 % interval)",
+            "Δ points",
+            "size MB",
+            "smaller",
+            "p50 ms",
+            "p95 ms",
+        ),
+        *("faster", "sentences/s", "RSS MB", "load s"),
+    ]
+    lines = [
+        f"**{headline(benchmark)}**",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * (len(columns) - 2)}",
+        *(f"| {' | '.join(_cells(row, benchmark.rows[0]))} |" for row in benchmark.rows),
+    ]
+    machine = benchmark.machine
+    versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
+    lines += [
+        "",
+        f"Measured on {machine.get('cpu', 'an unknown CPU')} "
+        f"(features: {machine.get('cpu_features', 'unknown')}), "
+        f"{benchmark.threads} threads on {machine.get('cpus', '?')} CPUs, "
+        f"{machine.get('system', 'unknown system')}; {versions}.",
+        "",
+        f"p50 and p95 are of the model alone, one sentence at a time, over {benchmark.latency_samples} "
+        "sentences, all models in turn in one process; tokenisation takes another "
+        f"{benchmark.tokenization_ms_p50:.2f} ms. Sentences/s is in batches of "
+        f"{benchmark.throughput_batch_size}. Accuracy is on {benchmark.test_sentences} test sentences, with "
+        "its Wilson 95 % interval. MB = 10⁶ bytes.",
+        "",
+        *(f"- {note}" for note in _notes(benchmark)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(row: Row, first: Row) -> list[str]:
+    return [
+        row.stage,
+        row.runtime,
+        f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})",
+        "reference" if row is first else points(row.accuracy_delta),
+        f"{row.size_mb:.1f}",
+        f"{row.compression:.1f}×",
+        f"{row.latency_ms_p50:.2f}",
+        f"{row.latency_ms_p95:.2f}",
+        "simulated" if row.simulated else f"{row.speedup:.1f}×",
+        f"{row.throughput_per_s:.0f}",
+        f"{row.peak_rss_mb:.0f}",
+        f"{row.load_s:.2f}",
+    ]
+
+
+def _notes(benchmark: Benchmark) -> list[str]:
+    """What the figures do not say by themselves, or say against a stage."""
+    rows = benchmark.rows
+    first, last = rows[0], rows[-1]
+    notes = _accuracy_notes(first, last, benchmark.test_sentences) if len(rows) > 1 else []
+    exported = next(
+        (row for row in rows[1:-1] if row.stage == first.stage and row.runtime != first.runtime), None
+    )
+    if exported is not None and last.runtime == exported.runtime:
+        notes.append(
+            f"The runtime alone makes {first.stage} {times(exported.speedup, 'faster', 'slower')}; "
+            f"{_name(last)} is {times(last.speedup / exported.speedup, 'faster', 'slower')} than that."
+        )
+    parent = first
+    for row in rows[1:]:
+        if row.simulated:
+            notes.append(
+                f"{_name(row)} computes int8 in float32, to measure its accuracy; only the exported graph is "
+                "meant to be fast."
+            )
+            continue
+        notes += _payoff(row, parent)
+        if row is not exported:
+            parent = row
+    shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
+    notes.append(
+        f"RSS is of a fresh process; of it the imported libraries take {', '.join(shares.values())}."
+    )
+    if benchmark.latency_samples > benchmark.test_sentences:
+        notes.append("The test split has fewer sentences than were timed; some were timed more than once.")
+    return notes
+
+
+def _accuracy_notes(first: Row, last: Row, sentences: int) -> list[str]:
+    notes = []
+    band = f"{100 * first.accuracy_ci_low:.1f}–{_percent(first.accuracy_ci_high)}"
+    if last.accuracy != first.accuracy:
+        difference = f"The difference of {points(last.accuracy_delta)} points lies"
+        if first.accuracy_ci_low <= last.accuracy <= first.accuracy_ci_high:
+            notes.append(
+                f"{difference} inside the reference's interval ({band}): "
+                f"{sentences} test sentences are too few to tell it from chance."
+            )
+        else:
+            notes.append(
+                f"{difference} outside the reference's interval ({band}): it is unlikely to be chance."
+            )
+    same = f"gives {_percent(last.agreement)} of the sentences the same label as"
+    return [*notes, f"{_name(last)} {same} {_name(first)}."]
+
+
+def _payoff(row: Row, parent: Row) -> list[str]:
+    """A note where a stage that is to make the model faster did not, or one that is not to slow it did."""
+    against = f"({row.latency_ms_p50:.2f} against {parent.latency_ms_p50:.2f} ms)"
+    if row.latency_ms_p50 > 1.1 * parent.latency_ms_p50:
+        return [f"{_name(row)} did not pay off: it is slower than {_name(parent)} {against}."]
+    if row.stage == "shard" or row.latency_ms_p50 < 0.95 * parent.latency_ms_p50:
+        return []
+    note = f"{_name(row)} is no faster than {_name(parent)} {against}"
+    if row.stage == "prune" and row.parameters == parent.parameters:
+        note += ": single weights set to zero are stored and multiplied like any others"
+    return [note + "."]
+
+
+def _name(row: Row) -> str:
+    return f"{row.stage} ({row.runtime})"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def points(delta: float) -> str:
+    """A difference of fractions in points, with a typeset sign."""
+    text = f"{100 * delta:+.1f}"
+    return "±0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def times(ratio: float, more: str, less: str) -> str:
+    """A ratio as `3.0× more`, or its inverse as `2.0× less`."""
+    return f"{ratio:.1f}× {more}" if ratio >= 1 else f"{1 / ratio:.1f}× {less}"

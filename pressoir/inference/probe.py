@@ -1,0 +1,147 @@
+"""What loading a model costs, measured in a process that has done nothing else.
+
+A process that already holds other models cannot tell how much memory one of them takes, nor how long a cold
+start lasts. So each model is opened in a fresh child, `python -m pressoir.inference.probe FOLDER --runtime
+onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer, classifies one
+sentence, and prints one JSON line.
+
+On Linux the peak is `VmHWM` of `/proc/self/status`, not `ru_maxrss` of getrusage(2): the latter survives
+exec, so a child would report its parent's peak where that is larger (measured: a bare interpreter started by
+a 490 MB parent reports 490 MB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+from pressoir.errors import PressoirError
+from pressoir.inference.engines import Runtime
+from pressoir.recipe import Config
+from pressoir.runtime import child_environment
+
+TIMEOUT_S = 900.0
+_STDERR_LINES, _STDERR_COLUMNS = 8, 300
+
+
+class Probe(Config, allow_inf_nan=False):
+    """Cost of one cold start."""
+
+    import_s: float
+    """Importing torch and transformers, or ONNX Runtime."""
+    load_s: float
+    """Loading engine and tokenizer, imports not counted."""
+    baseline_rss_mb: float
+    """Resident memory after the imports, MB = 10^6 bytes."""
+    peak_rss_mb: float
+    """Largest resident memory up to the end of one batch-1 inference, the imports' share included."""
+
+
+def probe(folder: Path, runtime: Runtime, threads: int, text: str) -> Probe:
+    """Open `folder` in a fresh process, classify `text` once, and return what that cost.
+
+    Raises:
+        PressoirError: the child failed, or took more than 15 minutes; its last lines are in the message.
+    """
+    command = [sys.executable, "-m", "pressoir.inference.probe", str(folder.absolute())]
+    # `--text=`: a sentence may itself begin with a dash.
+    command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={text}"]
+    try:
+        child = subprocess.run(
+            command,
+            env=child_environment(threads),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PressoirError(f"loading {folder} in {runtime} did not end within {TIMEOUT_S:.0f} s") from error
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines()[-_STDERR_LINES:]
+        last = "\n".join(line[:_STDERR_COLUMNS] for line in lines)
+        raise PressoirError(
+            f"loading {folder} in {runtime} failed in a fresh process (exit code {child.returncode}):\n{last}"
+        )
+    return Probe.model_validate_json(child.stdout.strip().splitlines()[-1])
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MB."""
+    if (value := _status("VmHWM")) is not None:
+        return value
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def rss_mb() -> float:
+    """Resident memory of this process now, MB."""
+    if (value := _status("VmRSS")) is not None:
+        return value
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The child: load, classify one sentence, print a `Probe` as one JSON line."""
+    parser = argparse.ArgumentParser(prog="pressoir.inference.probe", description="Measure one cold start.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runtime", choices=get_args(Runtime), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--text", required=True)
+    options = parser.parse_args(arguments)
+
+    start = time.perf_counter()
+    _import_libraries(options.folder, options.runtime)
+    import_s, baseline = time.perf_counter() - start, rss_mb()
+
+    from pressoir.inference.text_classification import TextClassifier
+
+    start = time.perf_counter()
+    classifier = TextClassifier.open(options.folder, options.threads, options.runtime)
+    load_s = time.perf_counter() - start
+    classifier.predict([options.text])
+    result = Probe(import_s=import_s, load_s=load_s, baseline_rss_mb=baseline, peak_rss_mb=peak_rss_mb())
+    print(result.model_dump_json(), flush=True)
+
+
+def _import_libraries(folder: Path, runtime: Runtime) -> None:
+    """Import what opening the folder would import, so that it is not counted as loading."""
+    modules = ["pressoir.inference.text_classification", "pressoir.stages.shard", "tokenizers"]
+    if runtime == "onnxruntime":
+        modules.append("onnxruntime")
+    else:
+        modules += ["pressoir.models", "pressoir.stages.quantize"]
+        with suppress(OSError, ValueError, KeyError):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            family = config["model_type"].replace("-", "_")
+            modules += [
+                f"transformers.models.{family}.{part}_{family}" for part in ("configuration", "modeling")
+            ]
+    for module in modules:
+        with suppress(ImportError):  # opening the folder will say what is missing
+            import_module(module)
+
+
+def _status(field: str) -> float | None:
+    """A field of `/proc/self/status` in MB; None where the system has none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024 / 1e6  # the kernel's "kB" are KiB
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""Surgery on ONNX graphs: put a checkpoint's own int8 codes and scales where the float weights stood.
+
+`quantize_dynamic` derives codes of its own from the float weights. Here nothing is derived: a float
+initializer is recognised by its content as codes × scales of a known layer, bit for bit, and only then
+replaced. What ONNX Runtime executes is therefore what the checkpoint holds and what its accuracy was measured
+on.
+
+=====================  ====================================================================================
+float                  int8
+=====================  ====================================================================================
+MatMul, Gemm (+ Add)   DynamicQuantizeMatMul; where several read one input, DynamicQuantizeLinear once and
+                       MatMulIntegerToFloat each
+Attention              QAttention; with q, k or v left in float32, three products and MultiHeadAttention
+Gather                 Gather of codes and of row scales, and their product; a small table is expanded once,
+                       when ONNX Runtime folds constants at load
+=====================  ====================================================================================
+
+The operators are documented in ONNX Runtime's ContribOperators.md
+(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from pressoir.errors import ParityError
+
+if TYPE_CHECKING:
+    from pressoir.stages.quantize import PackedWeight
+
+MICROSOFT = "com.microsoft"
+# An embedding table of at most this many elements is expanded to float32 when the session is made: fewer
+# nodes to run for a few hundred kilobytes of memory. The vocabulary's table stays int8 in memory.
+EXPANDED_TABLE_ELEMENTS = 500_000
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one layer's codes and scales stand in a graph."""
+
+    codes: str
+    """Initializer of the codes."""
+    scales: str
+    """Initializer of the scales."""
+    columns: tuple[int, int] | None
+    """The layer's columns of an (in, out) matrix that may hold several; None: an embedding (rows, width)."""
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Every initializer and the value of every `Constant` node, by name."""
+    result = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            result[node.output[0]] = node.attribute[0].t
+    return result
+
+
+def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each operator the graph has, most frequent first; constants are not counted."""
+    return dict(
+        Counter(node.op_type for node in model.graph.node if node.op_type != "Constant").most_common()
+    )
+
+
+def read_placement(
+    model: onnx.ModelProto, placement: Placement
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes (out, in) or (rows, width), and scales (out,) or (rows,), as the graph holds them."""
+    tensors = constants(model)
+    codes = numpy_helper.to_array(tensors[placement.codes])
+    scales = numpy_helper.to_array(tensors[placement.scales]).reshape(-1)
+    if placement.columns is None:
+        return codes, scales
+    start, stop = placement.columns
+    return np.ascontiguousarray(codes[:, start:stop].T), scales[start:stop]
+
+
+def split_skip_layer_norm(model: onnx.ModelProto) -> None:
+    """Replace each SkipLayerNormalization by Sum and LayerNormalization, which run faster on the CPU.
+
+    ONNX Runtime's fused kernel walks each row with scalar code: 48 µs on 25 × 384 values, against 16 µs of
+    the pair (2 threads, ONNX Runtime 1.31). `Sum`, not `Add`: ONNX Runtime may fuse an Add back.
+    """
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "SkipLayerNormalization" or any(node.output[1:]):
+            nodes.append(node)
+            continue
+        epsilon = _attributes(node).get("epsilon", 1e-12)
+        total = f"{node.output[0]}_sum"
+        scale, shift = node.input[2], node.input[3] if len(node.input) > 3 else ""
+        addends = [node.input[0], node.input[1], *node.input[4:5]]
+        nodes.append(helper.make_node("Sum", addends, [total], f"{node.name}_sum"))
+        nodes.append(
+            helper.make_node(
+                "LayerNormalization",
+                [total, scale, shift],
+                [node.output[0]],
+                node.name,
+                axis=-1,
+                epsilon=epsilon,
+            )
+        )
+    _set_nodes(model, nodes)
+
+
+def lower(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[str, Placement]:
+    """Replace the float weights of `layers` by their codes and scales, in place; return where each stands.
+
+    Raises:
+        ParityError: a layer's weight (exactly codes × scales) is not in the graph; all such layers are named.
+    """
+    lowering = _Lowering(model, layers)
+    lowering.run()
+    lost = [name for name in layers if name not in lowering.placements]
+    if lost:
+        raise ParityError(
+            f"the ONNX graph does not hold the quantised weights of {', '.join(lost)}: no initializer "
+            "equals their "
+            "codes × scales bit for bit. Add them to quantize.exclude, or export with fuse: false"
+        )
+    for name, placement in lowering.placements.items():
+        codes, scales = read_placement(model, placement)
+        if not (np.array_equal(codes, layers[name].codes) and np.array_equal(scales, layers[name].scales)):
+            raise ParityError(f"layer {name} was not written into the graph as the checkpoint holds it")
+    return lowering.placements
+
+
+def remove_unused(model: onnx.ModelProto) -> None:
+    """Drop nodes whose outputs nobody reads, then initializers and shape notes that no node needs."""
+    needed = {output.name for output in model.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    _set_nodes(model, kept[::-1])
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
+    del model.graph.value_info[:]  # shapes of values, some of which are gone
+    used, known = {node.domain for node in kept}, {entry.domain for entry in model.opset_import}
+    if MICROSOFT in used - known:
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _content(array: Array) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, hashlib.sha256(np.ascontiguousarray(array, dtype=np.float32).data).digest()
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A node that multiplies its input by the weights of one or more layers, packed by columns."""
+
+    layers: tuple[str, ...]
+    bias: str = ""
+    output: str = ""
+
+
+class _Lowering:
+    """One pass over a graph. Nothing is changed where a weight is not recognised."""
+
+    def __init__(self, model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> None:
+        self.model, self.layers = model, layers
+        self.tensors = constants(model)
+        self.by_content: dict[Any, list[str]] = {}
+        for name, layer in layers.items():
+            weight = layer.weight.T if layer.kind == "linear" else layer.weight
+            self.by_content.setdefault((layer.kind, *_content(weight)), []).append(name)
+        self.claimed: set[str] = set()
+        self.placements: dict[str, Placement] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.new_tensors: dict[str, Array] = {}
+        self.quantised_inputs: dict[str, list[str]] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for value in node.input:
+                self.consumers.setdefault(value, []).append(node)
+        self.outputs = {output.name for output in model.graph.output}
+        self.absorbed: set[int] = set()  # ids of Add nodes that became a bias
+        self.dropped_inputs: dict[int, str] = {}  # id of a Sum node: its addend that became a bias
+
+    def run(self) -> None:
+        source = list(self.model.graph.node)
+        plans = {id(node): plan for node in source if (plan := self._plan(node)) is not None}
+        readers = Counter(node.input[0] for node in source if id(node) in plans and node.op_type != "Gather")
+        shared = {value for value, count in readers.items() if count > 1}
+        for node in source:
+            if id(node) in self.absorbed:
+                continue
+            plan = plans.get(id(node))
+            if plan is None:
+                if (addend := self.dropped_inputs.get(id(node))) is not None:
+                    kept = [value for value in node.input if value != addend]
+                    node = helper.make_node(node.op_type, kept, node.output, node.name)
+                self.nodes.append(node)
+            elif node.op_type == "Gather":
+                self._gather(node, plan.layers[0])
+            elif node.op_type == "Attention":
+                self._attention(node, plan)
+            else:
+                self._product(node.input[0], plan, node.name, node.input[0] in shared)
+        _set_nodes(self.model, self.nodes)
+        taken = {tensor.name for tensor in self.model.graph.initializer}
+        assert not taken & set(self.new_tensors)
+        self.model.graph.initializer.extend(
+            numpy_helper.from_array(a, n) for n, a in self.new_tensors.items()
+        )
+        remove_unused(self.model)
+
+    # What to do with each node, before anything changes.
+
+    def _plan(self, node: onnx.NodeProto) -> _Product | None:
+        if node.op_type == "MatMul" and (weight := self._matrix(node.input[1])) is not None:
+            layer = self._claim("linear", weight)
+            return layer and self._with_bias(_Product((layer,), output=node.output[0]), weight.shape[1])
+        if node.op_type == "Gemm" and (weight := self._matrix(node.input[1])) is not None:
+            settings = _attributes(node)
+            plain = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 and not settings.get(
+                "transA"
+            )
+            layer = self._claim("linear", weight.T if settings.get("transB") else weight) if plain else None
+            bias = node.input[2] if len(node.input) > 2 else ""
+            return layer and _Product((layer,), bias, node.output[0])
+        if node.op_type == "Attention" and (weight := self._matrix(node.input[1])) is not None:
+            names = tuple(self._claim("linear", part) or "" for part in self._parts(node, weight))
+            return _Product(names, node.input[2], node.output[0]) if any(names) else None
+        if node.op_type == "Gather" and not _attributes(node).get("axis"):
+            table = self._matrix(node.input[0])
+            layer = self._claim("embedding", table) if table is not None else None
+            return layer and _Product((layer,))
+        return None
+
+    def _matrix(self, name: str) -> NDArray[np.float32] | None:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
+            return None
+        return numpy_helper.to_array(tensor)
+
+    def _claim(self, kind: str, weight: NDArray[np.float32]) -> Any:
+        """The layer that has this weight, or None; of layers with equal weights, one not claimed yet."""
+        names = self.by_content.get((kind, *_content(weight)))
+        if not names:
+            return None
+        name = next((name for name in names if name not in self.claimed), names[0])
+        self.claimed.add(name)
+        return name
+
+    def _parts(self, node: onnx.NodeProto, packed: Array) -> list[Array]:
+        """The query, key and value columns of a fused attention's matrix."""
+        sizes = _attributes(node).get("qkv_hidden_sizes") or [packed.shape[1] // 3] * 3
+        return np.split(packed, np.cumsum(sizes)[:2], axis=1)
+
+    def _with_bias(self, product: _Product, width: int) -> _Product:
+        """Take in a constant vector that the only reader of the product adds to it."""
+        readers = self.consumers.get(product.output, [])
+        if len(readers) != 1 or product.output in self.outputs or readers[0].op_type not in ("Add", "Sum"):
+            return product
+        reader = readers[0]
+        vectors = [
+            value
+            for value in reader.input
+            if (t := self.tensors.get(value)) is not None and list(t.dims) == [width]
+        ]
+        if (
+            len(vectors) != 1
+            or id(reader) in self.dropped_inputs
+            or len(set(reader.input)) != len(reader.input)
+        ):
+            return product
+        if len(reader.input) == 2:
+            self.absorbed.add(id(reader))
+            return replace(product, bias=vectors[0], output=reader.output[0])
+        self.dropped_inputs[id(reader)] = vectors[0]
+        return replace(product, bias=vectors[0])
+
+    # The replacements.
+
+    def _add(
+        self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any
+    ) -> None:
+        domain = MICROSOFT if operator in _CONTRIB else ""
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain, **attributes))
+
+    def _tensor(self, name: str, value: Array) -> str:
+        """A new initializer, under a name that is free."""
+        while name in self.tensors or (
+            name in self.new_tensors and not np.array_equal(self.new_tensors[name], value)
+        ):
+            name += "_int8" if value.dtype == np.int8 else "_"
+        self.new_tensors[name] = value
+        return name
+
+    def _codes(self, names: tuple[str, ...]) -> tuple[str, str]:
+        """Initializers of the codes (in, out) and scales (out,) of layers packed side by side."""
+        layers = [self.layers[name] for name in names]
+        title = names[0] if len(names) == 1 else f"{names[0].rpartition('.')[0]}.qkv"
+        codes = self._tensor(
+            f"{title}.weight_codes", np.concatenate([layer.codes.T for layer in layers], axis=1)
+        )
+        scales = self._tensor(f"{title}.weight_scale", np.concatenate([layer.scales for layer in layers]))
+        start = 0
+        for name, layer in zip(names, layers, strict=True):
+            stop = start + len(layer.scales)
+            self.placements[name] = Placement(codes, scales, (start, stop))
+            start = stop
+        return codes, scales
+
+    def _quantised(self, value: str) -> list[str]:
+        """uint8 codes, scale and zero point of an activation; computed once, however many read them."""
+        if value not in self.quantised_inputs:
+            names = [f"{value}_quantized", f"{value}_scale", f"{value}_zero_point"]
+            self._add("DynamicQuantizeLinear", [value], names, f"{value}_quantize")
+            self.quantised_inputs[value] = names
+        return self.quantised_inputs[value]
+
+    def _product(self, value: str, plan: _Product, name: str, shared: bool) -> None:
+        codes, scales = self._codes(plan.layers)
+        if shared:
+            x, x_scale, x_zero = self._quantised(value)
+            inputs = [x, codes, x_scale, scales, x_zero, "", plan.bias]
+            self._add("MatMulIntegerToFloat", inputs, [plan.output], name)
+        else:
+            self._add("DynamicQuantizeMatMul", [value, codes, scales, "", plan.bias], [plan.output], name)
+
+    def _attention(self, node: onnx.NodeProto, plan: _Product) -> None:
+        settings = _attributes(node)
+        mask, *others = [*node.input[3:], *[""] * 4][:4]
+        widths = {len(self.layers[name].scales) for name in plan.layers if name}
+        if all(plan.layers) and len(widths) == 1 and not any(others):
+            codes, scales = self._codes(plan.layers)
+            x, x_scale, x_zero = self._quantised(node.input[0])
+            zero = self._tensor(f"{codes}_zero_point", np.zeros(3 * widths.pop(), np.int8))
+            settings.pop("qkv_hidden_sizes", None)
+            inputs = [x, codes, plan.bias, x_scale, scales, mask, x_zero, zero]
+            self._add("QAttention", inputs, list(node.output), node.name, **settings)
+            return
+        past, attention_bias, past_length = others
+        if past or past_length:
+            raise ParityError(f"{node.name}: attention with a cache of past keys cannot be lowered to int8")
+        weight = self._matrix(node.input[1])
+        assert weight is not None
+        projections = []
+        for role, name, part in zip("qkv", plan.layers, self._parts(node, weight), strict=True):
+            output = f"{node.output[0]}_{role}"
+            if name:
+                self._product(
+                    node.input[0], _Product((name,), output=output), f"{node.name}_{role}", shared=True
+                )
+            else:
+                matrix = self._tensor(f"{node.input[1]}_{role}", np.ascontiguousarray(part))
+                self._add("MatMul", [node.input[0], matrix], [output], f"{node.name}_{role}")
+            projections.append(output)
+        settings = {
+            k: v
+            for k, v in settings.items()
+            if k in ("num_heads", "scale", "mask_filter_value", "unidirectional")
+        }
+        inputs = [*projections, plan.bias, mask, attention_bias]
+        self._add("MultiHeadAttention", inputs, list(node.output[:1]), node.name, **settings)
+
+    def _gather(self, node: onnx.NodeProto, name: str) -> None:
+        layer, ids, output = self.layers[name], node.input[1], node.output[0]
+        codes = self._tensor(f"{name}.weight_codes", layer.codes)
+        scales = self._tensor(f"{name}.weight_scale", layer.scales[:, None])
+        self.placements[name] = Placement(codes, scales, None)
+        if layer.codes.size <= EXPANDED_TABLE_ELEMENTS:
+            table = f"{name}.weight_expanded"
+            if name not in self.quantised_inputs:  # a table may be read twice
+                self._add("Cast", [codes], [f"{table}_codes"], f"{table}_cast", to=onnx.TensorProto.FLOAT)
+                self._add("Mul", [f"{table}_codes", scales], [table], f"{table}_scale")
+                self.quantised_inputs[name] = [table]
+            self._add("Gather", [table, ids], [output], node.name)
+            return
+        self._add("Gather", [codes, ids], [f"{output}_codes"], node.name)
+        self._add("Gather", [scales, ids], [f"{output}_scale"], f"{node.name}_scale")
+        self._add(
+            "Cast", [f"{output}_codes"], [f"{output}_cast"], f"{node.name}_cast", to=onnx.TensorProto.FLOAT
+        )
+        self._add("Mul", [f"{output}_cast", f"{output}_scale"], [output], f"{node.name}_mul")
+
+
+_CONTRIB = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "MultiHeadAttention"}

@@ -1,0 +1,32 @@
+"""Data: read, check, de-duplicate, split and sub-sample the sentences, once.
+
+Every later stage reads this artifact, so that teacher, student and benchmark see the same splits, and its
+digest is the fingerprint of the data that goes into their keys. Costs seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pressoir import data
+from pressoir.recipe import DataConfig
+from pressoir.stages import StageContext
+
+NAME, VERSION, KIND = "data", 1, "dataset"
+
+
+def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -> dict[str, float]:
+    """Write the three splits; return their sizes and the number of copies dropped from each.
+
+    Raises:
+        DataError: a row is malformed, or a split is too small.
+        SourceError: the hub data set cannot be loaded.
+    """
+    splits, dropped = data.load(config, context.seed)
+    for name, count in dropped.items():
+        if count:
+            context.reporter.message(
+                f"data: {count} {name.replace('_', ' ')} (they stand in another split, or twice)"
+            )
+    return data.save(splits, dropped, context.out_dir, config.max_tokens)

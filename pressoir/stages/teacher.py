@@ -1,0 +1,57 @@
+"""Teacher: fine-tune the base model on the training split, or take a finished checkpoint as it is.
+
+The teacher sets the accuracy that every later stage is measured against, and its outputs are what the student
+learns. It costs the most time of all stages: three passes over the data with the full model.
+
+Source: J. Devlin et al. 2019, "BERT" (arXiv:1810.04805), appendix A.3 for the fine-tuning settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from pressoir import data, models, training
+from pressoir.errors import SourceError
+from pressoir.recipe import TeacherConfig
+from pressoir.stages import StageContext
+
+NAME, VERSION, KIND = "teacher", 1, "model"
+
+
+def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
+    """Write the fine-tuned classifier; return validation accuracy, F1 and the number of parameters.
+
+    Inputs: `model` (the base model, or the checkpoint), `data`.
+
+    Raises:
+        SourceError: the checkpoint classifies into other labels than the data's.
+    """
+    torch.manual_seed(context.seed)
+    facts = data.info(inputs["data"])
+    labels = facts["labels"]
+    tokenizer = models.load_tokenizer(inputs["model"])
+    if config.checkpoint is not None:
+        model = models.load_classifier(inputs["model"])
+        if model.config.num_labels != len(labels):
+            raise SourceError(
+                f"checkpoint {config.checkpoint!r} has {model.config.num_labels} classes, the data {labels}"
+            )
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        history = []
+    else:
+        model = models.load_classifier(inputs["model"], labels=labels)
+        # RoBERTa's positions begin at 2
+        offset = 2 * (model.config.pad_token_id == 1)
+        positions = getattr(model.config, "max_position_embeddings", 514) - offset
+        tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"], positions)
+        history = training.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
+    training.save_history(history, context, NAME)
+    models.save_model(model, context.out_dir)
+    models.save_tokenizer(tokenizer, context.out_dir)
+    return training.evaluate(model, tokenizer, inputs["data"]) | {
+        "parameters": models.count_parameters(model)
+    }

@@ -1,0 +1,107 @@
+"""Teacher outputs: what the teacher says of every training sentence, computed once and kept on disk.
+
+Distilling and recovering from pruning read them in every epoch; running the teacher once instead saves its
+forward pass in each. Costs one pass of the teacher over train, and disk: with hidden states, 2 bytes × tokens
+× matched layers × hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding
+
+from pressoir import models, training
+from pressoir.errors import RecipeError
+from pressoir.recipe import Config, StudentConfig
+from pressoir.reporting import track
+from pressoir.stages import StageContext
+
+NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"
+
+
+class OutputsConfig(Config):
+    """Which outputs are needed."""
+
+    hidden: bool
+    """Also the hidden states of the layers that the student's layers are matched with."""
+    student: StudentConfig | None
+    """The student that will learn from them; None matches every layer of the teacher with itself."""
+
+
+def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext) -> dict[str, float]:
+    """Write `logits.npy`, `offsets.npy` and, where asked, `hidden.npy` (see `training.TeacherOutputs`).
+
+    Inputs: `teacher`, `data`, and `student` where the student is a checkpoint of its own.
+    """
+    model = models.load_classifier(inputs["teacher"])
+    tokenizer = models.load_tokenizer(inputs["teacher"])
+    rows = training.tokenize(inputs["data"], "train", tokenizer)
+    lengths = np.asarray(rows["length"][:], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    logits = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    teacher_layers = model.config.num_hidden_layers
+    if config.student is None:
+        matched = list(range(teacher_layers))
+    else:
+        matched = matched_layers(config.student, teacher_layers, inputs.get("student"))
+    hidden = None
+    if config.hidden:
+        shape = (int(offsets[-1]), len(matched), model.config.hidden_size)
+        path = context.out_dir / "hidden.npy"
+        hidden = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    order = np.argsort(lengths, kind="stable")
+    batches = [order[start : start + 64].tolist() for start in range(0, len(order), 64)]
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
+    pad = DataCollatorWithPadding(tokenizer)
+    for batch in track(batches, len(batches), "teacher outputs: batches", context.reporter):
+        padded = pad([{name: rows[row][name] for name in names} for row in batch])
+        with torch.inference_mode():
+            outputs = model(**padded, output_hidden_states=config.hidden)
+        logits[batch] = outputs.logits.numpy()
+        if hidden is not None:
+            chosen = (
+                torch.stack([outputs.hidden_states[layer + 1] for layer in matched], dim=2).half().numpy()
+            )
+            for place, row in enumerate(batch):
+                hidden[offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
+    if hidden is not None:
+        hidden.flush()
+    np.save(context.out_dir / "logits.npy", logits)
+    np.save(context.out_dir / "offsets.npy", offsets)
+    labels = np.asarray(rows["labels"][:])
+    return {"train_accuracy": float((logits.argmax(axis=1) == labels).mean()), "tokens": float(offsets[-1])}
+
+
+def matched_layers(
+    student: StudentConfig, teacher_layers: int, student_folder: Path | None = None
+) -> list[int]:
+    """The teacher layer (from 0) that each student layer learns from; the last is always matched with the
+    last.
+
+    Raises:
+        RecipeError: a layer does not exist, or more are asked for than there are.
+    """
+    if isinstance(student.layers, tuple):
+        wrong = [layer for layer in student.layers if layer >= teacher_layers]
+        if wrong:
+            raise RecipeError(
+                f"distill.student.layers: the teacher has layers 0–{teacher_layers - 1}, not {wrong}"
+            )
+        return sorted(student.layers)
+    if student.layers is not None:
+        count = student.layers
+    elif student.config is not None:
+        count = student.config.get("num_hidden_layers", teacher_layers)
+    elif student_folder is not None:
+        count = models.load_config(student_folder).num_hidden_layers
+    else:
+        count = max(1, teacher_layers // 2)
+    if count > teacher_layers:
+        raise RecipeError(
+            f"distill.student: {count} layers are asked for, but the teacher has {teacher_layers}"
+        )
+    return [(index + 1) * teacher_layers // count - 1 for index in range(count)]

@@ -1,0 +1,366 @@
+"""One training loop for every stage that trains: transformers' `Trainer`, made quiet and resumable.
+
+Batches are grouped by length, the best epoch on the validation split is kept, and a killed run goes on from
+its last whole checkpoint. The distillation loss (soft labels, hard labels, hidden states) stands here because
+both distilling and recovering from pruning use it.
+
+Sources: G. Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531) for the
+soft-label loss; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state loss.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from pressoir import data, metrics
+from pressoir.inference.engines import TorchEngine
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.recipe import TrainingConfig
+from pressoir.reporting import Reporter
+from pressoir.stages import StageContext
+
+PROJECTION = "hidden_projection"
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What the teacher says of every training sentence, memory-mapped from disk."""
+
+    logits: NDArray[np.float32]
+    """(sentences, labels)"""
+    hidden: NDArray[np.float16] | None
+    """(tokens of all sentences, matched layers, hidden); None without a hidden-state loss."""
+    offsets: NDArray[np.int64]
+    """(sentences + 1): where each sentence's tokens begin in `hidden`."""
+
+    @classmethod
+    def open(cls, folder: Path) -> TeacherOutputs:
+        """Open the artifact of the `teacher_outputs` stage."""
+        hidden = folder / "hidden.npy"
+        return cls(
+            np.load(folder / "logits.npy"),
+            np.load(hidden, mmap_mode="r") if hidden.exists() else None,
+            np.load(folder / "offsets.npy"),
+        )
+
+    def batch(self, rows: list[int], length: int) -> dict[str, Tensor]:
+        """Tensors of the sentences `rows`: logits (batch, labels), hidden (batch, length, layers, hidden)."""
+        tensors = {"teacher_logits": torch.from_numpy(self.logits[rows])}
+        if self.hidden is not None:
+            hidden = np.zeros((len(rows), length, *self.hidden.shape[1:]), dtype=np.float16)
+            for place, row in enumerate(rows):
+                start, end = self.offsets[row], self.offsets[row + 1]
+                hidden[place, : end - start] = self.hidden[start:end]
+            tensors["teacher_hidden"] = torch.from_numpy(hidden)
+        return tensors
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """L = α·T²·KL(teacher ‖ student, at temperature T) + (1 − α)·CE + β·MSE(matched hidden states)."""
+
+    temperature: float
+    alpha: float
+    hidden_weight: float
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor,
+        hidden: tuple[Tensor, ...] | None = None,
+        teacher_hidden: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            logits: student's, (batch, labels); `teacher_logits` likewise.
+            labels: class indices, (batch,).
+            hidden: the student's matched layers, each (batch, seq, hidden).
+            teacher_hidden: (batch, seq, layers, hidden).
+            mask: 1 for tokens, 0 for padding, (batch, seq).
+        """
+        logits, scale = logits.float(), self.temperature
+        soft = F.kl_div(
+            F.log_softmax(logits / scale, dim=-1),
+            F.softmax(teacher_logits.float() / scale, dim=-1),
+            reduction="batchmean",
+        )
+        loss = self.alpha * scale**2 * soft + (1 - self.alpha) * F.cross_entropy(logits, labels)
+        if hidden is not None and teacher_hidden is not None and mask is not None:
+            difference = (
+                torch.stack(hidden, dim=2).float() - teacher_hidden.float()
+            )  # (batch, seq, layers, hidden)
+            per_token = difference.square().mean(dim=(2, 3))
+            loss = loss + self.hidden_weight * (per_token * mask).sum() / mask.sum()
+        return loss
+
+
+def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A split as model inputs, with `labels`, `length` (tokens) and `row` (its number)."""
+    rows = data.load_split(folder, split)
+    encoded = dict(tokenizer(rows["text"][:], truncation=True))
+    encoded["labels"] = rows["label"][:]
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    encoded["row"] = list(range(len(rows)))
+    return type(rows).from_dict(encoded)
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: TrainingConfig,
+    context: StageContext,
+    *,
+    what: str,
+    loss: DistillationLoss | None = None,
+    outputs: TeacherOutputs | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train `model` in place on the saved data `folder`, keep its best epoch, and return the figures of each
+    epoch.
+
+    With `loss` and `outputs` it learns from the teacher's outputs, else from the labels. `after_step` runs
+    after every optimizer step (to keep pruned weights at zero). Checkpoints lie in `context.work_dir`; the
+    last whole one is resumed.
+    """
+    if config.epochs == 0:
+        return []
+    train = tokenize(folder, "train", tokenizer)
+    validation = tokenize(folder, "validation", tokenizer).remove_columns("row")
+    if loss is not None and outputs is not None and outputs.hidden is not None:
+        _check_matching(model, train, outputs)
+        width = outputs.hidden.shape[2]
+        if width != model.config.hidden_size:
+            model.add_module(PROJECTION, nn.Linear(model.config.hidden_size, width))
+    checkpoints = context.work_dir / "checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_ratio=config.warmup_fraction,
+        lr_scheduler_type="linear",
+        group_by_length=True,
+        length_column_name="length",
+        bf16=config.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=context.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        logging_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    callbacks: list[TrainerCallback] = [
+        _Progress(context.reporter, what, config.checkpoint_every_steps, after_step)
+    ]
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=_Collator(tokenizer, outputs),
+        compute_metrics=_scores,
+        callbacks=callbacks,
+    )
+    trainer.distillation = loss
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_whole_checkpoint(checkpoints)
+    if checkpoint is not None:
+        context.reporter.message(f"{what}: resuming from {checkpoint.name}")
+    with warnings.catch_warnings():
+        # accelerate re-wraps the scheduler on resume, and torch warns of an order that Trainer keeps.
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        # Checkpoints of a small model follow each other within a second, which Trainer takes for a bad clock.
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.forward = type(model).forward.__get__(model)  # drop accelerate's autocast wrapper
+    if hasattr(model, PROJECTION):
+        delattr(model, PROJECTION)
+    model.eval()
+    return _history(trainer.state.log_history)
+
+
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, split: str = "validation"
+) -> dict[str, float]:
+    """Accuracy and F1 of `model` in float32 on a split, as `{split}_accuracy` and `{split}_f1`."""
+    rows = data.load_split(folder, split)
+    classifier = TextClassifier(TorchEngine(model), tokenizer, data.info(folder)["labels"])
+    predicted = classifier.logits(rows["text"][:], batch_size=64).argmax(axis=1)
+    expected = rows["label"][:]
+    return {
+        f"{split}_accuracy": metrics.accuracy(predicted, expected),
+        f"{split}_f1": metrics.f1(predicted, expected),
+    }
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed.
+
+    `Trainer` writes `trainer_state.json` last, so one that parses ends a whole checkpoint.
+    """
+    found = sorted(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
+    )
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            continue
+        return checkpoint
+    return None
+
+
+def save_history(history: list[dict[str, float]], context: StageContext, title: str) -> None:
+    """Write the figures of each epoch as `history.json` and their curves as a PNG."""
+    from pressoir import plots
+
+    (context.out_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    if history:
+        plots.training_curves(history, context.out_dir / f"{title}_curves.png")
+
+
+class _Trainer(Trainer):
+    distillation: DistillationLoss | None = None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The distillation loss while training, cross-entropy on the labels otherwise."""
+        if self.distillation is None or not model.training:
+            outputs = model(**{k: v for k, v in inputs.items() if not k.startswith("teacher_")})
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        teacher_logits = inputs.pop("teacher_logits")
+        teacher_hidden = inputs.pop("teacher_hidden", None)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, output_hidden_states=teacher_hidden is not None)
+        hidden = None
+        if teacher_hidden is not None:
+            hidden = outputs.hidden_states[1:]
+            if (projection := getattr(model, PROJECTION, None)) is not None:
+                hidden = tuple(projection(layer) for layer in hidden)
+        mask = inputs["attention_mask"]
+        loss = self.distillation(outputs.logits, labels, teacher_logits, hidden, teacher_hidden, mask)
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Collator:
+    """Pads a batch to its longest sentence; adds the teacher's outputs of its rows (validation has none)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, outputs: TeacherOutputs | None) -> None:
+        self.pad, self.outputs = DataCollatorWithPadding(tokenizer), outputs
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self.pad([{k: v for k, v in f.items() if k not in ("row", "length")} for f in features])
+        result = dict(batch)
+        if self.outputs is not None and "row" in features[0]:
+            result |= self.outputs.batch([f["row"] for f in features], result["input_ids"].shape[1])
+        return result
+
+
+class _Progress(TrainerCallback):
+    """Forwards steps and epoch figures to the reporter, and asks for checkpoints between epochs."""
+
+    def __init__(
+        self, reporter: Reporter, what: str, every: int | None, after_step: Callable[[], None] | None
+    ) -> None:
+        self.reporter, self.what, self.every, self.after_step = reporter, what, every, after_step
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep what must not change."""
+        if self.after_step is not None:
+            self.after_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the step; save where asked."""
+        self.reporter.progress(state.global_step, state.max_steps, self.what)
+        if self.every is not None and state.global_step % self.every == 0:
+            control.should_save = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the epoch's figures."""
+        metrics: dict[str, float] = kwargs["metrics"]
+        for name in ("loss", "accuracy", "f1"):
+            self.reporter.metric(f"validation_{name}", metrics[f"eval_{name}"], step=round(state.epoch))
+
+
+def _scores(prediction: Any) -> dict[str, float]:
+    logits = (
+        prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    )
+    predicted = logits.argmax(axis=-1)
+    return {
+        "accuracy": metrics.accuracy(predicted, prediction.label_ids),
+        "f1": metrics.f1(predicted, prediction.label_ids),
+    }
+
+
+def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
+    epochs: dict[float, dict[str, float]] = {}
+    for entry in log:
+        row = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
+        for source, name in (
+            ("loss", "train_loss"),
+            ("eval_loss", "loss"),
+            ("eval_accuracy", "accuracy"),
+            ("eval_f1", "f1"),
+        ):
+            if source in entry:
+                row[name] = float(entry[source])
+    return [row for row in epochs.values() if "accuracy" in row]
+
+
+def _check_matching(model: PreTrainedModel, train: Any, outputs: TeacherOutputs) -> None:
+    from pressoir.errors import RecipeError
+
+    assert outputs.hidden is not None
+    layers = model.config.num_hidden_layers
+    if outputs.hidden.shape[1] != layers:
+        raise RecipeError(
+            f"the student has {layers} layers, but {outputs.hidden.shape[1]} teacher layers are matched"
+        )
+    if np.diff(outputs.offsets).tolist() != train["length"][:]:
+        raise RecipeError(
+            "teacher and student split the sentences into different tokens, so their hidden states cannot be "
+            "compared; set distill.hidden_weight and prune.hidden_weight to 0"
+        )

@@ -1,0 +1,424 @@
+"""Export: the graph holds the checkpoint's own numbers, computes what it computes, and fails loudly where it
+does not."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file
+
+from pressoir import data, models, onnx_graph
+from pressoir.errors import ParityError
+from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.recipe import ExportConfig, QuantizeConfig
+from pressoir.stages import StageContext, export, quantize
+
+LABELS = ["negative", "positive"]
+
+
+def make_context(folder, reporter):
+    for name in ("out", "work"):
+        (folder / name).mkdir(parents=True)
+    return StageContext(folder / "out", folder / "work", reporter, seed=0, threads=2)
+
+
+class Silent:
+    def progress(self, done, total, what): ...
+    def metric(self, name, value, step=None): ...
+    def message(self, text): ...
+
+
+def to_int8(model, tiny_data, folder, **config):
+    context = make_context(folder, Silent())
+    config = QuantizeConfig(**{"max_accuracy_drop": None, **config})
+    quantize.run({"model": model, "data": tiny_data}, config, context)
+    return context.out_dir
+
+
+def to_onnx(model, tiny_data, folder, **config):
+    context = make_context(folder, Silent())
+    figures = export.run({"model": model, "data": tiny_data}, ExportConfig(**config), context)
+    return context.out_dir, figures
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_classifier, tiny_data, tmp_path_factory):
+    """The tiny classifier with a head that gives each label to half of the sentences, so that agreement means
+    something."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model, tokenizer = models.load_classifier(tiny_classifier), models.load_tokenizer(tiny_classifier)
+    model.classifier.weight.data *= 20
+    texts = list(data.load_split(tiny_data, "validation")["text"])
+    logits = TextClassifier(TorchEngine(model), tokenizer, LABELS).logits(texts)
+    model.classifier.bias.data[0] += float(np.median(logits[:, 1] - logits[:, 0]))
+    models.save_model(model, folder)
+    models.save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(classifier, tiny_data, tmp_path_factory):
+    return to_int8(classifier, tiny_data, tmp_path_factory.mktemp("int8"))
+
+
+@pytest.fixture(scope="module")
+def int8_onnx(int8, tiny_data, tmp_path_factory):
+    return to_onnx(int8, tiny_data, tmp_path_factory.mktemp("int8-onnx"))
+
+
+@pytest.fixture(scope="module")
+def float_onnx(classifier, tiny_data, tmp_path_factory):
+    return to_onnx(classifier, tiny_data, tmp_path_factory.mktemp("float-onnx"))
+
+
+def placements(folder):
+    report = json.loads((folder / "export.json").read_text())
+    return {
+        name: onnx_graph.Placement(p["codes"], p["scales"], p["columns"] and tuple(p["columns"]))
+        for name, p in report["int8_layers"].items()
+    }
+
+
+def assert_holds_the_checkpoints_numbers(graph_folder, checkpoint):
+    """Codes, scales and their products in model.onnx equal the safetensors' bit for bit, for every int8
+    layer."""
+    graph = onnx.load(graph_folder / "model.onnx")
+    raw, state = load_file(checkpoint / "model.safetensors"), quantize.dequantized_state(checkpoint)
+    packed = {name.removesuffix(".weight") for name, tensor in raw.items() if tensor.dtype == torch.int8}
+    where = placements(graph_folder)
+    assert set(where) == packed
+    for name in packed:
+        codes, scales = onnx_graph.read_placement(graph, where[name])
+        assert codes.dtype == np.int8
+        assert codes.tobytes() == raw[f"{name}.weight"].numpy().tobytes()
+        assert scales.tobytes() == raw[f"{name}.weight_scale"].numpy().tobytes()
+        product = codes.astype(np.float32) * scales[:, None]
+        assert product.tobytes() == state[f"{name}.weight"].numpy().tobytes()
+    # Nothing of it is there a second time in float32.
+    floats = {
+        numpy_helper.to_array(t).tobytes() for t in onnx_graph.constants(graph).values() if t.data_type == 1
+    }
+    for name in packed:
+        weight = state[f"{name}.weight"].numpy()
+        assert not {weight.tobytes(), weight.T.tobytes()} & floats
+
+
+def test_the_graph_holds_the_checkpoints_codes_and_scales_bit_for_bit(int8_onnx, int8):
+    assert_holds_the_checkpoints_numbers(int8_onnx[0], int8)
+
+
+def test_the_int8_graph_is_fused_and_uses_integer_kernels(int8_onnx):
+    operators = json.loads((int8_onnx[0] / "export.json").read_text())["operators"]
+    assert operators["QAttention"] == 4
+    assert operators["DynamicQuantizeMatMul"] == 4 * 3 + 1  # attention output, two feed-forward; the pooler
+    assert operators["BiasGelu"] == 4
+    assert operators["LayerNormalization"] == 9
+    assert "SkipLayerNormalization" not in operators
+    assert "MatMul" not in operators
+    assert operators["Gemm"] == 1  # the classifier, excluded
+
+
+def test_the_folder_is_complete_and_opens_as_an_engine(int8_onnx, int8, tiny_data):
+    folder, figures = int8_onnx
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.onnx", "config.json", "tokenizer.json", "quantization.json", "export.json"} <= names
+    assert not any(name.endswith((".data", ".safetensors")) for name in names)
+    for name in ("config.json", "quantization.json"):
+        assert (folder / name).read_bytes() == (int8 / name).read_bytes()
+    report = json.loads((folder / "export.json").read_text())
+    assert report["graph_bytes"] == (folder / "model.onnx").stat().st_size == figures["graph_mb"] * 1e6
+    assert report["opset"] == 17
+    assert report["parity"] == {name: figures[name] for name in report["parity"]}
+    assert figures["parity_samples"] == 256
+    engine = open_engine(folder, threads=1)
+    assert engine.runtime == "onnxruntime"
+    assert not engine.batch_invariant
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+
+
+def test_int8_agrees_with_the_simulated_model_far_better_than_with_the_float_one(
+    int8_onnx, int8, classifier, tiny_data
+):
+    folder, figures = int8_onnx
+    texts = list(data.load_split(tiny_data, "validation")["text"])
+    tokenizer = models.load_tokenizer(int8)
+
+    def logits(engine):
+        with quantize.one_thread():
+            return TextClassifier(engine, tokenizer, LABELS).logits(texts)
+
+    graph, simulated = (
+        logits(open_engine(folder, 1)),
+        logits(TorchEngine(quantize.load_simulated(int8), False)),
+    )
+    plain = logits(TorchEngine(models.load_classifier(classifier)))
+    assert 0 < np.mean(plain.argmax(axis=1)) < 1  # both labels occur
+    assert np.abs(graph - simulated).max() <= figures["max_logit_difference"] + 1e-6
+    assert np.abs(graph - simulated).mean() < 0.2 * np.abs(graph - plain).mean()
+    assert figures["label_agreement"] >= 0.97
+
+
+def test_float32_agrees_within_a_millionth_with_padding_on_either_side(float_onnx, classifier, tiny_data):
+    folder, figures = float_onnx
+    assert figures["max_logit_difference"] < 1e-5
+    assert figures["label_agreement"] == 1
+    assert json.loads((folder / "export.json").read_text())["operators"]["Attention"] == 4
+    assert not (folder / "quantization.json").exists()
+    texts = list(data.load_split(tiny_data, "validation")["text"])[:20]
+    for side in ("right", "left"):
+        tokenizer = models.load_tokenizer(classifier)
+        tokenizer.padding_side = side
+        expected = TextClassifier(TorchEngine(models.load_classifier(classifier)), tokenizer, LABELS)
+        actual = TextClassifier(open_engine(folder, 1), tokenizer, LABELS)
+        assert np.abs(actual.logits(texts) - expected.logits(texts)).max() < 1e-5
+
+
+def test_a_large_table_stays_int8_and_is_looked_up_row_by_row(int8, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "EXPANDED_TABLE_ELEMENTS", 0)
+    folder, figures = to_onnx(int8, tiny_data, tmp_path / "onnx")
+    assert_holds_the_checkpoints_numbers(folder, int8)
+    graph = onnx.load(folder / "model.onnx")
+    gathered = {node.input[0] for node in graph.graph.node if node.op_type == "Gather"}
+    assert "bert.embeddings.word_embeddings.weight_codes" in gathered
+    assert figures["label_agreement"] >= 0.97
+
+
+def test_a_layer_that_exclusion_split_still_runs_its_other_projections_in_int8(
+    classifier, tiny_data, tmp_path
+):
+    query = "bert.encoder.layer.1.attention.self.query"
+    exclude = ("classifier", query, "bert.encoder.layer.3")
+    mixed = to_int8(classifier, tiny_data, tmp_path / "int8", exclude=exclude)
+    folder, figures = to_onnx(mixed, tiny_data, tmp_path / "onnx")
+    operators = json.loads((folder / "export.json").read_text())["operators"]
+    assert (operators["QAttention"], operators["MultiHeadAttention"], operators["Attention"]) == (2, 1, 1)
+    assert operators["MatMulIntegerToFloat"] == 2  # key and value share one quantised input
+    assert_holds_the_checkpoints_numbers(folder, mixed)
+    assert figures["max_logit_difference"] < 0.01
+
+
+@pytest.mark.parametrize("opset", [14, 20])
+def test_other_opsets_hold_the_same_numbers(int8, tiny_data, tmp_path, opset):
+    folder, figures = to_onnx(int8, tiny_data, tmp_path / "onnx", opset=opset)
+    assert {e.domain: e.version for e in onnx.load(folder / "model.onnx").opset_import}[""] == opset
+    assert_holds_the_checkpoints_numbers(folder, int8)
+    assert figures["label_agreement"] >= 0.97
+
+
+def test_without_fusion_the_plain_products_are_lowered_all_the_same(int8, tiny_data, tmp_path):
+    folder, _ = to_onnx(int8, tiny_data, tmp_path / "onnx", fuse=False)
+    operators = json.loads((folder / "export.json").read_text())["operators"]
+    assert "QAttention" not in operators
+    assert operators["MatMulIntegerToFloat"] == 4 * 3  # query, key and value of each layer share their input
+    assert operators["DynamicQuantizeMatMul"] == 4 * 3 + 1
+    assert operators["DynamicQuantizeLinear"] == 4
+    assert_holds_the_checkpoints_numbers(folder, int8)
+
+
+def pruned(folder, source, heads, widths):
+    model = models.load_classifier(source)
+    model.prune_heads(heads)
+    for layer, width in zip(models.encoder_layers(model), widths, strict=True):
+        models.resize_ffn(layer, models.layout(model), torch.arange(width))
+    model.config.intermediate_sizes = widths
+    models.save_model(model, folder)
+    models.save_tokenizer(models.load_tokenizer(source), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "heads", [{0: [0], 1: [1], 2: [2], 3: [3]}, {0: [0, 1, 2], 2: [1]}], ids=["uniform", "uneven"]
+)
+def test_pruned_models_export_in_float32_and_int8(heads, classifier, tiny_data, tmp_path):
+    source = pruned(tmp_path / "model", classifier, heads, [64, 48, 16, 40])
+    _, figures = to_onnx(source, tiny_data, tmp_path / "float")
+    assert figures["max_logit_difference"] < 1e-5
+    small = to_int8(source, tiny_data, tmp_path / "int8")
+    folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert_holds_the_checkpoints_numbers(folder, small)
+    assert json.loads((folder / "export.json").read_text())["operators"]["QAttention"] == 4
+    assert figures["label_agreement"] >= 0.97
+
+
+def other_architecture(kind, folder, tokenizer):
+    import transformers
+
+    sizes = {"vocab_size": len(tokenizer), "num_labels": 2}
+    if kind == "distilbert":
+        config = transformers.DistilBertConfig(
+            dim=32, hidden_dim=64, n_heads=4, n_layers=2, max_position_embeddings=64, **sizes
+        )
+    else:
+        config = transformers.RobertaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            max_position_embeddings=66,
+            type_vocab_size=1,
+            pad_token_id=0,
+            **sizes,
+        )
+    torch.manual_seed(0)
+    models.save_model(models.new_classifier(config), folder)
+    models.save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta"])
+def test_other_architectures_export_in_float32_and_int8(kind, classifier, tiny_data, tmp_path):
+    source = other_architecture(kind, tmp_path / kind, models.load_tokenizer(classifier))
+    _, figures = to_onnx(source, tiny_data, tmp_path / "float")
+    assert figures["max_logit_difference"] < 1e-5
+    small = to_int8(source, tiny_data, tmp_path / "int8")
+    folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert_holds_the_checkpoints_numbers(folder, small)
+    assert figures["label_agreement"] >= 0.97
+
+
+def corrupt(graph_path, contains, change):
+    """Apply `change` to the one initializer whose name contains `contains`."""
+    graph = onnx.load(graph_path)
+    (tensor,) = [t for t in graph.graph.initializer if contains in t.name]
+    array = change(numpy_helper.to_array(tensor).copy())
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(graph, graph_path)
+
+
+def parity(folder, checkpoint, tiny_data, quantised, **config):
+    model = quantize.load_simulated(checkpoint) if quantised else models.load_classifier(checkpoint)
+    texts = list(data.load_split(tiny_data, "validation")["text"])
+    return export.check_parity(
+        folder / "model.onnx",
+        model,
+        models.load_tokenizer(checkpoint),
+        texts,
+        ExportConfig(**config),
+        quantised,
+        1,
+    )
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_float_graph_with_one_wrong_weight_is_refused_and_the_layer_named(
+    layer, float_onnx, classifier, tiny_data, tmp_path
+):
+    (tmp_path / "model.onnx").write_bytes((float_onnx[0] / "model.onnx").read_bytes())
+    parity(tmp_path, classifier, tiny_data, quantised=False)
+    node = next(
+        node
+        for node in onnx.load(tmp_path / "model.onnx").graph.node
+        if node.op_type == "MatMul" and f"layer.{layer}/output/dense" in node.name
+    )
+    corrupt(tmp_path / "model.onnx", node.input[1], lambda w: w * 3)
+    place = rf"first layer to depart is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
+    with pytest.raises(ParityError, match=place):
+        parity(tmp_path, classifier, tiny_data, quantised=False)
+
+
+def test_an_int8_graph_with_wrong_scales_is_refused_and_the_layer_named(int8_onnx, int8, tiny_data, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((int8_onnx[0] / "model.onnx").read_bytes())
+    parity(tmp_path, int8, tiny_data, quantised=True)
+    corrupt(tmp_path / "model.onnx", "layer.2.attention.self.qkv.weight_scale", lambda s: s * -30)
+    place = r"first layer to depart is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
+    with pytest.raises(ParityError, match=place):
+        parity(tmp_path, int8, tiny_data, quantised=True)
+
+
+def test_a_wrong_head_is_told_apart_from_a_wrong_layer(float_onnx, classifier, tiny_data, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((float_onnx[0] / "model.onnx").read_bytes())
+    corrupt(tmp_path / "model.onnx", "classifier.weight", lambda w: w + 1)
+    with pytest.raises(ParityError, match=r"All 9 LayerNorm outputs agree .* the head after the last one"):
+        parity(tmp_path, classifier, tiny_data, quantised=False)
+
+
+def test_a_graph_that_gives_nan_never_passes(float_onnx, int8_onnx, int8, classifier, tiny_data, tmp_path):
+    for source, checkpoint, quantised in ((float_onnx, classifier, False), (int8_onnx, int8, True)):
+        (tmp_path / "model.onnx").write_bytes((source[0] / "model.onnx").read_bytes())
+        corrupt(tmp_path / "model.onnx", "classifier.bias", lambda b: np.full_like(b, math.nan))
+        with pytest.raises(ParityError):
+            parity(tmp_path, checkpoint, tiny_data, quantised, min_label_agreement=0.0)
+
+
+@pytest.mark.parametrize("nudge", ["code", "scale"])
+def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_data, tmp_path, nudge):
+    graph = export._fuse(export._trace(models.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
+    layers = quantize.packed_layers(int8)
+    victim = "bert.encoder.layer.1.attention.self.key"
+    codes, scales = layers[victim].codes.copy(), layers[victim].scales.copy()
+    if nudge == "code":
+        codes[3, 5] += 1 if codes[3, 5] < 0 else -1
+    else:
+        scales[7] = np.nextafter(scales[7], np.float32(1))
+    layers[victim] = replace(layers[victim], codes=codes, scales=scales)
+    with pytest.raises(ParityError, match=r"weights of bert\.encoder\.layer\.1\.attention\.self\.key:"):
+        onnx_graph.lower(graph, layers)
+
+
+def test_two_layers_with_equal_weights_both_find_their_place(classifier, tiny_data, tmp_path):
+    model = models.load_classifier(classifier)
+    first, second = (layer.output.dense for layer in list(models.encoder_layers(model))[:2])
+    second.weight.data.copy_(first.weight)
+    models.save_model(model, tmp_path / "model")
+    models.save_tokenizer(models.load_tokenizer(classifier), tmp_path / "model")
+    small = to_int8(tmp_path / "model", tiny_data, tmp_path / "int8")
+    folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert_holds_the_checkpoints_numbers(folder, small)
+    assert figures["label_agreement"] >= 0.97
+
+
+def test_parity_takes_validation_then_train_and_never_test(tiny_data):
+    splits = {s: list(data.load_split(tiny_data, s)["text"]) for s in ("train", "validation", "test")}
+    assert export._sentences(tiny_data, 70) == splits["validation"][:70]
+    many = export._sentences(tiny_data, 300)
+    assert many == [*splits["validation"], *splits["train"][:220]]
+    everything = export._sentences(tiny_data, 10_000)
+    assert len(everything) == len(splits["validation"]) + len(splits["train"])
+    assert not set(everything) & set(splits["test"])
+
+
+def test_too_few_sentences_are_all_used_and_the_count_is_told(classifier, tiny_data, tmp_path, reporter):
+    context = make_context(tmp_path, reporter)
+    inputs = {"model": classifier, "data": tiny_data}
+    figures = export.run(inputs, ExportConfig(parity_samples=1000), context)
+    assert figures["parity_samples"] == 480
+    assert any("only 480 sentences" in text for text in reporter.messages)
+    assert not list(context.work_dir.iterdir())
+
+
+def test_the_same_checkpoint_gives_the_same_graph(int8_onnx, int8, tiny_data, tmp_path):
+    again, _ = to_onnx(int8, tiny_data, tmp_path / "again")
+    assert (again / "model.onnx").read_bytes() == (int8_onnx[0] / "model.onnx").read_bytes()
+
+
+def test_splitting_skip_layer_norm_changes_no_result_beyond_rounding(tmp_path):
+    shape, rng = [2, 5, 16], np.random.default_rng(0)
+    info = [onnx.helper.make_tensor_value_info(n, 1, shape) for n in ("x", "skip", "logits")]
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=16).astype(np.float32), name)
+        for name in ("gamma", "beta", "bias")
+    ]
+    node = onnx.helper.make_node(
+        "SkipLayerNormalization",
+        ["x", "skip", "gamma", "beta", "bias"],
+        ["logits"],
+        domain="com.microsoft",
+        epsilon=1e-5,
+    )
+    graph = onnx.helper.make_graph([node], "g", info[:2], info[2:], tensors)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    feed = {name: rng.normal(size=shape).astype(np.float32) for name in ("x", "skip")}
+    results = []
+    for name in ("before", "after"):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        results.append(OnnxEngine(tmp_path / f"{name}.onnx", 1).run(feed))
+        onnx_graph.split_skip_layer_norm(model)
+    assert [node.op_type for node in model.graph.node] == ["Sum", "LayerNormalization"]
+    assert np.allclose(*results, atol=1e-6)

@@ -1,0 +1,340 @@
+"""int8: what is stored, what it means, what happens when it costs too much accuracy, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from safetensors.torch import load_file, save_file
+
+from pressoir import data, models
+from pressoir.errors import SourceError
+from pressoir.inference.engines import OnnxEngine, TorchEngine
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.recipe import QuantizeConfig
+from pressoir.reporting import LogReporter
+from pressoir.stages import StageContext, quantize
+
+
+def quantise(model, tiny_data, context, **config):
+    figures = quantize.run({"model": model, "data": tiny_data}, QuantizeConfig(**config), context)
+    return context.out_dir, figures
+
+
+@pytest.fixture(scope="module")
+def made(tiny_classifier, tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8")
+    context = StageContext(folder, folder / "work", LogReporter(), seed=0, threads=2)
+    return quantise(tiny_classifier, tiny_data, context)
+
+
+@pytest.fixture
+def int8(made, tmp_path):
+    return shutil.copytree(made[0], tmp_path / "int8")
+
+
+def description(folder):
+    return json.loads((folder / "quantization.json").read_text())
+
+
+def rewrite(folder, **fields):
+    (folder / "quantization.json").write_text(json.dumps({**description(folder), **fields}))
+
+
+def test_every_linear_and_embedding_but_the_excluded_is_stored_as_int8_codes_with_scales(
+    int8, tiny_classifier
+):
+    state, original = load_file(int8 / "model.safetensors"), load_file(tiny_classifier / "model.safetensors")
+    packed = {n.removesuffix(".weight") for n, t in state.items() if t.dtype == torch.int8}
+    model = models.load_classifier(tiny_classifier)
+    assert packed == {name for name, _ in quantize.quantizable(model)} - {"classifier"}
+    assert packed == set(description(int8)["layers"])
+    for name in packed:
+        codes, scales = state[f"{name}.weight"], state[f"{name}.weight_scale"]
+        weight = original[f"{name}.weight"]
+        assert codes.shape == weight.shape
+        assert scales.shape == weight.shape[:1]
+        assert codes.min() >= -127
+        assert (codes.float().abs().amax(dim=1) == 127).logical_or(weight.abs().amax(dim=1) == 0).all()
+        assert ((weight - codes * scales[:, None]).abs() <= scales[:, None] * 0.5001).all()
+    rest = set(original) - {f"{name}.weight" for name in packed}
+    assert all(torch.equal(state[name], original[name]) for name in rest)
+    assert set(state) == set(original) | {f"{name}.weight_scale" for name in packed}
+
+
+def test_the_description_tells_shape_granularity_error_and_bytes_of_each_layer(int8, tiny_classifier):
+    told, original = description(int8), load_file(tiny_classifier / "model.safetensors")
+    assert (told["format_version"], told["scheme"], told["activations"]) == (1, "int8", "dynamic")
+    assert told["excluded"] == {"classifier": "named in quantize.exclude"}
+    state = quantize.dequantized_state(int8)
+    for name, layer in told["layers"].items():
+        weight = original[f"{name}.weight"]
+        expected = ((weight - state[f"{name}.weight"]).norm() / weight.norm()).item()
+        assert layer["relative_error"] == pytest.approx(expected, rel=1e-4)
+        assert layer["shape"] == list(weight.shape)
+        assert layer["granularity"] == ("row" if "embeddings" in name else "output channel")
+    assert told["original_bytes"] == sum(t.numel() * 4 for t in original.values())
+    assert told["new_bytes"] == sum(
+        t.numel() * t.element_size() for t in load_file(int8 / "model.safetensors").values()
+    )
+
+
+def test_the_dequantised_state_is_exactly_codes_times_scales(int8):
+    raw, state = load_file(int8 / "model.safetensors"), quantize.dequantized_state(int8)
+    for name, layer in quantize.packed_layers(int8).items():
+        codes, scales = raw[f"{name}.weight"].numpy(), raw[f"{name}.weight_scale"].numpy()
+        expected = codes.astype(np.float32) * scales[:, None]
+        assert np.array_equal(state[f"{name}.weight"].numpy(), expected)
+        assert np.array_equal(layer.weight, expected)
+    assert not any(name.endswith("weight_scale") for name in state)
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+
+
+def test_the_figures_are_those_of_the_description(made, tiny_data):
+    folder, figures = made
+    told = description(folder)
+    errors = [layer["relative_error"] for layer in told["layers"].values()]
+    assert figures["max_relative_error"] == max(errors)
+    assert figures["mean_relative_error"] == pytest.approx(np.mean(errors))
+    assert 0 < figures["max_relative_error"] < 0.02
+    assert figures["size_ratio"] == told["original_bytes"] / told["new_bytes"] > 2
+    assert figures["excluded_layers"] == 1
+    labels = data.load_split(tiny_data, "validation")["label"]
+    simulated = TextClassifier(
+        TorchEngine(quantize.load_simulated(folder), batch_invariant=False),
+        models.load_tokenizer(folder),
+        ["a", "b"],
+    )
+    with quantize.one_thread():
+        predicted = simulated.logits(list(data.load_split(tiny_data, "validation")["text"])).argmax(axis=1)
+    assert figures["validation_accuracy"] == np.mean(predicted == np.asarray(labels))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_survive_the_round_trip_within_half_a_step_whatever_their_sizes(seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 10.0 ** torch.randint(-12, 12, (17, 1), generator=generator)
+    weight = torch.randn(17, 33, generator=generator) * sizes
+    weight[3] = 0
+    weight[5] = 1e-42  # below the smallest normal number: a scale would underflow
+    codes, scales = quantize.quantize_rows(weight)
+    assert codes.dtype == torch.int8
+    assert codes.abs().max() <= 127
+    assert torch.isfinite(scales).all()
+    assert (scales > 0).all()
+    kept = [row for row in range(17) if row not in (3, 5)]
+    error = (weight - codes.float() * scales[:, None]).abs()
+    assert (error[kept] <= scales[kept, None] * 0.5001).all()
+    assert not codes[[3, 5]].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_with_its_name(value):
+    weight = torch.ones(2, 2)
+    weight[1, 1] = value
+    with pytest.raises(SourceError, match=r"encoder\.dense\.weight has NaN or infinite"):
+        quantize.quantize_rows(weight, "encoder.dense")
+
+
+@pytest.mark.parametrize("kind", ["both signs", "positive", "negative", "zeros", "halves", "tiny"])
+def test_activations_are_quantised_bit_for_bit_as_onnx_does(kind, tmp_path):
+    x = np.random.default_rng(0).normal(size=(1, 7, 40)).astype(np.float32)
+    x = {
+        "both signs": x,
+        "positive": np.abs(x) + 3,
+        "negative": -np.abs(x) - 3,
+        "zeros": np.zeros_like(x),
+        "halves": (np.arange(280, dtype=np.float32).reshape(1, 7, 40) % 511 - 255) / 2,
+        "tiny": x * np.float32(1e-20),
+    }[kind]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+    ]
+    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 7, 40]) for n in ("x", "logits")]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    expected = OnnxEngine(tmp_path / "m.onnx", threads=1).run({"x": x})
+    assert np.array_equal(quantize.dynamic_quantize(torch.from_numpy(x)).numpy(), expected)
+
+
+def test_only_the_inputs_of_quantised_linear_layers_are_rounded_in_the_simulated_model(int8):
+    seen = {}
+    model = quantize.load_simulated(int8)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _m, args, name=name: seen.__setitem__(name, len(args[0].unique()))
+            )
+    ids = torch.randint(5, 30, (4, 31), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids)
+    assert all(count <= 256 for name, count in seen.items() if name.startswith("bert.encoder"))
+    plain = models.load_classifier(int8)(input_ids=ids).logits
+    assert not torch.equal(plain, model(input_ids=ids).logits)
+    classifier_input = {}
+    model.classifier.register_forward_pre_hook(lambda _m, args: classifier_input.update(x=args[0]))
+    model(input_ids=ids)
+    rounded = quantize.dynamic_quantize(classifier_input["x"])
+    assert not torch.equal(classifier_input["x"], rounded)  # excluded: stays in float32
+
+
+def test_names_are_excluded_by_whole_dotted_parts(tiny_classifier, tiny_data, context):
+    folder, _ = quantise(
+        tiny_classifier,
+        tiny_data,
+        context,
+        exclude=("bert.encoder.layer.1", "bert.pool", "class"),
+        max_accuracy_drop=None,
+    )
+    excluded = set(description(folder)["excluded"])
+    assert excluded
+    assert all(name.startswith("bert.encoder.layer.1.") for name in excluded)
+    assert "classifier" in description(folder)["layers"]
+
+
+def fake_scores(monkeypatch, hurt, float_accuracy=0.9):
+    """Let the model lose 5 points for each of the layers `hurt` that is in int8, and rank by `hurt`'s
+    numbers."""
+
+    class Scorer(quantize._Scorer):
+        def _labels(self, accuracy, count):
+            right = round(accuracy * count)
+            truth = np.asarray(self.truth)
+            predicted = np.where(np.arange(count) < right, truth, 1 - truth)
+            return np.eye(2, dtype=np.float32)[predicted]
+
+        def float_logits(self, texts):
+            return self._labels(float_accuracy, len(texts))
+
+        def logits(self, texts, layers):
+            return self._labels(float_accuracy - 0.05 * len(layers & set(hurt)), len(texts))
+
+        def sensitivity(self, texts, context):
+            assert len(texts) <= 128
+            return {name: hurt.get(name, 0.0) for name in self.packed}
+
+    monkeypatch.setattr(quantize, "_Scorer", Scorer)
+    return Scorer
+
+
+def test_the_most_sensitive_layers_go_back_to_float_until_the_limit_holds(
+    tiny_classifier, tiny_data, context, monkeypatch, reporter
+):
+    hurt = {
+        "bert.encoder.layer.2.output.dense": 3.0,
+        "bert.embeddings.word_embeddings": 2.0,
+        "bert.pooler.dense": 1.0,
+    }
+    scorer = fake_scores(monkeypatch, hurt)
+    scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    folder, figures = quantise(tiny_classifier, tiny_data, context, max_accuracy_drop=0.05)
+    told = description(folder)
+    assert set(told["excluded"]) == {"classifier", *list(hurt)[:2]}  # one that costs 5 points may stay
+    assert "KL divergence 3" in told["excluded"]["bert.encoder.layer.2.output.dense"]
+    state = load_file(folder / "model.safetensors")
+    assert state["bert.embeddings.word_embeddings.weight"].dtype == torch.float32
+    assert state["bert.pooler.dense.weight"].dtype == torch.int8
+    assert figures["validation_accuracy_drop"] == pytest.approx(0.05)
+    assert figures["excluded_layers"] == 3
+    assert any("bert.embeddings.word_embeddings stays in float32" in text for text in reporter.messages)
+    assert set(told["sensitivity"]) == set(told["layers"]) | set(list(hurt)[:2])
+    models.load_classifier(folder)
+
+
+def test_without_a_limit_nothing_is_ranked_or_put_back(tiny_classifier, tiny_data, context, monkeypatch):
+    scorer = fake_scores(monkeypatch, {"bert.pooler.dense": 1.0})
+    scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    folder, figures = quantise(tiny_classifier, tiny_data, context, max_accuracy_drop=None)
+    assert figures["validation_accuracy_drop"] == pytest.approx(0.05)
+    assert list(description(folder)["excluded"]) == ["classifier"]
+
+
+def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifier, tiny_data, context):
+    model = models.load_classifier(tiny_classifier)
+    texts = list(data.load_split(tiny_data, "validation")["text"])[:12]
+    reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kinds = dict(quantize.quantizable(model))
+    packed = {name: quantize.quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
+    victim = "bert.encoder.layer.1.attention.output.dense"
+    packed[victim] = (packed[victim][0] // 48 * 48, packed[victim][1])  # as if it had 2 bits
+    scorer = quantize._Scorer(model, reference, packed, kinds, models.load_tokenizer(tiny_classifier))
+    ranking = scorer.sensitivity(texts, context)
+    assert max(ranking, key=ranking.get) == victim
+    assert all(value >= -1e-9 for value in ranking.values())  # a KL divergence
+    assert all(torch.equal(tensor, reference[name]) for name, tensor in model.state_dict().items())
+    assert not model.get_submodule(victim)._forward_pre_hooks
+
+
+def test_pruned_heads_and_uneven_feed_forward_widths_load_from_int8(
+    tiny_classifier, tiny_data, context, tmp_path
+):
+    model = models.load_classifier(tiny_classifier)
+    model.prune_heads({0: [0], 2: [1, 2]})
+    widths = [64, 48, 16, 64]
+    for layer, width in zip(models.encoder_layers(model), widths, strict=True):
+        models.resize_ffn(layer, models.layout(model), torch.arange(width))
+    model.config.intermediate_sizes = widths
+    models.save_model(model, tmp_path / "pruned")
+    models.save_tokenizer(models.load_tokenizer(tiny_classifier), tmp_path / "pruned")
+    folder, _ = quantise(tmp_path / "pruned", tiny_data, context)
+    loaded = models.load_classifier(folder)
+    for name, tensor in quantize.dequantized_state(folder).items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert loaded.bert.encoder.layer[2].attention.self.query.weight.shape == (16, 32)
+    quantize.load_simulated(folder)(input_ids=torch.tensor([[2, 5, 6, 3]]))
+
+
+def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, context):
+    first, (second, _) = made[0], quantise(tiny_classifier, tiny_data, context)
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
+    assert all((second / p.name).read_bytes() == p.read_bytes() for p in first.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "quantization.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "quantization.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+        (lambda f: (f / "quantization.json").write_text("[]"), "holds a list"),
+        (lambda f: rewrite(f, format_version=99), "format_version is 99"),
+        (lambda f: rewrite(f, scheme="int5"), "scheme is 'int5'"),
+        (lambda f: rewrite(f, activations="static"), "activations is 'static'"),
+        (lambda f: rewrite(f, layers=["x"]), "not an object of objects"),
+        (lambda f: rewrite(f, layers={}), "does not describe bert"),
+        (
+            lambda f: rewrite(f, layers={"ghost": {"kind": "linear", "bits": 8, "shape": [1, 1]}}),
+            "no codes or no scales of layer ghost",
+        ),
+        (
+            lambda f: rewrite(f, layers={n: {**v, "bits": 4} for n, v in description(f)["layers"].items()}),
+            "4 bits is not known",
+        ),
+        (
+            lambda f: rewrite(
+                f, layers={n: {**v, "shape": [1, 2]} for n, v in description(f)["layers"].items()}
+            ),
+            "do not fit quantization.json",
+        ),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 40), "cannot be read"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_what_is_wrong(int8, damage, message):
+    damage(int8)
+    readers = (quantize.dequantized_state, quantize.load_simulated, quantize.packed_layers)
+    for read in (*readers, models.load_classifier):
+        with pytest.raises(SourceError, match=message):
+            read(int8)
+
+
+def test_float_weights_under_an_int8_description_are_refused(int8, tiny_classifier, tmp_path):
+    shutil.copytree(int8, tmp_path / "mixed")
+    state = load_file(int8 / "model.safetensors")
+    state["bert.pooler.dense.weight"] = state["bert.pooler.dense.weight"].float()
+    save_file(state, tmp_path / "mixed" / "model.safetensors")
+    with pytest.raises(SourceError, match=r"bert\.pooler\.dense: codes torch\.float32"):
+        quantize.dequantized_state(tmp_path / "mixed")

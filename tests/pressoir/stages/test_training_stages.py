@@ -1,0 +1,322 @@
+"""Teacher, its outputs, distill and prune, on a tiny random BERT and sentences that it can learn."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pressoir import data, models, training
+from pressoir.errors import RecipeError, SourceError
+from pressoir.recipe import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
+from pressoir.reporting import LogReporter
+from pressoir.stages import StageContext, distill, prune, teacher, teacher_outputs
+from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
+
+FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
+
+
+def fresh(context, name):
+    """The same context with an output and a work folder of its own."""
+    out, work = context.out_dir / name, context.work_dir / f"{name}-work"
+    out.mkdir()
+    work.mkdir()
+    return dataclasses.replace(context, out_dir=out, work_dir=work)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_bert, tiny_data, tmp_path_factory):
+    """A trained tiny teacher and its outputs for a two-layer student: folders by name, and the metrics."""
+    root = tmp_path_factory.mktemp("trained")
+    context = StageContext(root, root, LogReporter(), seed=0, threads=2)
+    config = TeacherConfig(epochs=4, batch_size=16, learning_rate=3e-3)
+    own = fresh(context, "teacher")
+    metrics = teacher.run({"model": tiny_bert, "data": tiny_data}, config, own)
+    outputs = fresh(context, "outputs")
+    inputs = {"teacher": own.out_dir, "data": tiny_data}
+    teacher_outputs.run(inputs, OutputsConfig(hidden=True, student=StudentConfig(layers=2)), outputs)
+    every = fresh(context, "every")
+    teacher_outputs.run(inputs, OutputsConfig(hidden=True, student=None), every)
+    folders = {"teacher": own.out_dir, "outputs": outputs.out_dir, "every": every.out_dir}
+    return folders | {"data": tiny_data}, metrics
+
+
+def test_teacher_learns_and_reports_what_it_reached(trained, tiny_bert):
+    folders, metrics = trained
+    assert metrics["validation_accuracy"] > 0.9
+    history = json.loads((folders["teacher"] / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert {"loss", "accuracy", "f1", "train_loss"} <= set(history[0])
+    reloaded = models.load_classifier(folders["teacher"])
+    assert reloaded.config.id2label == {0: "negative", 1: "positive"}
+    again = training.evaluate(reloaded, models.load_tokenizer(folders["teacher"]), folders["data"])
+    assert again["validation_accuracy"] == metrics["validation_accuracy"]
+    assert models.load_tokenizer(folders["teacher"]).model_max_length == 32
+
+
+def test_the_best_epoch_is_kept_not_the_last(tiny_bert, tiny_data, context):
+    # A learning rate that is far too high ruins the model in late epochs of a long schedule.
+    config = TeacherConfig(epochs=5, batch_size=16, learning_rate=0.05, warmup_fraction=0.5)
+    metrics = teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
+    history = json.loads((context.out_dir / "history.json").read_text())
+    assert metrics["validation_accuracy"] == pytest.approx(max(row["accuracy"] for row in history), abs=0.02)
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tiny_bert, tiny_data, context):
+    config = TeacherConfig(epochs=20, batch_size=16, learning_rate=3e-3, early_stopping_patience=1)
+    teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
+    assert len(json.loads((context.out_dir / "history.json").read_text())) < 20
+
+
+def test_a_finished_checkpoint_is_taken_as_it_is(trained, tiny_data, context):
+    folders, metrics = trained
+    config = TeacherConfig(checkpoint="anything")
+    taken = teacher.run({"model": folders["teacher"], "data": tiny_data}, config, context)
+    assert taken["validation_accuracy"] == metrics["validation_accuracy"]
+    ours, theirs = (models.load_classifier(f).state_dict() for f in (context.out_dir, folders["teacher"]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_with_other_classes_is_refused(tiny_bert, tiny_data, tmp_path, context):
+    models.save_model(models.load_classifier(tiny_bert, labels=["a", "b", "c"]), tmp_path / "three")
+    models.save_tokenizer(models.load_tokenizer(tiny_bert), tmp_path / "three")
+    with pytest.raises(SourceError, match="3 classes"):
+        teacher.run({"model": tmp_path / "three", "data": tiny_data}, TeacherConfig(checkpoint="x"), context)
+
+
+def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
+    folders, _ = trained
+    outputs = training.TeacherOutputs.open(folders["outputs"])
+    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
+    texts = data.load_split(folders["data"], "train")["text"][:]
+    for row in (0, 7, len(texts) - 1):
+        encoded = tokenizer(texts[row], return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**encoded, output_hidden_states=True)
+        length = encoded["input_ids"].shape[1]
+        batch = outputs.batch([row], length + 3)
+        torch.testing.assert_close(batch["teacher_logits"], expected.logits, atol=1e-5, rtol=1e-4)
+        for place, layer in enumerate((1, 3)):  # the two layers a two-layer student learns from
+            found = batch["teacher_hidden"][0, :length, place].float()
+            torch.testing.assert_close(found, expected.hidden_states[layer + 1][0], atol=1e-2, rtol=1e-2)
+        assert not batch["teacher_hidden"][0, length:].any()
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        (StudentConfig(), [1, 3, 5]),
+        (StudentConfig(layers=3), [1, 3, 5]),
+        (StudentConfig(layers=4), [0, 2, 3, 5]),
+        (StudentConfig(layers=(5, 0)), [0, 5]),
+        (StudentConfig(config={"num_hidden_layers": 2}), [2, 5]),
+    ],
+)
+def test_student_layers_are_matched_with_evenly_spread_teacher_layers(student, expected):
+    assert matched_layers(student, 6) == expected
+
+
+@pytest.mark.parametrize("student", [StudentConfig(layers=(1, 6)), StudentConfig(layers=7)])
+def test_layers_that_the_teacher_lacks_are_refused(student):
+    with pytest.raises(RecipeError, match="teacher has"):
+        matched_layers(student, 6)
+
+
+def test_distillation_loss_is_the_formula_it_names():
+    logits, teacher_logits = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 0.5]])
+    labels, mask = torch.tensor([1]), torch.tensor([[1, 1, 0]])
+    hidden, teacher_hidden = torch.zeros(1, 3, 4), torch.ones(1, 3, 1, 4)
+    teacher_hidden[0, 2] = 100  # padding must not count
+    loss = training.DistillationLoss(temperature=3.0, alpha=0.7, hidden_weight=2.0)
+    p, q = F.softmax(teacher_logits / 3, -1), F.softmax(logits / 3, -1)
+    expected = 0.7 * 9 * (p * (p / q).log()).sum() + 0.3 * F.cross_entropy(logits, labels) + 2.0 * 1.0
+    found = loss(logits, labels, teacher_logits, (hidden,), teacher_hidden, mask)
+    torch.testing.assert_close(found, expected)
+    same = training.DistillationLoss(temperature=3.0, alpha=1.0, hidden_weight=0)
+    assert same(logits, labels, logits).abs() < 1e-6
+
+
+def test_a_student_starts_from_the_layers_it_keeps(trained):
+    folders, _ = trained
+    model = models.load_classifier(folders["teacher"])
+    student = distill.make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
+    assert student.config.num_hidden_layers == 2
+    ours, theirs = models.encoder_layers(student), models.encoder_layers(model)
+    assert len(theirs) == 4, "the teacher is left whole"
+    for mine, kept in zip(ours, (theirs[0], theirs[2]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), kept.parameters(), strict=True))
+
+
+def test_distilled_student_is_smaller_and_learns_from_the_teacher(trained, context):
+    folders, metrics = trained
+    config = DistillConfig(**FAST, student=StudentConfig(layers=2))
+    result = distill.run(folders, config, context)
+    assert result["validation_accuracy"] >= metrics["validation_accuracy"] - 0.1
+    assert result["parameters_of_teacher"] < 0.8
+    assert models.load_classifier(context.out_dir).config.num_hidden_layers == 2
+
+
+def test_a_narrower_student_learns_hidden_states_through_a_projection_that_is_not_kept(trained, context):
+    folders, _ = trained
+    student = StudentConfig(config={"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2})
+    distill.run(folders, DistillConfig(**FAST, student=student), context)
+    model = models.load_classifier(context.out_dir)
+    assert model.config.hidden_size == 16
+    assert not any(training.PROJECTION in name for name in model.state_dict())
+
+
+def test_a_student_config_that_does_not_fit_is_refused(trained, context):
+    folders, _ = trained
+    for config, match in (({"hiden_size": 16}, "no field"), ({"hidden_size": 30}, "multiple")):
+        with pytest.raises(RecipeError, match=match):
+            distill.run(folders, DistillConfig(**FAST, student=StudentConfig(config=config)), context)
+
+
+def test_hidden_states_of_other_layers_than_the_students_are_refused(trained, context):
+    folders, _ = trained
+    inputs = folders | {"outputs": folders["every"]}
+    with pytest.raises(RecipeError, match="2 layers, but 4"):
+        distill.run(inputs, DistillConfig(**FAST, student=StudentConfig(layers=2)), context)
+
+
+def test_unstructured_pruning_zeroes_the_smallest_weights_and_keeps_them_zero(trained, context):
+    folders, _ = trained
+    config = PruneConfig(granularity="unstructured", sparsity=0.3, **FAST)
+    inputs = {"model": folders["teacher"], "outputs": folders["every"], "data": folders["data"]}
+    result = prune.run(inputs, config, context)
+    before, after = (models.load_classifier(f) for f in (folders["teacher"], context.out_dir))
+    for name, module in models.encoder_layers(after).named_modules():
+        if isinstance(module, torch.nn.Linear):
+            zero = (module.weight == 0).flatten()
+            assert zero.float().mean() == pytest.approx(0.3, abs=0.001)
+            original = models.encoder_layers(before).get_submodule(name).weight.abs().flatten()
+            assert original[zero].max() <= original[~zero].min()
+    assert result["parameters_kept"] == 1.0
+    assert any("no runtime" in message for message in context.reporter.messages)
+
+
+def test_structured_pruning_physically_removes_heads_and_neurons(trained, context):
+    folders, _ = trained
+    config = PruneConfig(head_sparsity=0.5, ffn_sparsity=0.5, **FAST)
+    inputs = {"model": folders["teacher"], "outputs": folders["every"], "data": folders["data"]}
+    result = prune.run(inputs, config, context)
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(context.out_dir)  # no Pressoir needed
+    layer = plain.bert.encoder.layer[1]
+    assert layer.attention.self.query.out_features == 16
+    assert layer.intermediate.dense.out_features == 32
+    size = [(folder / "model.safetensors").stat().st_size for folder in (context.out_dir, folders["teacher"])]
+    assert size[0] < 0.75 * size[1]
+    assert result["validation_accuracy"] >= 0.9
+    ours = models.load_classifier(context.out_dir)
+    encoded = models.load_tokenizer(context.out_dir)("the film was good", return_tensors="pt")
+    torch.testing.assert_close(plain.eval()(**encoded).logits, ours(**encoded).logits)
+
+
+def test_global_allocation_gives_layers_different_widths_and_reloads_through_the_loader(trained, context):
+    folders, _ = trained
+    config = PruneConfig(allocation="global", head_sparsity=0.4, ffn_sparsity=0.4, epochs=0)
+    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
+    heads = [torch.tensor([1.0, 5, 5, 5]), torch.ones(4), torch.tensor([9.0, 0, 0, 0]), torch.ones(4)]
+    neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
+    neurons[3][:60] = 0
+    prune.prune_structured(model, heads, neurons, config)
+    widths = [layer.intermediate.dense.out_features for layer in models.encoder_layers(model)]
+    assert len(set(widths)) > 1
+    assert all(width % 16 == 0 for width in widths)
+    models.save_model(model, context.out_dir)
+    models.save_tokenizer(tokenizer, context.out_dir)
+    again = models.load_classifier(context.out_dir)
+    encoded = tokenizer("the book was awful and dull", return_tensors="pt")
+    torch.testing.assert_close(again(**encoded).logits, model(**encoded).logits)
+
+
+def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
+    folders, _ = trained
+    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
+    layer = models.encoder_layers(model)[2]
+    with torch.no_grad():
+        layer.output.dense.weight[:, 10:20] = 0  # these neurons reach nothing
+        layer.attention.output.dense.weight[:, 8:16] = 0  # nor does head 1
+    for kind in ("taylor", "activation"):
+        config = PruneConfig(importance=kind, calibration_samples=64)
+        heads, neurons = prune.importance(model, tokenizer, folders["data"], config, context)
+        if kind == "taylor":
+            assert neurons[2][10:20].max() == 0 < neurons[2][20:].min()
+            assert heads[2].argmin() == 1
+        assert [len(scores) for scores in (*heads, *neurons)] == [4] * 4 + [64] * 4
+
+
+def test_choose_keeps_the_best_and_never_empties_a_layer():
+    scores = [torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1e-9])]
+    kept = prune.choose(scores, 0.9, uniform=False)
+    assert all(len(layer) >= 1 for layer in kept)
+    assert prune.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
+
+
+def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):
+    for step, state in ((10, "{}"), (9, "{}"), (20, None), (30, "{broken")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from pressoir.recipe import TeacherConfig
+from pressoir.reporting import LogReporter
+from pressoir.stages import StageContext, teacher
+model, data, root = map(Path, sys.argv[1:])
+(root / "out").mkdir(exist_ok=True)
+
+class Loud(LogReporter):
+    def progress(self, done, total, what):
+        print("step", done, flush=True)
+    def message(self, text):
+        print(text, flush=True)
+
+config = TeacherConfig(epochs=3, batch_size=16, learning_rate=1e-3, checkpoint_every_steps=10)
+teacher.run({"model": model, "data": data}, config, StageContext(root / "out", root / "work", Loud(), 0, 1))
+print("finished")
+"""
+
+
+def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, tiny_data, tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(textwrap.dedent(CHILD))
+    command = [sys.executable, str(script), str(tiny_bert), str(tiny_data), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        for line in child.stdout:
+            if line.strip() == "step 45":
+                os.kill(child.pid, signal.SIGKILL)
+                break
+    steps = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "work" / "checkpoints").iterdir()}
+    assert 40 in steps
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
+    assert "resuming from checkpoint-40" in done
+    assert "step 41" in done
+    assert "step 40\n" not in done
+    assert done.endswith("finished\n")
+
+
+def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context):
+    config = TeacherConfig(epochs=1, batch_size=16, precision="bfloat16")
+    teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
+    model = models.load_classifier(context.out_dir)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    scores = training.evaluate(model, models.load_tokenizer(context.out_dir), tiny_data)
+    assert np.isfinite(scores["validation_f1"])
