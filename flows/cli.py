@@ -1,0 +1,281 @@
+"""The command line: `pressoir compress RECIPE`, `pressoir store …`, `pressoir ui`.
+
+Options are the recipe's own fields (`--set distill.epochs=3`). An error that a user can mend is one screen
+and exit code 2; nothing is written before the recipe, the model, the data and the disk have been checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markdown import Markdown
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pressoir import __version__
+from pressoir.artifact import Store, disk_errors, replace_folder, write_text_atomic
+from pressoir.errors import PressoirError
+from pressoir.recipe import Recipe
+from pressoir.reporting import LogReporter, Reporter
+
+if TYPE_CHECKING:
+    from pressoir.planning import CompressResult, PlanRow
+
+console = Console()
+
+
+class _Group(click.Group):
+    """Turns the errors a user can mend into one message and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except PressoirError as error:
+            Console(stderr=True, highlight=False).print(
+                f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True
+            )
+            sys.exit(2)
+
+
+class TerminalReporter:
+    """A bar for each piece of long work, a line for each message and each epoch's accuracy."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, Any] = {}
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Move the bar of `what`."""
+        if what not in self._bars:
+            self._bars[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._bars[what], completed=done, total=total)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Show accuracies as they come; the other figures are in MLflow."""
+        if name.endswith("accuracy") and step is not None:
+            self.message(f"  epoch {step}: {name.replace('_', ' ')} {value:.1%}")
+
+    def message(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(_escape(text), soft_wrap=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Press Transformer models into small, fast ones, and prove what each step cost."""
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field; may be repeated."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan (steps, cache hits, memory), run nothing.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Copy model and report there."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+def compress(
+    recipe: Path, overrides: tuple[str, ...], dry_run: bool, output: Path | None, verbose: bool
+) -> None:
+    """Run the compress flow on RECIPE, a YAML file (see configs/)."""
+    parsed = Recipe.from_yaml(recipe, overrides)
+    _quiet_libraries(verbose)
+    from flows.compress import compress as flow
+    from flows.compress import plan
+    from pressoir import planning, sources
+    from tasks import report_to
+
+    the_store = Store()
+    sentences = planning.check_inputs(parsed, the_store)
+    base = sources.resolve(parsed.teacher.checkpoint or parsed.model, the_store)
+    rows = plan(parsed)
+    if dry_run:
+        _print_plan(rows, parsed, base.folder)
+        return
+    if any(row.state == "build" for row in rows):
+        planning.check_space(parsed, the_store, base, sentences)
+    if output is not None:
+        _check_output(output)
+
+    with _progress() as reporter, report_to(reporter):
+        result = flow(parsed)
+    if output is not None:
+        _write_output(result, parsed, output)
+    console.print(Markdown((result.report / "comparison.md").read_text(encoding="utf-8")))
+    _print_result(result, output)
+
+
+@main.group()
+def store() -> None:
+    """Look after the artifacts under $PRESSOIR_HOME (default: .pressoir/)."""
+
+
+@store.command("ls")
+def store_ls() -> None:
+    """List every artifact."""
+    table = Table("stage", "key", "kind", "MB", "made (UTC)", "figures", box=None)
+    for artifact in Store().artifacts():
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
+        size = f"{artifact.size_bytes / 1e6:.1f}"
+        table.add_row(
+            artifact.stage, artifact.key[:12], artifact.kind, size, artifact.created_at[:16], figures
+        )
+    console.print(table)
+
+
+@store.command("verify")
+def store_verify() -> None:
+    """Hash every artifact again; exit code 1 if one is damaged (the run that needs it builds it anew)."""
+    the_store, damaged, total = Store(), 0, 0
+    for artifact in the_store.artifacts():
+        total += 1
+        if not the_store.verify(artifact):
+            damaged += 1
+            console.print(f"[red]damaged[/] {artifact.stage}/{artifact.key}")
+    console.print(f"{total} artifacts, {damaged} damaged")
+    sys.exit(1 if damaged else 0)
+
+
+@store.command("gc")
+@click.option(
+    "--older-than-days", default=30.0, show_default=True, help="Keep what was used within this time."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
+def store_gc(older_than_days: float, dry_run: bool) -> None:
+    """Remove artifacts that no registered model descends from and nobody used for a while."""
+    from pressoir.registry import Registry
+
+    the_store = Store()
+    removed = the_store.collect(Registry(the_store.home).references(), older_than_days, dry_run)
+    for name, size in removed:
+        console.print(f"{name}  {size / 1e6:.1f} MB")
+    verb = "would free" if dry_run else "freed"
+    console.print(f"{len(removed)} removed, {verb} {sum(size for _, size in removed) / 1e6:.1f} MB")
+
+
+@main.command()
+@click.option("--prefect-port", default=4200, show_default=True, help="Port of Prefect's page.")
+@click.option("--mlflow-port", default=5000, show_default=True, help="Port of MLflow's page.")
+def ui(prefect_port: int, mlflow_port: int) -> None:
+    """Start Prefect's and MLflow's pages on this machine; Ctrl-C stops both."""
+    from flows.ui import serve_ui
+
+    serve_ui(prefect_port, mlflow_port)
+
+
+@main.command()
+def reference() -> None:
+    """Print the recipe reference as Markdown."""
+    from pressoir.reference import markdown
+
+    click.echo(markdown())
+
+
+@contextmanager
+def _progress() -> Iterator[Reporter]:
+    """A reporter for this terminal: bars where there is one, lines in the log elsewhere."""
+    if not console.is_terminal:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("pressoir").setLevel(logging.INFO)
+        yield LogReporter()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)])
+        yield TerminalReporter(progress)
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Keep Prefect's own log off the screen, and every kind of telemetry off; what the user has set wins."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _check_output(output: Path) -> None:
+    from pressoir.errors import StoreError
+
+    if output.exists() and not (output / "recipe.yaml").exists() and any(output.iterdir()):
+        raise StoreError(f"--output {output} is not empty and was not made by Pressoir; name a new folder")
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(output / ".writable", "")
+        (output / ".writable").unlink()
+
+
+def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
+    """`model/`, `report/`, `recipe.yaml` (resolved) and `benchmark.json`, each put in place whole."""
+    the_store = Store()
+    the_store.copy(result.artifact, output / "model")
+    draft = output / ".report"
+    with disk_errors(output):
+        import shutil
+
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(result.report, draft, ignore=shutil.ignore_patterns("artifact.json"))
+        replace_folder(draft, output / "report")
+        write_text_atomic(
+            output / "benchmark.json", (result.report / "benchmark.json").read_text(encoding="utf-8")
+        )
+        write_text_atomic(output / "recipe.yaml", recipe.to_yaml())
+
+
+def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
+    from pressoir.memory import estimate_peak_bytes
+
+    table = Table("step", "takes", "state", "key", "peak memory", box=None)
+    for row in rows:
+        memory = (
+            "–" if row.state == "cached" else f"≤ {estimate_peak_bytes(row.stage, recipe, base) / 1e9:.1f} GB"
+        )
+        table.add_row(row.stage, row.of or "", row.state, (row.key or "after its inputs")[:16], memory)
+    console.print(table)
+    console.print(
+        f"{sum(row.state == 'cached' for row in rows)} of {len(rows)} steps are in the store; nothing was run"
+    )
+
+
+def _print_result(result: CompressResult, output: Path | None) -> None:
+    place = output / "model" if output is not None else result.folder
+    console.print(f"model   {place}")
+    console.print(f"report  {output / 'report' if output is not None else result.report}")
+    console.print(f"digest  {result.artifact.digest}")
+    if result.registry_id is not None:
+        promoted = (
+            "promoted" if result.promoted else "not promoted: the version that holds the alias is better"
+        )
+        console.print(f"id      {result.registry_id} ({promoted})")
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

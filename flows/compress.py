@@ -1,0 +1,113 @@
+"""The compress flow: from a base model to a small, fast, measured and registered one.
+
+`compress("configs/demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. A stage that the recipe
+sets to null is left out, and what the store already has is not made again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from pydantic import BeforeValidator
+
+from pressoir import planning
+from pressoir.artifact import Store
+from pressoir.comparison import Benchmark
+from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, check_inputs
+from pressoir.recipe import Recipe, load
+from pressoir.runtime import available_cpus
+from tasks import tracking
+from tasks._stage import RunContext
+from tasks.register import register
+from tasks.runner import TaskRunner
+
+
+def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
+    """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing."""
+    from pressoir.stages.teacher_outputs import OutputsConfig
+
+    base = run.fetch(recipe.teacher.checkpoint or recipe.model)
+    named = recipe.distill.student if recipe.distill else None
+    student = run.fetch(named.model) if named and named.model else None
+
+    data = run("data", recipe.data)
+    current = teacher = run("teacher", recipe.teacher, model=base, data=data)
+    artifacts = {"teacher": teacher}
+
+    learners = [
+        stage
+        for stage in (recipe.distill, recipe.prune)
+        if stage and (stage is recipe.distill or stage.epochs)
+    ]
+    outputs = None
+    if learners:
+        config = OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=named)
+        outputs = run("teacher_outputs", config, teacher=teacher, data=data, student=student)
+
+    teacher_onnx = artifacts["teacher_onnx"] = run("export", recipe.export, model=teacher, data=data)
+    if recipe.distill:
+        current = artifacts["distill"] = run(
+            "distill", recipe.distill, teacher=teacher, outputs=outputs, data=data, student=student
+        )
+    if recipe.prune:
+        recovery = outputs if recipe.prune.epochs else None
+        current = artifacts["prune"] = run("prune", recipe.prune, model=current, outputs=recovery, data=data)
+    if recipe.quantize:
+        current = artifacts["quantize"] = run("quantize", recipe.quantize, model=current, data=data)
+    if current is not teacher:
+        current = artifacts["export"] = run("export", recipe.export, model=current, data=data)
+    else:
+        current = teacher_onnx
+    if recipe.shard:
+        current = artifacts["shard"] = run("shard", recipe.shard, model=current)
+
+    report = run("benchmark", recipe.benchmark, data=data, **artifacts)
+    return Pressed(artifacts=artifacts, data=data, final=current, report=report)
+
+
+def plan(recipe: Recipe) -> list[PlanRow]:
+    """Every step that `compress` would take, and whether the store has its result; builds nothing."""
+    return planning.plan(pipeline, recipe)
+
+
+@flow(name="compress", flow_run_name="{recipe.name}")
+def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
+    """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
+    store = Store()
+    check_inputs(recipe, store)
+    with tracking.parent_run(recipe, store, {"prefect.flow_run_id": str(flow_run.id)}) as parent:
+        _link(parent)
+        threads = recipe.threads or available_cpus()
+        context = RunContext(store, parent, recipe.seed, threads, recipe.refresh)
+        made = pipeline(recipe, TaskRunner(context))
+        report = store.path(made.report)
+        measured = Benchmark.read(report / "benchmark.json")
+        parent.log_comparison(measured, report)
+        create_markdown_artifact((report / "comparison.md").read_text(encoding="utf-8"), key="comparison")
+        promoted: Any = None
+        if recipe.registry:
+            promoted = register(
+                recipe, recipe.registry, made.artifacts, made.report, measured.rows[-1], context
+            )
+    return CompressResult(
+        artifact=made.final,
+        folder=store.path(made.final),
+        report=report,
+        rows=measured.rows,
+        registry_id=recipe.registry_id if recipe.registry else None,
+        promoted=promoted,
+        prefect_run_id=str(flow_run.id),
+        mlflow_run_id=parent.run_id,
+        tracking_uri=parent.uri,
+    )
+
+
+def _link(parent: tracking.Run) -> None:
+    """Let each of the two records of this run name the other."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags={*flow_run.tags, f"mlflow:{parent.run_id}"})
+    create_link_artifact(parent.page, link_text="The run in MLflow", key="mlflow-run")

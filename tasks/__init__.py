@@ -1,0 +1,34 @@
+"""Prefect tasks: one thin file a stage; what they share stands in `_stage.py` and `tracking.py`.
+
+Nothing is reported to the makers of the libraries used here, and no bar shows each copied file, unless the
+user's environment says otherwise. MLflow and Prefect read these variables when they are imported, so this
+comes first.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pressoir.reporting import Reporter
+
+for _name, _value in {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "DO_NOT_TRACK": "true",  # Prefect's client also takes "1"; MLflow takes only "true"
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+terminal: ContextVar[Reporter | None] = ContextVar("terminal", default=None)
+"""Who else hears what tasks report. Not a flow parameter: those are the user's, and must be JSON."""
+
+
+@contextmanager
+def report_to(reporter: Reporter | None) -> Iterator[None]:
+    """Pass everything that tasks report inside this block on to `reporter` too."""
+    token = terminal.set(reporter)
+    try:
+        yield
+    finally:
+        terminal.reset(token)

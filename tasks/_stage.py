@@ -1,0 +1,145 @@
+"""What every task does around its stage: ask the store, run or reuse, tell Prefect, MLflow and the terminal.
+
+The store is the only cache: a task is `NO_CACHE` in Prefect, whose own cache would skip the body, and with it
+the check that the files are still whole. A hit ends as `Completed(name="Cached")`.
+
+Tasks are called, not submitted: each stage uses all the CPUs and much of the memory, so two at once would
+only disturb each other, and the benchmark most. It also keeps them in the caller's thread, where a context
+variable brings the terminal's reporter past the flow's parameters.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+from prefect.states import Completed
+from pydantic import BaseModel
+
+from pressoir import planning
+from pressoir.artifact import Artifact, Store
+from pressoir.reporting import Reporter
+from pressoir.runtime import use_threads
+from pressoir.sources import Source
+from pressoir.stages import StageContext
+from tasks import terminal, tracking
+
+stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)
+"""The decorator of every task. Nothing is retried: a second try would meet the same `PressoirError`."""
+_LONG_S, _EVERY_S = 5.0, 2.0
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all tasks of one flow run share."""
+
+    store: Store
+    parent: tracking.Run
+    """The flow run's MLflow run."""
+    seed: int
+    threads: int
+    refresh: bool
+
+
+def run_stage(
+    stage: str,
+    config: BaseModel,
+    inputs: Mapping[str, Artifact | Source | None],
+    run: RunContext,
+    name: str | None = None,
+) -> Any:
+    """Build one stage, or find it in the store; return the artifact, or the state `Cached` around it."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    folders = {n: v.folder if isinstance(v, Source) else run.store.path(v) for n, v in given.items()}
+    key = planning.stage_key(stage, config, {n: v.digest for n, v in given.items()}, run.seed)
+    label, started = name or stage, time.monotonic()
+    with run.parent.nested(label, {"stage": stage, "prefect.task_run_id": str(task_run.id)}) as nested:
+        nested.log(params={**config.model_dump(mode="json"), "seed": run.seed})
+        with _reporter(label, nested) as reporter:
+
+            def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
+                use_threads(run.threads)
+                context = StageContext(out_dir, work_dir, reporter, run.seed, run.threads)
+                return planning.load_stage(stage).run(folders, config, context)
+
+            artifact, cached = run.store.build(key, make, refresh=run.refresh, tell=reporter.message)
+            took = "found in the store" if cached else f"built in {time.monotonic() - started:.1f} s"
+            reporter.message(f"{label}: {took}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.digest[:12]}")
+        nested.log(
+            metrics={**artifact.metrics, "artifact_mb": artifact.size_bytes / 1e6},
+            step=reporter.last_step + 1,  # MLflow shows the latest: the artifact's, not the last epoch's
+            tags={"cached": str(cached).lower(), "digest": artifact.digest, "key": artifact.key},
+        )
+        nested.log_folder(run.store.path(artifact))
+    return Completed(name="Cached", message=took, data=artifact) if cached else artifact
+
+
+@dataclass
+class StageReporter:
+    """Tells the terminal at once, MLflow in batches, and, of long stages, Prefect every few seconds."""
+
+    name: str
+    run: tracking.Run
+    terminal: Reporter | None
+    started: float = field(default_factory=time.monotonic)
+    last_step: int = -1
+    _told: float = 0.0
+    _bar: Any = None
+    _tenth: dict[str, int] = field(default_factory=dict)
+    _metrics: list[Metric] = field(default_factory=list)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """See `Reporter.progress`."""
+        now, percent = time.monotonic(), 100.0 * done / max(total, 1)
+        if self.terminal is not None:
+            self.terminal.progress(done, total, what)
+        elif (tenth := int(percent // 10)) != self._tenth.get(what):
+            self._tenth[what] = tenth
+            get_run_logger().info("%s: %d of %d", what, done, total)
+        if now - self.started > _LONG_S and (now - self._told > _EVERY_S or done == total):
+            self._told = now
+            self.flush()
+            if self._bar is None:
+                key = re.sub(r"[^a-z0-9]+", "-", f"progress-{self.name}".lower())
+                self._bar = create_progress_artifact(percent, key=key, description=what)
+            else:
+                update_progress_artifact(self._bar, progress=percent, description=what)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """See `Reporter.metric`."""
+        self._metrics.append(Metric(name, value, int(time.time() * 1000), step or 0))
+        self.last_step = max(self.last_step, step or 0)
+        if self.terminal is not None:
+            self.terminal.metric(name, value, step)
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+        get_run_logger().info(text)
+        if self.terminal is not None:
+            self.terminal.message(text)
+
+    def flush(self) -> None:
+        """Send the collected metrics to MLflow."""
+        metrics, self._metrics = self._metrics, []
+        self.run.log_series(metrics)
+
+
+@contextmanager
+def _reporter(name: str, run: tracking.Run) -> Iterator[StageReporter]:
+    reporter = StageReporter(name, run, terminal.get())
+    try:
+        yield reporter
+    finally:
+        reporter.flush()

@@ -1,0 +1,18 @@
+"""Read, check and split the data."""
+
+from __future__ import annotations
+
+from prefect.states import State
+
+from pressoir.artifact import Artifact
+from pressoir.recipe import DataConfig
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="data", task_run_name="data")
+def data(config: DataConfig, run: RunContext) -> Artifact:
+    """Make the three splits, and log them as the data set of the flow run's MLflow run."""
+    made = run_stage("data", config, {}, run)
+    artifact = made.data if isinstance(made, State) else made
+    run.parent.log_dataset(config.hub_id or config.source, artifact, run.store.path(artifact))
+    return made

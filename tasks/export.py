@@ -1,0 +1,13 @@
+"""Write a model as an ONNX graph."""
+
+from __future__ import annotations
+
+from pressoir.artifact import Artifact
+from pressoir.recipe import ExportConfig
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="export", task_run_name="export {model.stage}")
+def export(config: ExportConfig, model: Artifact, data: Artifact, run: RunContext) -> Artifact:
+    """Export `model`; sentences of `data` prove that the graph computes the same."""
+    return run_stage("export", config, {"model": model, "data": data}, run, f"export {model.stage}")

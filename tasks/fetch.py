@@ -1,0 +1,28 @@
+"""Find a model: the only task that is tried again, since only the hub may work a minute later."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pressoir.artifact import Store
+from pressoir.sources import Source, UnreachableError, resolve
+from tasks._stage import stage_task
+
+
+def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether the hub did not answer, and is not switched off by HF_HUB_OFFLINE."""
+    return not os.environ.get("HF_HUB_OFFLINE") and isinstance(state.data, UnreachableError)
+
+
+@stage_task(
+    name="fetch",
+    task_run_name="fetch {reference}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=worth_retrying,
+)
+def fetch(reference: str, home: Path) -> Source:
+    """Find the model `reference`, download it where needed, and check that it is whole and safe."""
+    return resolve(reference, Store(home))

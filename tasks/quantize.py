@@ -1,0 +1,13 @@
+"""Store weights in fewer bits."""
+
+from __future__ import annotations
+
+from pressoir.artifact import Artifact
+from pressoir.recipe import QuantizeConfig
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="quantize", task_run_name="quantize")
+def quantize(config: QuantizeConfig, model: Artifact, data: Artifact, run: RunContext) -> Artifact:
+    """Quantise `model`; the validation split says what it costs."""
+    return run_stage("quantize", config, {"model": model, "data": data}, run)

@@ -1,0 +1,50 @@
+"""Make the result known by name: an entry in the registry, and a model version in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from prefect.logging import get_run_logger
+
+from pressoir.artifact import Artifact
+from pressoir.comparison import Row
+from pressoir.recipe import Recipe, RegistryConfig
+from pressoir.registry import Entry, Registry, Urls
+from tasks._stage import RunContext, stage_task
+from tasks.model_version import log_version
+
+
+@stage_task(name="register", task_run_name="register")
+def register(
+    recipe: Recipe,
+    config: RegistryConfig,
+    artifacts: Mapping[str, Artifact],
+    report: Artifact,
+    row: Row,
+    run: RunContext,
+) -> bool:
+    """Register the last of `artifacts`, measured as `row`; return whether it took over MLflow's alias."""
+    final, registry = list(artifacts.values())[-1], Registry(run.store.home)
+    base, folder = registry.models().get(recipe.model), run.store.path(final)
+    registry.add(
+        Entry(
+            id=recipe.registry_id,
+            name=recipe.description or recipe.name,
+            type=recipe.task,
+            size_mb=final.size_bytes / 1e6,
+            urls=Urls(
+                base=f"store:{final.stage}/{final.key}",
+                shards=tuple(path.name for path in sorted(folder.glob("shard_*.safetensors"))),
+            ),
+            digest=final.digest,
+            licence="NOASSERTION" if base is None else base.licence,
+            metrics=row.model_dump(exclude={"stage", "runtime"}),
+            quantization=recipe.quantize and recipe.quantize.scheme,
+            lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    )
+    _, promoted, why = log_version(recipe.registry_id, config, final, report, row, run.store, run.parent)
+    get_run_logger().info("registered as %s; %s", recipe.registry_id, why)
+    return promoted

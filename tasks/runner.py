@@ -1,0 +1,38 @@
+"""The runner that carries out a pipeline's steps as Prefect tasks."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from pressoir.artifact import Artifact
+from pressoir.sources import Source
+from tasks._stage import RunContext
+from tasks.benchmark import benchmark
+from tasks.data import data
+from tasks.distill import distill
+from tasks.export import export
+from tasks.fetch import fetch
+from tasks.prune import prune
+from tasks.quantize import quantize
+from tasks.shard import shard
+from tasks.teacher import teacher
+from tasks.teacher_outputs import teacher_outputs
+
+TASKS = {
+    t.name: t for t in (data, teacher, teacher_outputs, distill, prune, quantize, export, shard, benchmark)
+}
+
+
+class TaskRunner:
+    """See `pressoir.planning.Runner`."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def fetch(self, reference: str) -> Source:
+        """Find a model, by a task that tries again when the hub does not answer."""
+        return fetch(reference, self.context.store.home)
+
+    def __call__(self, stage: str, config: BaseModel, **inputs: Artifact | Source | None) -> Artifact:
+        """Carry out one stage. A plain call would give a task's own state (`Cached`), not its result."""
+        return TASKS[stage](config, **inputs, run=self.context, return_state=True).result()

@@ -1,0 +1,13 @@
+"""Split the weights into shards."""
+
+from __future__ import annotations
+
+from pressoir.artifact import Artifact
+from pressoir.recipe import ShardConfig
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="shard", task_run_name="shard")
+def shard(config: ShardConfig, model: Artifact, run: RunContext) -> Artifact:
+    """Split the weights of the exported `model` into safetensors shards that its graph reads."""
+    return run_stage("shard", config, {"model": model}, run)

@@ -1,0 +1,16 @@
+"""Compute what the teacher says of every training sentence."""
+
+from __future__ import annotations
+
+from pressoir.artifact import Artifact
+from pressoir.recipe import Config
+from pressoir.sources import Source
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="teacher_outputs", task_run_name="teacher outputs")
+def teacher_outputs(
+    config: Config, teacher: Artifact, data: Artifact, run: RunContext, student: Source | None = None
+) -> Artifact:
+    """Compute the outputs once for all epochs; `student` is a checkpoint that decides which layers count."""
+    return run_stage("teacher_outputs", config, {"teacher": teacher, "data": data, "student": student}, run)

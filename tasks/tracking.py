@@ -1,0 +1,193 @@
+"""What a run leaves in MLflow: one parent run a flow run, one nested run a stage.
+
+Everything goes through `MlflowClient` with explicit run ids: MLflow's active run is thread-local, and its
+tracking URI the whole process's. Big model files are not copied; `artifact.json` says where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
+from pydantic import BaseModel
+
+from pressoir.artifact import MANIFEST, Artifact, Store
+from pressoir.comparison import Benchmark
+from pressoir.recipe import Recipe
+
+MLFLOW_PORT = 5000
+"""Where `flows.ui` serves MLflow when nothing else is said."""
+_DATASET_CONTEXT = "mlflow.data.context"
+# MLflow tells of each table it makes and each model it checks; what a person should read, the reporter says.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run in MLflow, and how to write to it."""
+
+    uri: str
+    experiment_id: str
+    run_id: str
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        """A client of the store that holds the run."""
+        return mlflow.MlflowClient(self.uri, self.uri)
+
+    @property
+    def page(self) -> str:
+        """Address of the run's page, once MLflow's server runs (`python -m flows.ui` for the local store)."""
+        server = self.uri if self.uri.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def log(
+        self,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        step: int = 0,
+    ) -> None:
+        """Log parameters (nested ones with dotted names), metrics at `step`, tags."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id,
+            metrics=[Metric(name, value, now, step) for name, value in (metrics or {}).items()],
+            params=[Param(name, str(value)) for name, value in flatten(params or {}).items()],
+            tags=[RunTag(name, str(value)) for name, value in (tags or {}).items()],
+        )
+
+    def log_series(self, metrics: list[Metric]) -> None:
+        """Log metrics that have steps and times of their own."""
+        for start in range(0, len(metrics), 1000):  # MLflow's limit
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def log_folder(self, folder: Path) -> None:
+        """Log what a person reads of an artifact: its manifest, its pictures, its text."""
+        for path in sorted([folder / MANIFEST, *folder.glob("*.png"), *folder.glob("*.md")]):
+            self.client.log_artifact(self.run_id, str(path))
+
+    def log_dataset(self, name: str, artifact: Artifact, folder: Path) -> None:
+        """Log the three splits as the run's inputs, each with the digest of the whole data artifact."""
+        schema = {"mlflow_colspec": [{"type": "string", "name": "text"}, {"type": "long", "name": "label"}]}
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=f"{name}-{split}",
+                    digest=artifact.digest[:36],  # MLflow's limit
+                    source_type="local",
+                    source=json.dumps({"uri": (folder / f"{split}.jsonl").as_uri()}),
+                    schema=json.dumps(schema),
+                    profile=json.dumps({"num_rows": int(artifact.metrics.get(f"{split}_rows", 0))}),
+                ),
+                [InputTag(_DATASET_CONTEXT, split)],
+            )
+            for split in ("train", "validation", "test")
+        ]
+        self.client.log_inputs(self.run_id, inputs)
+
+    def log_comparison(self, benchmark: Benchmark, folder: Path) -> None:
+        """Log the comparison of all artifacts: table, text, pictures, and the last row as metrics."""
+        rows = [row.model_dump(mode="json") for row in benchmark.rows]
+        table = {name: [row[name] for row in rows] for name in rows[0]}
+        self.client.log_table(self.run_id, table, "comparison.json")
+        for path in (*folder.glob("*.md"), *folder.glob("*.png"), *folder.glob("benchmark.json")):
+            self.client.log_artifact(self.run_id, str(path))
+        self.log(metrics={name: v for name, v in rows[-1].items() if isinstance(v, int | float)})
+
+    @contextmanager
+    def nested(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """A run below this one; it ends as FINISHED, FAILED (with the error as tag) or KILLED."""
+        with _running(self.uri, self.experiment_id, name, {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}) as run:
+            yield run
+
+
+@contextmanager
+def parent_run(recipe: Recipe, store: Store, tags: Mapping[str, str]) -> Iterator[Run]:
+    """The MLflow run of a whole flow run, in the experiment named after the recipe."""
+    uri, default = tracking_uri(store.home)
+    experiment_id = _experiment(recipe.name, uri, store.home if default else None, store.home)
+    tags = {MLFLOW_SOURCE_NAME: "flows.compress.compress", "pressoir.home": str(store.home), **tags}
+    with _running(uri, experiment_id, recipe.name, tags) as run:
+        run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
+        chosen = recipe.model_dump(
+            mode="json", include={"name", "task", "model", "seed", "threads", "refresh"}
+        )
+        stages = ("distill", "prune", "quantize", "shard", "registry")
+        run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
+        yield run
+
+
+def tracking_uri(home: Path) -> tuple[str, bool]:
+    """Where runs are tracked, and whether that is the default (SQLite in `home`) or MLFLOW_TRACKING_URI."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    return (chosen, False) if chosen else (f"sqlite:///{(home / 'mlflow.db').absolute()}", True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump(mode="json")
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+@contextmanager
+def database_lock(home: Path) -> Iterator[None]:
+    """One process at a time creates the database, an experiment, or a model version and its alias."""
+    (home / "locks").mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "locks" / "mlflow.lock"):
+        yield
+
+
+def prepare_database(uri: str) -> None:
+    """Create the database, or bring it up to date, where `uri` is one; hold `database_lock` meanwhile."""
+    mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
+
+
+def _experiment(name: str, uri: str, artifacts: Path | None, home: Path) -> str:
+    """Id of the experiment, made where it is missing; the first call creates the database."""
+    with database_lock(home):
+        client = mlflow.MlflowClient(uri, uri)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None if artifacts is None else (artifacts / "mlartifacts").as_uri()
+            return str(client.create_experiment(name, artifact_location=location and f"{location}/{name}"))
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+
+@contextmanager
+def _running(uri: str, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    client = mlflow.MlflowClient(uri, uri)
+    # Not `mlflow.start_run`, which would also look for a Git repository around the working directory.
+    created = client.create_run(experiment_id, tags=dict(tags), run_name=name)
+    run = Run(uri, experiment_id, created.info.run_id)
+    try:
+        yield run
+    except Exception as error:
+        run.log(tags={"error": f"{type(error).__name__}: {error}"[:5000]})
+        client.set_terminated(run.run_id, "FAILED")
+        raise
+    except BaseException:  # Ctrl-C, or Prefect cancels
+        client.set_terminated(run.run_id, "KILLED")
+        raise
+    client.set_terminated(run.run_id, "FINISHED")

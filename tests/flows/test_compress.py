@@ -1,0 +1,367 @@
+"""The compress flow over stages that only copy: order, cache, records, errors."""
+
+import inspect
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "home")]
+
+ORDER = [
+    *("data", "teacher", "teacher_outputs", "export", "distill", "prune", "quantize"),
+    *("export", "shard", "benchmark"),
+]
+
+
+def set_(recipe, **sections):
+    """The recipe with some fields changed."""
+    from pressoir.recipe import Recipe
+
+    raw = yaml.safe_load(recipe.to_yaml())
+    for name, value in sections.items():
+        raw[name] = {**raw[name], **value} if isinstance(value, dict) and raw[name] is not None else value
+    return Recipe.from_dict(raw)
+
+
+def runs_of(result):
+    """The parent run in MLflow, and the nested ones in the order they ran."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result.tracking_uri, result.tracking_uri)
+    parent = client.get_run(result.mlflow_run_id)
+    query = f"tags.`mlflow.parentRunId` = '{result.mlflow_run_id}'"
+    nested = client.search_runs([parent.info.experiment_id], query, order_by=["attributes.start_time ASC"])
+    return client, parent, nested
+
+
+def test_a_run_builds_every_stage_in_order_and_the_next_finds_all_in_the_store(recipe, fake_stages):
+    from flows.compress import compress
+
+    first = compress(recipe)
+    assert fake_stages == ORDER
+    fake_stages.clear()
+    second = compress(recipe)
+    assert fake_stages == []
+    assert second.artifact == first.artifact
+    assert first.artifact.stage == "shard"
+    assert first.folder.is_dir()
+    assert [row.stage for row in first.rows] == [
+        *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard")
+    ]
+    assert second.mlflow_run_id != first.mlflow_run_id
+    _, _, nested = runs_of(second)
+    assert {run.data.tags["cached"] for run in nested} == {"true"}
+    assert len(nested) == len(ORDER)
+
+
+def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    from flows.compress import compress
+
+    compress(recipe)
+    result = compress(recipe)
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[result.prefect_run_id]))
+        states = {}
+        for _ in range(50):  # task runs reach the server as events, a little later
+            states = {run.name: run.state_name for run in client.read_task_runs(flow_run_filter=wanted)}
+            if len(states) == len(ORDER) + 2 and "Running" not in states.values():
+                break
+            import time
+
+            time.sleep(0.2)
+    assert states.pop("register") == "Completed"
+    assert states.pop(f"fetch {recipe.model}") == "Completed"
+    assert set(states.values()) == {"Cached"}
+    assert {"export teacher", "export quantize"} <= set(states)
+
+
+def test_changing_a_late_stage_runs_again_only_from_there(recipe, fake_stages):
+    from flows.compress import compress
+
+    compress(recipe)
+    fake_stages.clear()
+    compress(set_(recipe, quantize={"max_accuracy_drop": 0.5}))
+    assert fake_stages == ["quantize", "export", "shard", "benchmark"]
+
+
+def test_refresh_builds_everything_again(recipe, fake_stages):
+    from flows.compress import compress
+
+    compress(recipe)
+    fake_stages.clear()
+    compress(set_(recipe, refresh=True))
+    assert fake_stages == ORDER
+
+
+def test_stages_set_to_null_are_left_out(recipe, fake_stages):
+    from flows.compress import compress
+
+    result = compress(set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None))
+    assert fake_stages == ["data", "teacher", "export", "benchmark"]
+    assert result.artifact.stage == "export"
+    assert result.registry_id is None
+    assert result.promoted is None
+
+
+def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
+    from flows.compress import compress
+
+    compress(set_(recipe, distill=None, quantize=None))
+    assert fake_stages == [
+        *("data", "teacher", "teacher_outputs", "export", "prune", "export", "shard", "benchmark")
+    ]
+
+
+def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
+    from flows.compress import compress, plan
+
+    before = plan(recipe)
+    assert [row.stage for row in before] == ORDER
+    assert {row.state for row in before} == {"build"}
+    assert before[0].key is not None  # of the data; everything after it depends on a digest not known yet
+    assert before[-1].key is None
+    assert fake_stages == []
+    result = compress(recipe)
+    after = plan(recipe)
+    assert {row.state for row in after} == {"cached"}
+    assert result.artifact.key in {row.key for row in after}
+    assert [row.of for row in after if row.stage == "export"] == ["teacher", "quantize"]
+    changed = plan(set_(recipe, shard={"shards": 3}))
+    assert [row.stage for row in changed if row.state == "build"] == ["shard", "benchmark"]
+
+
+def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
+    from flows.compress import compress
+
+    result = compress(recipe)
+    client, parent, nested = runs_of(result)
+    assert result.tracking_uri == f"sqlite:///{home / 'mlflow.db'}"
+    assert client.get_experiment(parent.info.experiment_id).name == "tiny"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["prefect.flow_run_id"] == result.prefect_run_id
+    assert not [tag for tag in parent.data.tags if "git" in tag]
+    assert parent.data.metrics["speedup"] == result.rows[-1].speedup
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"recipe.yaml", "comparison.json", "comparison.md", "benchmark.json", "sizes.png"} <= files
+    logged = client.download_artifacts(parent.info.run_id, "recipe.yaml")
+    assert yaml.safe_load(Path(logged).read_text(encoding="utf-8")) == yaml.safe_load(recipe.to_yaml())
+    contexts = {i.tags[0].value: i.dataset for i in parent.inputs.dataset_inputs}
+    assert set(contexts) == {"train", "validation", "test"}
+    assert len({dataset.digest for dataset in contexts.values()}) == 1
+    assert '"num_rows": 400' in contexts["train"].profile
+
+    names = [run.info.run_name for run in nested]
+    assert [name.partition(" ")[0] for name in names] == ORDER
+    assert [name for name in names if " " in name] == ["export teacher", "export quantize"]
+    distill = next(run for run in nested if run.info.run_name == "distill")
+    assert distill.info.status == "FINISHED"
+    assert distill.data.tags["cached"] == "false"
+    assert distill.data.params["student.layers"] == "None"
+    assert distill.data.params["temperature"] == "2.0"
+    assert distill.data.metrics["validation_accuracy"] == 0.75  # of the artifact, not of the last epoch
+    history = client.get_metric_history(distill.info.run_id, "validation_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert {"artifact.json", "distill.png"} <= {f.path for f in client.list_artifacts(distill.info.run_id)}
+
+
+def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
+    from prefect.client.orchestration import get_client
+
+    from flows.compress import compress
+
+    result = compress(recipe)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(result.prefect_run_id)
+        artifacts = {a.key: a for a in client.read_artifacts() if str(a.flow_run_id) == result.prefect_run_id}
+    assert run.name == "tiny"
+    assert f"mlflow:{result.mlflow_run_id}" in run.tags
+    assert artifacts["comparison"].type == "markdown"
+    assert "| teacher | 0.9 |" in artifacts["comparison"].data
+    assert result.mlflow_run_id in artifacts["mlflow-run"].data
+
+
+def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
+    from flows.compress import compress
+    from pressoir import sources
+    from pressoir.artifact import Store
+    from pressoir.registry import Registry
+
+    result = compress(recipe)
+    entry = Registry(home).get("tiny")
+    assert (result.registry_id, result.promoted) == ("tiny", True)
+    assert entry.digest == result.artifact.digest
+    assert entry.metrics["speedup"] == result.rows[-1].speedup
+    assert list(entry.lineage) == [
+        *("teacher", "teacher_onnx", "distill", "prune", "quantize", "export", "shard", "benchmark")
+    ]
+    assert sources.resolve("tiny", Store(home)).folder == result.folder
+
+
+def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
+    from flows.compress import compress
+    from tasks import report_to
+
+    with report_to(reporter):
+        compress(recipe)
+    assert (2, 2, "distill: epochs") in reporter.progressed
+    assert ("validation_accuracy", 0.25, 1) in reporter.metrics
+    assert "distill: done" in reporter.messages
+    assert any(text.startswith("shard: built in") for text in reporter.messages)
+
+
+def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeypatch):
+    from prefect.client.orchestration import get_client
+
+    from flows.compress import compress
+    from tasks import _stage
+
+    monkeypatch.setattr(_stage, "_LONG_S", -1.0)
+    monkeypatch.setattr(_stage, "_EVERY_S", -1.0)
+    result = compress(set_(recipe, registry=None))
+    with get_client(sync_client=True) as client:
+        bars = {
+            a.key: a.data
+            for a in client.read_artifacts()
+            if a.type == "progress" and str(a.flow_run_id) == result.prefect_run_id
+        }
+    assert bars["progress-distill"] == 100.0
+    assert "progress-export-teacher" in bars
+
+
+@pytest.mark.parametrize("form", ["path", "mapping", "recipe"])
+def test_a_recipe_is_taken_as_path_mapping_or_value(recipe, fake_stages, tmp_path, form):
+    from flows.compress import compress
+
+    small = set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(small.to_yaml(), encoding="utf-8")
+    given = {"path": str(path), "mapping": yaml.safe_load(small.to_yaml()), "recipe": small}[form]
+    assert compress(given).artifact.stage == "export"
+
+
+def test_the_form_in_prefect_is_the_recipes_own_schema():
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.compress import compress
+    from pressoir.recipe import Recipe
+
+    schema = parameter_schema(compress).model_dump()
+    own = Recipe.model_json_schema()
+    shown = schema["definitions"]["Recipe"]
+    assert shown["additionalProperties"] is False
+    assert set(shown["properties"]) == set(own["properties"])
+    assert schema["definitions"]["DistillConfig"]["properties"]["temperature"]["default"] == 2.0
+    assert schema["required"] == ["recipe"]
+
+
+def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home):
+    from flows.compress import compress
+    from pressoir.errors import RecipeError
+
+    raw = yaml.safe_load(recipe.to_yaml())
+    raw["distill"]["temprature"] = 3
+    with pytest.raises(RecipeError, match="did you mean `temperature`"):
+        compress(raw)
+    assert fake_stages == []
+    assert not home.exists()
+
+
+def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home):
+    from flows.compress import compress
+    from pressoir.errors import DataError
+
+    with pytest.raises(DataError, match="is not a file"):
+        compress(set_(recipe, data={"train": "nowhere.tsv"}))
+    assert fake_stages == []
+    assert not (home / "mlflow.db").exists()
+
+
+def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, monkeypatch):
+    import sys
+
+    from mlflow import MlflowClient
+
+    from flows.compress import compress
+    from pressoir.artifact import Store
+    from pressoir.errors import ParityError
+    from tasks.tracking import tracking_uri
+
+    def fail(inputs, config, context):
+        fake_stages.append("quantize")
+        raise ParityError("the codes do not match")
+
+    monkeypatch.setattr(sys.modules["pressoir.stages.quantize"], "run", fail)
+    with pytest.raises(ParityError, match="the codes do not match"):
+        compress(recipe)
+    assert fake_stages.count("quantize") == 1
+    uri, _ = tracking_uri(Store().home)
+    client = MlflowClient(uri, uri)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    status = {run.info.run_name: run.info.status for run in runs}
+    assert (status["tiny"], status["quantize"], status["prune"]) == ("FAILED", "FAILED", "FINISHED")
+    failed = next(run for run in runs if run.info.run_name == "quantize")
+    assert failed.data.tags["error"] == "ParityError: the codes do not match"
+
+
+@pytest.mark.parametrize(("offline", "tries"), [(False, 3), (True, 1)])
+def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monkeypatch, offline, tries):
+    from prefect import flow
+
+    from pressoir import sources
+    from pressoir.sources import UnreachableError
+    from tasks import fetch as module
+
+    seen = []
+
+    def unreachable(reference, store):
+        seen.append(reference)
+        raise UnreachableError("no answer")
+
+    if offline:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    else:
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(module, "resolve", unreachable)
+    quick = module.fetch.with_options(retry_delay_seconds=0)
+
+    @flow
+    def fetching():
+        quick("org/name", home)
+
+    with pytest.raises(UnreachableError):
+        fetching()
+    assert len(seen) == tries
+    assert sources.UnreachableError is UnreachableError
+
+
+def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
+    from prefect import flow
+
+    from pressoir.errors import SourceError
+    from tasks.fetch import fetch
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    @flow
+    def fetching():
+        fetch("./nowhere", home)
+
+    with pytest.raises(SourceError, match="no such folder"):
+        fetching()
+
+
+def test_the_pipeline_fits_on_one_screen():
+    from flows.compress import pipeline
+
+    assert len(inspect.getsource(pipeline).splitlines()) <= 50
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    """Prefect's own log is not what is tested."""
+    caplog.set_level(logging.CRITICAL, logger="prefect")

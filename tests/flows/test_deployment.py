@@ -1,0 +1,211 @@
+"""Real servers on free ports, in temporary homes: a deployment run by a worker, and the two pages."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.flow
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(address):
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        return answer.status, answer.read()
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (found := condition()) is not None:
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(f"{what}: nothing within {seconds} s")
+
+
+def answers(address):
+    try:
+        return True if get(address)[0] == 200 else None
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Environment of all processes: homes of their own, no MLflow or Prefect server of the user's."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PRESSOIR_"))}
+    return {
+        **kept,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PRESSOIR_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_COLORS": "false",
+    }
+
+
+@pytest.fixture
+def start(environment, tmp_path):
+    """Start a program in a process group of its own; the group is killed in the end."""
+    running = []
+
+    def start(*command, log, cwd=ROOT, **more):
+        with (tmp_path / log).open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=cwd,
+                env={**environment, **more},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running.append(process)
+        return process
+
+    yield start
+    for process in reversed(running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_recipe, tmp_path):
+    tiny = real_recipe.model_dump(mode="json")
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    start("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), log="server.log")
+    wait_for(lambda: answers(f"{api}/health"), 180, "Prefect's server")
+    environment["PREFECT_API_URL"] = api
+
+    def prefect(*command, succeeds=True):
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *command],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode == 0) is succeeds, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def run_with(recipe, **options):
+        params = json.dumps({"recipe": recipe})
+        return prefect("deployment", "run", "compress/compress-demo", "--params", params, **options)
+
+    prefect("work-pool", "create", "pressoir", "--type", "process")
+    prefect("--no-prompt", "deploy", "--all")
+    deployments = {
+        name: json.loads(get(f"{api}/deployments/name/compress/{name}")[1])
+        for name in ("compress-demo", "compress-sst2")
+    }
+    demo = deployments["compress-demo"]
+    assert demo["entrypoint"] == "flows.compress.compress"
+    assert demo["parameters"]["recipe"]["name"] == "demo"
+    assert demo["enforce_parameter_schema"] is True
+    assert [schedule["active"] for schedule in demo["schedules"]] == [False]
+    assert demo["parameter_openapi_schema"]["definitions"]["Recipe"]["additionalProperties"] is False
+
+    assert "tempo" in run_with({**tiny, "tempo": 1}, succeeds=False)
+
+    worker = ("-m", "prefect", "worker", "start", "--pool", "pressoir", "--name", "tester")
+    start(*worker, log="worker.log", cwd=tmp_path)
+    run_with(tiny)
+
+    def ended():
+        body = json.dumps({"sort": "EXPECTED_START_TIME_DESC"}).encode()
+        request = urllib.request.Request(
+            f"{api}/flow_runs/filter", body, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            runs = [run for run in json.load(answer) if run["parameters"]["recipe"]["name"] == "tiny"]
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        return runs[0] if runs and runs[0]["state_type"] in final else None
+
+    run = wait_for(ended, 600, "the flow run")
+    assert run["state_type"] == "COMPLETED", (tmp_path / "worker.log").read_text()
+    assert any(tag.startswith("mlflow:") for tag in run["tags"])
+    artifacts = tmp_path / "home" / "store"
+    assert {folder.name for folder in artifacts.iterdir()} == {
+        *(
+            "data",
+            "teacher",
+            "teacher_outputs",
+            "distill",
+            "prune",
+            "quantize",
+            "export",
+            "shard",
+            "benchmark",
+        )
+    }
+    assert (tmp_path / "home" / "mlflow.db").exists()
+    registered = json.loads((tmp_path / "home" / "models.json").read_text(encoding="utf-8"))
+    assert registered["models"]["tiny"]["quantization"] == "int8"
+
+
+@pytest.mark.slow
+def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, tmp_path):
+    import psutil
+
+    ports = {"prefect": free_port(), "mlflow": free_port()}
+    program = "import sys; from flows.ui import serve_ui; serve_ui(int(sys.argv[1]), int(sys.argv[2]))"
+    ui = start("-c", program, *map(str, ports.values()), log="ui.log")
+    wait_for(lambda: "Ctrl-C stops both" in (tmp_path / "ui.log").read_text() or None, 240, "the pages")
+    assert get(f"http://127.0.0.1:{ports['prefect']}/api/health")[0] == 200
+    assert get(f"http://127.0.0.1:{ports['mlflow']}/health")[0] == 200
+    assert f"http://127.0.0.1:{ports['mlflow']}" in (tmp_path / "ui.log").read_text()
+    children = psutil.Process(ui.pid).children(recursive=True)
+    assert len(children) >= 2
+    ui.send_signal(signal.SIGTERM)
+    assert ui.wait(timeout=60) == 0
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    for port in ports.values():
+        assert answers(f"http://127.0.0.1:{port}/health") is None
+
+
+def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
+    from flows.ui import serve_ui
+    from pressoir.errors import RecipeError
+
+    monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RecipeError, match=f"port {port} .* --prefect-port"):
+            serve_ui(port, free_port())
+
+
+def test_every_deployment_names_a_recipe_that_is_valid():
+    from flows.recipes import read_recipe
+    from pressoir.recipe import Recipe
+
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    for deployment in described["deployments"]:
+        assert deployment["entrypoint"] == "flows.compress.compress"
+        assert deployment["schedules"][0]["active"] is False
+        path = deployment["build"][0]["flows.recipes.read_recipe"]["path"]
+        assert read_recipe(str(ROOT / path)) == {
+            "recipe": Recipe.from_yaml(ROOT / path).model_dump(mode="json")
+        }

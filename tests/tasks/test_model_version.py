@@ -1,0 +1,146 @@
+"""The registered model: what MLflow serves, and which version carries the alias."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    from pressoir.artifact import Store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def publish(store, tiny_classifier):
+    """Put the tiny classifier into the store; `seed` makes another artifact of it."""
+    from pressoir.artifact import StageKey
+
+    def publish(seed=0):
+        def make(out, work):
+            shutil.copytree(tiny_classifier, out, dirs_exist_ok=True)
+            (out / "seed.txt").write_text(str(seed))
+            return {}
+
+        return store.build(
+            StageKey(stage="shard", version=1, kind="onnx", config={}, inputs={}, seed=seed), make
+        )[0]
+
+    return publish
+
+
+@pytest.fixture
+def run(store):
+    from pressoir.recipe import Recipe
+    from tasks.tracking import parent_run
+
+    with parent_run(Recipe(name="tiny"), store, {}) as run:
+        yield run
+
+
+def row(**figures):
+    from pressoir.comparison import Row
+
+    values = dict.fromkeys(Row.model_fields, 1.0) | {
+        "stage": "shard",
+        "runtime": "onnxruntime",
+        "parameters": 1,
+    }
+    return Row(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
+
+
+def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tiny_classifier):
+    import mlflow
+    import pandas as pd
+
+    from pressoir.inference.text_classification import TextClassifier
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import _global_tracking_uri, log_version
+
+    artifact = publish()
+    version, promoted, _ = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    assert (version, promoted) == ("1", True)
+    texts = ["the film was good", "the soup was awful and bland"]
+    with _global_tracking_uri(run.uri):
+        model = mlflow.pyfunc.load_model("models:/tiny@champion")
+        answer = model.predict(pd.DataFrame({"text": texts}))
+    expected = TextClassifier.open(tiny_classifier, 1).predict(texts)
+    assert list(answer.columns) == ["negative", "positive"]
+    assert answer.to_dict("records") == [pytest.approx(probabilities, abs=1e-6) for probabilities in expected]
+    assert model.metadata.signature.inputs.input_names() == ["text"]
+    logged = json.loads(model.metadata.to_json())
+    assert logged["flavors"]["python_function"]["config"]["digest"] == artifact.digest
+    assert sum(f.stat().st_size for f in (store.home / "mlartifacts").rglob("*") if f.is_file()) < 100_000
+
+
+def test_a_changed_artifact_is_not_served(store, publish, run):
+    import mlflow
+
+    from pressoir.errors import StoreError
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import _global_tracking_uri, log_version
+
+    artifact = publish()
+    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    (store.path(artifact) / "seed.txt").write_text("altered")
+    with _global_tracking_uri(run.uri), pytest.raises(StoreError, match="is not what was registered"):
+        mlflow.pyfunc.load_model("models:/tiny/1")
+
+
+def test_a_store_that_was_moved_is_found_through_the_environment(store, publish, run, tmp_path, monkeypatch):
+    import mlflow
+
+    from pressoir.errors import StoreError
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import _global_tracking_uri, log_version
+
+    artifact = publish()
+    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    shutil.move(store.root, tmp_path / "elsewhere" / "store")
+    with _global_tracking_uri(run.uri):
+        with pytest.raises(StoreError, match="does not hold shard/"):
+            mlflow.pyfunc.load_model("models:/tiny/1")
+        monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "elsewhere"))
+        mlflow.pyfunc.load_model("models:/tiny/1")
+
+
+def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import log_version
+
+    def register(seed, **figures):
+        artifact = publish(seed)
+        return log_version("tiny", RegistryConfig(), artifact, artifact, row(**figures), store, run)
+
+    def holder():
+        return run.client.get_model_version_by_alias("tiny", "champion").version
+
+    assert register(1, speedup=2.0)[:2] == ("1", True)
+    assert register(2, speedup=1.5)[:2] == ("2", False)
+    assert str(holder()) == "1"
+    version, promoted, why = register(3, speedup=9.0, accuracy_delta=-0.2)
+    assert (version, promoted) == ("3", False)
+    assert "never promoted" in why
+    assert str(holder()) == "1"
+    assert register(4, speedup=3.0)[:2] == ("4", True)
+    assert str(holder()) == "4"
+    tags = [run.client.get_model_version("tiny", str(version)).tags for version in (1, 2, 3, 4)]
+    assert [version["promoted"] for version in tags] == ["true", "false", "false", "true"]
+    assert "version 2 does not take 'champion' (against version 1)" in tags[1]["decision"]
+    assert run.client.get_run(run.run_id).data.tags["decision"] == tags[3]["decision"]
+
+
+def test_the_same_result_is_one_version(store, publish, run):
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import log_version
+
+    artifact = publish()
+    first = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    again = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    assert first[:2] == again[:2] == ("1", True)
+    assert "already carries" in again[2]
+    assert "nobody holds it" in run.client.get_model_version("tiny", "1").tags["decision"]
+    assert len(run.client.search_model_versions("name='tiny'")) == 1

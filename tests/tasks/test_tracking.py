@@ -1,0 +1,136 @@
+"""What goes into MLflow, and where; no Prefect needed."""
+
+import contextlib
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    from pressoir.artifact import Store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def recipe():
+    from pressoir.recipe import Recipe
+
+    return Recipe(name="tiny")
+
+
+def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, monkeypatch):
+    from tasks.tracking import tracking_uri
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path) == (f"sqlite:///{tmp_path}/mlflow.db", True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(tmp_path) == ("http://127.0.0.1:5000", False)
+
+
+def test_nested_values_become_dotted_names():
+    from pressoir.recipe import DistillConfig
+    from tasks.tracking import flatten
+
+    flat = flatten({"distill": DistillConfig(), "seed": 1})
+    assert flat["distill.temperature"] == 2.0
+    assert flat["distill.student.layers"] is None
+    assert flat["seed"] == 1
+
+
+def test_runs_end_as_finished_failed_or_killed(store, recipe):
+    from tasks.tracking import parent_run
+
+    ids = []
+    for error in (None, ValueError("no good"), KeyboardInterrupt()):
+        expected = contextlib.nullcontext() if error is None else pytest.raises(type(error))
+        with (
+            expected,
+            parent_run(recipe, store, {}) as parent,
+            parent.nested("stage", {"stage": "x"}) as nested,
+        ):
+            ids.append((parent, nested))
+            if error:
+                raise error
+    found = [[run.client.get_run(run.run_id) for run in pair] for pair in ids]
+    assert [[run.info.status for run in pair] for pair in found] == [
+        ["FINISHED", "FINISHED"],
+        ["FAILED", "FAILED"],
+        ["KILLED", "KILLED"],
+    ]
+    assert found[1][1].data.tags["error"] == "ValueError: no good"
+    assert found[0][1].data.tags["mlflow.parentRunId"] == ids[0][0].run_id
+
+
+def test_nothing_of_mlflow_is_left_set_in_the_process(store, recipe):
+    import os
+
+    from tasks.tracking import parent_run
+
+    with parent_run(recipe, store, {}):
+        pass
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_deleted_experiment_is_taken_up_again(store, recipe):
+    from tasks.tracking import parent_run
+
+    with parent_run(recipe, store, {}) as first:
+        pass
+    first.client.delete_experiment(first.experiment_id)
+    with parent_run(recipe, store, {}) as second:
+        assert second.experiment_id == first.experiment_id
+
+
+def test_artifacts_lie_in_the_home_by_default(store, recipe):
+    from tasks.tracking import parent_run
+
+    with parent_run(recipe, store, {}) as run:
+        uri = run.client.get_run(run.run_id).info.artifact_uri
+    assert uri.startswith((store.home / "mlartifacts" / "tiny").as_uri())
+    assert (store.home / "mlartifacts" / "tiny" / run.run_id / "artifacts" / "recipe.yaml").exists()
+
+
+def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store, recipe):
+    from mlflow.entities import Metric
+
+    from tasks.tracking import parent_run
+
+    with parent_run(recipe, store, {}) as run:
+        run.log_series([Metric("loss", float(step), 1, step) for step in range(2500)])
+        assert len(run.client.get_metric_history(run.run_id, "loss")) == 2500
+
+
+def test_the_page_is_on_the_server_or_where_the_ui_will_be():
+    from tasks.tracking import Run
+
+    assert Run("sqlite:////x.db", "7", "abc").page == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert Run("https://host/", "7", "abc").page == "https://host/#/experiments/7/runs/abc"
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_share_one_new_database(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from pressoir.artifact import Store\n"
+        "from pressoir.recipe import Recipe\n"
+        "from tasks.tracking import parent_run\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "with parent_run(Recipe(name='tiny'), store, {}) as run: print(run.experiment_id)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = [worker.communicate()[0].strip() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert len(set(answers)) == 1
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.CRITICAL, logger="mlflow")
