@@ -203,7 +203,7 @@ def _rows(
                 baseline_rss_mb=contender.cost.baseline_rss_mb,
                 peak_rss_mb=contender.cost.peak_rss_mb,
                 load_s=contender.cost.load_s,
-                speedup=float(p50[i] / p50[0]),
+                speedup=float(p50[0] / p50[i]),
                 compression=sizes[0] / sizes[i],
                 accuracy_delta=scores[i] - scores[0],
             )

@@ -1,9 +1,6 @@
 """Prefect's test harness, a home of its own for every test, and stages that only copy a folder."""
 
-import importlib
 import shutil
-import sys
-from types import ModuleType
 
 import pytest
 
@@ -63,26 +60,13 @@ def real_recipe(tiny_bert, tiny_data):
 @pytest.fixture
 def fake_stages(monkeypatch):
     """Stages that copy their model stand in for all but `data`; the value is the list of those that ran."""
-    from pressoir.planning import STAGES
-    from pressoir.recipe import Config, StudentConfig
-
-    class OutputsConfig(Config):
-        hidden: bool
-        student: StudentConfig | None
+    from pressoir.planning import STAGES, load_stage
 
     ran = []
-    kinds = {"benchmark": "report", "export": "onnx", "shard": "onnx", "quantize": "quantized-model"}
     for name in STAGES:
-        module = ModuleType(f"pressoir.stages.{name}")
-        if name == "data":
-            real = importlib.import_module("pressoir.stages.data")
-            run = real.run
-        else:
-            run = _fake_benchmark if name == "benchmark" else _fake_stage(name)
-        module.NAME, module.VERSION, module.KIND = name, 1, kinds.get(name, "model")
-        module.run = _noting(ran, name, run)
-        module.OutputsConfig = OutputsConfig
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        stage = load_stage(name)
+        fakes = {"data": stage.run, "benchmark": _fake_benchmark}
+        monkeypatch.setattr(stage, "run", _noting(ran, name, fakes.get(name) or _fake_stage(name)))
     return ran
 
 
