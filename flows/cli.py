@@ -119,7 +119,7 @@ def compress(
         result = flow(parsed)
     if output is not None:
         _write_output(result, parsed, output)
-    console.print(Markdown((result.report / "comparison.md").read_text(encoding="utf-8")))
+    _print_comparison(result.report)
     _print_result(result, output)
 
 
@@ -211,7 +211,7 @@ def _progress() -> Iterator[Reporter]:
 
 def _quiet_libraries(verbose: bool) -> None:
     """Keep Prefect's own log off the screen, and every kind of telemetry off; what the user has set wins."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -247,15 +247,41 @@ def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
     from pressoir.memory import estimate_peak_bytes
 
     table = Table("step", "takes", "state", "key", "peak memory", box=None)
+    peak = 0  # never falls: what a process has taken it rarely gives back
     for row in rows:
-        memory = (
-            "–" if row.state == "cached" else f"≤ {estimate_peak_bytes(row.stage, recipe, base) / 1e9:.1f} GB"
-        )
+        if row.state == "build":
+            peak = max(peak, estimate_peak_bytes(row.stage, recipe, base))
+        memory = f"≤ {peak / 1e9:.1f} GB" if row.state == "build" else "–"
         table.add_row(row.stage, row.of or "", row.state, (row.key or "after its inputs")[:16], memory)
     console.print(table)
     console.print(
         f"{sum(row.state == 'cached' for row in rows)} of {len(rows)} steps are in the store; nothing was run"
     )
+
+
+def _print_comparison(report: Path) -> None:
+    """`comparison.md`, its wide table cut to the columns that fit 80 characters."""
+    from pressoir.comparison import Benchmark, headline, points
+
+    table = Table("stage", "runtime", box=None, pad_edge=False)
+    for name in ("accuracy", "points", "MB", "smaller", "p50 ms", "faster", "RSS MB"):
+        table.add_column(name, justify="right")
+    for row in (benchmark := Benchmark.read(report / "benchmark.json")).rows:
+        table.add_row(
+            row.stage,
+            row.runtime,
+            f"{row.accuracy:.1%}",
+            points(row.accuracy_delta),
+            f"{row.size_mb:.1f}",
+            f"{row.compression:.1f}×",
+            f"{row.latency_ms_p50:.2f}",
+            "–" if row.simulated else f"{row.speedup:.1f}×",
+            f"{row.peak_rss_mb:.0f}",
+        )
+    console.print(f"\n[bold]{_escape(headline(benchmark))}[/]\n")
+    console.print(table)
+    text = (report / "comparison.md").read_text(encoding="utf-8")
+    console.print(Markdown(text.rpartition("|\n")[2]))
 
 
 def _print_result(result: CompressResult, output: Path | None) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from pressoir.recipe import Recipe
 
-PROCESS_BYTES = 800_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
+PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient, two moments of AdamW, each float32
 
 

@@ -75,8 +75,11 @@ def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: 
     labels = TextClassifier.open(store.path(artifact), available_cpus()).labels
     where = {"home": str(store.home), "stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
     with _global_tracking_uri(run.uri):
+        # Left to itself, MLflow would put it into the process's experiment instead of the run's.
+        model = run.client.create_logged_model(run.experiment_id, "model", source_run_id=run.run_id)
         logged = Model.log(
             artifact_path=None,
+            model_id=model.model_id,
             name="model",
             flavor=mlflow.pyfunc,
             run_id=run.run_id,

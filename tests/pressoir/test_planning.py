@@ -6,7 +6,7 @@ import pytest
 
 from pressoir import planning
 from pressoir.artifact import Store
-from pressoir.errors import DataError, RegistryError, SourceError, StoreError
+from pressoir.errors import DataError, RegistryError, StoreError
 from pressoir.recipe import DataConfig, DistillConfig, Recipe, StudentConfig, TeacherConfig
 
 SPLITS = ("train", "validation", "test")
@@ -54,23 +54,19 @@ def test_an_unknown_stage_is_refused():
         planning.load_stage("os")
 
 
-def test_everything_is_checked_before_any_work(tmp_path, tiny_bert):
+def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data):
     store = Store(tmp_path / "home")
-    good = Recipe(model=str(tiny_bert))
-    assert planning.check(good, store).folder == tiny_bert
+    files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}
+    good = Recipe.from_dict({"data": {"source": "files", **files}})
+    assert planning.check_inputs(good, store) == 400
     assert not store.home.exists()
-    with pytest.raises(SourceError, match="no such folder"):
-        planning.check(Recipe(model="./nowhere"), store)
-    student = {"student": {"model": "./nowhere"}}
-    with pytest.raises(SourceError, match="no such folder"):
-        planning.check(Recipe.from_dict({"model": str(tiny_bert), "distill": student}), store)
     missing = {"source": "files", "train": "none.tsv", "test": "none.tsv"}
     with pytest.raises(DataError, match="is not a file"):
-        planning.check(Recipe.from_dict({"model": str(tiny_bert), "data": missing}), store)
+        planning.check_inputs(Recipe.from_dict({"data": missing}), store)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        planning.check(good, Store(tmp_path / "file"))
+        planning.check_inputs(good, Store(tmp_path / "file"))
     store.home.mkdir()
     (store.home / "models.json").write_text("{")
     with pytest.raises(RegistryError, match="line 1"):
-        planning.check(good, store)
+        planning.check_inputs(good, store)

@@ -76,6 +76,24 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
     assert sum(f.stat().st_size for f in (store.home / "mlartifacts").rglob("*") if f.is_file()) < 100_000
 
 
+def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
+    store, publish, run, tmp_path, monkeypatch
+):
+    from pressoir.recipe import RegistryConfig
+    from tasks.model_version import log_version
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    artifact = publish()
+    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    (logged,) = run.client.search_logged_models([run.experiment_id])
+    assert logged.source_run_id == run.run_id
+    assert logged.status.name == "READY"
+    assert logged.artifact_location.startswith((store.home / "mlartifacts").as_uri())
+    assert not [tag for tag in logged.tags if "git" in tag]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_changed_artifact_is_not_served(store, publish, run):
     import mlflow
 
