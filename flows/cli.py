@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markdown import Markdown
 from rich.progress import (
     BarColumn,
@@ -193,8 +192,12 @@ def reference() -> None:
 def _progress() -> Iterator[Reporter]:
     """A reporter for this terminal: bars where there is one, lines in the log elsewhere."""
     if not console.is_terminal:
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        logging.getLogger("pressoir").setLevel(logging.INFO)
+        lines = logging.StreamHandler()
+        lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger = logging.getLogger("pressoir")
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # Prefect's handler on the root would say it again
         yield LogReporter()
         return
     columns = (
@@ -205,7 +208,6 @@ def _progress() -> Iterator[Reporter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)])
         yield TerminalReporter(progress)
 
 
