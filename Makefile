@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (about 8 minutes, then seconds)
+demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (about 8 minutes with the install, then seconds)
 	$(BIN)/pressoir compress configs/demo.yaml --output out/demo
 
 test: .venv/.dev ## install, then run every test (about 10 minutes)

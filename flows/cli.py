@@ -292,10 +292,7 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
     console.print(f"report  {output / 'report' if output is not None else result.report}")
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:
-        promoted = (
-            "promoted" if result.promoted else "not promoted: the version that holds the alias is better"
-        )
-        console.print(f"id      {result.registry_id} ({promoted})")
+        console.print(_escape(f"id      {result.registry_id}: {result.decision}"))
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
 
 

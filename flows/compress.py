@@ -6,7 +6,7 @@ sets to null is left out, and what the store already has is not made again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -88,9 +88,9 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
         measured = Benchmark.read(report / "benchmark.json")
         parent.log_comparison(measured, report)
         create_markdown_artifact((report / "comparison.md").read_text(encoding="utf-8"), key="comparison")
-        promoted: Any = None
+        promoted, decision = None, None
         if recipe.registry:
-            promoted = register(
+            promoted, decision = register(
                 recipe, recipe.registry, made.artifacts, made.report, measured.rows[-1], context
             )
     return CompressResult(
@@ -100,6 +100,7 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
         rows=measured.rows,
         registry_id=recipe.registry_id if recipe.registry else None,
         promoted=promoted,
+        decision=decision,
         prefect_run_id=str(flow_run.id),
         mlflow_run_id=parent.run_id,
         tracking_uri=parent.uri,

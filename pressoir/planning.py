@@ -83,6 +83,8 @@ class CompressResult(Config):
     """The benchmark: first the teacher, last the final model."""
     registry_id: str | None
     """Where `sources.resolve` and the server find it; None when nothing was registered."""
+    decision: str | None
+    """Why that version took over the alias or did not; None when nothing was registered."""
     promoted: bool | None
     """Whether it took over the alias in MLflow; None when nothing was registered."""
     prefect_run_id: str

@@ -23,8 +23,8 @@ def register(
     report: Artifact,
     row: Row,
     run: RunContext,
-) -> bool:
-    """Register the last of `artifacts`, measured as `row`; return whether it took over MLflow's alias."""
+) -> tuple[bool, str]:
+    """Register the last of `artifacts`, measured as `row`; return whether it took over the alias, and why."""
     final, registry = list(artifacts.values())[-1], Registry(run.store.home)
     base, folder = registry.models().get(recipe.model), run.store.path(final)
     registry.add(
@@ -47,4 +47,4 @@ def register(
     )
     _, promoted, why = log_version(recipe.registry_id, config, final, report, row, run.store, run.parent)
     get_run_logger().info("registered as %s; %s", recipe.registry_id, why)
-    return promoted
+    return promoted, why

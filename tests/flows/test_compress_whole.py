@@ -71,3 +71,44 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
     assert {run.data.tags["cached"] for run in again} == {"true"}
     assert [run.data.tags["digest"] for run in again] == [run.data.tags["digest"] for run in nested]
     assert len(client.search_model_versions("name='tiny'")) == 1
+
+
+def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, tiny_data, home, tmp_path):
+    """BERT teaches DistilBERT, 30 % of the weights go to zero, int8: on tiny models and a local data set."""
+    from pathlib import Path
+
+    from transformers import DistilBertConfig, DistilBertModel
+
+    from flows.compress import compress
+    from pressoir import data, models
+    from pressoir.recipe import Recipe
+
+    student, hub = tmp_path / "distilbert", tmp_path / "sst2"
+    size = models.load_config(tiny_bert).vocab_size
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
+    DistilBertModel(DistilBertConfig(vocab_size=size, **sizes)).save_pretrained(student)
+    models.save_tokenizer(models.load_tokenizer(tiny_bert), student)
+    hub.mkdir()
+    for split in ("train", "validation"):
+        rows = data.load_split(tiny_data, split).rename_column("text", "sentence")
+        rows.to_parquet(str(hub / f"{split}.parquet"))
+    overrides = {
+        "model": tiny_bert,
+        "distill.student.model": student,
+        "data.hub_id": hub,
+        "data.train_samples": 300,
+        "data.validation_samples": 60,
+        "export.min_label_agreement": 0.5,
+        "quantize.max_accuracy_drop": "null",
+        "benchmark": "{warmup: 1, latency_samples: 10, throughput_batches: 1}",
+    }
+    path = Path(__file__).parents[2] / "configs" / "sst2-bert.yaml"
+    recipe = Recipe.from_yaml(path, tuple(f"{name}={value}" for name, value in overrides.items()))
+    result = compress(recipe)
+    assert [row.stage for row in result.rows] == [
+        *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard"),
+    ]
+    assert models.load_config(result.folder).model_type == "distilbert"
+    assert result.rows[3].size_mb == pytest.approx(result.rows[2].size_mb, rel=0.01), (
+        "zeros take as much room"
+    )
