@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from pressoir import data, metrics
-from pressoir.inference.engines import TorchEngine
+from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.recipe import TrainingConfig
 from pressoir.reporting import Reporter
@@ -119,10 +119,11 @@ class DistillationLoss:
         return loss
 
 
-def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A split as model inputs, with `labels`, `length` (tokens) and `row` (its number)."""
-    rows = data.load_split(folder, split)
-    encoded = dict(tokenizer(rows["text"][:], truncation=True))
+def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
+    """A split as inputs that `model` takes, with `labels`, `length` (tokens) and `row` (its number)."""
+    rows, accepted = data.load_split(folder, split), accepted_inputs(model)
+    encoded = tokenizer(rows["text"][:], truncation=True)
+    encoded = {name: values for name, values in encoded.items() if name in accepted}
     encoded["labels"] = rows["label"][:]
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     encoded["row"] = list(range(len(rows)))
@@ -150,8 +151,8 @@ def fit(
     """
     if config.epochs == 0:
         return []
-    train = tokenize(folder, "train", tokenizer)
-    validation = tokenize(folder, "validation", tokenizer).remove_columns("row")
+    train = tokenize(folder, "train", tokenizer, model)
+    validation = tokenize(folder, "validation", tokenizer, model).remove_columns("row")
     if loss is not None and outputs is not None and outputs.hidden is not None:
         _check_matching(model, train, outputs)
         width = outputs.hidden.shape[2]

@@ -6,6 +6,7 @@ opened.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,11 +42,9 @@ class TorchEngine:
     runtime: Runtime = "pytorch"
 
     def __init__(self, model: PreTrainedModel, batch_invariant: bool = True) -> None:
-        import inspect
-
         self.model = model.eval()
         self.batch_invariant = batch_invariant
-        self._accepted = set(inspect.signature(model.forward).parameters)
+        self._accepted = accepted_inputs(model)
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """See `Engine.run`."""
@@ -55,6 +54,11 @@ class TorchEngine:
         with torch.inference_mode():
             logits: NDArray[np.float32] = self.model(**tensors).logits.float().numpy()
         return logits
+
+
+def accepted_inputs(model: PreTrainedModel) -> set[str]:
+    """Names that the model's `forward` takes: a tokenizer may give more (`token_type_ids` for DistilBERT)."""
+    return set(inspect.signature(model.forward).parameters)
 
 
 class OnnxEngine:

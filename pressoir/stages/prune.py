@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training
+from pressoir.inference.engines import accepted_inputs
 from pressoir.recipe import PruneConfig
 from pressoir.reporting import track
 from pressoir.stages import StageContext
@@ -149,12 +150,13 @@ def importance(
     head_scores = [
         torch.zeros(len(scores["attention_output", index]) // head_size) for index in range(len(layers))
     ]
+    names = accepted_inputs(model)
     batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
         encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
-            logits = model(**encoded).logits
+            logits = model(**{name: encoded[name] for name in names if name in encoded}).logits
             if taylor:
                 F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
         for (part, index), activation in seen.items():  # activation: (batch, seq, units)

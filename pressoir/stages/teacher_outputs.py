@@ -39,7 +39,7 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     """
     model = models.load_classifier(inputs["teacher"])
     tokenizer = models.load_tokenizer(inputs["teacher"])
-    rows = training.tokenize(inputs["data"], "train", tokenizer)
+    rows = training.tokenize(inputs["data"], "train", tokenizer, model)
     lengths = np.asarray(rows["length"][:], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     logits = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
