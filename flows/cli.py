@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from pressoir import __version__
-from pressoir.artifact import Store, disk_errors, replace_folder, write_text_atomic
+from pressoir.artifact import Store, copy_folder, disk_errors, write_text_atomic
 from pressoir.errors import PressoirError
 from pressoir.recipe import Recipe
 from pressoir.reporting import LogReporter, Reporter
@@ -230,15 +230,9 @@ def _check_output(output: Path) -> None:
 
 def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
     """`model/`, `report/`, `recipe.yaml` (resolved) and `benchmark.json`, each put in place whole."""
-    the_store = Store()
-    the_store.copy(result.artifact, output / "model")
-    draft = output / ".report"
+    Store().copy(result.artifact, output / "model")
+    copy_folder(result.report, output / "report")
     with disk_errors(output):
-        import shutil
-
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(result.report, draft, ignore=shutil.ignore_patterns("artifact.json"))
-        replace_folder(draft, output / "report")
         write_text_atomic(
             output / "benchmark.json", (result.report / "benchmark.json").read_text(encoding="utf-8")
         )

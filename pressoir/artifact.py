@@ -234,18 +234,7 @@ class Store:
             raise StoreError(
                 f"the store {self.root} does not hold {artifact.stage}/{artifact.key}; run its recipe again"
             )
-        with disk_errors(target):
-            draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-            draft.mkdir(parents=True)
-            try:
-                for path in _files(self.path(artifact)):
-                    copy = draft / path.relative_to(self.path(artifact))
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    _reflink(path, copy)
-                replace_folder(draft, target)
-            except BaseException:
-                _remove(draft)
-                raise
+        copy_folder(self.path(artifact), target)
 
     def check_writable(self, needed_bytes: int = 0) -> None:
         """Fail early where nothing could be stored.
@@ -356,6 +345,22 @@ def write_text_atomic(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy an artifact's folder without its manifest, atomically; files share blocks where they can."""
+    with disk_errors(target):
+        draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(parents=True)
+        try:
+            for path in _files(source):
+                copy = draft / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _reflink(path, copy)
+            replace_folder(draft, target)
+        except BaseException:
+            _remove(draft)
+            raise
 
 
 def replace_folder(draft: Path, target: Path) -> None:

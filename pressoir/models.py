@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION
+from pressoir.inference.tokenization import MAX_TOKENS
 
 # Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds
 # the attention's heads, its output projection, and the two feed-forward projections.
@@ -144,7 +145,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, 512)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
     return tokenizer
 
 
