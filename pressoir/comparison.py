@@ -11,9 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from pressoir.config import Config, Fraction
 from pressoir.errors import PressoirError
 from pressoir.inference.engines import Runtime
-from pressoir.recipe import Config, Fraction
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from pressoir.artifact import digest_of, file_sha256, folder_digest
 from pressoir.errors import DataError, SourceError
-from pressoir.recipe import DataConfig
+from pressoir.sections import DataConfig
 
 datasets.disable_progress_bars()  # progress goes through the reporter
 DEMO = Path(__file__).parent / "demo"

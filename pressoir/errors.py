@@ -9,6 +9,8 @@
     ├── StoreError        PRESSOIR_HOME cannot be written, is full, or holds a damaged artifact
     ├── ShardError        a shard is missing, truncated, altered or has an unsafe name
     ├── ParityError       an exported graph does not compute what its checkpoint computes
+    ├── MergeError        models that cannot be merged as asked (all findings at once)
+    ├── QuantizationError a weight or a model that cannot be stored in that many bits
     └── RegistryError     the model registry is not valid, or lacks an id
 
 A message says what is wrong, where (file, field, line), and what to change. The command line prints it and
@@ -42,6 +44,14 @@ class ShardError(PressoirError):
 
 class ParityError(PressoirError):
     """An exported graph that departs from its checkpoint."""
+
+
+class MergeError(PressoirError):
+    """Models that cannot be merged as asked."""
+
+
+class QuantizationError(PressoirError):
+    """A weight or a model that cannot be quantised as asked, or a quantised one that is damaged."""
 
 
 class RegistryError(PressoirError):

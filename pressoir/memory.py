@@ -50,7 +50,11 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
     if stage == "data":
         return PROCESS_BYTES
     training = {"teacher": recipe.teacher, "distill": recipe.distill, "prune": recipe.prune}.get(stage)
-    if training is not None and training.epochs and not (stage == "teacher" and recipe.teacher.checkpoint):
+    if (
+        training is not None
+        and training.epochs
+        and not (stage == "teacher" and recipe.teacher and recipe.teacher.checkpoint)
+    ):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         activations = activation_bytes(config, training.batch_size, recipe.data.max_tokens)
         # the best epoch is read back beside the model in training

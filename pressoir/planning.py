@@ -18,7 +18,9 @@ from pydantic import BaseModel
 from pressoir import sources
 from pressoir.artifact import Artifact, StageKey, Store
 from pressoir.comparison import Row
-from pressoir.recipe import Config, DataConfig, Recipe
+from pressoir.config import Config
+from pressoir.recipe import Recipe
+from pressoir.sections import DataConfig
 from pressoir.sources import Source
 
 STAGES = (

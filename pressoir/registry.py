@@ -16,8 +16,9 @@ from filelock import FileLock
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from pressoir.artifact import default_home, disk_errors, write_text_atomic
+from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.recipe import Config, Criterion
+from pressoir.sections import Criterion
 
 FILE = "models.json"
 SCHEMA_FILE = "models.schema.json"

@@ -37,8 +37,8 @@ from transformers import (
 from pressoir import data, metrics
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import TrainingConfig
 from pressoir.reporting import Reporter
+from pressoir.sections import TrainingConfig
 from pressoir.stages import StageContext
 
 PROJECTION = "hidden_projection"

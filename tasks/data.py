@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.states import State
 
 from pressoir.artifact import Artifact
-from pressoir.recipe import DataConfig
+from pressoir.sections import DataConfig
 from tasks._stage import RunContext, run_stage, stage_task
 
 

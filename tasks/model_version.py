@@ -20,9 +20,9 @@ import pressoir
 from pressoir.artifact import Artifact, Store
 from pressoir.comparison import Row
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import RegistryConfig
 from pressoir.registry import promotion
 from pressoir.runtime import available_cpus
+from pressoir.sections import RegistryConfig
 from tasks import tracking
 
 CODE = Path(__file__).with_name("pyfunc_model.py")

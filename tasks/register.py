@@ -9,8 +9,9 @@ from prefect.logging import get_run_logger
 
 from pressoir.artifact import Artifact
 from pressoir.comparison import Row
-from pressoir.recipe import Recipe, RegistryConfig
+from pressoir.recipe import Recipe
 from pressoir.registry import Entry, Registry, Urls
+from pressoir.sections import RegistryConfig
 from tasks._stage import RunContext, stage_task
 from tasks.model_version import log_version
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pressoir.artifact import Artifact
-from pressoir.recipe import TeacherConfig
+from pressoir.sections import TeacherConfig
 from pressoir.sources import Source
 from tasks._stage import RunContext, run_stage, stage_task
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pressoir.artifact import Artifact
-from pressoir.recipe import Config
+from pressoir.config import Config
 from pressoir.sources import Source
 from tasks._stage import RunContext, run_stage, stage_task
 

@@ -81,7 +81,7 @@ def tiny_bert(tmp_path_factory):
 def tiny_data(tmp_path_factory):
     """A saved data folder of 400/80/80 learnable sentences, beside the TSV files it came from."""
     from pressoir import data
-    from pressoir.recipe import DataConfig
+    from pressoir.sections import DataConfig
 
     folder = tmp_path_factory.mktemp("tiny-data")
     rows = sentences(560)

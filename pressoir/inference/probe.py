@@ -23,9 +23,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
+from pressoir.config import Config
 from pressoir.errors import PressoirError
 from pressoir.inference.engines import Runtime
-from pressoir.recipe import Config
 from pressoir.runtime import child_environment
 
 TIMEOUT_S = 900.0

@@ -39,8 +39,8 @@ from pressoir.errors import PressoirError
 from pressoir.inference.engines import GRAPH, Engine, Runtime
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
-from pressoir.recipe import BenchmarkConfig
 from pressoir.runtime import describe_machine, use_threads
+from pressoir.sections import BenchmarkConfig
 from pressoir.stages import StageContext
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from pressoir import data, models, training
 from pressoir.errors import RecipeError
-from pressoir.recipe import DistillConfig, StudentConfig
+from pressoir.sections import DistillConfig, StudentConfig
 from pressoir.stages import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 

@@ -38,7 +38,7 @@ from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import ExportConfig
+from pressoir.sections import ExportConfig
 from pressoir.stages import StageContext, quantize
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training
 from pressoir.inference.engines import accepted_inputs
-from pressoir.recipe import PruneConfig
 from pressoir.reporting import track
+from pressoir.sections import PruneConfig
 from pressoir.stages import StageContext
 
 NAME, VERSION, KIND = "prune", 1, "model"

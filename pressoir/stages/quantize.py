@@ -41,7 +41,7 @@ from pressoir import data, metrics, models
 from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import QuantizeConfig
+from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext
 
 if TYPE_CHECKING:

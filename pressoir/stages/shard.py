@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pressoir import artifact
 from pressoir.errors import ShardError
 from pressoir.inference.engines import GRAPH
-from pressoir.recipe import ShardConfig
+from pressoir.sections import ShardConfig
 from pressoir.stages import StageContext
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 
 from pressoir import data, models, training
 from pressoir.errors import SourceError
-from pressoir.recipe import TeacherConfig
+from pressoir.sections import TeacherConfig
 from pressoir.stages import StageContext
 
 NAME, VERSION, KIND = "teacher", 1, "model"

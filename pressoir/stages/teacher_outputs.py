@@ -15,9 +15,10 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from pressoir import models, training
+from pressoir.config import Config
 from pressoir.errors import RecipeError
-from pressoir.recipe import Config, StudentConfig
 from pressoir.reporting import track
+from pressoir.sections import StudentConfig
 from pressoir.stages import StageContext
 
 NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"

@@ -7,7 +7,8 @@ import pytest
 from pressoir import planning
 from pressoir.artifact import Store
 from pressoir.errors import DataError, RegistryError, StoreError
-from pressoir.recipe import DataConfig, DistillConfig, Recipe, StudentConfig, TeacherConfig
+from pressoir.recipe import Recipe
+from pressoir.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 
 SPLITS = ("train", "validation", "test")
 

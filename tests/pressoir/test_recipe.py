@@ -6,8 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from pressoir import recipe as recipe_module
+from pressoir.config import Config
 from pressoir.errors import RecipeError
-from pressoir.recipe import Config, DataConfig, Recipe, load
+from pressoir.recipe import Recipe, load
+from pressoir.sections import DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -217,7 +219,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("hello\n", "str"), ("3\n", "int")])
 def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path, text, kind):
-    with pytest.raises(RecipeError, match=f"a recipe is a mapping of fields, not a {kind}"):
+    with pytest.raises(RecipeError, match=f"expected a mapping of fields, not a {kind}"):
         Recipe.from_yaml(written(tmp_path, text))
 
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from pressoir import registry
 from pressoir.errors import RegistryError
-from pressoir.recipe import Criterion
 from pressoir.registry import Entry, Registry, Urls, promotion
+from pressoir.sections import Criterion
 
 ROOT = Path(__file__).parents[2]
 

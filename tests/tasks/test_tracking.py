@@ -36,7 +36,7 @@ def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, mo
 
 
 def test_nested_values_become_dotted_names():
-    from pressoir.recipe import DistillConfig
+    from pressoir.sections import DistillConfig
     from tasks.tracking import flatten
 
     flat = flatten({"distill": DistillConfig(), "seed": 1})

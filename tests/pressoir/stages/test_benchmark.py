@@ -19,8 +19,8 @@ from pressoir.comparison import Benchmark, Row, to_markdown
 from pressoir.errors import PressoirError
 from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
+from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stages import StageContext, benchmark, export, quantize, shard
 
 CONFIG = BenchmarkConfig(warmup=1, latency_samples=12, throughput_batch_size=50, throughput_batches=2)

@@ -16,7 +16,7 @@ from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import ExportConfig, QuantizeConfig
+from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.stages import StageContext, export, quantize
 
 LABELS = ["negative", "positive"]

@@ -14,8 +14,8 @@ from pressoir import data, models
 from pressoir.errors import SourceError
 from pressoir.inference.engines import OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.recipe import QuantizeConfig
 from pressoir.reporting import LogReporter
+from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext, quantize
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from pressoir import data, models, training
 from pressoir.errors import RecipeError, SourceError
-from pressoir.recipe import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
+from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.stages import StageContext, distill, prune, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 
@@ -276,7 +276,7 @@ def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_p
 CHILD = """
 import sys
 from pathlib import Path
-from pressoir.recipe import TeacherConfig
+from pressoir.sections import TeacherConfig
 from pressoir.reporting import LogReporter
 from pressoir.stages import StageContext, teacher
 model, data, root = map(Path, sys.argv[1:])

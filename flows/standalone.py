@@ -1,0 +1,62 @@
+"""One stage on the command line, without a flow: work in a draft beside `--output`, then put it in place whole.
+
+A killed or failed command leaves `--output` as it was; the next one removes what it left behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pressoir.artifact import disk_errors, replace_folder
+from pressoir.errors import StoreError
+from pressoir.reporting import Reporter
+from pressoir.runtime import available_cpus, use_threads
+from pressoir.stages import StageContext
+
+
+@contextmanager
+def stage_output(
+    output: Path, made_with: str, reporter: Reporter, *, seed: int = 42, threads: int | None = None
+) -> Iterator[StageContext]:
+    """A stage context whose `out_dir` becomes `output` when the block ends without an error.
+
+    `made_with` is a file that every such result holds: a folder that is neither empty nor has it is somebody
+    else's, and is never replaced.
+
+    Raises:
+        StoreError: `output` is such a folder, or cannot be written, or the disk is full.
+    """
+    check_replaceable(output, made_with)
+    parent = output.absolute().parent
+    with disk_errors(output):
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in parent.glob(f".{output.name}-draft-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}-draft-", dir=parent))
+        draft.chmod(0o755)
+        try:
+            threads = threads or available_cpus()
+            use_threads(threads)
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}-draft-", dir=parent) as work:
+                yield StageContext(draft, Path(work), reporter, seed, threads)
+            replace_folder(draft, output.absolute())
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_replaceable(output: Path, made_with: str) -> None:
+    """Refuse to replace what Pressoir did not make.
+
+    Raises:
+        StoreError: `output` is a file, or a folder with other content.
+    """
+    if output.exists() and not output.is_dir():
+        raise StoreError(f"--output {output} is a file; name a folder")
+    if output.is_dir() and any(output.iterdir()) and not (output / made_with).exists():
+        raise StoreError(
+            f"--output {output} is not empty and was not made by this command; name a new folder"
+        )

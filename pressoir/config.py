@@ -1,0 +1,164 @@
+"""Typed configuration: frozen values, read from YAML, with every mistake told at once.
+
+Recipes, evaluation and serving configurations are all of these types. A field of the YAML file can be set
+from the command line (`--set quantize.scheme=q4`); an unknown field is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pressoir.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """A frozen value in which an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Section = TypeVar("Section", bound=Config)
+
+
+def checked(section: Section, problems: list[str]) -> Section:
+    """`section`, unless there are `problems`: then a ValueError that lists them."""
+    if problems:
+        raise ValueError("; ".join(problems))
+    return section
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; an empty one is an empty mapping.
+
+    Raises:
+        RecipeError: it is missing, or not valid YAML.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    return raw if raw is not None else {}
+
+
+def plain(raw: Any, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    """A copy of a mapping as JSON has it, with the overrides (`key.path=value`, values in YAML) put in.
+
+    Raises:
+        RecipeError: it is not a mapping, or an override is malformed.
+    """
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{source}: expected a mapping of fields, not a {type(raw).__name__}")
+    result: dict[str, Any] = _plain(raw, source)
+    for override in overrides:
+        _apply_override(result, override)
+    return result
+
+
+def validate(cls: type[Section], raw: dict[str, Any], source: str) -> Section:
+    """Make a `cls` of a plain mapping.
+
+    Raises:
+        RecipeError: fields are wrong; all are listed.
+    """
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_all_errors(cls, error, source)) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a section or field that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _plain(value: Any, source: str) -> Any:
+    """A copy of `value` as JSON has it: YAML's dates become strings again."""
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {override!r}: write it as field=value, such as distill.epochs=3")
+    node: dict[str, Any] = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section")
+        node = child
+    try:
+        node[last] = _plain(yaml.load(text, _UniqueKeys), f"--set {override!r}")
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not valid YAML") from error
+
+
+def _all_errors(model: type[BaseModel], error: ValidationError, source: str) -> str:
+    found: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False):
+        path, siblings = _locate(model, problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
+            text = "unknown field" + (f"; did you mean `{near[0]}`?" if near else "")
+        else:
+            given = problem["input"]
+            value = "" if isinstance(given, dict) else f" (got {given!r})"
+            text = problem["msg"].removeprefix("Value error, ") + value
+        found.setdefault(path, []).append(text)
+    title = f"{source} has {len(found)} error{'s' if len(found) > 1 else ''}:"
+    return "\n".join([title, *(f"  {path}: {'; or: '.join(texts)}" for path, texts in found.items())])
+
+
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The path of a field as the recipe's author would write it, and the names of the fields beside it.
+
+    Where a field takes one of several types, pydantic reports an error for each and puts the type's name into
+    the path; the path given here ends at the field.
+    """
+    path: list[str] = []
+    section: type[BaseModel] | None = model
+    for part in loc:
+        path.append(str(part))
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            continue
+        types = (
+            get_args(field.annotation)
+            if get_origin(field.annotation) in (Union, UnionType)
+            else [field.annotation]
+        )
+        types = [type_ for type_ in types if type_ is not NoneType]
+        if len(types) > 1:
+            break
+        section = types[0] if isinstance(types[0], type) and issubclass(types[0], BaseModel) else None
+    return ".".join(path) or "(recipe)", list(section.model_fields) if section else []

@@ -1,0 +1,329 @@
+"""The sections of a recipe: one type a stage, each field with a default that works, units in the names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pressoir.config import Config, Fraction, NotNegative, Positive, PositiveReal, checked
+
+
+class DataConfig(Config):
+    """Where sentences and labels come from. Exactly one of: the demo corpus, local files, a hub data set."""
+
+    source: Literal["demo", "files", "hub"] = "demo"
+    """`demo`: the embedded reviews; `files`: TSV, CSV, JSONL or Parquet paths below; `hub`: a data-set id."""
+    train: Path | None = None
+    """Training file (source `files`)."""
+    validation: Path | None = None
+    """Validation file; without one, `validation_samples` of train are held out."""
+    test: Path | None = None
+    """Test file, read once, by the benchmark."""
+    header: bool = True
+    """Whether TSV and CSV files start with a line of column names."""
+    text_column: str | int = "text"
+    """Column of the sentence: a name, or a position from 0 where there is no header."""
+    label_column: str | int = "label"
+    """Column of the label: a name, or a position from 0 where there is no header."""
+    labels: tuple[str, ...] | None = None
+    """Label names in class order; by default the values found, sorted."""
+    hub_id: str | None = None
+    """Data-set id or local folder of the same form (source `hub`), such as `stanfordnlp/sst2`."""
+    hub_config: str | None = None
+    """Data-set configuration, such as `sst2` of `nyu-mll/glue`."""
+    hub_revision: str | None = None
+    """Branch, tag or commit of the data set."""
+    hub_splits: tuple[str, str | None, str] = ("train", None, "validation")
+    """Names of the training, validation (null: hold out) and test splits. GLUE's test labels are hidden."""
+    train_samples: Positive | None = None
+    """Sub-sample of train, drawn by the recipe's seed after the hold-out; null takes all."""
+    validation_samples: Positive = 500
+    """Size of the held-out validation split, or sub-sample of a given one."""
+    test_samples: Positive | None = None
+    """Sub-sample of test; null takes all."""
+    max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
+    """Sentences are cut after this many tokens."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        problems = []
+        if self.source == "files" and (self.train is None or self.test is None):
+            problems.append("source 'files' needs both `train` and `test` paths")
+        if self.source == "hub" and self.hub_id is None:
+            problems.append("source 'hub' needs `hub_id`")
+        if self.source != "files" and (self.train or self.validation or self.test):
+            problems.append(f"paths are given, but source is {self.source!r}; write `source: files`")
+        hub = [name for name in ("hub_id", "hub_config", "hub_revision") if getattr(self, name) is not None]
+        if self.source != "hub" and hub:
+            problems.append(f"{', '.join(hub)} given, but source is {self.source!r}; write `source: hub`")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            problems.append("`labels` must name at least two labels, each once")
+        return checked(self, problems)
+
+
+class TextConfig(Config):
+    """Running text for language models: what calibrates, and what perplexity is measured on."""
+
+    calibration: Path | None = None
+    """UTF-8 text for GPTQ and for choosing bits; null takes the embedded reviews' training split."""
+    evaluation: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], Path] = Field(default={})
+    """Texts by name, read once, by the benchmark; empty takes the embedded reviews' test split."""
+    window: Annotated[int, Field(ge=16, le=4096)] = 128
+    """Tokens a window; perplexity is over windows that do not overlap."""
+    calibration_windows: Positive = 64
+    """Windows taken from the calibration text, evenly spread."""
+    evaluation_windows: Positive | None = None
+    """Windows taken from each evaluation text, from its start; null takes all."""
+
+
+class MergeConfig(Config):
+    """Merge fine-tunes of one architecture, by mergekit."""
+
+    method: Literal["linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough"] = "slerp"
+    """How; `dare` on the command line is `dare_ties`."""
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Models to merge: local folders, hub ids or catalogue ids."""
+    base: str | None = None
+    """The model that they were fine-tuned from (ties, dare); null takes the first model."""
+    ratios: tuple[NotNegative, ...] | None = None
+    """One weight a model; null weighs all alike. slerp's t is the second ratio over the sum."""
+    allow_crimes: bool = False
+    """Go on where architectures differ; tensors that do not fit are not merged."""
+
+
+class TrainingConfig(Config):
+    """What every training loop has in common (AdamW, linear warm-up and decay)."""
+
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over the training split."""
+    batch_size: Positive = 32
+    """Sentences a step, grouped by length."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay (not on biases and norms)."""
+    warmup_fraction: Fraction = 0.1
+    """Part of the steps over which the learning rate rises."""
+    early_stopping_patience: Positive | None = None
+    """Stop after this many epochs without a better validation accuracy; null never stops early."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` trains under autocast: faster where the CPU or GPU has bf16 instructions."""
+    checkpoint_every_steps: Positive | None = None
+    """Save a resumable checkpoint every so many steps; null saves one an epoch."""
+
+
+class TeacherConfig(TrainingConfig):
+    """Fine-tune the base model into the teacher, or take a finished checkpoint."""
+
+    checkpoint: str | None = None
+    """A fine-tuned model (folder, hub id or package) to take as it is; nothing is trained."""
+
+
+class StudentConfig(Config):
+    """The student's architecture. Exactly one of the three; by default every second layer of the teacher."""
+
+    layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Teacher layers to keep: a count (spread evenly) or indices from 0, such as `[1, 3, 5]`."""
+    model: str | None = None
+    """A smaller checkpoint (folder, hub id or package), such as `distilbert-base-uncased`."""
+    config: dict[str, int] | None = None
+    """Fields of the teacher's config to shrink, such as `{hidden_size: 192, num_attention_heads: 6}`."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StudentConfig:
+        problems = []
+        given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
+        if len(given) > 1:
+            problems.append(f"a student has one origin, but {' and '.join(given)} are given; keep one")
+        if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            problems.append("`layers` must name at least one layer, each once")
+        return checked(self, problems)
+
+
+class DistillConfig(TrainingConfig):
+    """Train a smaller student on the teacher's outputs."""
+
+    epochs: Annotated[int, Field(ge=0)] = 6
+    """Passes over the training split."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Peak learning rate of AdamW."""
+    student: StudentConfig = StudentConfig()
+    """What the student looks like."""
+    temperature: PositiveReal = 2.0
+    """Softens both distributions before they are compared."""
+    alpha: Fraction = 0.9
+    """Weight of the soft-label loss; the hard labels get 1 − alpha."""
+    hidden_weight: NotNegative = 1.0
+    """Weight (β) of the hidden-state loss; 0 turns it off."""
+
+
+class PruneConfig(TrainingConfig):
+    """Remove weights, then recover under the teacher."""
+
+    epochs: Annotated[int, Field(ge=0)] = 2
+    """Recovery epochs; 0 prunes only."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    """Peak learning rate of the recovery."""
+    granularity: Literal["unstructured", "structured"] = "structured"
+    """`unstructured` zeroes single weights (dense runtimes gain no speed); `structured` removes units."""
+    sparsity: Fraction | None = None
+    """Unstructured only: part of each weight matrix set to zero; null means 0.3."""
+    head_sparsity: Fraction | None = None
+    """Structured only: part of the attention heads to remove; null means 0.25."""
+    ffn_sparsity: Fraction | None = None
+    """Structured only: part of the feed-forward neurons to remove; null means 0.5."""
+    importance: Literal["taylor", "activation"] = "taylor"
+    """Structured only: first-order Taylor expansion of the loss, or mean absolute activation."""
+    allocation: Literal["uniform", "global"] = "uniform"
+    """Structured only: `uniform` takes the same part in every layer, `global` wherever it costs least."""
+    calibration_samples: Positive = 512
+    """Training sentences on which importance is measured."""
+    temperature: PositiveReal = 2.0
+    """As in distill, for the recovery."""
+    alpha: Fraction = 0.9
+    """As in distill, for the recovery."""
+    hidden_weight: NotNegative = 1.0
+    """As in distill, for the recovery."""
+
+    @model_validator(mode="after")
+    def _one_granularity(self) -> PruneConfig:
+        problems = []
+        structured = [name for name in ("head_sparsity", "ffn_sparsity") if getattr(self, name) is not None]
+        if self.granularity == "unstructured" and structured:
+            problems.append(
+                f"{' and '.join(structured)} given, but granularity is 'unstructured'; use `sparsity`"
+            )
+        if self.granularity == "structured" and self.sparsity is not None:
+            problems.append(
+                "`sparsity` given, but granularity is 'structured'; use head_sparsity and ffn_sparsity"
+            )
+        for name in ("sparsity", "head_sparsity", "ffn_sparsity"):
+            if getattr(self, name) == 1.0:
+                problems.append(f"{name}: 1.0 would remove everything; give less")
+        return checked(self, problems)
+
+
+def _percent(value: Any) -> Any:
+    """`5%` is 0.05."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+class QuantizeConfig(Config):
+    """Store the weights in fewer bits."""
+
+    scheme: Literal["int8", "q8", "q4", "q3", "q2"] = "int8"
+    """`int8`: weights and dynamic activations, for encoders; `q8` to `q2`: weights only, for causal LMs."""
+    exclude: tuple[str, ...] = ("classifier",)
+    """Module names (or their beginnings, by dotted parts) that stay in float32."""
+    max_accuracy_drop: Fraction | None = 0.01
+    """int8: validation accuracy it may lose; above it the most sensitive layers stay float; null: any."""
+    algorithm: Literal["rtn", "hqq", "gptq"] = "hqq"
+    """Weights only: round to nearest, half-quadratic (no data), or GPTQ (calibration text)."""
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    """Weights only: weights that share a scale and a zero point; null takes 64, and 128 for q2."""
+    embeddings: Literal["int8", "q4", "float"] = "int8"
+    """Weights only: how the token embedding and an output head are stored."""
+    act_order: bool = False
+    """GPTQ only: quantise columns in the order of falling activation, most important first."""
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """GPTQ only: part of the Hessian's mean diagonal that is added to it."""
+    target_bits: Annotated[float, Field(ge=2, le=8)] | None = None
+    """Weights only: mean bits of a code; each layer's level is chosen by its measured sensitivity."""
+    max_perplexity_increase: Annotated[
+        Annotated[float, Field(gt=0, le=10)] | None, BeforeValidator(_percent)
+    ] = None
+    """Weights only: fewest bits that raise calibration perplexity by at most this (0.05, or `5%`)."""
+
+    @model_validator(mode="after")
+    def _one_family(self) -> QuantizeConfig:
+        problems = []
+        changed = {
+            name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
+        }
+        if self.scheme == "int8" and (given := changed - {"scheme", "exclude", "max_accuracy_drop"}):
+            problems.append(
+                f"{', '.join(sorted(given))} given, but scheme is 'int8'; choose q8, q4, q3 or q2"
+            )
+        if self.scheme != "int8" and "max_accuracy_drop" in changed:
+            problems.append(f"max_accuracy_drop given, but scheme is {self.scheme!r}; it belongs to int8")
+        if self.target_bits is not None and self.max_perplexity_increase is not None:
+            problems.append("give `target_bits` or `max_perplexity_increase`, not both")
+        return checked(self, problems)
+
+
+class ExportConfig(Config):
+    """Write the model as an ONNX graph, fused for the CPU."""
+
+    opset: Annotated[int, Field(ge=14, le=20)] = 17
+    """ONNX operator-set version."""
+    fuse: bool = True
+    """Fuse attention, bias-GELU and skip-layer-norm into ONNX Runtime's own operators."""
+    parity_samples: Annotated[int, Field(ge=256)] = 256
+    """Real sentences on which the graph must agree with PyTorch."""
+    max_logit_difference: PositiveReal = 1e-3
+    """Gate for float32 graphs: max |Δlogit| over those sentences."""
+    min_label_agreement: Fraction = 0.97
+    """Gate for int8 graphs: part of those sentences that get the same label."""
+
+
+class ShardConfig(Config):
+    """Split the weights into safetensors shards that are the graph's own external data."""
+
+    shards: Positive | None = None
+    """Number of shards; null follows max_shard_size_mb."""
+    max_shard_size_mb: PositiveReal | None = None
+    """Largest shard, MB = 10^6 bytes; when neither is given: 2 shards."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ShardConfig:
+        if self.shards is not None and self.max_shard_size_mb is not None:
+            raise ValueError("give `shards` or `max_shard_size_mb`, not both")
+        return self
+
+
+class BenchmarkConfig(Config):
+    """Measure every artifact of the run side by side."""
+
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """Calls of each model that are not counted."""
+    latency_samples: Annotated[int, Field(ge=10)] = 300
+    """Test sentences timed at batch 1, each model in turn."""
+    throughput_batch_size: Positive = 32
+    """Batch size of the throughput measurement."""
+    throughput_batches: Positive = 8
+    """Batches timed for each model, in turn."""
+    prompt_tokens: Positive = 64
+    """Language models: tokens of a timed prompt (prefill)."""
+    new_tokens: Annotated[int, Field(ge=4)] = 64
+    """Language models: tokens decoded after each timed prompt."""
+    prompts: Annotated[int, Field(ge=2)] = 8
+    """Language models: prompts timed for each model, in turn."""
+
+
+class Criterion(Config):
+    """When a new model version takes over the `champion` alias."""
+
+    metric: Literal["speedup", "compression", "accuracy"] = "speedup"
+    """Figure of the final row in which more is better."""
+    min_accuracy_delta: Annotated[float, Field(ge=-1, le=1)] = -0.03
+    """A candidate that loses more accuracy than this against the first row is never promoted (fraction)."""
+    max_perplexity_increase: PositiveReal = 0.1
+    """Language models: a candidate whose perplexity rises by a larger part of the first row's is not."""
+
+
+class RegistryConfig(Config):
+    """Under which name the result is registered."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] | None = None
+    """Id in the registry and in MLflow; by default the recipe's name."""
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "champion"
+    """MLflow alias that the best version carries."""
+    criterion: Criterion = Criterion()
+    """What best means."""
