@@ -1,15 +1,19 @@
-"""One stage on the command line, without a flow: work in a draft beside `--output`, then put it in place whole.
+"""One stage on the command line, without a flow: work in a draft, then put it in `--output`'s place, whole.
 
 A killed or failed command leaves `--output` as it was; the next one removes what it left behind.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pressoir.artifact import disk_errors, replace_folder
 from pressoir.errors import StoreError
@@ -32,7 +36,7 @@ def stage_output(
     """
     check_replaceable(output, made_with)
     parent = output.absolute().parent
-    with disk_errors(output):
+    with disk_errors(output), _only_writer(output.absolute()):
         parent.mkdir(parents=True, exist_ok=True)
         for leftover in parent.glob(f".{output.name}-draft-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -46,6 +50,17 @@ def stage_output(
             replace_folder(draft, output.absolute())
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _only_writer(output: Path) -> Iterator[None]:
+    name = hashlib.sha256(str(output).encode()).hexdigest()[:32]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"pressoir-{os.getuid()}-{name}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise StoreError(f"another command is writing to {output}; wait for it, or name another") from error
 
 
 def check_replaceable(output: Path, made_with: str) -> None:
