@@ -6,37 +6,30 @@ and exit code 2; nothing is written before the recipe, the model, the data and t
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.markup import escape
 from rich.table import Table
 
+from flows.merge_command import merge
+from flows.monitor_command import monitor
+from flows.quantize_command import quantize
+from flows.registry_commands import registry
+from flows.shard_commands import shard, unshard, verify
+from flows.terminal import console, progress
 from pressoir import __version__
 from pressoir.artifact import Store, copy_folder, disk_errors, write_text_atomic
 from pressoir.errors import PressoirError
 from pressoir.recipe import Recipe
-from pressoir.reporting import LogReporter, Reporter
 
 if TYPE_CHECKING:
     from pressoir.planning import CompressResult, PlanRow
-
-console = Console()
 
 
 class _Group(click.Group):
@@ -47,32 +40,9 @@ class _Group(click.Group):
             return super().invoke(context)
         except PressoirError as error:
             Console(stderr=True, highlight=False).print(
-                f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True
+                f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
             )
             sys.exit(2)
-
-
-class TerminalReporter:
-    """A bar for each piece of long work, a line for each message and each epoch's accuracy."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bars: dict[str, Any] = {}
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """Move the bar of `what`."""
-        if what not in self._bars:
-            self._bars[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._bars[what], completed=done, total=total)
-
-    def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """Show accuracies as they come; the other figures are in MLflow."""
-        if name.endswith("accuracy") and step is not None:
-            self.message(f"  epoch {step}: {name.replace('_', ' ')} {value:.1%}")
-
-    def message(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._progress.console.print(_escape(text), soft_wrap=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -104,7 +74,7 @@ def compress(
 
     the_store = Store()
     sentences = planning.check_inputs(parsed, the_store)
-    base = sources.resolve(parsed.teacher.checkpoint or parsed.model, the_store)
+    base = sources.resolve(planning.base_reference(parsed), the_store)
     rows = plan(parsed)
     if dry_run:
         _print_plan(rows, parsed, base.folder)
@@ -114,7 +84,7 @@ def compress(
     if output is not None:
         _check_output(output)
 
-    with _progress() as reporter, report_to(reporter):
+    with progress() as reporter, report_to(reporter):
         result = flow(parsed)
     if output is not None:
         _write_output(result, parsed, output)
@@ -180,35 +150,16 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve_ui(prefect_port, mlflow_port)
 
 
+for command in (merge, quantize, shard, unshard, verify, registry, monitor):
+    main.add_command(command)
+
+
 @main.command()
 def reference() -> None:
     """Print the recipe reference as Markdown."""
     from pressoir.reference import markdown
 
     click.echo(markdown())
-
-
-@contextmanager
-def _progress() -> Iterator[Reporter]:
-    """A reporter for this terminal: bars where there is one, lines in the log elsewhere."""
-    if not console.is_terminal:
-        lines = logging.StreamHandler()
-        lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        logger = logging.getLogger("pressoir")
-        logger.addHandler(lines)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False  # Prefect's handler on the root would say it again
-        yield LogReporter()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield TerminalReporter(progress)
 
 
 def _quiet_libraries(verbose: bool) -> None:
@@ -257,24 +208,16 @@ def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
 
 def _print_comparison(report: Path) -> None:
     """`comparison.md`, its wide table cut to the columns that fit 80 characters."""
-    from pressoir.comparison import Benchmark, headline, points
+    from pressoir import reports
 
-    table = Table("stage", "runtime", box=None, pad_edge=False)
-    for name in ("accuracy", "points", "MB", "smaller", "p50 ms", "faster", "RSS MB"):
+    benchmark = reports.read(report / "benchmark.json")
+    columns, rows = reports.short_table(benchmark)
+    table = Table(*columns[:2], box=None, pad_edge=False)
+    for name in columns[2:]:
         table.add_column(name, justify="right")
-    for row in (benchmark := Benchmark.read(report / "benchmark.json")).rows:
-        table.add_row(
-            row.stage,
-            row.runtime,
-            f"{row.accuracy:.1%}",
-            points(row.accuracy_delta),
-            f"{row.size_mb:.1f}",
-            f"{row.compression:.1f}×",
-            f"{row.latency_ms_p50:.2f}",
-            "–" if row.simulated else f"{row.speedup:.1f}×",
-            f"{row.peak_rss_mb:.0f}",
-        )
-    console.print(f"\n[bold]{_escape(headline(benchmark))}[/]\n")
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(f"\n[bold]{escape(reports.headline(benchmark))}[/]\n")
     console.print(table)
     text = (report / "comparison.md").read_text(encoding="utf-8")
     console.print(Markdown(text.rpartition("|\n")[2]))
@@ -286,14 +229,8 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
     console.print(f"report  {output / 'report' if output is not None else result.report}")
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:
-        console.print(_escape(f"id      {result.registry_id}: {result.decision}"))
+        console.print(escape(f"id      {result.registry_id}: {result.decision}"))
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

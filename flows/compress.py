@@ -14,12 +14,12 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
-from pressoir import planning
+from pressoir import planning, reports
 from pressoir.artifact import Store
-from pressoir.comparison import Benchmark
-from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, check_inputs
+from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
 from pressoir.recipe import Recipe, load
 from pressoir.runtime import available_cpus
+from pressoir.sources import Source
 from tasks import tracking
 from tasks._stage import RunContext
 from tasks.register import register
@@ -27,16 +27,27 @@ from tasks.runner import TaskRunner
 
 
 def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
-    """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing."""
+    """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing.
+
+    What a recipe leaves out is skipped: a classifier is taught, distilled and pruned, a causal LM is not.
+    """
     from pressoir.stages.teacher_outputs import OutputsConfig
 
-    base = run.fetch(recipe.teacher.checkpoint or recipe.model)
+    base = None if recipe.merge else run.fetch(base_reference(recipe))
+    parents = {f"parent_{i}": run.fetch(m) for i, m in enumerate(recipe.merge.models)} if recipe.merge else {}
+    ancestor = run.fetch(recipe.merge.base) if recipe.merge and recipe.merge.base else None
     named = recipe.distill.student if recipe.distill else None
     student = run.fetch(named.model) if named and named.model else None
 
-    data = run("data", recipe.data)
-    current = teacher = run("teacher", recipe.teacher, model=base, data=data)
-    artifacts = {"teacher": teacher}
+    data = run("data", recipe.data) if recipe.teacher else run("text", recipe.text)
+    current: Made | Source | None = base
+    name = "source"
+    if recipe.merge:
+        name, current = "merge", run("merge", recipe.merge, data=data, base=ancestor, **parents)
+    if recipe.teacher:
+        name, current = "teacher", run("teacher", recipe.teacher, model=current, data=data)
+    reference = current
+    artifacts = {name: reference}
 
     learners = [
         stage
@@ -46,27 +57,25 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     outputs = None
     if learners:
         config = OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=named)
-        outputs = run("teacher_outputs", config, teacher=teacher, data=data, student=student)
+        outputs = run("teacher_outputs", config, teacher=reference, data=data, student=student)
 
-    teacher_onnx = artifacts["teacher_onnx"] = run("export", recipe.export, model=teacher, data=data)
+    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
     if recipe.distill:
         current = artifacts["distill"] = run(
-            "distill", recipe.distill, teacher=teacher, outputs=outputs, data=data, student=student
+            "distill", recipe.distill, teacher=reference, outputs=outputs, data=data, student=student
         )
     if recipe.prune:
         recovery = outputs if recipe.prune.epochs else None
         current = artifacts["prune"] = run("prune", recipe.prune, model=current, outputs=recovery, data=data)
     if recipe.quantize:
         current = artifacts["quantize"] = run("quantize", recipe.quantize, model=current, data=data)
-    if current is not teacher:
-        current = artifacts["export"] = run("export", recipe.export, model=current, data=data)
-    else:
-        current = teacher_onnx
+    if current is not reference:
+        exported = artifacts["export"] = run("export", recipe.export, model=current, data=data)
     if recipe.shard:
-        current = artifacts["shard"] = run("shard", recipe.shard, model=current)
+        exported = artifacts["shard"] = run("shard", recipe.shard, model=exported)
 
     report = run("benchmark", recipe.benchmark, data=data, **artifacts)
-    return Pressed(artifacts=artifacts, data=data, final=current, report=report)
+    return Pressed(artifacts=artifacts, data=data, final=exported, report=report)
 
 
 def plan(recipe: Recipe) -> list[PlanRow]:
@@ -85,13 +94,19 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
         context = RunContext(store, parent, recipe.seed, threads, recipe.refresh)
         made = pipeline(recipe, TaskRunner(context))
         report = store.path(made.report)
-        measured = Benchmark.read(report / "benchmark.json")
+        measured = reports.read(report / "benchmark.json")
         parent.log_comparison(measured, report)
         create_markdown_artifact((report / "comparison.md").read_text(encoding="utf-8"), key="comparison")
         promoted, decision = None, None
         if recipe.registry:
             promoted, decision = register(
-                recipe, recipe.registry, made.artifacts, made.report, measured.rows[-1], context
+                recipe,
+                recipe.registry,
+                made.artifacts,
+                made.final,
+                made.report,
+                measured.rows[-1],
+                context,
             )
     return CompressResult(
         artifact=made.final,

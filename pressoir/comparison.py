@@ -7,7 +7,7 @@ off, a difference that chance may explain, a speed that is only simulated.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError
 
@@ -64,8 +64,8 @@ class Row(Config, allow_inf_nan=False):
         return self.stage == "quantize" and self.runtime == "pytorch"
 
 
-class Benchmark(Config, allow_inf_nan=False):
-    """A whole comparison, as written in `benchmark.json`: rows in pipeline order, the first the reference."""
+class Conditions(Config, allow_inf_nan=False):
+    """Where and how a comparison was measured: the head of every `benchmark.json`."""
 
     format_version: int = 1
     """Raised when a reader of older files would misread this one."""
@@ -78,7 +78,39 @@ class Benchmark(Config, allow_inf_nan=False):
     threads: int
     """CPU threads of every row."""
     seed: int
-    """Chose the timed sentences."""
+    """Of every random choice, such as the timed sentences."""
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, in full precision."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a `benchmark.json`.
+
+        Raises:
+            PressoirError: it is missing or not such a file.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise PressoirError(f"{path} is not a readable benchmark: {error}") from error
+
+    def describe(self) -> str:
+        """Machine and versions, in one sentence."""
+        machine = self.machine
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"Measured on {machine.get('cpu', 'an unknown CPU')} "
+            f"(features: {machine.get('cpu_features', 'unknown')}), "
+            f"{self.threads} threads on {machine.get('cpus', '?')} CPUs, "
+            f"{machine.get('system', 'unknown system')}; {versions}."
+        )
+
+
+class Benchmark(Conditions, allow_inf_nan=False):
+    """A whole comparison of classifiers: rows in pipeline order, the first the reference."""
+
     test_sentences: int
     """Size of the test split, on all of which accuracy is measured."""
     warmup: int
@@ -93,22 +125,6 @@ class Benchmark(Config, allow_inf_nan=False):
     """Median time to tokenise one sentence, the first row's tokenizer."""
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     """One an artifact and runtime; the last is the final artifact."""
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, in full precision."""
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Benchmark:
-        """Read a `benchmark.json`.
-
-        Raises:
-            PressoirError: it is missing or not such a file.
-        """
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise PressoirError(f"{path} is not a readable benchmark: {error}") from error
 
 
 def headline(benchmark: Benchmark) -> str:
@@ -146,14 +162,9 @@ def to_markdown(benchmark: Benchmark) -> str:
         f"|---|---|{'---:|' * (len(columns) - 2)}",
         *(f"| {' | '.join(_cells(row, benchmark.rows[0]))} |" for row in benchmark.rows),
     ]
-    machine = benchmark.machine
-    versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
     lines += [
         "",
-        f"Measured on {machine.get('cpu', 'an unknown CPU')} "
-        f"(features: {machine.get('cpu_features', 'unknown')}), "
-        f"{benchmark.threads} threads on {machine.get('cpus', '?')} CPUs, "
-        f"{machine.get('system', 'unknown system')}; {versions}.",
+        benchmark.describe(),
         "",
         f"p50 and p95 are of the model alone, one sentence at a time, over {benchmark.latency_samples} "
         "sentences, all models in turn in one process; tokenisation takes another "

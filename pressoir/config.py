@@ -147,8 +147,12 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, li
     """
     path: list[str] = []
     section: type[BaseModel] | None = model
+    inside: Any = None  # what a list's or a mapping's elements are
     for part in loc:
         path.append(str(part))
+        if inside is not None:
+            section, inside = _as_model(inside), None
+            continue
         field = section.model_fields.get(str(part)) if section else None
         if field is None:
             continue
@@ -160,5 +164,11 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, li
         types = [type_ for type_ in types if type_ is not NoneType]
         if len(types) > 1:
             break
-        section = types[0] if isinstance(types[0], type) and issubclass(types[0], BaseModel) else None
+        section = _as_model(types[0])
+        if get_origin(types[0]) in (tuple, dict):
+            inside = [type_ for type_ in get_args(types[0]) if type_ is not Ellipsis][-1]
     return ".".join(path) or "(recipe)", list(section.model_fields) if section else []
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -130,6 +130,15 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
         return datasets.Dataset.from_list([json.loads(line) for line in file])
 
 
+def read_table(path: Path) -> list[Row]:
+    """Text and label of every record of a TSV, CSV, JSONL or Parquet file with these two columns.
+
+    Raises:
+        DataError: a record or the file is malformed; it is named, with its line.
+    """
+    return list(_read(path, DataConfig()))
+
+
 def _files(config: DataConfig) -> dict[str, Path]:
     if config.source == "demo":
         return {split: DEMO / f"{split}.tsv" for split in SPLITS}

@@ -47,7 +47,7 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
     """
     parameters = parameter_count(folder)
     weights = 4 * parameters
-    if stage == "data":
+    if stage in ("data", "text"):
         return PROCESS_BYTES
     training = {"teacher": recipe.teacher, "distill": recipe.distill, "prune": recipe.prune}.get(stage)
     if (
@@ -59,13 +59,18 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
         activations = activation_bytes(config, training.batch_size, recipe.data.max_tokens)
         # the best epoch is read back beside the model in training
         return PROCESS_BYTES + (TRAINING_BYTES_PER_PARAMETER + 4) * parameters + activations
-    copies = {"teacher_outputs": 2, "quantize": 3, "export": 5, "shard": 3, "benchmark": 6}.get(stage, 2)
-    return PROCESS_BYTES + copies * weights
+    copies = {"teacher_outputs": 2, "quantize": 3, "export": 5, "shard": 3, "benchmark": 6}
+    if recipe.teacher is None:  # weights are read, packed and moved one by one
+        copies |= {"quantize": 1, "shard": 0}
+    weights *= copies.get(stage, 2)
+    return PROCESS_BYTES + weights
 
 
 def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
     """Upper estimate of what a run writes: artifacts, checkpoints and the teacher's hidden states."""
     weights = 4 * parameter_count(folder)
+    if recipe.teacher is None:
+        return 4 * weights  # a merged checkpoint, the float graph, and all packed forms together
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     hidden = config.get("hidden_size") or config.get("dim", 0)
     layers = config.get("num_hidden_layers") or config.get("n_layers", 1)

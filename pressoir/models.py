@@ -19,11 +19,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForCTC,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_utils import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
@@ -93,6 +99,140 @@ def load_classifier(
         transformers_logging.set_verbosity(verbosity)
     model.eval()
     return model
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, without ever holding its weights twice.
+
+    The architecture is built on the meta device; weights are read one by one. Packed weights are dequantised
+    one layer at a time.
+
+    Raises:
+        SourceError: the folder does not hold a causal LM that transformers knows, or lacks some weights.
+        QuantizationError: its packed weights are damaged.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model: PreTrainedModel
+        if (folder / QUANTIZATION).exists():
+            model = _load_packed(folder, AutoConfig.from_pretrained(folder, **options), dtype)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                dtype=dtype,
+                low_cpu_mem_usage=True,
+                output_loading_info=True,
+                **options,
+            )
+            model, info = loaded
+            mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+            if random := {*info["missing_keys"], *mismatched}:
+                raise SourceError(
+                    f"{folder} lacks weights of a causal LM ({', '.join(sorted(random)[:5])}); "
+                    "its config.json does not fit them"
+                )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise SourceError(f"{folder} does not load as a causal language model: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model.eval()
+    return model
+
+
+def load_encoder_decoder(folder: Path) -> PreTrainedModel:
+    """Load a translation model or an encoder-decoder for speech (Whisper) in float32, in evaluation mode.
+
+    Raises:
+        SourceError: the folder does not hold one that transformers knows, or lacks some of its weights.
+    """
+    speech = load_config(folder).model_type in _SPEECH_ENCODER_DECODERS
+    auto = AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
+    return _load_whole(auto, folder, "an encoder-decoder")
+
+
+def load_ctc(folder: Path) -> PreTrainedModel:
+    """Load a speech model with a CTC head (wav2vec2, HuBERT, …) in float32, in evaluation mode.
+
+    Raises:
+        SourceError: the folder does not hold one that transformers knows, or lacks some of its weights.
+    """
+    return _load_whole(AutoModelForCTC, folder, "a CTC speech model")
+
+
+def load_encoder(folder: Path) -> PreTrainedModel:
+    """Load an encoder without a head in float32, in evaluation mode; for its last hidden states.
+
+    Weights of a head are left out, and a pooler that the checkpoint lacks is random: nothing here reads it.
+
+    Raises:
+        SourceError: the folder does not hold one that transformers knows, or lacks some of its weights.
+    """
+    return _load_whole(AutoModel, folder, "an encoder", optional="pooler.")
+
+
+_SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "speech-encoder-decoder")
+
+
+def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None) -> PreTrainedModel:
+    """Load by one of transformers' auto classes; weights whose names begin with `optional` may be missing."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what would be a warning is an error below
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise SourceError(f"{folder} does not load as {what}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    random = {*info["missing_keys"], *mismatched}
+    if random := {name for name in random if not (optional and name.startswith(optional))}:
+        raise SourceError(
+            f"{folder} lacks weights of {what} ({', '.join(sorted(random)[:5])}); its config.json does not "
+            "fit them"
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def empty_causal_lm(config: Any) -> PreTrainedModel:
+    """The architecture of a causal LM without memory for its weights (on the meta device)."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.eval()
+    return model
+
+
+def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    from pressoir.quantization.checkpoint import dequantized_tensors
+
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = model.state_dict()
+    missing = {name for name in state if name not in _tied(model)}
+    for name, tensor in dequantized_tensors(folder):
+        if name not in state or state[name].shape != tensor.shape:
+            raise SourceError(f"{folder}: weights do not fit the config: {name} {tuple(tensor.shape)}")
+        state[name].copy_(tensor)
+        missing.discard(name)
+    model.tie_weights()
+    if missing:
+        raise SourceError(f"{folder} lacks weights of a causal LM ({', '.join(sorted(missing)[:5])})")
+    return model
+
+
+def _tied(model: PreTrainedModel) -> set[str]:
+    """Names of weights that are another's: they are not in the file."""
+    return set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
 
 
 def _check_initialised(model: PreTrainedModel, info: dict[str, Any], folder: Path, new_head: bool) -> None:

@@ -112,7 +112,7 @@ def split_skip_layer_norm(model: onnx.ModelProto) -> None:
                 epsilon=epsilon,
             )
         )
-    _set_nodes(model, nodes)
+    set_nodes(model, nodes)
 
 
 def lower(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[str, Placement]:
@@ -145,7 +145,7 @@ def remove_unused(model: onnx.ModelProto) -> None:
         if needed.intersection(node.output):
             needed.update(node.input)
             kept.append(node)
-    _set_nodes(model, kept[::-1])
+    set_nodes(model, kept[::-1])
     initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.initializer[:]
     model.graph.initializer.extend(initializers)
@@ -159,7 +159,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+def set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Make `nodes`, of which some may be the graph's own, the graph's nodes."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
@@ -221,7 +222,7 @@ class _Lowering:
                 self._attention(node, plan)
             else:
                 self._product(node.input[0], plan, node.name, node.input[0] in shared)
-        _set_nodes(self.model, self.nodes)
+        set_nodes(self.model, self.nodes)
         taken = {tensor.name for tensor in self.model.graph.initializer}
         assert not taken & set(self.new_tensors)
         self.model.graph.initializer.extend(

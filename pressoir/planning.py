@@ -17,13 +17,17 @@ from pydantic import BaseModel
 
 from pressoir import sources
 from pressoir.artifact import Artifact, StageKey, Store
-from pressoir.comparison import Row
 from pressoir.config import Config
 from pressoir.recipe import Recipe
-from pressoir.sections import DataConfig
+from pressoir.reporting import Reporter
+from pressoir.reports import AnyRow
+from pressoir.runtime import use_threads
+from pressoir.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.sources import Source
+from pressoir.stages import StageContext
 
 STAGES = (
+    *("text", "merge"),
     *("data", "teacher", "teacher_outputs", "distill", "prune"),
     *("quantize", "export", "shard", "benchmark"),
 )
@@ -44,8 +48,8 @@ class Runner(Protocol[Made]):
 class Pressed(Generic[Made]):
     """What a pipeline made."""
 
-    artifacts: dict[str, Made]
-    """Every compared artifact, in the order of the pipeline: `teacher`, `teacher_onnx`, `distill`, …"""
+    artifacts: dict[str, Made | Source | None]
+    """Every compared model, in the order of the pipeline: `teacher` (or `source`), `teacher_onnx`, …"""
     data: Made
     final: Made
     """The last model: what is registered and served."""
@@ -81,8 +85,8 @@ class CompressResult(Config):
     """Where its files are."""
     report: Path
     """Folder of `benchmark.json`, `comparison.md` and the plots."""
-    rows: tuple[Row, ...]
-    """The benchmark: first the teacher, last the final model."""
+    rows: tuple[AnyRow, ...]
+    """The benchmark: first the teacher (or source), last the final model."""
     registry_id: str | None
     """Where `sources.resolve` and the server find it; None when nothing was registered."""
     decision: str | None
@@ -140,8 +144,45 @@ def plan(
     return planner.rows
 
 
+def build_stage(
+    stage: str,
+    config: BaseModel,
+    inputs: Mapping[str, Artifact | Source | None],
+    store: Store,
+    reporter: Reporter,
+    *,
+    seed: int,
+    threads: int,
+    refresh: bool = False,
+) -> tuple[Artifact, bool]:
+    """Build one stage here, or find it in the store; return the artifact, and whether it was there.
+
+    Raises:
+        PressoirError: whatever the stage raises; nothing is published then.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}
+    folders = {n: v.folder if isinstance(v, Source) else store.path(v) for n, v in given.items()}
+    key = stage_key(stage, config, {n: v.digest for n, v in given.items()}, seed)
+
+    def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
+        use_threads(threads)
+        metrics: Mapping[str, float] = load_stage(stage).run(
+            folders, config, StageContext(out_dir, work_dir, reporter, seed, threads)
+        )
+        return metrics
+
+    return store.build(key, make, refresh=refresh, tell=reporter.message)
+
+
+def base_reference(recipe: Recipe) -> str:
+    """The model that a run begins with; of a merge the first parent."""
+    if recipe.merge:
+        return recipe.merge.models[0]
+    return (recipe.teacher and recipe.teacher.checkpoint) or recipe.model
+
+
 def check_inputs(recipe: Recipe, store: Store) -> int:
-    """Check the store, the registry and the data; return the number of training sentences.
+    """Check the store, the registry and the data; return the number of training sentences (LMs: 0).
 
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
@@ -152,6 +193,11 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
 
     store.check_writable()
     Registry(store.home).models()
+    if recipe.teacher is None:
+        from pressoir import text
+
+        text.source_digest(recipe.text)
+        return 0
     prepared = store.find(stage_key("data", recipe.data, {}, recipe.seed))
     if prepared is not None:
         return int(prepared.metrics["train_rows"])
@@ -190,6 +236,10 @@ def stage_key(stage: str, config: BaseModel, inputs: Mapping[str, str], seed: in
         from pressoir import data
 
         inputs = {"source": data.source_digest(config), **inputs}
+    if isinstance(config, TextConfig):
+        from pressoir import text
+
+        inputs = {"source": text.source_digest(config), **inputs}
     return StageKey(
         stage=module.NAME,
         version=module.VERSION,
@@ -208,6 +258,11 @@ def key_config(config: BaseModel) -> dict[str, Any]:
             path = getattr(config, split)
             values[split] = None if path is None else path.suffix.lower()
         values["hub_id"] = config.hub_id is not None
+    if isinstance(config, TextConfig):
+        values["calibration"] = config.calibration is not None
+        values["evaluation"] = sorted(config.evaluation)
+    if isinstance(config, MergeConfig):
+        values["models"], values["base"] = len(config.models), config.base is not None
     if "checkpoint" in values:
         values["checkpoint"] = values["checkpoint"] is not None
     if isinstance(values.get("student"), dict):

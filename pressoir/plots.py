@@ -1,9 +1,4 @@
-"""Every picture: what a run cost and gained, at a glance.
-
-Figures are built from matplotlib's objects alone, without pyplot: no window opens, no figure is left behind.
-Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/);
-where two marks would differ by colour alone, their shape or their name differs too.
-"""
+"""The pictures of classifiers and of training: what a run cost and gained, at a glance."""
 
 from __future__ import annotations
 
@@ -15,64 +10,47 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pressoir.comparison import Row, points, times
-from pressoir.label_placement import Box, place_labels
+from pressoir.plot_style import (
+    BESIDE_STYLE,
+    COLOURS,
+    GREEN,
+    INK,
+    MARKERS,
+    MUTED,
+    NAMES,
+    STYLE,
+    Label,
+    add_legend,
+    draw_labels,
+    mark,
+    name_rows,
+    new_figure,
+    row_names,
+    runtime_handles,
+    set_log_ticks,
+    set_title,
+    staircase,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 
-COLOURS = {"pytorch": "#0072B2", "onnxruntime": "#D55E00"}
-MARKERS = {"pytorch": "o", "onnxruntime": "s"}
-NAMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-INK, MUTED, GRID = "#222222", "#6b6b6b", "#e3e3e3"
-GREEN = "#009E73"
 SCORE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-NAME_STYLE: Any = {"fontsize": 10, "fontweight": "bold", "zorder": 5}
-FACT_STYLE: Any = {"fontsize": 8.5, "zorder": 5}
-BESIDE_STYLE: Any = {"fontsize": 10, "va": "center_baseline"}
-
-STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelsize": 11,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "savefig.dpi": 160,
-    "figure.dpi": 160,
-    "figure.facecolor": "white",
-}
 
 
 def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against median latency; bubbles as large as the files, Pareto front, 95 % intervals."""
     with mpl.rc_context(STYLE):
-        figure = _figure(9.0, 5.6)
+        figure = new_figure(9.0, 5.6)
         axes = figure.add_subplot()
         real = [row for row in rows if not row.simulated] or list(rows)
-        corners = _staircase([(row.latency_ms_p50, 100 * row.accuracy) for row in pareto_front(real)])
+        corners = staircase([(row.latency_ms_p50, 100 * row.accuracy) for row in pareto_front(real)])
         axes.plot(*zip(*corners, strict=True), color=GREEN, linewidth=2.5, alpha=0.5, zorder=1.5)
         largest = max(row.size_mb for row in rows)
         areas = [1100 * row.size_mb / largest + 40 for row in rows]  # square points
@@ -81,7 +59,7 @@ def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
         axes.set_xscale("log")
         latencies = [row.latency_ms_p50 for row in rows]
         axes.set_xlim(min(latencies) / 1.6, max(latencies) * 1.6)
-        _log_ticks(axes)
+        set_log_ticks(axes.xaxis)
         low, high = min(row.accuracy_ci_low for row in rows), max(row.accuracy_ci_high for row in rows)
         margin = 0.12 * max(high - low, 0.01)
         axes.set_ylim(100 * (low - margin), 100 * (high + margin))
@@ -95,24 +73,35 @@ def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
             subtitle = (
                 f"{last.stage} in {NAMES[last.runtime]} against {first.stage} in {NAMES[first.runtime]}"
             )
-        _title(axes, title, subtitle)
-        handles = _handles({row.runtime for row in rows})
+        set_title(axes, title, subtitle)
+        handles = runtime_handles({row.runtime for row in rows})
         handles += [
-            _mark("area: size on disk", marker="o", color="none", markeredgecolor=MUTED, markersize=11),
-            _mark("95 % interval", color=MUTED, marker="|", markersize=12),
+            mark("area: size on disk", marker="o", color="none", markeredgecolor=MUTED, markersize=11),
+            mark("95 % interval", color=MUTED, marker="|", markersize=12),
         ]
         if len(corners) > 1:
-            handles.append(_mark("Pareto front", color=GREEN, linestyle="-", linewidth=2.5, alpha=0.5))
+            handles.append(mark("Pareto front", color=GREEN, linestyle="-", linewidth=2.5, alpha=0.5))
         if any(row.simulated for row in rows):
             hollow = {"color": "none", "markeredgecolor": COLOURS["pytorch"], "markersize": 9}
-            handles.append(_mark("int8, simulated", marker="o", **hollow))
-        _legend(figure, handles)
+            handles.append(mark("int8, simulated", marker="o", **hollow))
+        add_legend(figure, handles)
         lines = [
             (row.latency_ms_p50, 100 * row.accuracy_ci_low, row.latency_ms_p50, 100 * row.accuracy_ci_high)
             for row in rows
         ]
         lines += [(*a, *b) for a, b in itertools.pairwise(corners)]
-        _draw_labels(figure, axes, rows, [math.sqrt(area) / 2 for area in areas], lines)
+        labels = [
+            Label(
+                x=row.latency_ms_p50,
+                y=100 * row.accuracy,
+                radius_pt=math.sqrt(area) / 2,
+                name=row.stage,
+                fact=f"{row.latency_ms_p50:.2f} ms, {row.size_mb:.1f} MB",
+                colour=COLOURS[row.runtime],
+            )
+            for row, area in zip(rows, areas, strict=True)
+        ]
+        draw_labels(figure, axes, labels, lines)
         figure.savefig(path)
 
 
@@ -131,7 +120,7 @@ def _bubble(axes: Axes, row: Row, area: float) -> None:
 def sizes(rows: Sequence[Row], path: Path) -> None:
     """Size on disk of each artifact, with how many times smaller than the first it is."""
     with mpl.rc_context(STYLE):
-        figure = _figure(9.0, 1.8 + 0.46 * len(rows))
+        figure = new_figure(9.0, 1.8 + 0.46 * len(rows))
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
             axes.barh(place, row.size_mb, height=0.66, color=COLOURS[row.runtime])
@@ -139,15 +128,15 @@ def sizes(rows: Sequence[Row], path: Path) -> None:
             if row.compression >= 1.05:
                 text += f"   {row.compression:.1f}× smaller"
             axes.annotate(text, (row.size_mb, place), (7, 0), textcoords="offset points", **BESIDE_STYLE)
-        _name_rows(axes, _names([(row.stage, row.runtime) for row in rows]))
+        name_rows(axes, row_names([(row.stage, row.runtime) for row in rows]))
         axes.grid(False)
         axes.set_xlim(0, 1.3 * max(row.size_mb for row in rows))
         axes.set_xlabel("MB (10⁶ bytes) of weights, graph, configuration and tokenizer")
         title = "Size on disk"
         if len(rows) > 1:
             title += f": {rows[0].size_mb:.1f} → {rows[-1].size_mb:.1f} MB"
-        _title(axes, title)
-        _legend(figure, _handles({row.runtime for row in rows}, marker="s"))
+        set_title(axes, title)
+        add_legend(figure, runtime_handles({row.runtime for row in rows}, marker="s"))
         figure.savefig(path)
 
 
@@ -157,7 +146,7 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
     `samples` are the entries of `latencies.json`: `stage`, `runtime`, `latency_ms` (a list).
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(9.0, 1.8 + 0.56 * len(samples))
+        figure = new_figure(9.0, 1.8 + 0.56 * len(samples))
         axes = figure.add_subplot()
         for place, entry in enumerate(samples):
             times, colour = np.asarray(entry["latency_ms"], dtype=np.float64), COLOURS[entry["runtime"]]
@@ -171,18 +160,18 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
             _columns(axes, f"{p50:.2f}", f"{p95:.2f}", place)
         axes.set_xscale("log")
         axes.margins(x=0.03)
-        _log_ticks(axes)
+        set_log_ticks(axes.xaxis)
         _columns(axes, "p50 ms", "p95 ms", -0.72)
-        _name_rows(axes, _names([(entry["stage"], entry["runtime"]) for entry in samples]))
+        name_rows(axes, row_names([(entry["stage"], entry["runtime"]) for entry in samples]))
         axes.grid(False, axis="y")
         axes.set_xlabel("latency of one sentence, ms (log scale, left is faster)")
-        _title(axes, f"Spread of latency over {len(samples[0]['latency_ms'])} test sentences")
-        handles = _handles({entry["runtime"] for entry in samples}, marker="s")
+        set_title(axes, f"Spread of latency over {len(samples[0]['latency_ms'])} test sentences")
+        handles = runtime_handles({entry["runtime"] for entry in samples}, marker="s")
         handles += [
-            _mark("median", color=MUTED, marker="o", markersize=7),
-            _mark("p95", color=MUTED, marker="|", markersize=13, markeredgewidth=2),
+            mark("median", color=MUTED, marker="o", markersize=7),
+            mark("p95", color=MUTED, marker="|", markersize=13, markeredgewidth=2),
         ]
-        _legend(figure, handles)
+        add_legend(figure, handles)
         figure.savefig(path)
 
 
@@ -196,13 +185,13 @@ def training_curves(history: Sequence[Mapping[str, float | None]], path: Path) -
     scores = sorted(names - {"loss"})
     panels = int("loss" in names) + int(bool(scores))
     with mpl.rc_context(STYLE):
-        figure = _figure(9.4 if panels == 2 else 5.6, 3.9)
+        figure = new_figure(9.4 if panels == 2 else 5.6, 3.9)
         if "loss" in names:
             axes = figure.add_subplot(1, panels, 1)
             known = _curve(axes, history, "loss", COLOURS["pytorch"])
             axes.set_ylabel("training loss")
             axes.set_ylim(bottom=min(0, *(loss for _, loss in known)) if len(known) > 1 else None)
-            _title(axes, f"Training loss: {known[0][1]:.3g} → {known[-1][1]:.3g}")
+            set_title(axes, f"Training loss: {known[0][1]:.3g} → {known[-1][1]:.3g}")
         if scores:
             axes = figure.add_subplot(1, panels, panels)
             for name, colour in zip(scores, itertools.cycle(SCORE_COLOURS), strict=False):
@@ -210,7 +199,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]], path: Path) -
                 best = max(known, key=lambda point: point[1])
                 axes.plot(*best, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
                 if name == scores[0]:
-                    _title(axes, f"Best {_pretty(name)}: {best[1]:.1f} % at epoch {best[0]:g}")
+                    set_title(axes, f"Best {_pretty(name)}: {best[1]:.1f} % at epoch {best[0]:g}")
             axes.set_ylabel("validation score, % (best ringed)")
             if len(scores) > 1:
                 axes.legend(loc="best")
@@ -226,78 +215,12 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
     return front
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-
-
-def _title(axes: Axes, title: str, subtitle: str = "") -> None:
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=24 if subtitle else 12)
-    if subtitle:
-        axes.annotate(
-            subtitle,
-            (0, 1),
-            (0, 8),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=MUTED,
-            fontsize=10,
-        )
-
-
-def _log_ticks(axes: Axes) -> None:
-    """Ticks at 1, 2, 5 of each decade, at 1, 2, 3, … of a part of one; as plain numbers."""
-    low, high = axes.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high > 6 * low else tuple(map(float, range(1, 10)))
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _columns(axes: Axes, p50: str, p95: str, y: float) -> None:
     """Two right-aligned texts to the right of the axes, at the height `y`."""
     for text, offset in ((p50, 52), (p95, 106)):
         axes.annotate(
             text, (1, y), (offset, 0), axes.get_yaxis_transform(), "offset points", ha="right", **BESIDE_STYLE
         )
-
-
-def _names(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """The stage of each (stage, runtime), with the runtime where a stage stands twice."""
-    stages = [stage for stage, _ in rows]
-    return [f"{s} ({NAMES[runtime]})" if stages.count(s) > 1 else s for s, runtime in rows]
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), list(names))
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.45, -0.55)  # the first on top
-
-
-def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the line below which nothing is better, through `points` from left to right."""
-    corners = [points[0]]
-    for x, y in points[1:]:
-        corners += [(x, corners[-1][1]), (x, y)]
-    return corners
-
-
-def _handles(runtimes: set[str], marker: str | None = None) -> list[Line2D]:
-    return [
-        _mark(NAMES[name], color=COLOURS[name], marker=marker or MARKERS[name], markersize=9, alpha=0.8)
-        for name in COLOURS
-        if name in runtimes
-    ]
-
-
-def _mark(label: str, **style: Any) -> Line2D:
-    return Line2D([], [], **{"linestyle": "none", "label": label, **style})
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Below the axes, so that it never covers data."""
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.4, columnspacing=1.6
-    )
 
 
 def _curve(
@@ -328,50 +251,3 @@ def _density(values: Floats) -> tuple[Floats, Floats]:
     width = max(0.9 * spread * len(values) ** -0.2, 1e-3)  # Silverman's rule
     grid = np.linspace(low - width, high + width, 256)
     return grid, np.exp(-0.5 * ((grid[:, None] - values[None, :]) / width) ** 2).sum(axis=1)
-
-
-def _draw_labels(
-    figure: Figure, axes: Axes, rows: Sequence[Row], radii_pt: Sequence[float], lines: Sequence[Box]
-) -> None:
-    """Write stage, latency and size beside each bubble, with a thin line to it where they stand apart.
-
-    `lines` (x0, y0, x1, y1), in data coordinates, are what a label should not cover either.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is settled: what is placed now stays
-    pixels = figure.dpi / 72  # in a point
-    to_pixels, to_data = axes.transData, axes.transData.inverted()
-    names = [row.stage for row in rows]
-    facts = [f"{row.latency_ms_p50:.2f} ms, {row.size_mb:.1f} MB" for row in rows]
-    extents = []
-    for name, fact in zip(names, facts, strict=True):
-        drawn = [axes.text(0, 0, name, **NAME_STYLE), axes.text(0, 0, fact, **FACT_STYLE)]
-        widths = [text.get_window_extent().width for text in drawn]
-        for text in drawn:
-            text.remove()
-        extents.append((max(widths) + 6 * pixels, 24 * pixels))
-    obstacles = []
-    for x0, y0, x1, y1 in lines:
-        (left, bottom), (right, top) = to_pixels.transform([(x0, y0), (x1, y1)])
-        pad = 3 * pixels
-        obstacles.append((left - pad, bottom - pad, right + pad, top + pad))
-    places = to_pixels.transform([(row.latency_ms_p50, 100 * row.accuracy) for row in rows])
-    centres = [(float(x), float(y)) for x, y in places]
-    radii = [radius * pixels for radius in radii_pt]
-    bounds = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
-    boxes = place_labels(centres, radii, extents, bounds, obstacles)
-    for row, name, fact, (x, y), radius, box in zip(rows, names, facts, centres, radii, boxes, strict=True):
-        x0, y0, x1, y1 = box
-        near = (min(max(x, x0), x1), min(max(y, y0), y1))
-        apart = math.dist((x, y), near)
-        if apart > radius + 11 * pixels:
-            start = (x + (near[0] - x) * radius / apart, y + (near[1] - y) * radius / apart)
-            axes.plot(*to_data.transform([start, near]).T, color=MUTED, linewidth=0.8, zorder=4)
-        side = "left" if x0 > x else "right" if x1 < x else "center"
-        edge = {"left": x0 + 3 * pixels, "right": x1 - 3 * pixels, "center": (x0 + x1) / 2}[side]
-        pad, halo = 1.5 * pixels, [patheffects.withStroke(linewidth=2.5, foreground="white")]
-        (left, top), (_, bottom) = to_data.transform([(edge, y1 - pad), (edge, y0 + pad)])
-        axes.text(
-            left, top, name, color=COLOURS[row.runtime], ha=side, va="top", path_effects=halo, **NAME_STYLE
-        )
-        axes.text(left, bottom, fact, ha=side, va="bottom", path_effects=halo, **FACT_STYLE)

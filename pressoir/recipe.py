@@ -83,14 +83,19 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _one_lane(self) -> Recipe:
         problems = []
+        ranked_by = self.registry and self.registry.criterion.metric
         language_model, integer = self.task == "causal-lm", self.quantize and self.quantize.scheme == "int8"
         if language_model:
             given = [name for name in ("teacher", "distill", "prune") if getattr(self, name) is not None]
             if given:
                 problems.append(f"{', '.join(given)}: not for task 'causal-lm'; set to null or leave out")
+            if ranked_by == "accuracy":
+                problems.append("registry.criterion.metric: a causal LM has no accuracy; choose perplexity")
             if integer:
                 problems.append("quantize.scheme: 'int8' is for encoders; choose q8, q4, q3 or q2")
         else:
+            if ranked_by == "perplexity":
+                problems.append("registry.criterion.metric: a classifier has no perplexity; choose accuracy")
             if self.teacher is None:
                 problems.append("teacher: null is only for task 'causal-lm'")
             if self.quantize and not integer:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from pressoir.artifact import default_home, disk_errors, write_text_atomic
+from pressoir.artifact import Store, default_home, disk_errors, write_text_atomic
 from pressoir.config import Config
 from pressoir.errors import RegistryError
 from pressoir.sections import Criterion
@@ -23,7 +24,11 @@ from pressoir.sections import Criterion
 FILE = "models.json"
 SCHEMA_FILE = "models.schema.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Reference = Annotated[str, Field(min_length=1)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+_ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Id = Annotated[str, Field(pattern=_ID)]
+Result = TypeVar("Result")
 Task = Literal[
     "text-classification", "causal-lm", "translation", "automatic-speech-recognition", "feature-extraction"
 ]
@@ -32,12 +37,12 @@ Task = Literal[
 class Urls(Config):
     """References that `pressoir.sources` resolves, tried in this order."""
 
-    base: str
-    """Where the model is: `hub:org/name@revision`, `package:module`, `store:stage/key`, or a local folder."""
-    mirrors: tuple[str, ...] = ()
+    base: Reference
+    """`hub:org/name@revision`, `package:module`, `store:stage/key`, a folder, or the URL of a sharded one."""
+    mirrors: tuple[Reference, ...] = ()
     """Where else the same model is."""
-    shards: tuple[str, ...] = ()
-    """File names of its shards, in the order of execution."""
+    shards: tuple[FileName, ...] = ()
+    """File names of its shards, in the order of execution; none where it is not sharded."""
 
 
 class Entry(Config):
@@ -49,22 +54,22 @@ class Entry(Config):
     """Name for people."""
     type: Task
     """What it does."""
-    size_mb: Annotated[float, Field(ge=0)]
+    size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Size of its files on disk, MB = 10^6 bytes."""
     urls: Urls
     """Where its files are."""
     digest: Sha256 | None = None
-    """SHA-256 over all its files, as the artifact store computes it."""
+    """SHA-256 over all its files, as the artifact store has it; of a hub or HTTP model, those fetched."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of `model.safetensors`; checked before the model is used."""
     revision: str | None = None
     """Commit on the hub."""
     licence: str
     """SPDX identifier."""
-    metrics: dict[str, float] = Field(default={})
+    metrics: dict[str, FiniteFloat] = Field(default={})
     """What it was measured to do; fractions 0–1, units in the names."""
     quantization: str | None = None
-    """Scheme of its weights, such as `int8`; null for floating point."""
+    """Scheme of its weights, such as `int8` or `q4`; null for floating point."""
     lineage: dict[str, Sha256] = Field(default={})
     """Digest of each stage's artifact on the way to it, in the order they ran."""
     created_at: str | None = None
@@ -80,7 +85,7 @@ class Catalogue(Config):
     """The JSON Schema of this file, for editors."""
     version: Literal[1] = 1
     """Version of the format."""
-    models: dict[Id, Entry] = Field(default={})
+    models: dict[Id, Entry] = Field(default={}, json_schema_extra={"additionalProperties": False})
     """The models by id."""
 
     @model_validator(mode="after")
@@ -115,9 +120,7 @@ class Registry:
         models = self.models()
         if id in models:
             return models[id]
-        near = difflib.get_close_matches(id, models, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(models))}"
-        raise RegistryError(f"the registry has no model {id!r}; {hint}")
+        raise RegistryError(f"the registry has no model {id!r}; {_hint(id, models)}")
 
     def add(self, entry: Entry) -> None:
         """Register `entry` in `home`'s file, in the place of one with the same id.
@@ -126,21 +129,84 @@ class Registry:
             RegistryError: the file that stands there is not valid; it is left as it is.
             StoreError: the file cannot be written.
         """
+        self.put(entry.id, lambda old: entry)
+
+    def put(self, id: str, make: Callable[[Entry | None], Entry]) -> Entry:
+        """Register, and return, what `make` gives for `home`'s entry of `id`, or for None where it has none.
+
+        Nobody else writes between the look and the entry. Raises what `add` raises, and what `make` does.
+        """
+
+        def put(models: dict[str, Entry]) -> Entry:
+            models[id] = make(models.get(id))
+            return models[id]
+
+        return self._change(put)
+
+    def remove(self, id: str) -> Entry:
+        """Forget the entry that was registered under `id`, and return it; its files stay.
+
+        Raises:
+            RegistryError: there is none, or it is of the shipped catalogue.
+            StoreError: the file cannot be written.
+        """
+
+        def remove(models: dict[str, Entry]) -> Entry:
+            if id in models:
+                return models.pop(id)
+            if id in read(shipped_file()).models:
+                raise RegistryError(f"{id!r} ships with Pressoir and cannot be removed")
+            raise RegistryError(f"nobody registered {id!r}; {_hint(id, models)}")
+
+        return self._change(remove)
+
+    def forget(self, gone: Callable[[Entry], bool], *, dry_run: bool = False) -> list[Entry]:
+        """Drop, and return, those of `home`'s entries that are `gone`; with `dry_run` only return them.
+
+        Raises:
+            RegistryError, StoreError: as `add`.
+        """
+        if dry_run:
+            return [entry for entry in self.own().values() if gone(entry)]
+
+        def forget(models: dict[str, Entry]) -> list[Entry]:
+            return [models.pop(entry.id) for entry in list(models.values()) if gone(entry)]
+
+        return self._change(forget)
+
+    def own(self) -> dict[str, Entry]:
+        """The entries of `home`'s own file, by id.
+
+        Raises:
+            RegistryError: the file is not valid.
+        """
+        return self._own().models
+
+    def references(self, without: Collection[str] = ()) -> set[str]:
+        """Digests that must stay in the store: of registered models (but these), and what they came from."""
+        own = [entry for entry in self.own().values() if entry.id not in without]
+        return {digest for entry in own for digest in (entry.digest, *entry.lineage.values()) if digest}
+
+    def _own(self) -> Catalogue:
+        with disk_errors(self.file):
+            return read(self.file) if self.file.exists() else Catalogue()
+
+    def _change(self, edit: Callable[[dict[str, Entry]], Result]) -> Result:
+        """Let `edit`, and nobody else meanwhile, change `home`'s entries; the file is replaced whole."""
+        Store(self.home).check_writable()
         with disk_errors(self.file):
             (self.home / "locks").mkdir(parents=True, exist_ok=True)
             with FileLock(self.home / "locks" / f"{FILE}.lock"):
                 own = self._own()
-                models = {**own.models, entry.id: entry}
-                write_text_atomic(self.home / SCHEMA_FILE, schema())
-                write_text_atomic(self.file, dump(own.model_copy(update={"models": models})))
-
-    def references(self) -> set[str]:
-        """Digests that must stay in the store: of registered models, and of all they were made from."""
-        own = self._own().models.values()
-        return {digest for entry in own for digest in (entry.digest, *entry.lineage.values()) if digest}
-
-    def _own(self) -> Catalogue:
-        return read(self.file) if self.file.exists() else Catalogue()
+                models = dict(own.models)
+                result = edit(models)
+                if models != own.models:
+                    for name in (FILE, SCHEMA_FILE):
+                        for leftover in self.home.glob(f".{name}.*"):  # of a writer that was killed
+                            leftover.unlink()
+                    write_text_atomic(self.home / SCHEMA_FILE, schema())
+                    write_text_atomic(self.file, dump(own.model_copy(update={"models": models})))
+                return result
 
 
 def shipped_file() -> Path:
@@ -156,7 +222,9 @@ def read(path: Path) -> Catalogue:
         RegistryError: it is not JSON (the message names the line), or a field is wrong (it names the field).
     """
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except _DuplicateError as error:
+        raise RegistryError(f"{path}: the key {error} is given twice; keep one") from error
     except json.JSONDecodeError as error:
         raise RegistryError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend it, or move it away to start "
@@ -172,6 +240,46 @@ def read(path: Path) -> Catalogue:
             for problem in error.errors(include_url=False)
         ]
         raise RegistryError("\n".join([f"{path} is not a valid registry:", *problems])) from None
+
+
+class _DuplicateError(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless a key is given twice: the first would be lost with the next write."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateError(json.dumps(key))
+        result[key] = value
+    return result
+
+
+def check_id(id: str) -> None:
+    """Refuse what cannot be an id.
+
+    Raises:
+        RegistryError: it says which characters may be used.
+    """
+    if not re.fullmatch(_ID, id):
+        raise RegistryError(
+            f"{id!r} cannot be an id; use up to 63 lower-case letters, digits, '.', '_' and '-', and begin "
+            "with a letter or digit"
+        )
+
+
+def nearest(id: str, known: Iterable[str]) -> str | None:
+    """The known id that `id` is most likely a slip of, if any."""
+    return next(iter(difflib.get_close_matches(id.lower(), known, n=1)), None)
+
+
+def _hint(id: str, known: Collection[str]) -> str:
+    if near := nearest(id, known):
+        return f"did you mean {near!r}?"
+    if not known:
+        return "nothing is registered yet: see `pressoir registry add`"
+    return f"known are: {', '.join(sorted(known)[:10])}{', …' if len(known) > 10 else ''}"
 
 
 def dump(catalogue: Catalogue) -> str:
@@ -191,15 +299,47 @@ def schema() -> str:
 def promotion(
     candidate: Mapping[str, float], holder: Mapping[str, float] | None, criterion: Criterion
 ) -> tuple[bool, str]:
-    """Whether `candidate` takes over from `holder`, and why; both are figures of a benchmark's last row."""
-    metric, least = criterion.metric, criterion.min_accuracy_delta
-    delta, value = candidate["accuracy_delta"], candidate[metric]
-    if delta < least:
-        return False, f"accuracy changed by {delta:+.4f}, and less than {least:+.4f} is never promoted"
+    """Whether `candidate` takes over from `holder`, and why; both are figures of a benchmark's last row.
+
+    A classifier has an `accuracy_delta`, a language model a `perplexity_increase`: fractions, against the
+    first row.
+
+    Raises:
+        RegistryError: the candidate lacks `criterion.metric`, or both of those.
+    """
+    metric = criterion.metric
+    if metric not in candidate:
+        raise RegistryError(
+            f"registry.criterion.metric is {metric!r}, but this model was measured in "
+            f"{', '.join(sorted(candidate))}; choose one of its figures"
+        )
+    keeps, change = _quality(candidate, criterion)
+    if not keeps:
+        return False, change
     if holder is None:
-        return True, f"nobody holds it, and accuracy changed by {delta:+.4f}"
+        return True, f"nobody holds it, and {change}"
     if metric not in holder:
         return True, f"the holder has no {metric} to compare with"
-    if value > holder[metric]:
-        return True, f"{metric} {value:.4g} is more than {holder[metric]:.4g}"
-    return False, f"{metric} {value:.4g} is not more than {holder[metric]:.4g}"
+    value, held = candidate[metric], holder[metric]
+    less_is_better = metric == "perplexity"
+    better = value < held if less_is_better else value > held
+    word = "less" if less_is_better else "more"
+    return better, f"{metric} {value:.4g} is {'' if better else 'not '}{word} than {held:.4g}"
+
+
+def _quality(candidate: Mapping[str, float], criterion: Criterion) -> tuple[bool, str]:
+    """Whether the candidate lost no more quality than the criterion allows, and what became of it."""
+    if "accuracy_delta" in candidate:
+        delta, least = candidate["accuracy_delta"], criterion.min_accuracy_delta
+        change = f"accuracy changed by {delta:+.4f}"
+        keeps = delta >= least
+        return keeps, change if keeps else f"{change}, and less than {least:+.4f} is never promoted"
+    if "perplexity_increase" in candidate:
+        increase, most = candidate["perplexity_increase"], criterion.max_perplexity_increase
+        change = f"perplexity changed by {100 * increase:+.1f} %"
+        keeps = increase <= most
+        return keeps, change if keeps else f"{change}, and more than {100 * most:+.1f} % is never promoted"
+    raise RegistryError(
+        "a model is promoted by its accuracy_delta or its perplexity_increase, but this one has "
+        f"{', '.join(sorted(candidate))} alone"
+    )

@@ -1,14 +1,33 @@
-"""CPU settings, in one place: how many threads, and how the libraries are told.
+"""CPU settings, in one place: how many threads, how a model is held, and how its memory is given back.
 
-Thread limits must be in the environment before the numeric libraries load; `child_environment` is what every
-child process starts with, `use_threads` what this process does once torch is there.
+What each setting buys is measured by `benchmarks/cpu_settings.py`.
+
+- **Threads.** Thread limits must be in the environment before the numeric libraries load: `child_environment`
+  is what every child process starts with, `limit_threads` what a program calls before its imports,
+  `use_threads` what sets torch once it is there. The default is `available_cpus`: libraries count the host's
+  CPUs, a container may use fewer.
+- **Inference.** `inference_mode` keeps no graph for a backward pass.
+- **Loading.** `LOW_MEMORY_LOADING` are the options of `from_pretrained` that never hold the weights twice.
+- **Giving back.** `release_memory` between two models in one process. What a process does not give back,
+  its end does: batch evaluation runs one process a model.
+
+Nothing heavy is imported here, so that it can be imported first.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import logging
 import os
 import platform
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
+
+from pressoir.cgroups import cpu_limit
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _CPU_FEATURES = (
@@ -16,17 +35,51 @@ _CPU_FEATURES = (
     *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
 )
 
+LOW_MEMORY_LOADING: Mapping[str, Any] = {"use_safetensors": True}
+"""Options of `from_pretrained`. The architecture is built without memory and its weights are mapped from the
+safetensors file, so they are not copied and count as pages of the file. Pickled weights would be read whole
+into memory. A `dtype` other than the file's makes a copy of each weight."""
+
+log = logging.getLogger("pressoir")
+
 
 def available_cpus() -> int:
-    """CPUs this process may use (its affinity), at least 1."""
+    """CPUs this process may use, at least 1: its affinity, and the CPU quota of its cgroups rounded down."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if (limit := cpu_limit()) is not None:
+        cpus = min(cpus, int(limit.cpus))
+    return max(cpus, 1)
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a child process that is to use `threads` CPU threads."""
-    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    return {**os.environ, **limits, "TOKENIZERS_PARALLELISM": "false"}
+def thread_environment(threads: int, *, side_by_side: bool = False) -> dict[str, str]:
+    """The variables that limit the numeric libraries of a process to `threads` CPU threads.
+
+    `side_by_side`: other processes want the same CPUs. OpenMP's threads then sleep while they wait for each
+    other; by default they spin, and take the CPU from the very thread they wait for.
+    """
+    limits = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+    return {**limits, "OMP_WAIT_POLICY": "PASSIVE"} if side_by_side else limits
+
+
+def child_environment(threads: int, *, side_by_side: bool = False) -> dict[str, str]:
+    """The environment of a child process that is to use `threads` CPU threads, see `thread_environment`."""
+    return {**os.environ, **thread_environment(threads, side_by_side=side_by_side)}
+
+
+def limit_threads(threads: int | None = None) -> int:
+    """Limit this process to `threads` CPU threads (default: the available CPUs); return how many.
+
+    Call it before numpy, torch and the like are imported. Torch is set even if it was imported before; of
+    the others that are too late for it, the log tells.
+    """
+    threads = threads or available_cpus()
+    os.environ.update(thread_environment(threads))
+    if late := sorted({"numpy", "numexpr"} & sys.modules.keys()):
+        log.warning("%s imported before its thread limit was set", ", ".join(late))
+    if "torch" in sys.modules:
+        use_threads(threads)
+    return threads
 
 
 def use_threads(threads: int) -> None:
@@ -35,6 +88,30 @@ def use_threads(threads: int) -> None:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        # One model runs one operator at a time. Torch allows this once, before the first parallel work.
+        with suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
+
+
+def inference_mode() -> AbstractContextManager[Any]:
+    """A block in which torch keeps nothing for a backward pass, and no version counters either."""
+    import torch
+
+    return torch.inference_mode()
+
+
+def release_memory() -> None:
+    """Give back what a dropped model held: cycles, the C library's free blocks, torch's GPU cache.
+
+    Drop every reference to the model first. The GPU is touched only if torch already uses it.
+    """
+    gc.collect()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()
+    with suppress(AttributeError, OSError):  # glibc's own; musl and macOS have none
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe_machine(threads: int) -> dict[str, str]:

@@ -78,8 +78,51 @@ class TextConfig(Config):
     """Windows taken from each evaluation text, from its start; null takes all."""
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Gradient = Finite | Annotated[tuple[Finite, ...], Field(min_length=1)]
+
+
+class FilteredValue(Config):
+    """A value for the tensors whose name has `filter` in it; the first of a list that fits is taken."""
+
+    filter: str | None = None
+    """Part of a tensor's name, such as `mlp` or `self_attn`; null fits every tensor."""
+    value: Gradient
+    """A number, or a list that is interpolated over the layers, from the first to the last."""
+
+
+Setting = Gradient | Annotated[tuple[FilteredValue, ...], Field(min_length=1)]
+
+
+class ModelParameters(Config):
+    """What holds for one of the merged models."""
+
+    weight: Setting | None = None
+    """Its weight (linear, ties, dare), instead of its ratio."""
+    density: Setting | None = None
+    """Part of its changes that is kept (ties, dare), instead of the common `density`."""
+    scale: Setting | None = None
+    """Factor of its tensors (passthrough)."""
+
+
+class SliceSource(Config):
+    """Layers of one model."""
+
+    model: Annotated[int, Field(ge=0)]
+    """Position in `models`, from 0."""
+    layer_range: tuple[Annotated[int, Field(ge=0)], Positive]
+    """First layer, and the one after the last, from 0."""
+
+
+class MergeSlice(Config):
+    """Layers of the result, made of equally many layers of each source."""
+
+    sources: Annotated[tuple[SliceSource, ...], Field(min_length=1)]
+    """Where they come from: one source for passthrough, two for slerp, two or more for linear."""
+
+
 class MergeConfig(Config):
-    """Merge fine-tunes of one architecture, by mergekit."""
+    """Merge fine-tunes of one architecture, by mergekit. What does not go together is found before any work."""
 
     method: Literal["linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough"] = "slerp"
     """How; `dare` on the command line is `dare_ties`."""
@@ -87,10 +130,32 @@ class MergeConfig(Config):
     """Models to merge: local folders, hub ids or catalogue ids."""
     base: str | None = None
     """The model that they were fine-tuned from (ties, dare); null takes the first model."""
-    ratios: tuple[NotNegative, ...] | None = None
+    ratios: tuple[Finite, ...] | None = None
     """One weight a model; null weighs all alike. slerp's t is the second ratio over the sum."""
+    t: Setting | None = None
+    """slerp only, instead of ratios: 0 is the first model, 1 the second; a list is a gradient over layers."""
+    density: Setting | None = None
+    """ties and dare: part of each model's changes that is kept; null means 0.5."""
+    parameters: tuple[ModelParameters, ...] | None = None
+    """One entry a model: a weight or density of its own, as a number, a gradient or a list of filters."""
+    slices: Annotated[tuple[MergeSlice, ...], Field(min_length=1)] | None = None
+    """Layers of the result, in order, instead of all layers of all models; passthrough of many needs it."""
+    normalize: bool | None = None
+    """Divide by the sum of the weights; null: linear and ties do, dare does not."""
+    rescale: bool | None = None
+    """ties and dare: scale what is kept to the norm of what was; null: dare does, ties does not."""
+    scaling: PositiveReal | None = None
+    """ties and dare: factor of the merged changes (λ of the papers, `lambda` of mergekit); null means 1."""
+    int8_mask: bool = False
+    """ties and dare: hold masks in 8 bits, which saves memory."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the arithmetic is done in."""
+    out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """What the result is stored in; null takes what the base is stored in."""
+    tokenizer_source: Literal["union", "base"] | Annotated[int, Field(ge=0)] | None = None
+    """Align embeddings by token where vocabularies differ: all tokens, the base's, or those of a model."""
     allow_crimes: bool = False
-    """Go on where architectures differ; tensors that do not fit are not merged."""
+    """Go on where architectures, shapes or vocabularies differ; what does not fit stays the base's."""
 
 
 class TrainingConfig(Config):
@@ -266,20 +331,27 @@ class ExportConfig(Config):
     fuse: bool = True
     """Fuse attention, bias-GELU and skip-layer-norm into ONNX Runtime's own operators."""
     parity_samples: Annotated[int, Field(ge=256)] = 256
-    """Real sentences on which the graph must agree with PyTorch."""
+    """Real sentences on which the graph must agree with PyTorch; of language models always 8 windows."""
     max_logit_difference: PositiveReal = 1e-3
-    """Gate for float32 graphs: max |Δlogit| over those sentences."""
+    """Gate for float32 graphs and language models: max |Δlogit| over those sentences or windows."""
     min_label_agreement: Fraction = 0.97
     """Gate for int8 graphs: part of those sentences that get the same label."""
+    accuracy_level: Literal[0, 4] = 4
+    """Language models: what MatMulNBits may round activations to: 0 nothing (float32), 4 int8 (fast)."""
+    low_memory: bool = False
+    """Language models: PyTorch dequantises a layer only while it computes it during the parity check."""
 
 
 class ShardConfig(Config):
-    """Split the weights into safetensors shards that are the graph's own external data."""
+    """Split the weights into safetensors shards, in the order of execution.
+
+    With neither field the number follows the size: 2–4 below 1 GB, 4–8 up to 5 GB, 8–16 above.
+    """
 
     shards: Positive | None = None
-    """Number of shards; null follows max_shard_size_mb."""
+    """Number of shards, as even as the tensors allow."""
     max_shard_size_mb: PositiveReal | None = None
-    """Largest shard, MB = 10^6 bytes; when neither is given: 2 shards."""
+    """Largest shard, MB = 10^6 bytes; a tensor above it gets a shard of its own."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> ShardConfig:
@@ -310,8 +382,8 @@ class BenchmarkConfig(Config):
 class Criterion(Config):
     """When a new model version takes over the `champion` alias."""
 
-    metric: Literal["speedup", "compression", "accuracy"] = "speedup"
-    """Figure of the final row in which more is better."""
+    metric: Literal["speedup", "compression", "accuracy", "perplexity"] = "speedup"
+    """What must be more, or, of perplexity (language models, as accuracy is for classifiers), less."""
     min_accuracy_delta: Annotated[float, Field(ge=-1, le=1)] = -0.03
     """A candidate that loses more accuracy than this against the first row is never promoted (fraction)."""
     max_perplexity_increase: PositiveReal = 0.1

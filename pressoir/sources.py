@@ -4,7 +4,8 @@ A reference is resolved in the order of how explicit it is:
 
 1. an existing local folder (`./my-model`, `/data/model`);
 2. `package:module`, a Python package that carries a model in one of its folders;
-3. `hub:org/name@revision`, and `store:stage/key` for what a run registered;
+3. `hub:org/name@revision`; `store:stage/key` for what a run registered; `https://…` for the folder of a
+   sharded model on a server;
 4. an id of the catalogue (`models.json`), whose own references are tried in turn;
 5. anything else of the form `name` or `org/name` is taken for a hub id, `@revision` optional.
 
@@ -18,14 +19,21 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from pressoir.artifact import MANIFEST, Store, file_sha256, folder_digest
+from pressoir.artifact import MANIFEST, Store, disk_errors, file_sha256, folder_digest
 from pressoir.errors import SourceError
 
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.onnx")
+if TYPE_CHECKING:
+    from pressoir.registry import Entry
+
+WEIGHTS = ("*.safetensors", "*.onnx")
+MODEL_FILES = (*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model")
+FETCHED = ("hub:", "https://", "http://")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_ID = re.compile(r"(?!.*(\.\.|--))[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]+)?")
 
@@ -42,9 +50,14 @@ class Source(BaseModel):
     digest: str
     """SHA-256 over its configuration, tokenizer and weights."""
 
+    @property
+    def stage(self) -> str:
+        """What stands for a stage's name where a model was not made by one."""
+        return "source"
+
 
 class UnreachableError(SourceError):
-    """The hub did not answer; the only source error that trying again can cure."""
+    """The hub or a server did not answer; the only source error that trying again can cure."""
 
 
 def resolve(reference: str, store: Store | None = None) -> Source:
@@ -53,7 +66,7 @@ def resolve(reference: str, store: Store | None = None) -> Source:
     Raises:
         SourceError: nothing is there, the weights are pickles or broken, or not those that the
             catalogue pins.
-        UnreachableError: it would have to come from the hub, which cannot be reached.
+        UnreachableError: it would have to come from the hub or a server, which cannot be reached.
     """
     store = store or Store()
     folder, weights_sha256 = _locate(reference, store)
@@ -66,12 +79,65 @@ def resolve(reference: str, store: Store | None = None) -> Source:
                 f"model {reference!r}: {weights} has SHA-256 {found}, but the catalogue pins "
                 f"{weights_sha256}; fetch it again, or name the folder itself to use it unchecked"
             )
-    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST}
-    return Source(reference=reference, folder=folder, digest=folder_digest(folder, sorted(files))[0])
+    return Source(reference=reference, folder=folder, digest=folder_digest(folder, model_files(folder))[0])
+
+
+def locate(reference: str, store: Store, *, fetch: bool = True) -> Path:
+    """The folder of `reference`, unchecked; without `fetch` only if it is on this machine.
+
+    Raises:
+        SourceError: nothing is there.
+        UnreachableError: it would have to come from the hub or a server.
+    """
+    return _locate(reference, store, fetch=fetch)[0]
+
+
+def locate_entry(
+    entry: Entry, store: Store, *, fetch: bool = True, aliases: tuple[str, ...] = ()
+) -> tuple[str, Path]:
+    """The first of an entry's references that leads to a folder, and that folder, unchecked; as `locate`."""
+    failures = []
+    for url in (entry.urls.base, *entry.urls.mirrors):
+        try:
+            return url, _locate(url, store, (*aliases, entry.id), fetch=fetch)[0]
+        except SourceError as error:
+            failures.append(error)
+    kind = UnreachableError if any(isinstance(error, UnreachableError) for error in failures) else SourceError
+    raise kind("\n".join(str(error) for error in failures))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What is fetched of a model, and decides its digest: weights, graphs, configuration and tokenizer."""
+    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST})
+
+
+def folder_of(reference: str) -> Path | None:
+    """The folder of this machine that `reference` is the path of, if it is one."""
+    folder = Path(os.path.expanduser(reference))  # noqa: PTH111 -- pathlib's raises for an unknown ~user
+    return folder.absolute() if reference and folder.is_dir() else None
+
+
+def check_reference(reference: str) -> None:
+    """Check, without looking for a model, that `reference` has one of the forms that lead to one.
+
+    Raises:
+        SourceError: it is not a folder, and can be nothing else.
+    """
+    if reference.startswith(("package:", "store:", *FETCHED)) or folder_of(reference) is not None:
+        return
+    if reference.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(reference):
+        raise SourceError(
+            f"model {reference!r}: no such folder; give a model folder, a catalogue id or a hub id"
+        )
+
+
+def is_local(reference: str) -> bool:
+    """Whether `reference` can only be a folder of this machine, or of its store."""
+    return reference.startswith(("store:", "/", ".", "~"))
 
 
 def check_model_folder(folder: Path, reference: str) -> None:
-    """Check, from headers alone, that `folder` has a configuration and readable safetensors weights.
+    """Check, from headers alone, that `folder` has a configuration and readable safetensors or a graph.
 
     Raises:
         SourceError: it says which file is missing, broken or unsafe.
@@ -81,7 +147,7 @@ def check_model_folder(folder: Path, reference: str) -> None:
             f"model {reference!r}: {folder} has no config.json; is it a transformers model folder?"
         )
     weights = sorted({*folder.glob("*.safetensors"), *_indexed(folder, reference)})
-    if not weights and not (folder / "model.onnx").is_file():
+    if not weights and not any(folder.glob("*.onnx")):  # an encoder-decoder is exported as two graphs
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             raise SourceError(
@@ -116,38 +182,38 @@ def _indexed(folder: Path, reference: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _locate(reference: str, store: Store, aliases: tuple[str, ...] = ()) -> tuple[Path, str | None]:
+def _locate(
+    reference: str, store: Store, aliases: tuple[str, ...] = (), *, fetch: bool = True
+) -> tuple[Path, str | None]:
     """The folder of `reference`, and the SHA-256 its weights must have where the catalogue pins one.
 
     `aliases` are the catalogue's ids that led here: one that names itself means the hub's model of that name.
     """
-    from pressoir.registry import Registry
+    from pressoir.registry import Registry, nearest
 
-    folder = Path(os.path.expanduser(reference))  # noqa: PTH111 -- pathlib's raises for an unknown ~user
-    if folder.is_dir():
-        return folder.absolute(), None
+    if (folder := folder_of(reference)) is not None:
+        return folder, None
     scheme, separator, rest = reference.partition(":")
     if separator and scheme == "package":
         return _from_package(rest, reference), None
     if separator and scheme == "hub":
-        return _from_hub(rest, reference), None
+        return _from_hub(rest, reference, fetch), None
     if separator and scheme == "store":
         return _from_store(rest, reference, store), None
-    if reference.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(reference):
-        raise SourceError(
-            f"model {reference!r}: no such folder; give a model folder, a catalogue id or a hub id"
-        )
-    entry = None if reference in aliases else Registry(store.home).models().get(reference)
-    if entry is None:
-        return _from_hub(reference, reference), None
-    failures = []
-    for url in (entry.urls.base, *entry.urls.mirrors):
-        try:
-            return _locate(url, store, (*aliases, reference))[0], entry.weights_sha256
-        except SourceError as error:
-            failures.append(error)
-    kind = UnreachableError if any(isinstance(error, UnreachableError) for error in failures) else SourceError
-    raise kind("\n".join(str(error) for error in failures))
+    if separator and scheme in ("http", "https"):
+        return _from_server(reference, store, fetch), None
+    check_reference(reference)
+    models = Registry(store.home).models()
+    entry = None if reference in aliases else models.get(reference)
+    if entry is not None:
+        return locate_entry(entry, store, fetch=fetch, aliases=aliases)[1], entry.weights_sha256
+    try:
+        return _from_hub(reference, reference, fetch), None
+    except SourceError as error:
+        near = nearest(reference, models.keys() - {*aliases, reference})
+        if near is None:
+            raise
+        raise type(error)(f"{error}. Did you mean {near!r}, which is registered?") from error
 
 
 def _from_package(module: str, reference: str) -> Path:
@@ -174,7 +240,24 @@ def _from_store(place: str, reference: str, store: Store) -> Path:
     return folder
 
 
-def _from_hub(name: str, reference: str) -> Path:
+def _from_server(url: str, store: Store, fetch: bool) -> Path:
+    """The folder of a sharded model on a server, fetched once; a transfer that was cut short goes on."""
+    from pressoir import shard_sources
+
+    folder = shard_sources.download_folder(url, store.home)
+    if folder.is_dir():
+        return folder
+    if not fetch:
+        raise UnreachableError(f"model {url!r} is not on this machine: it was not fetched yet")
+    with disk_errors(store.home):
+        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(store.home / "locks" / f"{folder.name}.lock"):
+            if not folder.is_dir():  # another process may have fetched it meanwhile
+                shard_sources.fetch(url, folder.with_suffix(".partial")).rename(folder)
+    return folder
+
+
+def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -190,8 +273,8 @@ def _from_hub(name: str, reference: str) -> Path:
             revision=revision or None,
             allow_patterns=list(MODEL_FILES),
             ignore_patterns=["*/*"],  # other formats and precisions of the same model
+            local_files_only=not fetch,
         )
-        return Path(folder)
     except HFValidationError as error:
         raise SourceError(f"model {reference!r} is neither a folder nor a valid hub id: {error}") from error
     except GatedRepoError as error:
@@ -205,8 +288,16 @@ def _from_hub(name: str, reference: str) -> Path:
             f"model {reference!r}: the hub's {repository} has no revision {revision!r}"
         ) from error
     except OSError as error:  # of which huggingface_hub's errors are children: no network, HF_HUB_OFFLINE, …
+        if not fetch:
+            raise UnreachableError(
+                f"model {reference!r} is not in the hub's cache on this machine"
+            ) from error
         state = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
         raise UnreachableError(
             f"model {reference!r} is no local folder and is not in the hub's cache, and {state}; give the "
             f"path of a local model folder, or run `hf download {repository}` where there is a network"
         ) from error
+    # Whoever loads a tokenizer alone leaves a folder without weights behind.
+    if not fetch and not any(path for pattern in WEIGHTS for path in Path(folder).glob(pattern)):
+        raise UnreachableError(f"model {reference!r}: the hub's cache on this machine has no weights of it")
+    return Path(folder)

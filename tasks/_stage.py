@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric
@@ -31,9 +30,7 @@ from pydantic import BaseModel
 from pressoir import planning
 from pressoir.artifact import Artifact, Store
 from pressoir.reporting import Reporter
-from pressoir.runtime import use_threads
 from pressoir.sources import Source
-from pressoir.stages import StageContext
 from tasks import terminal, tracking
 
 stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)
@@ -61,20 +58,20 @@ def run_stage(
     name: str | None = None,
 ) -> Any:
     """Build one stage, or find it in the store; return the artifact, or the state `Cached` around it."""
-    given = {name: value for name, value in inputs.items() if value is not None}
-    folders = {n: v.folder if isinstance(v, Source) else run.store.path(v) for n, v in given.items()}
-    key = planning.stage_key(stage, config, {n: v.digest for n, v in given.items()}, run.seed)
     label, started = name or stage, time.monotonic()
     with run.parent.nested(label, {"stage": stage, "prefect.task_run_id": str(task_run.id)}) as nested:
         nested.log(params={**config.model_dump(mode="json"), "seed": run.seed})
         with _reporter(label, nested) as reporter:
-
-            def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
-                use_threads(run.threads)
-                context = StageContext(out_dir, work_dir, reporter, run.seed, run.threads)
-                return planning.load_stage(stage).run(folders, config, context)
-
-            artifact, cached = run.store.build(key, make, refresh=run.refresh, tell=reporter.message)
+            artifact, cached = planning.build_stage(
+                stage,
+                config,
+                inputs,
+                run.store,
+                reporter,
+                seed=run.seed,
+                threads=run.threads,
+                refresh=run.refresh,
+            )
             took = "found in the store" if cached else f"built in {time.monotonic() - started:.1f} s"
             reporter.message(f"{label}: {took}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.digest[:12]}")
         nested.log(

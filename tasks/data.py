@@ -14,5 +14,8 @@ def data(config: DataConfig, run: RunContext) -> Artifact:
     """Make the three splits, and log them as the data set of the flow run's MLflow run."""
     made = run_stage("data", config, {}, run)
     artifact = made.data if isinstance(made, State) else made
-    run.parent.log_dataset(config.hub_id or config.source, artifact, run.store.path(artifact))
+    folder = run.store.path(artifact)
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    columns = {"text": "string", "label": "long"}
+    run.parent.log_dataset(config.hub_id or config.source, artifact, files, columns)
     return made

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pressoir.artifact import Artifact
 from pressoir.sections import ExportConfig
+from pressoir.sources import Source
 from tasks._stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="export", task_run_name="export {model.stage}")
-def export(config: ExportConfig, model: Artifact, data: Artifact, run: RunContext) -> Artifact:
+def export(config: ExportConfig, model: Artifact | Source, data: Artifact, run: RunContext) -> Artifact:
     """Export `model`; sentences of `data` prove that the graph computes the same."""
     return run_stage("export", config, {"model": model, "data": data}, run, f"export {model.stage}")

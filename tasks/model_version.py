@@ -18,14 +18,16 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
 from pressoir.artifact import Artifact, Store
-from pressoir.comparison import Row
-from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.predictor import open_predictor
 from pressoir.registry import promotion
+from pressoir.reports import AnyRow
 from pressoir.runtime import available_cpus
 from pressoir.sections import RegistryConfig
 from tasks import tracking
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
+# Figures of a row that decide who carries the alias.
+_MEASURED = ("accuracy", "accuracy_delta", "perplexity", "perplexity_increase", "speedup", "compression")
 _EXAMPLE = "A warm and charming film."
 
 
@@ -34,7 +36,7 @@ def log_version(
     config: RegistryConfig,
     artifact: Artifact,
     report: Artifact,
-    row: Row,
+    row: AnyRow,
     store: Store,
     run: tracking.Run,
 ) -> tuple[str, bool, str]:
@@ -43,9 +45,7 @@ def log_version(
     The same artifact with the same measurements is registered once: its version is found again.
     """
     client = run.client
-    measured = {
-        key: float(getattr(row, key)) for key in ("accuracy", "accuracy_delta", "speedup", "compression")
-    }
+    measured = {key: float(getattr(row, key)) for key in _MEASURED if key in type(row).model_fields}
     with tracking.database_lock(store.home):
         version = _find(client, name, artifact, report) or _create(name, artifact, report, store, run)
         holder = _holder(client, name, config.alias)
@@ -72,7 +72,7 @@ def log_version(
 
 
 def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: tracking.Run) -> ModelVersion:
-    labels = TextClassifier.open(store.path(artifact), available_cpus()).labels
+    columns = open_predictor(store.path(artifact), available_cpus()).columns
     where = {"home": str(store.home), "stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
     with _global_tracking_uri(run.uri):
         # Left to itself, MLflow would put it into the process's experiment instead of the run's.
@@ -93,7 +93,7 @@ def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: 
             pip_requirements=[f"pressoir=={pressoir.__version__}", f"mlflow=={mlflow.__version__}"],
             signature=ModelSignature(
                 inputs=Schema([ColSpec(DataType.string, "text")]),
-                outputs=Schema([ColSpec(DataType.double, label) for label in labels]),
+                outputs=Schema([ColSpec(DataType[kind], name) for name, kind in columns.items()]),
             ),
             input_example=pd.DataFrame({"text": [_EXAMPLE]}),
         )

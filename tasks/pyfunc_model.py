@@ -15,12 +15,12 @@ import pandas as pd
 
 from pressoir.artifact import Store, folder_digest
 from pressoir.errors import StoreError
-from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.predictor import open_predictor
 from pressoir.runtime import available_cpus
 
 
-class StoredClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """Sentences in the column `text` in, one column of probabilities a label out."""
+class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+    """Texts in the column `text` in; out one column of probabilities a label, or each text's continuation."""
 
     def load_context(self, context: Any) -> None:
         """Open the artifact in the store it was registered from, or where PRESSOIR_HOME says it is now."""
@@ -37,14 +37,14 @@ class StoredClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-de
             raise StoreError(
                 f"{folder} is not what was registered (digest {config['digest']}); run its recipe again"
             )
-        self.classifier = TextClassifier.open(folder, available_cpus())
+        self.predictor = open_predictor(folder, available_cpus())
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Probability of each label, a row a sentence."""
-        probabilities = self.classifier.predict(model_input["text"].astype(str).tolist())
-        return pd.DataFrame(probabilities, columns=self.classifier.labels)
+        """The columns of `open_predictor`, a row a text."""
+        columns = self.predictor.predict(model_input["text"].astype(str).tolist())
+        return pd.DataFrame(columns, columns=list(self.predictor.columns))
 
 
-mlflow.models.set_model(StoredClassifier())
+mlflow.models.set_model(StoredModel())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pressoir.artifact import Artifact
 from pressoir.sections import QuantizeConfig
+from pressoir.sources import Source
 from tasks._stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="quantize", task_run_name="quantize")
-def quantize(config: QuantizeConfig, model: Artifact, data: Artifact, run: RunContext) -> Artifact:
+def quantize(config: QuantizeConfig, model: Artifact | Source, data: Artifact, run: RunContext) -> Artifact:
     """Quantise `model`; the validation split says what it costs."""
     return run_stage("quantize", config, {"model": model, "data": data}, run)

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from prefect.logging import get_run_logger
 
 from pressoir.artifact import Artifact
-from pressoir.comparison import Row
 from pressoir.recipe import Recipe
 from pressoir.registry import Entry, Registry, Urls
+from pressoir.reports import AnyRow
 from pressoir.sections import RegistryConfig
+from pressoir.sources import Source
 from tasks._stage import RunContext, stage_task
 from tasks.model_version import log_version
 
@@ -20,13 +21,14 @@ from tasks.model_version import log_version
 def register(
     recipe: Recipe,
     config: RegistryConfig,
-    artifacts: Mapping[str, Artifact],
+    artifacts: Mapping[str, Artifact | Source],
+    final: Artifact,
     report: Artifact,
-    row: Row,
+    row: AnyRow,
     run: RunContext,
 ) -> tuple[bool, str]:
-    """Register the last of `artifacts`, measured as `row`; return whether it took over the alias, and why."""
-    final, registry = list(artifacts.values())[-1], Registry(run.store.home)
+    """Register `final`, measured as `row`; return whether it took over the alias, and why."""
+    registry = Registry(run.store.home)
     base, folder = registry.models().get(recipe.model), run.store.path(final)
     registry.add(
         Entry(
@@ -40,7 +42,7 @@ def register(
             ),
             digest=final.digest,
             licence="NOASSERTION" if base is None else base.licence,
-            metrics=row.model_dump(exclude={"stage", "runtime"}),
+            metrics=row.model_dump(exclude={"stage", "runtime", "perplexities"}),
             quantization=recipe.quantize and recipe.quantize.scheme,
             lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,14 +12,20 @@ from tasks.data import data
 from tasks.distill import distill
 from tasks.export import export
 from tasks.fetch import fetch
+from tasks.merge import merge
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.shard import shard
 from tasks.teacher import teacher
 from tasks.teacher_outputs import teacher_outputs
+from tasks.text import text
 
 TASKS = {
-    t.name: t for t in (data, teacher, teacher_outputs, distill, prune, quantize, export, shard, benchmark)
+    t.name: t
+    for t in (
+        *(text, data, merge, teacher, teacher_outputs, distill, prune),
+        *(quantize, export, shard, benchmark),
+    )
 }
 
 

@@ -9,6 +9,6 @@ from tasks._stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="teacher", task_run_name="teacher")
-def teacher(config: TeacherConfig, model: Source, data: Artifact, run: RunContext) -> Artifact:
+def teacher(config: TeacherConfig, model: Artifact | Source, data: Artifact, run: RunContext) -> Artifact:
     """Fine-tune the base model `model`, or take it as it is where the recipe names a finished checkpoint."""
     return run_stage("teacher", config, {"model": model, "data": data}, run)

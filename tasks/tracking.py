@@ -23,8 +23,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 from pydantic import BaseModel
 
 from pressoir.artifact import MANIFEST, Artifact, Store
-from pressoir.comparison import Benchmark
 from pressoir.recipe import Recipe
+from pressoir.reports import AnyBenchmark
 
 MLFLOW_PORT = 5000
 """Where `flows.ui` serves MLflow when nothing else is said."""
@@ -79,28 +79,39 @@ class Run:
         for path in sorted([folder / MANIFEST, *folder.glob("*.png"), *folder.glob("*.md")]):
             self.client.log_artifact(self.run_id, str(path))
 
-    def log_dataset(self, name: str, artifact: Artifact, folder: Path) -> None:
-        """Log the three splits as the run's inputs, each with the digest of the whole data artifact."""
-        schema = {"mlflow_colspec": [{"type": "string", "name": "text"}, {"type": "long", "name": "label"}]}
+    def log_dataset(
+        self, name: str, artifact: Artifact, files: Mapping[str, Path], columns: Mapping[str, str]
+    ) -> None:
+        """Log what each of `files` holds (by its use, such as `train`) as the run's input.
+
+        Each carries the digest of the whole data artifact; `columns` are names and MLflow types.
+        """
+        schema = {"mlflow_colspec": [{"type": kind, "name": column} for column, kind in columns.items()]}
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=f"{name}-{split}",
+                    name=f"{name}-{use}",
                     digest=artifact.digest[:36],  # MLflow's limit
                     source_type="local",
-                    source=json.dumps({"uri": (folder / f"{split}.jsonl").as_uri()}),
+                    source=json.dumps({"uri": path.as_uri()}),
                     schema=json.dumps(schema),
-                    profile=json.dumps({"num_rows": int(artifact.metrics.get(f"{split}_rows", 0))}),
+                    profile=json.dumps(
+                        {
+                            f"num_{unit}": int(artifact.metrics[f"{use}_{unit}"])
+                            for unit in ("rows", "characters")
+                            if f"{use}_{unit}" in artifact.metrics
+                        }
+                    ),
                 ),
-                [InputTag(_DATASET_CONTEXT, split)],
+                [InputTag(_DATASET_CONTEXT, use)],
             )
-            for split in ("train", "validation", "test")
+            for use, path in files.items()
         ]
         self.client.log_inputs(self.run_id, inputs)
 
-    def log_comparison(self, benchmark: Benchmark, folder: Path) -> None:
+    def log_comparison(self, benchmark: AnyBenchmark, folder: Path) -> None:
         """Log the comparison of all artifacts: table, text, pictures, and the last row as metrics."""
-        rows = [row.model_dump(mode="json") for row in benchmark.rows]
+        rows = [flatten(row.model_dump(mode="json")) for row in benchmark.rows]
         table = {name: [row[name] for row in rows] for name in rows[0]}
         self.client.log_table(self.run_id, table, "comparison.json")
         for path in (*folder.glob("*.md"), *folder.glob("*.png"), *folder.glob("benchmark.json")):
@@ -125,7 +136,7 @@ def parent_run(recipe: Recipe, store: Store, tags: Mapping[str, str]) -> Iterato
         chosen = recipe.model_dump(
             mode="json", include={"name", "task", "model", "seed", "threads", "refresh"}
         )
-        stages = ("distill", "prune", "quantize", "shard", "registry")
+        stages = ("merge", "teacher", "distill", "prune", "quantize", "shard", "registry")
         run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
         yield run
 

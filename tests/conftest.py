@@ -105,6 +105,124 @@ def tiny_classifier(tiny_bert, tmp_path_factory):
     return folder
 
 
+def _byte_tokenizer(folder):
+    """A byte-level BPE tokenizer of 320 tokens, trained on the sentences of this file."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "</s>", "<pad>"]
+    trained.train_from_iterator(
+        [text for text, _ in sentences(200)],
+        vocab_size=320,
+        min_frequency=1,
+        special_tokens=special,
+        show_progress=False,
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    inputs = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, model_input_names=inputs, **names
+    ).save_pretrained(folder)
+
+
+def _tiny_causal_lm(folder, config, seed=0):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _byte_tokenizer(folder)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():  # so that logits differ enough to be compared
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+_TINY = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """Folder of a random 2-layer Llama: hidden 64, FFN 128, 4 heads of 2 keys and values, untied head."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        **_TINY,
+    )
+    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-llama"), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """Folder of a random 2-layer GPT-2 (Conv1D layers, tied head): hidden 64, 4 heads."""
+    from transformers import GPT2Config
+
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_inner=128, n_positions=256, **_TINY)
+    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-gpt2"), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory):
+    """Folder of a random 2-layer Qwen2 (biases on q, k and v, tied head): hidden 64, 4 heads."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        **_TINY,
+    )
+    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-qwen2"), config)
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
+def tiny_lm(request):
+    """Each of the tiny causal LMs in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """A text folder: calibration, and two evaluation texts `good` and `bad`, 32 tokens a window."""
+    from pressoir import text
+    from pressoir.sections import TextConfig
+
+    files = tmp_path_factory.mktemp("tiny-text-files")
+    rows = sentences(400, seed=7)
+    parts = {
+        "calibration": [line for line, _ in rows[:200]],
+        "good": [line for line, label in rows[200:] if label],
+        "bad": [line for line, label in rows[200:] if not label],
+    }
+    for name, lines in parts.items():
+        (files / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = TextConfig(
+        calibration=files / "calibration.txt",
+        evaluation={name: files / f"{name}.txt" for name in ("good", "bad")},
+        window=32,
+        calibration_windows=8,
+        evaluation_windows=8,
+    )
+    folder = tmp_path_factory.mktemp("tiny-text")
+    text.save(config, folder)
+    return folder
+
+
 @pytest.fixture
 def reporter():
     return RecordingReporter()
@@ -121,6 +239,7 @@ def context(tmp_path, reporter):
 # A skipped test proves nothing: in CI every skip must stand here, by a part of its reason.
 ALLOWED_SKIPS = {
     "cannot mount": "tests of a full or read-only disk mount a tmpfs, which needs root",
+    "cannot make a cgroup": "limits that the kernel itself sets; needs root outside of a container",
 }
 
 

@@ -67,15 +67,8 @@ class OnnxEngine:
     runtime: Runtime = "onnxruntime"
 
     def __init__(self, graph: Path, threads: int, batch_invariant: bool = True) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Idle worker threads would go on spinning and slow whatever runs next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.batch_invariant = batch_invariant
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = make_session(graph, threads)
         self._accepted = {value.name for value in self.session.get_inputs()}
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -83,6 +76,32 @@ class OnnxEngine:
         feed = {name: array for name, array in inputs.items() if name in self._accepted}
         logits: Any = self.session.run(["logits"], feed)[0]
         return np.asarray(logits, dtype=np.float32)
+
+
+def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` of a graph on the CPU.
+
+    `weights` (OrtValues by initializer) take the place of those in the graph's files; they must live as long
+    as the session does.
+
+    Raises:
+        SourceError: the graph is missing or damaged, or lacks a file of its weights.
+    """
+    import onnxruntime as ort
+
+    if not graph.exists():
+        raise SourceError(f"{graph.parent} has no {graph.name}; export the model first")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Idle worker threads would go on spinning and slow whatever runs next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise SourceError(f"{graph} cannot be opened ({error}); export the model again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,8 +136,6 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
     if runtime is None:
         runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
     if runtime == "onnxruntime":
-        if not (folder / GRAPH).exists():
-            raise SourceError(f"{folder} has no {GRAPH}; export the model first")
         return OnnxEngine(folder / GRAPH, threads, batch_invariant)
     if quantised:
         from pressoir.stages.quantize import load_simulated

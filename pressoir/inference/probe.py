@@ -2,8 +2,8 @@
 
 A process that already holds other models cannot tell how much memory one of them takes, nor how long a cold
 start lasts. So each model is opened in a fresh child, `python -m pressoir.inference.probe FOLDER --runtime
-onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer, classifies one
-sentence, and prints one JSON line.
+onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer, classifies the
+text or goes on from it, and prints one JSON line.
 
 On Linux the peak is `VmHWM` of `/proc/self/status`, not `ru_maxrss` of getrusage(2): the latter survives
 exec, so a child would report its parent's peak where that is larger (measured: a bare interpreter started by
@@ -17,18 +17,21 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import Runtime
+from pressoir.inference.engines import GRAPH, Runtime
+from pressoir.inference.packed_streams import has_streams
 from pressoir.runtime import child_environment
 
 TIMEOUT_S = 900.0
+NEW_TOKENS = 8  # that a language model goes on
+Kind = Literal["text-classification", "causal-lm"]
 _STDERR_LINES, _STDERR_COLUMNS = 8, 300
 
 
@@ -45,15 +48,17 @@ class Probe(Config, allow_inf_nan=False):
     """Largest resident memory up to the end of one batch-1 inference, the imports' share included."""
 
 
-def probe(folder: Path, runtime: Runtime, threads: int, text: str) -> Probe:
-    """Open `folder` in a fresh process, classify `text` once, and return what that cost.
+def probe(
+    folder: Path, runtime: Runtime, threads: int, text: str, task: Kind = "text-classification"
+) -> Probe:
+    """Open `folder` in a fresh process, classify `text` or go on from it once, and return what that cost.
 
     Raises:
         PressoirError: the child failed, or took more than 15 minutes; its last lines are in the message.
     """
     command = [sys.executable, "-m", "pressoir.inference.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
-    command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={text}"]
+    command += [f"--runtime={runtime}", f"--threads={threads}", f"--task={task}", f"--text={text}"]
     try:
         child = subprocess.run(
             command,
@@ -94,35 +99,52 @@ def rss_mb() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The child: load, classify one sentence, print a `Probe` as one JSON line."""
+    """The child: load, run the model once, print a `Probe` as one JSON line."""
     parser = argparse.ArgumentParser(prog="pressoir.inference.probe", description="Measure one cold start.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", choices=get_args(Runtime), required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--task", choices=get_args(Kind), default="text-classification")
     parser.add_argument("--text", required=True)
     options = parser.parse_args(arguments)
 
     start = time.perf_counter()
-    _import_libraries(options.folder, options.runtime)
+    _import_libraries(options.folder, options.runtime, options.task)
     import_s, baseline = time.perf_counter() - start, rss_mb()
 
-    from pressoir.inference.text_classification import TextClassifier
-
     start = time.perf_counter()
-    classifier = TextClassifier.open(options.folder, options.threads, options.runtime)
+    use = _open(options.folder, options.threads, options.runtime, options.task)
     load_s = time.perf_counter() - start
-    classifier.predict([options.text])
+    use(options.text)
     result = Probe(import_s=import_s, load_s=load_s, baseline_rss_mb=baseline, peak_rss_mb=peak_rss_mb())
     print(result.model_dump_json(), flush=True)
 
 
-def _import_libraries(folder: Path, runtime: Runtime) -> None:
+def _open(folder: Path, threads: int, runtime: Runtime, task: Kind) -> Callable[[str], object]:
+    """The model, as a function that takes a text."""
+    if task == "text-classification":
+        from pressoir.inference.text_classification import TextClassifier
+
+        classifier = TextClassifier.open(folder, threads, runtime)
+        return lambda text: classifier.predict([text])
+    from pressoir.inference.text_generation import TextGenerator
+
+    generator = TextGenerator.open(folder, threads, runtime)
+    return lambda text: list(generator.generate(text, max_new_tokens=NEW_TOKENS))
+
+
+def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
     """Import what opening the folder would import, so that it is not counted as loading."""
-    modules = ["pressoir.inference.text_classification", "pressoir.stages.shard", "tokenizers"]
+    language_model = task == "causal-lm"
+    adapter = "text_generation" if language_model else "text_classification"
+    modules = [f"pressoir.inference.{adapter}", "pressoir.stages.shard", "tokenizers"]
     if runtime == "onnxruntime":
         modules.append("onnxruntime")
+        with suppress(PressoirError):
+            modules += ["onnx"] if language_model and has_streams(folder / GRAPH) else []
     else:
-        modules += ["pressoir.models", "pressoir.stages.quantize"]
+        weights = "quantization.checkpoint" if language_model else "stages.quantize"
+        modules += ["pressoir.models", f"pressoir.{weights}"]
         with suppress(OSError, ValueError, KeyError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             family = config["model_type"].replace("-", "_")

@@ -1,7 +1,7 @@
 """Tokenise with the `tokenizers` library alone.
 
 transformers' `AutoTokenizer` imports torch: hundreds of megabytes and seconds that a process which only runs
-ONNX graphs does not need. The result is the same, array for array.
+ONNX graphs does not need. The result is the same, id for id.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 
 MAX_TOKENS = 512  # where the model's own limit is not given
+# Classes of transformers that put their own post-processor into the tokenizer, and whether that adds a
+# beginning-of-text token unless `tokenizer_config.json` says otherwise (an end-of-text token, none does).
+_ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
+# Tokens before the first new one that decide how it is written (a leading space, half a character).
+_BEFORE = 8
+_REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
 
 
 class FastTokenizer:
-    """The `tokenizer.json` of a model folder; pads to the longest sentence, cuts at `model_max_length`."""
+    """The `tokenizer.json` of an encoder; pads to the longest sentence, cuts at `model_max_length`.
 
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
+    `max_tokens` is a limit of the model's beside the tokenizer's own.
+    """
 
-        try:
-            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error
-        self.model_max_length = min(int(settings.get("model_max_length") or MAX_TOKENS), MAX_TOKENS)
-        pad = settings.get("pad_token") or "[PAD]"
-        pad = pad["content"] if isinstance(pad, dict) else pad
+    def __init__(self, folder: Path, max_tokens: int | None = None) -> None:
+        settings, self._tokenizer = _read(folder)
+        own = int(settings.get("model_max_length") or MAX_TOKENS)
+        self.model_max_length = min(own, max_tokens or MAX_TOKENS, MAX_TOKENS)
+        pad = _content(settings.get("pad_token")) or "[PAD]"
         self._tokenizer.enable_truncation(self.model_max_length)
         self._tokenizer.enable_padding(
             direction=settings.get("padding_side", "right"),
@@ -48,3 +51,121 @@ class FastTokenizer:
             "attention_mask": np.asarray([encoding.attention_mask for encoding in encodings], dtype=np.int64),
             "token_type_ids": np.asarray([encoding.type_ids for encoding in encodings], dtype=np.int64),
         }
+
+
+class LanguageModelTokenizer:
+    """A causal LM's tokenizer: text to ids, as transformers makes them, and back; nothing is cut."""
+
+    def __init__(self, backend: Any) -> None:
+        self._tokenizer = backend  # a tokenizers.Tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @classmethod
+    def open(cls, folder: Path) -> LanguageModelTokenizer:
+        """The tokenizer of a model folder. What exists only in Python is built by transformers.
+
+        Raises:
+            SourceError: there is none, or it is broken.
+        """
+        if (folder / "tokenizer.json").exists() and (folder / "tokenizer_config.json").exists():
+            settings, tokenizer = _read(folder)
+            if _completed(tokenizer, settings):
+                return cls(tokenizer)
+        from pressoir.models import load_tokenizer
+
+        loaded = load_tokenizer(folder)
+        if not loaded.is_fast:
+            raise SourceError(f"{folder} has a tokenizer without a fast form; save it as a tokenizer.json")
+        return cls(loaded.backend_tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the whole text, with a beginning-of-text token where the tokenizer adds one."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out; an incomplete character is U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+class TextStream:
+    """Token ids to pieces of text, none of which ends within a character."""
+
+    def __init__(self, tokenizer: LanguageModelTokenizer, before: Sequence[int] = ()) -> None:
+        """`before` are the ids after which the text goes on: a first piece keeps its leading space."""
+        self._tokenizer = tokenizer
+        self._ids, self._text, self._told = list(before), "", 0
+        self._start()
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is incomplete."""
+        self._ids.append(token)
+        self._text = self._tokenizer.decode(self._ids)
+        complete = self._text.rstrip(_REPLACEMENT)
+        piece = complete[self._told :]
+        self._told = max(self._told, len(complete))
+        if len(complete) == len(self._text) and len(self._ids) > 8 * _BEFORE:
+            self._start()  # decoding again from the first token would cost more and more
+        return piece
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        piece, self._told = self._text[self._told :], len(self._text)
+        return piece
+
+    def _start(self) -> None:
+        self._ids = self._ids[-_BEFORE:]
+        self._text = self._tokenizer.decode(self._ids)
+        self._told = len(self._text)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Any]:
+    """`tokenizer_config.json`, and the `tokenizers.Tokenizer` of `tokenizer.json`."""
+    from tokenizers import Tokenizer
+
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return settings, Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+
+
+def _completed(tokenizer: Any, settings: dict[str, Any]) -> bool:
+    """Do to a causal LM's tokenizer what transformers' class for it does; False where that takes Python."""
+    if "tokenizer_class" not in settings:
+        return False  # the model's type decides
+    family = str(settings["tokenizer_class"]).removesuffix("Fast").removesuffix("Tokenizer")
+    added = [_content(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
+    added += [_content(settings.get(name)) for name in ("bos_token", "eos_token")]
+    if any(token is not None and tokenizer.token_to_id(token) is None for token in added):
+        return False
+    prefix_space = settings.get("add_prefix_space")
+    if family in ("Llama", "CodeLlama") and prefix_space is not None:
+        return False  # it is then converted anew from its sentencepiece model
+    if getattr(tokenizer.pre_tokenizer, "add_prefix_space", None) is not None:
+        tokenizer.pre_tokenizer.add_prefix_space = bool(prefix_space)
+    if family in _ADDS_BOS:
+        return _post_process(tokenizer, settings, _ADDS_BOS[family])
+    return True
+
+
+def _post_process(tokenizer: Any, settings: dict[str, Any], adds_bos: bool) -> bool:
+    from tokenizers.processors import TemplateProcessing
+
+    bos = _content(settings.get("bos_token")) if settings.get("add_bos_token", adds_bos) else None
+    eos = _content(settings.get("eos_token")) if settings.get("add_eos_token", False) else None
+    if (settings.get("add_bos_token", adds_bos) and bos is None) or (
+        settings.get("add_eos_token", False) and eos is None
+    ):
+        return False  # the class has default names
+    template = [token for token in (bos, "$A", eos) if token is not None]
+    special = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token is not None]
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    return True
+
+
+def _content(token: Any) -> Any:
+    """The text of a special token, which a configuration gives as such or as an object."""
+    return token["content"] if isinstance(token, dict) else token

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from pressoir.errors import PressoirError
 from pressoir.inference.engines import GRAPH, Engine, Runtime
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
+from pressoir.model_kinds import task_of
 from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig
 from pressoir.stages import StageContext
@@ -54,7 +55,7 @@ RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
 # What a folder needs to be opened: weights, graph, configuration, tokenizer. Reports do not count as size.
 _MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*.onnx", "*.onnx_data", "*.onnx.data"),
-    *("config.json", "quantization.json", "shard_manifest.json"),
+    *("config.json", "generation_config.json", "quantization.json", "shard_manifest.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
 )
@@ -62,6 +63,7 @@ _MODEL_FILES = (
 _NOT_WEIGHTS = ("_scale", "_scales", "_zero_point", "_zero_points", "_zp", ".scale", ".zero_point")
 
 Inputs = Mapping[str, NDArray[np.int64]]
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,23 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
     holds. Writes `benchmark.json`, `comparison.md`, `latencies.json` and three pictures; returns the final
     row's figures.
 
+    Language models are compared by `pressoir.generation_benchmark`: the first model decides.
+
     Raises:
         PressoirError: no model is given, one fails to load in a fresh process, gives logits that are not
             finite, or has other labels than the data.
     """
-    from pressoir.data import info, load_split
-
     folders = {name: folder for name, folder in inputs.items() if name != "data"}
     if not folders:
         raise PressoirError(
             "the benchmark was given no model; the first is what the others are compared with"
         )
+    if task_of(next(iter(folders.values()))) == "causal-lm":
+        from pressoir import generation_benchmark
+
+        return generation_benchmark.run(inputs, config, context)
+    from pressoir.data import info, load_split
+
     test = load_split(inputs["data"], "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])
     sample = _sample(texts, config.latency_samples, context.seed)
@@ -120,7 +128,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
-        versions=_versions(),
+        versions=versions(),
         threads=context.threads,
         seed=context.seed,
         test_sentences=len(texts),
@@ -236,29 +244,43 @@ def time_in_turn(
     """Time every engine on every one of its `batches[engine]`, in turn; return milliseconds (engines,
     batches).
 
-    Each engine is first called `warmup` times. Then, for each batch, in the order of `turns`, it runs the
-    batch before untimed and this one timed.
+    Each engine is first called `warmup` times. Then, at each of its turns, it runs the batch before untimed
+    and this one timed.
     """
     for engine, own in zip(engines, batches, strict=True):
         for call in range(warmup):
             engine.run(own[call % len(own)])
-    count = len(batches[0])
-    times = np.zeros((len(engines), count))
-    orders = turns(len(engines))
+
+    def timed(engine: int, batch: int) -> float:
+        engines[engine].run(batches[engine][batch - 1])
+        start = clock()
+        engines[engine].run(batches[engine][batch])
+        return (clock() - start) / 1e6
+
+    return np.asarray(in_turn(len(engines), len(batches[0]), timed, progress), dtype=np.float64)
+
+
+def in_turn(
+    models: int, items: int, call: Callable[[int, int], Figure], progress: Callable[[int, int], None]
+) -> list[list[Figure]]:
+    """`call(model, item)` for every item on every model, in turn; return what it gave (models, items).
+
+    For each item the models come in the next order of `turns`. `progress` is told the items done, and their
+    number.
+    """
+    results: list[dict[int, Figure]] = [{} for _ in range(models)]
+    orders = turns(models)
     collecting = gc.isenabled()
     gc.disable()  # a collection would be charged to whichever model it falls upon
     try:
-        for batch in range(count):
-            for i in orders[batch % len(orders)]:
-                engines[i].run(batches[i][batch - 1])
-                start = clock()
-                engines[i].run(batches[i][batch])
-                times[i, batch] = (clock() - start) / 1e6
-            progress(batch + 1, count)
+        for item in range(items):
+            for model in orders[item % len(orders)]:
+                results[model][item] = call(model, item)
+            progress(item + 1, items)
     finally:
         if collecting:
             gc.enable()
-    return times
+    return [[own[item] for item in range(items)] for own in results]
 
 
 def turns(count: int) -> list[list[int]]:
@@ -315,6 +337,7 @@ def _tokenization_ms(classifier: TextClassifier, sample: Sequence[str]) -> float
     return statistics.median(times)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Pressoir, Python and what runs the models."""
     packages = {name: metadata.version(name) for name in ("torch", "transformers", "onnxruntime")}
     return {"pressoir": pressoir.__version__, "python": platform.python_version(), **packages}

@@ -38,6 +38,7 @@ from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.model_kinds import task_of
 from pressoir.sections import ExportConfig
 from pressoir.stages import StageContext, quantize
 
@@ -58,10 +59,22 @@ FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05
 def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext) -> dict[str, float]:
     """Export `inputs["model"]`, a float or an int8 folder; check it on sentences of `inputs["data"]`.
 
+    Causal LMs are `pressoir.export_causal_lm`'s, models for translation and speech
+    `pressoir.export_encoder_decoder`'s.
+
     Raises:
         ParityError: the graph cannot hold a quantised layer exactly, or does not compute what the checkpoint
         computes. SourceError: the model does not load.
     """
+    task = task_of(inputs["model"])
+    if task == "causal-lm":
+        from pressoir import export_causal_lm
+
+        return export_causal_lm.run(inputs, config, context)
+    if task in ("translation", "automatic-speech-recognition"):
+        from pressoir import export_encoder_decoder
+
+        return export_encoder_decoder.run(inputs, config, context)
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     quantised = (source / QUANTIZATION).exists()
     tokenizer = models.load_tokenizer(source)
@@ -249,7 +262,7 @@ def _trace(model: PreTrainedModel, config: ExportConfig, work_dir: Path) -> onnx
     """The float32 graph, weights inside."""
     from optimum.exporters.onnx import onnx_export_from_model
 
-    with _quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
+    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         onnx_export_from_model(
             model, Path(folder), task="text-classification", opset=config.opset, do_validation=False
         )
@@ -268,7 +281,7 @@ def _fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
     options = FusionOptions("bert")
     options.enable_embed_layer_norm = False
     options.use_raw_attention_mask(True)
-    with _quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
+    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         path = Path(folder) / GRAPH
         onnx.save(graph, path)
         # 0 heads and hidden size 0: read them off each layer, which may have been pruned.
@@ -287,7 +300,7 @@ def _fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what tracing says to developers of exporters: tracer, deprecation and fusion notes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

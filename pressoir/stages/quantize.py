@@ -76,9 +76,15 @@ class PackedWeight:
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
     """Quantise `inputs["model"]`; validate on the validation split of `inputs["data"]`.
 
+    Schemes that quantise weights only are `pressoir.quantization.weight_only`'s.
+
     Raises:
         SourceError: the model does not load, or a weight is not finite.
     """
+    if config.scheme != "int8":
+        from pressoir.quantization import weight_only
+
+        return weight_only.run(inputs, config, context)
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     model = models.load_classifier(source)
     tokenizer = models.load_tokenizer(source)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pressoir import recipe as recipe_module
@@ -352,3 +353,55 @@ def test_a_shipped_recipe_is_valid_and_named_like_its_file(path):
     recipe = Recipe.from_yaml(path)
     assert recipe.name == path.stem
     assert recipe.description
+
+
+def test_a_causal_lm_is_not_taught_and_gets_4_bits_by_default():
+    recipe = Recipe.from_dict({"task": "causal-lm"})
+    assert (recipe.teacher, recipe.distill, recipe.prune) == (None, None, None)
+    assert recipe.quantize.scheme == "q4"
+    assert Recipe.from_dict({"task": "causal-lm", "quantize": {"algorithm": "gptq"}}).quantize.scheme == "q4"
+    assert Recipe.from_dict({"task": "causal-lm", "quantize": None}).quantize is None
+    assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"task": "causal-lm", "distill": {}}, "distill: not for task 'causal-lm'"),
+        ({"task": "causal-lm", "quantize": {"scheme": "int8"}}, "'int8' is for encoders; choose q8"),
+        ({"quantize": {"scheme": "q4"}}, "'q4' is for task 'causal-lm'; choose int8"),
+        (
+            {"task": "causal-lm", "registry": {"criterion": {"metric": "accuracy"}}},
+            "a causal LM has no accuracy",
+        ),
+        ({"registry": {"criterion": {"metric": "perplexity"}}}, "a classifier has no perplexity"),
+        ({"teacher": None}, "teacher: null is only for task 'causal-lm'"),
+        ({"quantize": {"algorithm": "gptq"}}, "algorithm given, but scheme is 'int8'"),
+        (
+            {"task": "causal-lm", "quantize": {"target_bits": 3, "max_perplexity_increase": "5%"}},
+            "`target_bits` or `max_perplexity_increase`, not both",
+        ),
+        ({"task": "causal-lm", "quantize": {"scheme": "q5"}}, "quantize.scheme.*'q8', 'q4', 'q3' or 'q2'"),
+        ({"task": "causal-lm", "text": {"evaluation": {"a b": "x"}}}, "text.evaluation.*pattern"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(raw, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(raw)
+
+
+def test_a_percentage_is_a_fraction():
+    quantize = {"scheme": "q4", "max_perplexity_increase": "5%"}
+    recipe = Recipe.from_dict({"task": "causal-lm", "quantize": quantize})
+    assert recipe.quantize.max_perplexity_increase == pytest.approx(0.05)
+
+
+def test_texts_are_looked_up_beside_the_recipe(tmp_path):
+    for name in ("c.txt", "e.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "r.yaml").write_text(
+        "task: causal-lm\ntext: {calibration: c.txt, evaluation: {wiki: e.txt}}\n", encoding="utf-8"
+    )
+    recipe = Recipe.from_yaml(tmp_path / "r.yaml")
+    assert recipe.text.calibration == tmp_path / "c.txt"
+    assert recipe.text.evaluation == {"wiki": tmp_path / "e.txt"}

@@ -1,6 +1,7 @@
 """The registry: typed, overlaid, never overwritten when broken, never losing an entry."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from pressoir import registry
-from pressoir.errors import RegistryError
+from pressoir.errors import RegistryError, StoreError
 from pressoir.registry import Entry, Registry, Urls, promotion
 from pressoir.sections import Criterion
 
@@ -30,6 +31,26 @@ def entry(id="pressed", **changes):
 
 def test_the_committed_schema_is_the_one_the_types_generate():
     assert (ROOT / "models.schema.json").read_text(encoding="utf-8") == registry.schema()
+
+
+def test_every_field_tells_an_editor_what_it_is():
+    schema = json.loads(registry.schema())
+    fields = {"": schema, **schema["$defs"]}
+    unsaid = [
+        f"{name}.{field}"
+        for name, section in fields.items()
+        for field, said in section["properties"].items()
+        if not said.get("description")
+    ]
+    assert not unsaid
+    assert set(registry.Task.__args__) == set(fields["Entry"]["properties"]["type"]["enum"])
+
+
+def test_an_editor_marks_a_key_that_is_no_id():
+    jsonschema = pytest.importorskip("jsonschema")
+    wrong = {"models": {"No Id": json.loads(entry().model_dump_json())}}
+    with pytest.raises(jsonschema.ValidationError, match="No Id"):
+        jsonschema.Draft202012Validator(json.loads(registry.schema())).validate(wrong)
 
 
 def test_the_shipped_catalogue_is_valid_and_in_canonical_form():
@@ -74,18 +95,101 @@ def test_registering_never_touches_the_shipped_catalogue(tmp_path):
 
 def test_an_unknown_id_names_the_nearest(tmp_path):
     with pytest.raises(RegistryError, match="did you mean 'bert-base-uncased'"):
-        Registry(tmp_path).get("bert-base-uncase")
+        Registry(tmp_path).get("BERT-BASE-UNCASE")
     with pytest.raises(RegistryError, match="known are: all-minilm-l6-v2"):
         Registry(tmp_path).get("zzz")
+
+
+@pytest.mark.parametrize("id", ["", "Pressed", "a b", "../up", "-x", "a" * 64, "x\n"])
+def test_what_cannot_be_an_id_is_refused_with_what_can(id):
+    with pytest.raises(RegistryError, match="use up to 63 lower-case letters"):
+        registry.check_id(id)
+
+
+def test_an_entry_is_made_from_the_one_it_replaces(tmp_path):
+    seen = []
+
+    def make(old):
+        seen.append(old)
+        return entry(metrics={"speedup": len(seen)})
+
+    assert Registry(tmp_path).put("pressed", make) == entry(metrics={"speedup": 1})
+    Registry(tmp_path).put("pressed", make)
+    assert seen == [None, entry(metrics={"speedup": 1})]
+    assert Registry(tmp_path).get("pressed").metrics == {"speedup": 2}
+
+
+def test_a_refusal_while_an_entry_is_made_changes_nothing(tmp_path):
+    Registry(tmp_path).add(entry())
+    before = (tmp_path / "models.json").read_bytes()
+
+    def make(old):
+        raise RegistryError("no")
+
+    with pytest.raises(RegistryError, match="no"):
+        Registry(tmp_path).put("pressed", make)
+    assert (tmp_path / "models.json").read_bytes() == before
+
+
+def test_removing_brings_a_hidden_shipped_model_back_and_leaves_the_others(tmp_path):
+    for id in ("pressed", "bert-base-uncased"):
+        Registry(tmp_path).add(entry(id))
+    assert Registry(tmp_path).remove("bert-base-uncased") == entry("bert-base-uncased")
+    assert Registry(tmp_path).get("bert-base-uncased").name.startswith("BERT base")
+    assert set(Registry(tmp_path).own()) == {"pressed"}
+
+
+def test_a_shipped_model_is_not_removed_nor_one_that_nobody_registered(tmp_path):
+    with pytest.raises(RegistryError, match="'bert-base-uncased' ships with Pressoir"):
+        Registry(tmp_path).remove("bert-base-uncased")
+    with pytest.raises(RegistryError, match="nobody registered 'x'; nothing is registered yet"):
+        Registry(tmp_path).remove("x")
+    Registry(tmp_path).add(entry())
+    with pytest.raises(RegistryError, match="nobody registered 'presed'; did you mean 'pressed'"):
+        Registry(tmp_path).remove("presed")
+    assert set(Registry(tmp_path).own()) == {"pressed"}
+
+
+def test_what_is_gone_is_forgotten_and_a_dry_run_only_says_what(tmp_path):
+    for id in ("one", "two"):
+        Registry(tmp_path).add(entry(id))
+    gone = Registry(tmp_path).forget(lambda entry: entry.id == "one", dry_run=True)
+    assert [entry.id for entry in gone] == ["one"]
+    assert set(Registry(tmp_path).own()) == {"one", "two"}
+    assert Registry(tmp_path).forget(lambda entry: entry.id == "one") == gone
+    assert set(Registry(tmp_path).own()) == {"two"}
 
 
 def test_a_file_with_a_syntax_error_is_named_with_its_line_and_left_alone(tmp_path):
     broken = '{\n  "version": 1,\n  "models": {,}\n}\n'
     (tmp_path / "models.json").write_text(broken)
-    for use in (Registry(tmp_path).models, lambda: Registry(tmp_path).add(entry())):
+    for use in (
+        Registry(tmp_path).models,
+        lambda: Registry(tmp_path).add(entry()),
+        lambda: Registry(tmp_path).remove("pressed"),
+        lambda: Registry(tmp_path).forget(lambda entry: True),
+    ):
         with pytest.raises(RegistryError, match=r"models\.json, line 3: not valid JSON"):
             use()
     assert (tmp_path / "models.json").read_text() == broken
+
+
+def test_a_key_that_is_given_twice_is_named_and_neither_is_lost(tmp_path):
+    twice = registry.dump(registry.Catalogue(models={"pressed": entry()})).replace(
+        '"version": 1', '"version": 1, "models": {}'
+    )
+    (tmp_path / "models.json").write_text(twice)
+    with pytest.raises(RegistryError, match=r'models\.json: the key "models" is given twice'):
+        Registry(tmp_path).add(entry("other"))
+    assert (tmp_path / "models.json").read_text() == twice
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_a_figure_that_is_no_number_is_refused_since_json_has_none(value, tmp_path):
+    text = registry.dump(registry.Catalogue(models={"pressed": entry(metrics={"speedup": 2})}))
+    (tmp_path / "models.json").write_text(text.replace('"speedup": 2.0', f'"speedup": {value}'))
+    with pytest.raises(RegistryError, match=r"models\.pressed\.metrics\.speedup"):
+        Registry(tmp_path).models()
 
 
 def test_a_wrong_field_is_named(tmp_path):
@@ -106,24 +210,69 @@ def test_a_key_that_differs_from_the_id_is_refused():
 
 def test_references_are_the_digests_of_registered_models_and_their_lineage(tmp_path):
     Registry(tmp_path).add(entry(digest="a" * 64, lineage={"teacher": "b" * 64, "shard": "a" * 64}))
-    assert Registry(tmp_path).references() == {"a" * 64, "b" * 64}
+    Registry(tmp_path).add(entry("other", digest="c" * 64, lineage={"teacher": "b" * 64}))
+    assert Registry(tmp_path).references() == {"a" * 64, "b" * 64, "c" * 64}
+    assert Registry(tmp_path).references(without={"pressed"}) == {"b" * 64, "c" * 64}
 
 
 def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
     program = (
         "import sys; from pathlib import Path; from pressoir.registry import *\n"
         "home, worker = Path(sys.argv[1]), sys.argv[2]\n"
-        "for i in range(7):\n"
+        "for i in range(5):\n"
         "    Registry(home).add(Entry(id=f'm-{worker}-{i}', name='m', type='causal-lm', size_mb=1,\n"
         "                             urls=Urls(base='store:x'), licence='MIT'))\n"
     )
     workers = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(n)], cwd=ROOT) for n in range(8)
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(n)], cwd=ROOT) for n in range(10)
     ]
-    assert [worker.wait() for worker in workers] == [0] * 8
+    assert [worker.wait() for worker in workers] == [0] * 10
     own = set(Registry(tmp_path).models()) - set(registry.read(registry.shipped_file()).models)
-    assert own == {f"m-{worker}-{i}" for worker in range(8) for i in range(7)}
-    assert not list(tmp_path.glob(".models.json.*"))
+    assert own == {f"m-{worker}-{i}" for worker in range(10) for i in range(5)}
+    assert not list(tmp_path.glob(".models.*"))
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(tmp_path):
+    Registry(tmp_path).add(entry())
+    before = (tmp_path / "models.json").read_bytes()
+    program = (
+        "import os, signal, sys; from pathlib import Path; from pressoir.registry import *\n"
+        "replace = Path.replace\n"
+        "def killed(self, target):\n"
+        "    return os.kill(os.getpid(), signal.SIGKILL) if target.name == FILE else replace(self, target)\n"
+        "Path.replace = killed\n"
+        "Registry(Path(sys.argv[1])).add(Entry(id='late', name='m', type='causal-lm', size_mb=1,\n"
+        "                                      urls=Urls(base='store:x'), licence='MIT'))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "models.json").read_bytes() == before
+    assert list(tmp_path.glob(".models.json.*"))
+    Registry(tmp_path).add(entry("next"))
+    assert set(Registry(tmp_path).own()) == {"pressed", "next"}
+    assert not list(tmp_path.glob(".models.*"))
+
+
+def test_a_home_that_cannot_be_written_is_told_and_can_still_be_read(tmp_path):
+    Registry(tmp_path / "home").add(entry())
+    mounted = subprocess.run(
+        ["mount", "--bind", str(tmp_path / "home"), str(tmp_path / "home")], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(tmp_path / "home")], check=True)
+        with pytest.raises(StoreError, match="cannot be written; set PRESSOIR_HOME to a folder that you own"):
+            Registry(tmp_path / "home").add(entry("other"))
+        assert Registry(tmp_path / "home").get("pressed") == entry()
+    finally:
+        subprocess.run(["umount", str(tmp_path / "home")], check=True)
+
+
+def test_a_home_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "home").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Registry(tmp_path / "home").add(entry())
 
 
 @pytest.mark.parametrize(
@@ -139,3 +288,53 @@ def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
 def test_promotion_needs_a_better_figure_and_enough_accuracy(candidate, holder, promoted, why):
     assert promotion(candidate, holder, Criterion())[0] is promoted
     assert why in promotion(candidate, holder, Criterion())[1]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "holder", "promoted", "why"),
+    [
+        ({"speedup": 2.0}, None, True, "nobody holds it, and perplexity changed by +2.0 %"),
+        ({"speedup": 9.0, "perplexity_increase": 0.2}, None, False, "more than +10.0 % is never promoted"),
+        ({"speedup": 3.0}, {"speedup": 2.0}, True, "speedup 3 is more than 2"),
+        ({"speedup": 1.0}, {"speedup": 2.0}, False, "speedup 1 is not more than 2"),
+        ({"speedup": 3.0, "perplexity_increase": -0.1}, {"speedup": 2.0}, True, "speedup 3 is more than 2"),
+        ({"speedup": 3.0, "perplexity_increase": float("nan")}, None, False, "never promoted"),
+    ],
+)
+def test_a_language_model_is_promoted_by_a_better_figure_at_little_more_perplexity(
+    candidate, holder, promoted, why
+):
+    measured = {"perplexity_increase": 0.02, **candidate}
+    assert promotion(measured, holder, Criterion())[0] is promoted
+    assert why in promotion(measured, holder, Criterion())[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "promoted", "why"),
+    [
+        (20.0, True, "perplexity 20 is less than 21"),
+        (21.0, False, "perplexity 21 is not less than 21"),
+        (22.0, False, "perplexity 22 is not less than 21"),
+    ],
+)
+def test_of_perplexity_less_is_better(value, promoted, why):
+    criterion = Criterion(metric="perplexity")
+    candidate = {"perplexity": value, "perplexity_increase": 0.05}
+    assert promotion(candidate, {"perplexity": 21.0}, criterion) == (promoted, why)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "metric", "told"),
+    [
+        (
+            {"perplexity": 20.0, "perplexity_increase": 0.0},
+            "accuracy",
+            "metric is 'accuracy', but this model",
+        ),
+        ({"accuracy": 0.9, "accuracy_delta": 0.0}, "perplexity", "was measured in accuracy, accuracy_delta"),
+        ({"speedup": 2.0}, "speedup", "by its accuracy_delta or its perplexity_increase"),
+    ],
+)
+def test_a_criterion_that_the_model_was_not_measured_by_is_refused(candidate, metric, told):
+    with pytest.raises(RegistryError, match=told):
+        promotion(candidate, None, Criterion(metric=metric))

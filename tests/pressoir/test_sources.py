@@ -126,6 +126,17 @@ def test_pickles_beside_safetensors_do_no_harm(model, store):
 def test_an_onnx_graph_needs_no_safetensors(model):
     (model / "model.safetensors").rename(model / "model.onnx")
     check_model_folder(model, "m")
+    (model / "model.onnx").rename(model / "decoder_model.onnx")
+    check_model_folder(model, "m")
+
+
+def test_the_digest_of_a_graph_follows_the_weights_beside_it(model, store):
+    (model / "model.safetensors").rename(model / "model.onnx")
+    digests = {resolve(str(model), store).digest}
+    for name in ("model.onnx.data", "decoder_model.onnx_data"):
+        (model / name).write_bytes(b"weights")
+        digests.add(resolve(str(model), store).digest)
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "grown"])
@@ -256,6 +267,87 @@ def test_the_demos_model_comes_from_its_package_with_the_pinned_weights(store):
     assert PACKAGE in source.folder.parts
     assert file_sha256(source.folder / "model.safetensors") == SHA256
     assert source.digest == resolve(f"package:{PACKAGE}", store).digest
+
+
+def test_a_slip_in_an_id_suggests_the_registered_one(model, store):
+    register(store, "my-model", model)
+    assert "Did you mean 'my-model', which is registered?" in refusal("my-modle", store, UnreachableError)
+    assert "Did you mean" not in refusal("quite-another", store, UnreachableError)
+
+
+def test_every_form_of_a_reference_is_known_before_anything_is_fetched(model):
+    for reference in (
+        *(str(model), "package:json", "hub:org/name@abc", "https://host/model", "store:x", "my-model"),
+        "org/name",
+    ):
+        sources.check_reference(reference)
+    for reference in ("", "./gone", "ftp://host/model", "a b"):
+        with pytest.raises(SourceError, match="no such folder"):
+            sources.check_reference(reference)
+
+
+# --- a server ---
+
+
+@pytest.fixture
+def server(model, monkeypatch):
+    """Stands for the transfer of shards: copies `model`, or fails half-way."""
+    asked = SimpleNamespace(urls=[], error=None)
+
+    def fetch(url, folder):
+        asked.urls.append(url)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model / "config.json", folder / "config.json")
+        if asked.error is not None:
+            raise asked.error
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        return folder
+
+    monkeypatch.setattr("pressoir.shard_sources.fetch", fetch)
+    return asked
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_model_on_a_server_is_fetched_once(scheme, store, server, model):
+    url = f"{scheme}://host/model"
+    source = resolve(url, store)
+    assert source.digest == resolve(str(model), store).digest
+    assert source.folder.is_relative_to(store.home)
+    assert resolve(f"{url}/", store).folder == source.folder
+    assert server.urls == [url]
+    register(store, "served", url)
+    assert resolve("served", store).folder == source.folder
+
+
+def test_a_transfer_that_was_cut_short_is_never_taken_for_a_model_and_goes_on_where_it_was(store, server):
+    server.error = UnreachableError("cut short")
+    refusal("https://host/model", store, UnreachableError)
+    with pytest.raises(UnreachableError, match="was not fetched yet"):
+        sources.locate("https://host/model", store, fetch=False)
+    (kept,) = (store.home / "downloads").iterdir()
+    assert (kept / "config.json").exists()
+    server.error = None
+    folder = resolve("https://host/model", store).folder
+    assert list((store.home / "downloads").iterdir()) == [folder]
+
+
+def test_what_is_not_here_is_not_fetched_unless_it_may_be(store, server, hub):
+    hub.error = FileNotFoundError("not cached")
+    for reference in ("https://host/model", "hub:org/name", "org/name"):
+        with pytest.raises(
+            UnreachableError, match=r"was not fetched yet|not in the hub's cache on this machine"
+        ):
+            sources.locate(reference, store, fetch=False)
+    assert not server.urls
+    assert hub.options["local_files_only"] is True
+    assert not store.home.exists()
+
+
+def test_a_tokenizer_alone_in_the_hubs_cache_is_not_the_model(store, hub, model):
+    assert sources.locate("hub:org/name", store, fetch=False) == model
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UnreachableError, match="has no weights of it"):
+        sources.locate("hub:org/name", store, fetch=False)
 
 
 # --- the store ---

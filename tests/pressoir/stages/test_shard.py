@@ -1,7 +1,6 @@
 """Shards: one set of bytes for ONNX Runtime and safetensors, cut as asked, never opened unless intact."""
 
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -147,13 +146,21 @@ def test_tensors_stand_in_the_order_of_their_first_use(sharded):
 def test_the_manifest_tells_length_and_hash_of_every_file(made, exported):
     folder, figures = made
     content = manifest(folder)
-    assert content["format_version"] == 1
+    assert (content["format_version"], content["kind"], content["tied"]) == (2, "onnx", {})
     for index, record in enumerate(content["shards"]):
         raw = (folder / record["file"]).read_bytes()
         assert record["file"] == f"shard_{index:02d}.safetensors"
+        assert (record["order"], record["role"]) == (index, "graph order")
         assert record["bytes"] == len(raw)
         assert record["sha256"] == hashlib.sha256(raw).hexdigest()
-    assert content["graph_sha256"] == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    listed = {record["file"]: record for record in content["files"]}
+    assert set(listed) == {p.name for p in folder.iterdir()} - {
+        *(record["file"] for record in content["shards"]),
+        *("shard_manifest.json", "SHARDING_INFO.md"),
+    }
+    for name, record in listed.items():
+        raw = (folder / name).read_bytes()
+        assert (record["bytes"], record["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
     sizes = [record["bytes"] for record in content["shards"]]
     assert content["total_bytes"] == sum(sizes)
     assert figures == {"shards": 3, "total_mb": sum(sizes) / 1e6, "largest_shard_mb": max(sizes) / 1e6}
@@ -172,7 +179,7 @@ def test_the_snippets_for_people_run_as_they_stand(sharded):
         [sys.executable, "-c", program], cwd=sharded, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "all shards are intact" in done.stdout
+    assert "all files are intact" in done.stdout
     assert "embeddings" in done.stdout
     for record in manifest(sharded)["shards"]:
         assert f"`{record['file']}`" in text
@@ -190,41 +197,6 @@ def test_sharding_a_sharded_folder_again_gives_the_same_tensors(sharded, exporte
 
 
 # How the tensors are cut.
-
-
-def fake(*sizes):
-    return [shard._Tensor(f"t{i}", "I8", (size,), bytes(size)) for i, size in enumerate(sizes)]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_any_count_gives_that_many_runs_that_keep_the_order_and_are_even(seed):
-    rng = np.random.default_rng(seed)
-    tensors = fake(*rng.integers(1, 10 ** rng.integers(2, 6), size=rng.integers(1, 40)).tolist())
-    count = int(rng.integers(1, len(tensors) + 1))
-    groups = shard.partition(tensors, ShardConfig(shards=count))
-    assert len(groups) == count
-    assert all(groups)
-    assert [t for group in groups for t in group] == tensors
-    total, largest = sum(t.cost for t in tensors), max(t.cost for t in tensors)
-    assert max(sum(t.cost for t in group) for group in groups) <= total / count + largest
-
-
-def test_one_huge_tensor_leaves_the_others_evenly_cut():
-    groups = shard.partition(fake(90_000, *[1000] * 30), ShardConfig(shards=4))
-    assert [len(group) for group in groups] == [1, 10, 10, 10]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_limit_is_kept_by_every_shard_that_holds_more_than_one_tensor(seed):
-    rng = np.random.default_rng(seed)
-    tensors = fake(*rng.integers(1, 50_000, size=30).tolist())
-    limit_mb = float(rng.uniform(0.005, 0.2))
-    groups = shard.partition(tensors, ShardConfig(max_shard_size_mb=limit_mb))
-    assert [t for group in groups for t in group] == tensors
-    for group in groups:
-        assert len(group) == 1 or sum(t.cost for t in group) <= limit_mb * 1e6
-    for group, following in itertools.pairwise(groups):
-        assert sum(t.cost for t in [*group, following[0]]) > limit_mb * 1e6 - 1000  # no needless cut
 
 
 def test_the_limit_holds_for_the_files_headers_included(exported, tmp_path):
@@ -253,14 +225,15 @@ def test_as_many_shards_as_tensors_are_possible_and_one_more_is_refused(exported
     folder, _ = run_stage(shard, {"model": exported}, ShardConfig(shards=count), tmp_path / "most")
     assert open_engine(folder, 1).run(feed(1, 4, 0)).shape == (1, 2)
     with pytest.raises(
-        ShardError, match=f"{count + 1}, but the graph has {count} tensors; give {count} at most"
+        ShardError, match=f"{count + 1}, but the model has {count} tensors; give {count} at most"
     ):
         run_stage(shard, {"model": exported}, ShardConfig(shards=count + 1), tmp_path / "more")
 
 
-def test_a_folder_without_a_graph_is_refused(tiny_classifier, tmp_path):
-    with pytest.raises(ShardError, match=r"has no model\.onnx"):
-        run_stage(shard, {"model": tiny_classifier}, ShardConfig(), tmp_path / "s")
+def test_a_folder_without_weights_is_refused_and_its_models_are_named(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "whole" / "onnx")
+    with pytest.raises(ShardError, match=r"neither model\.onnx nor safetensors weights; .*: onnx"):
+        run_stage(shard, {"model": tmp_path / "whole"}, ShardConfig(), tmp_path / "s")
 
 
 # What is refused.
@@ -291,6 +264,10 @@ def name_it(name):
     return lambda folder: rewrite(folder, lambda m: m["shards"][0].update(file=name))
 
 
+def name_other(name):
+    return lambda folder: rewrite(folder, lambda m: m["files"][0].update(file=name))
+
+
 def set_fields(**fields):
     return lambda folder: rewrite(folder, lambda m: m.update(fields))
 
@@ -306,7 +283,9 @@ def set_fields(**fields):
         (link, r"shard_00\.safetensors is missing, or not a plain file"),
         (lambda f: (first(f).unlink(), first(f).mkdir()), r"shard_00\.safetensors is missing"),
         (lambda f: (f / "shard_07.safetensors").write_bytes(b"x"), r"shard_07\.safetensors is not in"),
-        (flip_a_bit_of_the_graph, r"model\.onnx is missing or was altered"),
+        (flip_a_bit_of_the_graph, r"model\.onnx was altered"),
+        (lambda f: (f / "config.json").write_text("{}"), r"config\.json is truncated"),
+        (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
         (lambda f: (f / "model.onnx").unlink(), r"model\.onnx is missing"),
         (name_it("../shard_00.safetensors"), "which is not of the form"),
         (name_it("sub/shard_00.safetensors"), "which is not of the form"),
@@ -317,20 +296,33 @@ def set_fields(**fields):
         (name_it("shard_٣.safetensors"), "which is not of the form"),
         (name_it("weights.safetensors"), "which is not of the form"),
         (name_it(""), "which is not of the form"),
-        (name_it("shard_01.safetensors"), "each shard once"),
+        (name_it("shard_01.safetensors"), "each file and each tensor once"),
         (name_it(7), r"shards\.0\.file"),
-        (set_fields(format_version=2), "format_version 2"),
+        (set_fields(format_version=1), "format_version 1"),
+        (set_fields(format_version="2"), "is not a shard manifest: format_version"),
         (set_fields(shards={}), "is not a shard manifest: shards"),
         (set_fields(surprise=1), "is not a shard manifest: surprise"),
-        (set_fields(graph="../model.onnx"), "must name the graph"),
-        (set_fields(graph_sha256="abc"), "is not a shard manifest: graph_sha256"),
+        (set_fields(kind="pickle"), "is not a shard manifest: kind"),
+        (set_fields(files=[]), "must name the graph"),
+        (name_other("../model.onnx"), "is no file of a model folder"),
+        (name_other(".hidden"), "is no file of a model folder"),
+        (name_other("shard_manifest.json"), "is no file of a model folder"),
+        (name_other("shard_00.safetensors"), "is no file of a model folder"),
+        (set_fields(tied={"a": "b"}), "`tied` names a tensor that no shard has"),
+        (lambda f: rewrite(f, lambda m: m["shards"].reverse()), "not in the order that they give"),
+        (
+            lambda f: rewrite(f, lambda m: m["shards"][0]["tensors"][0].update(bytes=1 << 40)),
+            "after the file",
+        ),
+        (lambda f: rewrite(f, lambda m: m["shards"][0].update(tensors=[])), r"shards\.0\.tensors"),
         (set_fields(total_bytes=1), "not the sum"),
         (lambda f: rewrite(f, lambda m: m["shards"].pop()), "not the sum"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].update(bytes=-1)), r"shards\.0\.bytes"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].pop("sha256")), r"shards\.0\.sha256"),
         (lambda f: (f / shard.MANIFEST).write_text("{"), "is not a shard manifest"),
         (lambda f: (f / shard.MANIFEST).write_text("[]"), "is not a shard manifest"),
-        (lambda f: (f / shard.MANIFEST).write_bytes(b"\xff\xfe"), "cannot be read"),
+        (lambda f: (f / shard.MANIFEST).write_bytes(b"\xff\xfe"), "is not a shard manifest"),
+        (lambda f: (f / shard.MANIFEST).write_text("[" * 100_000), "is not a shard manifest"),
         (lambda f: ((f / shard.MANIFEST).unlink(), (f / shard.MANIFEST).mkdir()), "cannot be read"),
     ],
 )
@@ -358,7 +350,18 @@ def test_every_single_flipped_byte_of_a_shard_is_found(sharded):
     shard.verify(sharded)
 
 
-def test_a_failed_run_names_no_shard_in_a_manifest(exported, context, monkeypatch):
+def test_all_that_is_damaged_is_told_at_once(sharded):
+    flip_a_bit(sharded)
+    flip_a_bit_of_the_graph(sharded)
+    (sharded / "shard_02.safetensors").unlink()
+    with pytest.raises(ShardError) as told:
+        shard.verify(sharded)
+    assert [line.split()[0].rpartition("/")[2] for line in str(told.value).splitlines()] == [
+        *("shard_00.safetensors", "shard_02.safetensors", "model.onnx"),
+    ]
+
+
+def test_a_failed_run_leaves_no_manifest(exported, context, monkeypatch):
     monkeypatch.setattr(shard.artifact, "file_sha256", lambda path: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         shard.run({"model": exported}, ShardConfig(), context)

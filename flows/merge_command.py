@@ -1,0 +1,229 @@
+"""`pressoir merge`: several fine-tunes of one model become one."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markdown import Markdown
+from rich.markup import escape
+
+from flows.standalone import stage_output
+from flows.terminal import console, progress
+
+if TYPE_CHECKING:
+    from pressoir.sections import DataConfig
+
+METHODS = ("linear", "slerp", "ties", "dare_ties", "dare", "dare_linear", "passthrough")
+_NUMBER = re.compile(r"-\.?\d")
+
+
+class ManyValues(click.Command):
+    """A command whose repeatable options take several values after one flag, too: `--models A B C`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write the flag before each of its values, which is what click understands."""
+        many = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and param.multiple
+            for name in param.opts
+        }
+        return super().parse_args(ctx, list(_one_value_a_flag(args, many)))
+
+
+def _one_value_a_flag(args: Iterable[str], many: set[str]) -> Iterator[str]:
+    flag, has_value = None, False
+    for arg in args:
+        if arg.startswith("-") and not _NUMBER.match(arg):
+            name, equals, _ = arg.partition("=")
+            flag, has_value = name if name in many else None, bool(equals)
+        elif flag is not None:
+            if has_value:
+                yield flag
+            has_value = True
+        yield arg
+
+
+@click.command(cls=ManyValues)
+@click.option("--models", multiple=True, required=True, metavar="MODEL MODEL …", help="Models to merge.")
+@click.option(
+    "--method", type=click.Choice(METHODS), default="slerp", show_default=True, help="dare is dare_ties."
+)
+@click.option(
+    "--ratios", type=float, multiple=True, metavar="R R …", help="One a model; slerp: t = second / sum."
+)
+@click.option(
+    "--base", metavar="MODEL", help="What they were fine-tuned from (ties, dare) [default: the first]."
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write; replaced if it holds a merge.",
+)
+@click.option("--seed", default=42, show_default=True, help="Of dare's random choice.")
+@click.option(
+    "--evaluate",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE …",
+    help="Text to measure perplexity on; a classifier: one table of text and label "
+    "[default: the embedded reviews].",
+)
+@click.option(
+    "--t", type=float, multiple=True, metavar="T …", help="slerp: instead of ratios; many: a gradient."
+)
+@click.option(
+    "--density", type=float, multiple=True, metavar="D …", help="ties, dare: part kept; many: a gradient."
+)
+@click.option(
+    "--slices",
+    multiple=True,
+    metavar="M:A-B …",
+    help="Layers A to B-1 of model M (from 0), one after another.",
+)
+@click.option(
+    "--tokenizer-source", metavar="union|base|M", help="Align embeddings where vocabularies differ."
+)
+@click.option(
+    "--allow-crimes", is_flag=True, help="Go on where models differ; what does not fit is the base's."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE …",
+    help="Any field of a recipe's `merge:` section, such as normalize=false.",
+)
+def merge(
+    models: tuple[str, ...],
+    method: str,
+    ratios: tuple[float, ...],
+    base: str | None,
+    output: Path,
+    seed: int,
+    evaluate: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    **extras: Any,
+) -> None:
+    """Merge fine-tunes of one model into one, without training.
+
+    A model is a folder, a catalogue id or a hub id. Everything that does not go together (architecture,
+    shapes, vocabularies, counts, memory, disk) is told at once, before any work. Afterwards the parents and
+    the result are measured on the same data: merge_report.md in --output.
+
+    \b
+      pressoir merge --models A B --ratios 0.5 0.5 --method slerp --output out/merged
+      pressoir merge --models A B --base BASE --method ties --density 0.5 --output out/merged
+    """
+    from pressoir.config import plain, validate
+    from pressoir.merging.preflight import preflight
+    from pressoir.sections import MergeConfig
+    from pressoir.stages import merge as stage
+
+    raw: dict[str, Any] = {"models": list(models), "method": "dare_ties" if method == "dare" else method}
+    raw |= {"base": base, "ratios": list(ratios) or None, **_fields(extras)}
+    config = validate(MergeConfig, plain(raw, overrides, "pressoir merge"), "pressoir merge")
+    inputs, problems = _locate(config.models, config.base)
+    preflight(config, inputs, output, problems)
+    with (
+        progress() as reporter,
+        stage_output(output, stage.CONFIG, reporter, seed=seed) as context,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        if evaluate:
+            inputs["data"] = _data(evaluate, inputs["parent_0"], Path(folder))
+        stage.run(inputs, config, context)
+    console.print(Markdown((output / "merge_report.md").read_text(encoding="utf-8")))
+    console.print(escape(f"merged: {output}"), soft_wrap=True)
+
+
+def _fields(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the configuration, from the options of the same name."""
+    fields: dict[str, Any] = {"allow_crimes": extras["allow_crimes"]}
+    for name in ("t", "density"):
+        if values := extras[name]:
+            fields[name] = values[0] if len(values) == 1 else list(values)
+    if extras["slices"]:
+        fields["slices"] = [_slice(text) for text in extras["slices"]]
+    if (source := extras["tokenizer_source"]) is not None:
+        fields["tokenizer_source"] = int(source) if source.isdigit() else source
+    return fields
+
+
+def _slice(text: str) -> dict[str, Any]:
+    """`0:2-6,1:2-6` is layers 2 to 5 of two models, merged; a passthrough names one model."""
+    sources = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", part)
+        if match is None:
+            raise click.BadParameter(
+                f"{text!r}: write it as model:first-end, such as 0:0-4", param_hint="--slices"
+            )
+        model, first, end = map(int, match.groups())
+        sources.append({"model": model, "layer_range": [first, end]})
+    return {"sources": sources}
+
+
+def _locate(models: Iterable[str], base: str | None) -> tuple[dict[str, Path], list[str]]:
+    """The folders of the models that are found, and what is wrong with the others."""
+    from pressoir import sources
+    from pressoir.errors import SourceError
+
+    references = {f"parent_{i}": reference for i, reference in enumerate(models)}
+    if base is not None:
+        references["base"] = base
+    found, problems = {}, []
+    for name, reference in references.items():
+        try:
+            found[name] = sources.resolve(reference).folder
+        except SourceError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
+    """A folder of evaluation data, in the form that measures what `model` is for.
+
+    Raises:
+        DataError: a file is not text, or not a table of text and label.
+    """
+    from pressoir import data, text
+    from pressoir.errors import DataError
+    from pressoir.model_kinds import task_of
+    from pressoir.sections import TextConfig
+
+    if task_of(model) != "text-classification":
+        names: dict[str, Path] = {}
+        for file in files:
+            stem = re.sub(r"[^a-z0-9_-]", "-", file.stem.lower()).strip("-_")[:28] or "text"
+            name = stem if stem not in names else f"{stem}-{len(names)}"
+            names[name] = file
+        text.save(TextConfig(evaluation=names), folder)
+        return folder
+    if len(files) > 1:
+        raise DataError(f"--evaluate: {len(files)} files given, but a classifier is measured on one table")
+    rows = list(data._read(files[0], _columns(files[0])))
+    labels = sorted({label for _, label in rows})
+    (folder / data.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    lines = (json.dumps({"text": sentence, "label": labels.index(label)}) for sentence, label in rows)
+    (folder / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def _columns(table: Path) -> DataConfig:
+    """Where a table's text and labels are: in columns of these names, else in the first two."""
+    from pressoir.sections import DataConfig
+
+    if table.suffix in (".tsv", ".csv"):
+        with table.open(encoding="utf-8-sig", errors="replace") as file:
+            first = file.readline().strip()
+        if not {"text", "label"} <= set(re.split(r"[\t,]", first)):
+            return DataConfig(header=False, text_column=0, label_column=1)
+    return DataConfig()

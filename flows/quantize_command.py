@@ -1,0 +1,274 @@
+"""`pressoir quantize`: a model in fewer bits, as a packed checkpoint and as an ONNX graph."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from flows.standalone import stage_output
+from flows.terminal import console, progress
+
+if TYPE_CHECKING:
+    from pressoir.inference.side_by_side import Side
+    from pressoir.sections import ExportConfig, QuantizeConfig
+    from pressoir.sources import Source
+    from pressoir.stages import StageContext
+
+LEVELS = ("q8", "q4", "q3", "q2", "int8")
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.option("--model", required=True, metavar="MODEL", help="Folder, catalogue id or hub id.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write; replaced if this command made it.",
+)
+@click.option(
+    "--level",
+    required=True,
+    type=click.Choice(LEVELS),
+    help="q8 to q2: weights of causal LMs; int8: weights and activations of the others.",
+)
+@click.option("--algorithm", type=click.Choice(("rtn", "hqq", "gptq")), help="[default: hqq]")
+@click.option("--block-size", type=int, metavar="N", help="Weights a scale [default: 64, q2: 128].")
+@click.option(
+    "--embeddings",
+    type=click.Choice(("int8", "q4", "float")),
+    help="Token embedding and output head [default: int8].",
+)
+@click.option(
+    "--calibration",
+    type=FILE,
+    help="Text for gptq and mixed bits; int8 classifiers: a table of text and label "
+    "[default: the embedded reviews].",
+)
+@click.option("--target-bits", type=float, metavar="X", help="Mean bits; each layer's level is chosen.")
+@click.option(
+    "--max-perplexity-increase", metavar="X%", help="Fewest bits that cost no more; levels are chosen."
+)
+@click.option("--act-order", is_flag=True, help="gptq: most important columns first.")
+@click.option(
+    "--damping", type=float, metavar="X", help="gptq: of the Hessian's mean diagonal [default: 0.01]."
+)
+@click.option("--test", is_flag=True, help="Generate with source and result, print both perplexities.")
+@click.option("--evaluation", type=FILE, help="Text for --test [default: the embedded reviews].")
+@click.option("--low-cpu-mem", is_flag=True, help="Never hold the float model, not even for the checks.")
+@click.option("--seed", default=42, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads [default: all].")
+def quantize(
+    model: str,
+    output: Path,
+    level: str,
+    calibration: Path | None,
+    test: bool,
+    evaluation: Path | None,
+    low_cpu_mem: bool,
+    seed: int,
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Store MODEL's weights in fewer bits, then export it to ONNX and prove what the graph computes.
+
+    --output gets quantized/ (packed safetensors; not for translation and speech), onnx/ and metadata.json.
+    Quantising reads one layer at a time; the parity check of a causal LM then holds the dequantised model in
+    PyTorch, unless --low-cpu-mem, which dequantises each layer whenever it is computed (the same check,
+    slower) and leaves the source's side of --test out.
+
+    \b
+      pressoir quantize --model MODEL --output out/q4 --level q4
+      pressoir quantize --model MODEL --output out/q3 --level q3 --algorithm gptq --calibration FILE --test
+    """
+    from pressoir.config import validate
+    from pressoir.sections import ExportConfig, QuantizeConfig
+
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    config = validate(QuantizeConfig, {"scheme": level, **given}, "pressoir quantize")
+    export_config = ExportConfig(low_memory=low_cpu_mem)
+
+    from pressoir import sources
+    from pressoir.model_kinds import task_of
+    from pressoir.quantization_metadata import FILE, ONNX
+
+    source = sources.resolve(model)
+    task = task_of(source.folder)
+    _check(level, task, test, low_cpu_mem)
+    judged = _evaluation(evaluation) if test else ""
+    with progress() as reporter, stage_output(output, FILE, reporter, seed=seed, threads=threads) as context:
+        if task == "causal-lm":
+            _weights_only(source, config, export_config, calibration, context)
+        elif task == "text-classification":
+            _classifier(source, config, export_config, calibration, context)
+        else:
+            _encoder_decoder(source, config, export_config, context)
+        threads = context.threads
+    _print_result(output)
+    if test:
+        _print_test(source.folder, output / ONNX, judged, threads, low_cpu_mem)
+
+
+def _check(level: str, task: str, test: bool, low_cpu_mem: bool) -> None:
+    from pressoir.errors import QuantizationError
+
+    if task == "causal-lm" and level == "int8":
+        raise QuantizationError(
+            "--level int8 quantises activations too, which is for other models; a causal LM "
+            "takes q8, q4, q3 or q2"
+        )
+    if task != "causal-lm" and level != "int8":
+        raise QuantizationError(f"--level {level} is for causal LMs; a model for {task} takes int8")
+    if task == "feature-extraction":
+        raise QuantizationError(
+            "a model without a head cannot be exported yet; give one with its task's head"
+        )
+    if task != "causal-lm" and (test or low_cpu_mem):
+        option = "--test" if test else "--low-cpu-mem"
+        raise QuantizationError(f"{option} is for causal LMs, but this is a model for {task}; leave it out")
+
+
+def _weights_only(
+    source: Source,
+    config: QuantizeConfig,
+    export_config: ExportConfig,
+    calibration: Path | None,
+    context: StageContext,
+) -> None:
+    from pressoir import text
+    from pressoir.sections import TextConfig
+    from pressoir.stages import export
+    from pressoir.stages import quantize as stage
+
+    data = _folder(context, "data", context.work_dir)
+    text.save(TextConfig(calibration=calibration), data)
+    _two_stages(source, data, {"quantize": (stage, config), "export": (export, export_config)}, context)
+
+
+def _classifier(
+    source: Source,
+    config: QuantizeConfig,
+    export_config: ExportConfig,
+    table: Path | None,
+    context: StageContext,
+) -> None:
+    from pressoir.labelled_table import save_demo, save_table
+    from pressoir.stages import export
+    from pressoir.stages import quantize as stage
+
+    data = _folder(context, "data", context.work_dir)
+    if table is None:
+        save_demo(data)
+        config = config.model_copy(update={"max_accuracy_drop": None})
+        context.reporter.message(
+            "no labelled data given (--calibration TABLE): no layer is kept in float32 for accuracy's sake, "
+            "and validation accuracy is on the embedded reviews: it tells something of sentiment models only"
+        )
+    else:
+        save_table(table, source.folder, data)
+    _two_stages(source, data, {"quantize": (stage, config), "export": (export, export_config)}, context)
+
+
+def _two_stages(
+    source: Source, data: Path, stages: Mapping[str, tuple[Any, Any]], context: StageContext
+) -> None:
+    """Quantise, export what came out of it, and describe both."""
+    from pressoir.inference.probe import peak_rss_mb
+    from pressoir.quantization_metadata import ONNX, QUANTIZED
+
+    folders = {"quantize": QUANTIZED, "export": ONNX}
+    model, figures, peaks = source.folder, {}, {}
+    for name, (stage, config) in stages.items():
+        out = _folder(context, folders[name], context.out_dir)
+        own = replace(context, out_dir=out, work_dir=_folder(context, f"{name}-work", context.work_dir))
+        figures[name] = stage.run({"model": model, "data": data}, config, own)
+        model, peaks[name] = out, peak_rss_mb()
+    _describe(source, {name: config for name, (_, config) in stages.items()}, figures, peaks, context)
+
+
+def _encoder_decoder(
+    source: Source, config: QuantizeConfig, export_config: ExportConfig, context: StageContext
+) -> None:
+    from pressoir import export_encoder_decoder
+    from pressoir.inference.probe import peak_rss_mb
+    from pressoir.quantization_metadata import ONNX
+
+    out = _folder(context, ONNX, context.out_dir)
+    figures = export_encoder_decoder.run(
+        {"model": source.folder}, export_config, replace(context, out_dir=out), int8=True
+    )
+    configs = {"quantize": config, "export": export_config}
+    _describe(source, configs, {"export": figures}, {"export": peak_rss_mb()}, context)
+
+
+def _describe(
+    source: Source,
+    configs: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, float]],
+    peaks: Mapping[str, float],
+    context: StageContext,
+) -> None:
+    from pressoir.quantization_metadata import FILE, describe
+
+    content = describe(context.out_dir, source, configs, figures, peaks, context.seed)
+    (context.out_dir / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _folder(context: StageContext, name: str, parent: Path) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def _print_result(output: Path) -> None:
+    from pressoir.quantization_metadata import FILE
+
+    content = json.loads((output / FILE).read_text(encoding="utf-8"))
+    sizes = ", ".join(f"{name} {size:.2f} MB" for name, size in content["sizes_mb"].items())
+    if content["bits_per_weight"] is not None:
+        console.print(f"{content['bits_per_weight']:.2f} bits a weight, scales and zero points included")
+    errors = {name: layer["relative_error"] for name, layer in content["layers"].items()}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        mean = sum(errors.values()) / len(errors)
+        console.print(f"relative error {mean:.3f} on average, {errors[worst]:.3f} in {escape(worst)}")
+    console.print(f"{sizes}; peak memory {max(content['peak_rss_mb'].values()):.0f} MB")
+    console.print(
+        f"wrote {escape(str(output))}: {escape(', '.join(sorted(p.name for p in output.iterdir())))}"
+    )
+
+
+def _evaluation(file: Path | None) -> str:
+    """The text of `file`, or the embedded reviews."""
+    from pressoir import text
+    from pressoir.sections import TextConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        text.save(TextConfig(evaluation={"text": file} if file else {}), Path(folder))
+        return next(iter(text.load_evaluation(Path(folder)).values()))
+
+
+def _print_test(source: Path, result: Path, content: str, threads: int, low_cpu_mem: bool) -> None:
+    """Both models' continuations side by side, and their perplexities."""
+    from pressoir.inference.side_by_side import prompts_of, side
+
+    prompts = prompts_of(content)
+    sides: dict[str, Side] = {}
+    if low_cpu_mem:
+        console.print("the source is not tested: it would have to be loaded in float32", soft_wrap=True)
+    else:
+        sides["source"] = side(source, prompts, content, threads)
+    sides["result"] = side(result, prompts, content, threads)
+    table = Table("prompt", *sides, show_lines=True)
+    for index, prompt in enumerate(prompts):
+        table.add_row(escape(prompt), *(escape(one.texts[index]) for one in sides.values()))
+    scores = (f"{one.perplexity.value:.2f} ({one.perplexity.tokens} tokens)" for one in sides.values())
+    table.add_row("perplexity", *scores)
+    console.print(table)

@@ -1,0 +1,202 @@
+"""`pressoir registry …`: models known by name. The commands only print; `pressoir.registry` does the work."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import console
+from pressoir.artifact import Store
+from pressoir.errors import SourceError
+from pressoir.registry import Entry, Registry, Task, read, shipped_file
+
+_STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
+# Below this width the table shows what tells models apart, and leaves the rest to `show`.
+_WIDE = 100
+
+
+@click.group()
+def registry() -> None:
+    """Look after the models known by name: the shipped ones, and your own under $PRESSOIR_HOME."""
+
+
+def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    metrics = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            metrics[name] = float(number)
+        except ValueError:
+            metrics[name] = math.nan
+        if not name or not math.isfinite(metrics[name]):
+            raise click.BadParameter(f"{text!r}: write it as name=number, such as perplexity=21.4")
+    return metrics
+
+
+@registry.command("add")
+@click.argument("id")
+@click.option("--path", type=click.Path(file_okay=False, path_type=Path), help="Folder of the model.")
+@click.option("--from", "reference", help="Any other reference: hub:org/name, https://…, store:…, an id.")
+@click.option("--name", help="Name for people; by default the id.")
+@click.option("--type", "task", type=click.Choice(get_args(Task)), help="By default what config.json says.")
+@click.option("--licence", help="SPDX identifier; by default what its README.md says.")
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME=NUMBER", callback=_metrics, help="Repeatable."
+)
+@click.option("--quantization", help="Scheme of its weights; by default what quantization.json says.")
+@click.option("--mirror", "mirrors", multiple=True, help="Where else it is; repeatable.")
+@click.option("--force", is_flag=True, help="Replace your entry of that id though its files are others.")
+def add(id: str, path: Path | None, reference: str | None, force: bool, task: Any, **said: Any) -> None:
+    """Register a model, or update its entry."""
+    from pressoir.registry_entry import NO_LICENCE, Details, register
+
+    if (path is None) == (reference is None):
+        raise click.UsageError("say where the model is: --path FOLDER, or --from REFERENCE")
+    if path is not None and not path.is_dir():
+        raise SourceError(f"--path {path}: no such folder")
+    with console.status("reading and hashing its files"):
+        entry, replaced = register(
+            Registry(), id, reference or str(path.resolve()), Details(type=task, **said), force=force
+        )
+    verb = "registered" if replaced is None else "updated" if replaced.digest == entry.digest else "replaced"
+    what = [entry.type, f"{entry.size_mb:.1f} MB", entry.quantization, entry.licence]
+    if entry.urls.shards:
+        what.insert(2, f"{len(entry.urls.shards)} shard{'s' if len(entry.urls.shards) > 1 else ''}")
+    _say(f"{verb} {id}: {', '.join(word for word in what if word)}")
+    _say(f"  at      {entry.urls.base}")
+    _say(f"  digest  {entry.digest}")
+    if entry.licence == NO_LICENCE:
+        _say("  no licence was found; say it with --licence")
+    if replaced is None and id in read(shipped_file()).models:
+        _say(f"  it now hides the shipped model of that id; `pressoir registry remove {id}` shows it again")
+
+
+@registry.command("list")
+@click.option("--type", "task", type=click.Choice(get_args(Task)), help="Only models of this type.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole entries.")
+def list_models(task: str | None, as_json: bool) -> None:
+    """List every known model."""
+    the_registry = Registry()
+    entries = [entry for entry in the_registry.models().values() if task in (None, entry.type)]
+    if as_json:
+        click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2))
+        return
+    own, wide = the_registry.own(), not console.is_terminal or console.width >= _WIDE
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "type", "MB", "weights", "from", *(("licence", "registered") if wide else ())):
+        table.add_column(
+            title, justify="right" if title == "MB" else "left", overflow="fold", no_wrap=title != "id"
+        )
+    for entry in sorted(entries, key=lambda entry: entry.id):
+        cells = [entry.id, entry.type, f"{entry.size_mb:.1f}", entry.quantization or "float"]
+        cells += ["own" if entry.id in own else "shipped"]
+        cells += [entry.licence, (entry.created_at or "")[:10]] if wide else []
+        table.add_row(*map(escape, cells))
+    (console if console.is_terminal else Console(width=1000)).print(table)  # a pipe gets one line a model
+
+
+@registry.command("show")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="Print it as it stands in the registry.")
+def show(id: str, as_json: bool) -> None:
+    """Show all that is known of the model ID."""
+    entry = Registry().get(id)
+    if as_json:
+        click.echo(entry.model_dump_json(indent=2))
+        return
+    for field, value in entry.model_dump(mode="json").items():
+        if field == "urls":
+            _field("base", value["base"])
+            _field("mirrors", value["mirrors"])
+            _field("shards", value["shards"])
+        elif isinstance(value, dict):
+            _field(field, [f"{name}  {_number(item)}" for name, item in value.items()])
+        else:
+            _field(field, value)
+
+
+@registry.command("verify")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--fetch", is_flag=True, help="Fetch what is not here first.")
+def verify(ids: tuple[str, ...], fetch: bool) -> None:
+    """Hash models again, by default all.
+
+    Exit code 1 if one is not what was registered. What is not on this machine is no failure without --fetch.
+    """
+    from pressoir.registry_verify import verify as verify_models
+
+    counts = dict.fromkeys(_STYLES, 0)
+    with console.status("hashing"):
+        for finding in verify_models(Registry(), ids, fetch=fetch):
+            counts[finding.state] += 1
+            console.print(
+                f"[{_STYLES[finding.state]}]{finding.state:<11}[/]  {escape(finding.id)}", soft_wrap=True
+            )
+            for line in finding.what.splitlines():
+                _say(f"             {line}")
+    states = ", ".join(f"{number} {state}" for state, number in counts.items())
+    total = sum(counts.values())
+    _say(f"{total} model{'' if total == 1 else 's'}: {states}")
+    sys.exit(1 if counts["damaged"] or (fetch and counts["unreachable"]) else 0)
+
+
+@registry.command("remove")
+@click.argument("id")
+def remove(id: str) -> None:
+    """Forget your entry ID; its files stay."""
+    entry = Registry().remove(id)
+    _say(f"forgot {id}; its files stay at {entry.urls.base}")
+    if entry.urls.base.startswith("store:"):
+        _say("  they stay until `pressoir store gc` finds nothing that needs them")
+    if id in read(shipped_file()).models:
+        _say("  the shipped model of that id is known again")
+
+
+@registry.command("gc")
+@click.option("--store", "and_store", is_flag=True, help="Also remove artifacts that no entry descends from.")
+@click.option(
+    "--older-than-days", default=30.0, show_default=True, help="With --store: keep what was used within this."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
+def gc(and_store: bool, older_than_days: float, dry_run: bool) -> None:
+    """Forget your entries whose files are gone.
+
+    An entry that also names another machine, the hub or a package stays.
+    """
+    from pressoir.registry_verify import is_gone
+
+    the_registry, store = Registry(), Store()
+    forgotten: list[Entry] = the_registry.forget(lambda entry: is_gone(entry, store), dry_run=dry_run)
+    for entry in forgotten:
+        _say(f"{entry.id}: nothing is at {entry.urls.base}")
+    _say(f"{'would forget' if dry_run else 'forgot'} {len(forgotten)} of your entries")
+    if and_store:
+        kept = the_registry.references(without={entry.id for entry in forgotten})
+        removed = store.collect(kept, older_than_days, dry_run)
+        for name, size in removed:
+            _say(f"{name}: {size / 1e6:.1f} MB")
+        verb = "would remove" if dry_run else "removed"
+        _say(f"{verb} {len(removed)} from the store, {sum(size for _, size in removed) / 1e6:.1f} MB")
+
+
+def _field(name: str, value: Any) -> None:
+    """One line a value, so that a long digest can be copied whole."""
+    values = value if isinstance(value, list) else [value]
+    for line, item in enumerate(values or [None]):
+        _say(f"{'' if line else name:<15} {'–' if item is None else _number(item)}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _say(text: str) -> None:
+    console.print(escape(text), soft_wrap=True, highlight=False)

@@ -1,0 +1,76 @@
+"""`pressoir shard`, `unshard`, `verify`: cut weights, put them together, see that a model is whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from flows.standalone import stage_output
+from flows.terminal import console, progress
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.option("--model", required=True, metavar="MODEL", help="Folder, registry id or hub id of the model.")
+@click.option("--output", required=True, type=FOLDER, help="Folder to write; replaced if it holds shards.")
+@click.option("--shards", type=int, help="Number of shards.")
+@click.option("--max-shard-size", type=float, metavar="MB", help="Largest shard, MB = 10^6 bytes.")
+def shard(model: str, output: Path, shards: int | None, max_shard_size: float | None) -> None:
+    """Cut a model's weights into safetensors shards, in the order of execution.
+
+    Takes a checkpoint (safetensors, also quantised) or an exported ONNX folder. With neither --shards nor
+    --max-shard-size the number follows the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
+    """
+    from pressoir.config import validate
+    from pressoir.sections import ShardConfig
+    from pressoir.sharding import MANIFEST
+
+    given = {"shards": shards, "max_shard_size_mb": max_shard_size}
+    config = validate(
+        ShardConfig, {name: value for name, value in given.items() if value is not None}, "pressoir shard"
+    )
+    from pressoir import sources
+    from pressoir.stages import shard as stage
+
+    folder = sources.folder_of(model) or sources.resolve(model).folder
+    with progress() as reporter, stage_output(output, MANIFEST, reporter) as context:
+        figures = stage.run({"model": folder}, config, context)
+    console.print(
+        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, the largest "
+        f"{figures['largest_shard_mb']:.2f} MB: {escape(str(output))}",
+        soft_wrap=True,
+    )
+
+
+@click.command()
+@click.option("--model", required=True, type=FOLDER, help="Sharded folder.")
+@click.option("--output", required=True, type=FOLDER, help="Folder to write; replaced if made by unshard.")
+def unshard(model: Path, output: Path) -> None:
+    """Put a sharded model together again: one model.safetensors, or one graph with its weights."""
+    from pressoir import unsharding
+
+    with progress() as reporter, stage_output(output, unsharding.MARK, reporter) as context:
+        figures = unsharding.unshard(model, context.out_dir, reporter)
+    console.print(
+        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, in one piece: {escape(str(output))}",
+        soft_wrap=True,
+    )
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+def verify(folder: Path) -> None:
+    """Check that the model in FOLDER is whole; if not, name what is damaged, with exit code 1."""
+    from pressoir.folder_check import check
+
+    findings = check(folder)
+    for finding in findings:
+        for fault in finding.faults:
+            console.print(f"[red]damaged[/]  {escape(fault)}", soft_wrap=True)
+        if not finding.faults:
+            console.print(f"ok  {escape(str(finding.folder))}: {finding.checked}", soft_wrap=True)
+    sys.exit(1 if any(finding.faults for finding in findings) else 0)

@@ -1,0 +1,1 @@
+"""Evaluate many models on one machine: estimates, plan, isolated children, journal, report."""

@@ -1,0 +1,274 @@
+"""One attempt at one model, in a process of its own: `python -m pressoir.evaluation.child JOB.json`.
+
+**Why.** Only the end of a process gives all its memory back, and a model that crashes, hangs or takes too
+much takes nobody with it.
+
+**What.** Read the job, load the data and the model, leave out what the journal already has, and predict the
+rest, the longest first, in batches as large as the allowance lets be. A batch is committed to the journal as
+soon as it is done, so that a kill loses the batch in work at most. When an allocation fails, the batch is
+halved and tried again; see `pressoir.evaluation.allowance`.
+
+Messages to the parent go to what was standard output (`pressoir.evaluation.jobs`); whatever libraries print
+goes to the log, which is standard error. Standard input is a pipe that nothing is written to: when it closes,
+the parent is gone, and the kernel ends this process, too, whatever it is doing.
+
+Nothing heavy is imported before the thread limits are set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pressoir.runtime import limit_threads, release_memory
+
+if TYPE_CHECKING:
+    from pressoir.evaluation.datasets import DataSet
+    from pressoir.evaluation.jobs import End, Job, Message
+    from pressoir.evaluation.journal import Journal
+    from pressoir.evaluation.predictors import Predictor
+    from pressoir.evaluation.records import Sample
+
+LOCK_S = 60.0
+_TRACEBACK_LINES, _COLUMNS = 12, 300
+
+Open = Callable[["Job", "DataSet"], "Predictor"]
+Tell = Callable[["Message"], None]
+
+
+class _TooLargeError(Exception):
+    """Not even one sample goes through the model within the allowance."""
+
+
+class _DamagedError(Exception):
+    """The model's files cannot be used."""
+
+
+def main(arguments: Sequence[str] | None = None, open_model: Open | None = None) -> int:
+    """Run the job of a file; return the exit code, which is 0 once the end was told."""
+    path = Path((sys.argv[1:] if arguments is None else arguments)[0])
+    end_with_parent()
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    limit_threads(raw["threads"])
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    from filelock import FileLock, Timeout
+
+    from pressoir.evaluation.jobs import End, Job
+
+    def tell(message: Message) -> None:
+        print(message.model_dump_json(), file=messages, flush=True)
+
+    job = Job.model_validate(raw)
+    # A process that was told to end may still be writing: the kernel releases its lock when it is gone.
+    lock = FileLock(path.with_name(f"{job.key[:32]}.lock"), timeout=LOCK_S)
+    try:
+        with lock:
+            tell(run(job, tell, open_model))
+    except Timeout:
+        tell(
+            End(
+                verdict="exception",
+                detail=f"another process still runs {job.model} into {job.journal} (it holds "
+                f"{lock.lock_file}); end it, then resume",
+            )
+        )
+    return 0
+
+
+def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
+    """Predict what the journal lacks, and say how it ended. `open_model` is by default `open_predictor`."""
+    from pressoir.evaluation.allowance import is_out_of_memory, peak_resident_bytes
+    from pressoir.evaluation.jobs import End
+    from pressoir.evaluation.journal import Journal
+
+    figures = _Figures()
+    verdict, detail = "ok", ""
+    try:
+        journal = Journal(job.journal)
+        try:
+            _attempt(job, journal, figures, tell, open_model)
+        finally:
+            journal.close()
+    except _TooLargeError as error:
+        verdict, detail = "skipped_oom", str(error)
+    except _DamagedError as error:
+        verdict, detail = "damaged", str(error)
+    except Exception as error:
+        if is_out_of_memory(error):
+            verdict, detail = "skipped_oom", f"no memory outside of a batch: {_short(error)}"
+        else:
+            verdict, detail = "exception", _end_of_traceback(error)
+            traceback.print_exc()
+    return End.model_validate(
+        {
+            "verdict": verdict,
+            "detail": detail,
+            "batch_size": figures.batch_size,
+            "seconds": figures.seconds,
+            "peak_bytes": peak_resident_bytes(),
+        }
+    )
+
+
+class _Figures:
+    """What is known of an attempt however it ends."""
+
+    seconds = 0.0
+    batch_size: int | None = None
+
+
+def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_model: Open | None) -> None:
+    from pressoir.evaluation import datasets
+    from pressoir.evaluation.allowance import data_limit
+    from pressoir.evaluation.jobs import Loaded, Progress
+
+    data = datasets.load(job.data, job.samples, job.seed)
+    samples = _checking_files(job, lambda: _samples(job, data))
+    done = journal.done(job.key)
+    waiting = [sample for sample in samples if sample.id not in done]
+    finished = len(samples) - len(waiting)
+    tell(Progress(done=finished, total=len(samples), batch_size=0))
+    if not waiting:
+        return
+    start = time.perf_counter()
+    predictor = _checking_files(job, lambda: _open(job, data, open_model))
+    _start_threads()
+    tell(Loaded(seconds=time.perf_counter() - start))
+    with data_limit(job.allowance_bytes, job.folder):
+        _predict(job, predictor, waiting, journal, figures, tell, len(samples))
+    tell(Progress(done=len(samples), total=len(samples), batch_size=0))
+
+
+def _predict(
+    job: Job,
+    predictor: Predictor,
+    waiting: Sequence[Sample],
+    journal: Journal,
+    figures: _Figures,
+    tell: Tell,
+    total: int,
+) -> None:
+    """Predict and commit batch by batch."""
+    from pressoir.evaluation.allowance import BatchSize, is_out_of_memory
+    from pressoir.evaluation.jobs import Progress
+    from pressoir.evaluation.journal import Prediction
+
+    by_length = sorted(((predictor.length(one), one) for one in waiting), key=lambda pair: -pair[0])
+    lengths, waiting = [length for length, _ in by_length], [sample for _, sample in by_length]
+    size = BatchSize(job.batch_size, lengths[0], job.max_batch_size)
+    while waiting:
+        batch = size.take(waiting, lengths)
+        together = len(batch) if predictor.together else 1
+        tell(Progress(done=total - len(waiting), total=total, batch_size=together))
+        start = time.perf_counter()
+        values: list[Any] = []
+        problem = ""
+        try:
+            values = predictor.predict(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = _short(error)
+        # Out here nothing holds the failed batch's arrays any more, as its traceback did.
+        if problem:
+            release_memory()
+            print(f"batch of {len(batch)} given up: {problem}", file=sys.stderr, flush=True)
+            if not size.failed(len(batch), lengths[0]):
+                allowed = f"{job.allowance_bytes / 1e9:.2f} GB" if job.allowance_bytes else "the machine"
+                raise _TooLargeError(f"a single sample does not fit into {allowed}: {problem}")
+            continue
+        seconds = time.perf_counter() - start
+        each = seconds / len(batch)
+        journal.add(
+            job.key,
+            job.attempt,
+            [
+                Prediction(sample.id, value, each, together)
+                for sample, value in zip(batch, values, strict=True)
+            ],
+        )
+        figures.seconds += seconds
+        figures.batch_size = max(together, figures.batch_size or 1)
+        size.worked(len(batch), lengths[0])
+        waiting, lengths = waiting[len(batch) :], lengths[len(batch) :]
+
+
+def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
+    from pressoir.evaluation.predictors import samples_of
+
+    return samples_of(job, data)
+
+
+def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
+    from pressoir.sources import check_model_folder
+
+    if open_model is not None:
+        return open_model(job, data)
+    from pressoir.evaluation.predictors import open_predictor
+
+    check_model_folder(job.folder, job.model)
+    return open_predictor(job, data)
+
+
+def _checking_files(job: Job, step: Callable[[], Any]) -> Any:
+    """Do a step that reads the model's files; what it finds wrong with them is the model's verdict."""
+    from pressoir.errors import QuantizationError, ShardError, SourceError
+    from pressoir.evaluation.allowance import is_out_of_memory
+
+    try:
+        return step()
+    except (SourceError, ShardError, QuantizationError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _DamagedError(str(error)) from error
+
+
+def _start_threads() -> None:
+    """Start torch's thread pool: under a limit, OpenMP ends the process if it cannot start a thread."""
+    if torch := sys.modules.get("torch"):
+        torch.ones(1 << 20).exp()
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process as soon as the pipe that is its standard input closes.
+
+    The pipe's other end closes when the parent ends, however it does. The kernel then sends SIGIO, whose
+    default is to end the process, in the midst of native code too, where a thread of Python's that watches
+    the pipe would wait. (`PR_SET_PDEATHSIG` fires when the parent's *thread* ends that started this process.)
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+    import fcntl
+
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    pipe = select.poll()
+    pipe.register(0, 0)
+    if pipe.poll(0):  # it closed before we asked to be told
+        os._exit(1)
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:_COLUMNS] if text else ''}".rstrip(": ")
+
+
+def _end_of_traceback(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    return "\n".join(line[:_COLUMNS] for line in lines[-_TRACEBACK_LINES:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The typed configuration of a batch evaluation: which models, on which data, within how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pressoir.config import Config, Fraction, Positive, PositiveReal, checked, plain, read_yaml, validate
+from pressoir.inference.engines import Runtime
+from pressoir.registry import Task
+from pressoir.sections import DataConfig
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Strategy = Literal["aggressive", "moderate", "conservative"]
+
+
+class GenerationConfig(Config):
+    """How a model that writes text writes it; part of what a stored prediction belongs to."""
+
+    max_new_tokens: Positive = 64
+    """Longest answer, tokens."""
+    num_beams: Positive = 1
+    """Beams of translation; 1 is greedy."""
+    window: Annotated[int, Field(ge=16, le=4096)] = 128
+    """Causal LMs: tokens a window of perplexity."""
+
+
+class DataSetConfig(Config):
+    """One data set. Which fields it needs follows from its task."""
+
+    task: Task
+    """What it measures."""
+    classification: DataConfig = DataConfig()
+    """text-classification: its test split; by default the embedded reviews'."""
+    manifest: Path | None = None
+    """automatic-speech-recognition: JSON list of `{"audio": file, "text": transcription}`."""
+    source: Path | None = None
+    """translation: sentences, one a line."""
+    reference: Path | None = None
+    """translation: their translations, line by line."""
+    source_language: str | None = None
+    """translation: code of the source language, where the model has codes (`eng_Latn`, or `en`)."""
+    target_language: str | None = None
+    """translation: code of the target language."""
+    text: Path | None = None
+    """causal-lm: running text; by default the embedded reviews' test split."""
+    pairs: Path | None = None
+    """feature-extraction: TSV of two sentences and a similarity, no header."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> DataSetConfig:
+        needed = {
+            "automatic-speech-recognition": ("manifest",),
+            "translation": ("source", "reference"),
+            "feature-extraction": ("pairs",),
+        }.get(self.task, ())
+        return checked(
+            self, [f"task {self.task!r} needs `{name}`" for name in needed if getattr(self, name) is None]
+        )
+
+
+class ModelConfig(Config):
+    """One model to evaluate."""
+
+    id: Name
+    """Name in the results."""
+    model: str | None = None
+    """Registry id, local folder or hub id."""
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Instead of `model`: the address of a KServe-v2 or OpenAI-style server."""
+    remote_model: str | None = None
+    """With `url`: the model's name there; by default `id`."""
+    data: str
+    """Name of one of the data sets."""
+    runtime: Runtime | None = None
+    """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
+    memory_gb: PositiveReal | None = None
+    """Peak memory to plan with (10^9 bytes), instead of the estimate."""
+    batch_size: Positive | None = None
+    """Samples a batch to begin with, instead of the strategy's."""
+    generation: GenerationConfig = GenerationConfig()
+    """How it writes."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelConfig:
+        if (self.model is None) == (self.url is None):
+            raise ValueError("give either `model` or `url`")
+        return self
+
+
+class MemoryConfig(Config):
+    """What may be used."""
+
+    reserve_gb: Annotated[float, Field(ge=0)] | None = None
+    """Kept free for others (10^9 bytes); null takes the strategy's."""
+    budget_gb: PositiveReal | None = None
+    """Never use more than this, whatever is free (10^9 bytes)."""
+    alert: Fraction = 0.85
+    """Part of the effective limit above which an alert is noted."""
+
+
+class EvaluationConfig(Config):
+    """A whole batch evaluation."""
+
+    name: Name = "evaluation"
+    """Name of the results' folder and of the MLflow experiment."""
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    """What to evaluate."""
+    data: dict[Name, DataSetConfig]
+    """On what."""
+    batches: dict[Name, tuple[str, ...]] = Field(default={})
+    """Batches made by hand: ids of models that are to run together; the rest is planned."""
+    memory: MemoryConfig = MemoryConfig()
+    """Reserve, budget, alerts."""
+    strategy: Strategy | None = None
+    """Null picks by the memory that is really available."""
+    samples: Positive | None = None
+    """First samples of each data set; null takes all."""
+    max_parallel: Positive | None = None
+    """Most children at once; null takes the strategy's."""
+    probe: bool = False
+    """Measure two points of each model in a child, and fit, instead of estimating by formula."""
+    timeout_s: PositiveReal = 3600.0
+    """A model that takes longer is stopped."""
+    threads: Positive | None = None
+    """CPU threads of all children together; null takes the CPUs really available."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where PyTorch models run."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of every random choice."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> EvaluationConfig:
+        problems = []
+        ids = [model.id for model in self.models]
+        problems += [
+            f"two models have the id {name!r}" for name in sorted({i for i in ids if ids.count(i) > 1})
+        ]
+        for model in self.models:
+            if model.data not in self.data:
+                known = ", ".join(sorted(self.data)) or "none"
+                problems.append(f"model {model.id}: no data set {model.data!r}; there are: {known}")
+        placed = [name for batch in self.batches.values() for name in batch]
+        for name, batch in self.batches.items():
+            problems += [f"batch {name}: no model {one!r}" for one in batch if one not in ids]
+        problems += [
+            f"{name} is in two batches" for name in sorted({p for p in placed if placed.count(p) > 1})
+        ]
+        return checked(self, problems)
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, overrides: tuple[str, ...] = ()) -> EvaluationConfig:
+        """Read a file; relative paths of data are looked up here, then beside the file.
+
+        Raises:
+            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
+        """
+        path = Path(path)
+        raw = plain(read_yaml(path), overrides, str(path))
+        for section in (raw.get("data") or {}).values():
+            if isinstance(section, dict):
+                _look_beside(path.parent, section)
+                if isinstance(section.get("classification"), dict):
+                    _look_beside(path.parent, section["classification"])
+        return validate(cls, raw, str(path))
+
+
+def load(value: Any) -> Any:
+    """Take a configuration, a path to one, or a mapping; leave anything else to the validator."""
+    if isinstance(value, (str, Path)):
+        return EvaluationConfig.from_yaml(value)
+    if isinstance(value, dict):
+        return validate(EvaluationConfig, plain(value, (), "evaluation"), "evaluation")
+    return value
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+_PATHS = ("manifest", "source", "reference", "text", "pairs", "train", "validation", "test")
+
+
+def _look_beside(folder: Path, section: dict[str, Any]) -> None:
+    for field in _PATHS:
+        value = section.get(field)
+        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            section[field] = str(folder / value)

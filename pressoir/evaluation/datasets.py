@@ -1,0 +1,141 @@
+"""The data sets of an evaluation: samples with stable ids, and one fingerprint of all that they hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pressoir import text
+from pressoir.artifact import digest_of, file_sha256
+from pressoir.errors import DataError
+from pressoir.evaluation.config import DataSetConfig
+from pressoir.evaluation.records import Sample
+from pressoir.registry import Task
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a model is asked, and what would be right."""
+
+    task: Task
+    samples: tuple[Sample, ...]
+    """In the data's order. A causal LM has one sample a text; its child cuts it into windows."""
+    fingerprint: str
+    """SHA-256 of all ids, inputs and references; of audio, of the files' content."""
+    labels: tuple[str, ...] = ()
+    """text-classification: names of the classes, in their order."""
+
+
+def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> DataSet:
+    """Read a data set, or its first `limit` samples.
+
+    Raises:
+        DataError: a file is missing or malformed; the message names the line.
+    """
+    labels: tuple[str, ...] = ()
+    if config.task == "text-classification":
+        from pressoir import data
+
+        splits, _ = data.load(config.classification, seed)
+        labels = tuple(splits["test"].features["label"].names)
+        samples = [
+            Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
+            for i, row in enumerate(splits["test"])
+        ]
+    elif config.task == "automatic-speech-recognition":
+        samples = _speech(_required(config.manifest))
+    elif config.task == "translation":
+        samples = _translation(_required(config.source), _required(config.reference))
+    elif config.task == "feature-extraction":
+        samples = _pairs(_required(config.pairs))
+    else:
+        texts = text.embedded_evaluation() if config.text is None else {config.text.stem: _read(config.text)}
+        samples = [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
+    if not samples:
+        raise DataError(f"the data set for {config.task} has no samples; give a file that has some")
+    chosen = samples if config.task == "causal-lm" else samples[:limit]
+    return DataSet(config.task, tuple(chosen), _fingerprint(config.task, chosen), labels)
+
+
+def _speech(manifest: Path) -> list[Sample]:
+    try:
+        entries = json.loads(_read(manifest))
+        rows = [(str(entry["audio"]), str(entry["text"])) for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{manifest} is not a list of {{"audio": file, "text": transcription}} ({error!r})'
+        ) from error
+    missing = [name for name, _ in rows if not (manifest.parent / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{manifest} names {missing[0]!r}, which is not beside it ({len(missing)} are missing)"
+        )
+    return [
+        Sample(
+            id=name,
+            input=str(manifest.parent / name),
+            reference=transcription,
+            length=(manifest.parent / name).stat().st_size,
+        )
+        for name, transcription in rows
+    ]
+
+
+def _translation(source: Path, reference: Path) -> list[Sample]:
+    sources, references = _read(source).splitlines(), _read(reference).splitlines()
+    if len(sources) != len(references):
+        raise DataError(
+            f"{source} has {len(sources)} lines, but {reference} has {len(references)}; they must be aligned"
+        )
+    return [
+        Sample(id=str(i), input=line, reference=right, length=len(line))
+        for i, (line, right) in enumerate(zip(sources, references, strict=True))
+    ]
+
+
+def _pairs(path: Path) -> list[Sample]:
+    samples = []
+    for number, row in enumerate(
+        csv.reader(_read(path).splitlines(), "excel-tab", quoting=csv.QUOTE_NONE), 1
+    ):
+        try:
+            first, second, similarity = row
+            value = float(similarity)
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: expected two sentences and a number, tab-separated"
+            ) from error
+        samples.append(
+            Sample(
+                id=str(number - 1),
+                input=[first, second],
+                reference=value,
+                length=max(len(first), len(second)),
+            )
+        )
+    return samples
+
+
+def _fingerprint(task: Task, samples: list[Sample]) -> str:
+    def content(value: Any) -> Any:
+        return file_sha256(Path(value)) if task == "automatic-speech-recognition" else value
+
+    return digest_of([task, [[one.id, content(one.input), one.reference] for one in samples]])
+
+
+def _required(path: Path | None) -> Path:
+    if path is None:
+        raise DataError("the data set names no file")
+    return path
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"data file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"data file {path} is not UTF-8 (byte {error.start}); convert it") from error

@@ -1,0 +1,139 @@
+"""What a child is told, and what it tells.
+
+A job is one JSON file: one attempt at one model. The child answers on its standard output, one JSON message a
+line: `Loaded`, `Progress` before every batch, `End`. Predictions take another way, into the journal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pressoir.config import Config, Positive
+from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name
+from pressoir.inference.engines import GRAPH, Runtime
+from pressoir.inference.sequence_to_sequence import ENCODER
+from pressoir.registry import Task
+
+Device = Literal["auto", "cpu", "cuda"]
+PAIRS_TOGETHER = 8
+"""Largest default batch of feature-extraction: a pair is two sentences, and larger ones gain no speed on a
+CPU."""
+
+
+class Job(Config):
+    """One attempt at one model. A supervisor sets what only it can know: the last five fields."""
+
+    model: Name
+    """Id of the model."""
+    folder: Path
+    """Its files."""
+    task: Task
+    runtime: Runtime | None = None
+    """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
+    data: DataSetConfig
+    samples: Positive | None = None
+    """First samples of the data, or first windows of its text; null takes all."""
+    generation: GenerationConfig = GenerationConfig()
+    key: str
+    """What its predictions are stored under; see `journal.prediction_key`."""
+    device: Device = "auto"
+    """Where PyTorch runs; `auto` is the GPU where there is one."""
+    seed: int = 0
+    journal: Path
+    """The journal's file."""
+    batch_size: Positive
+    """Samples a batch to begin with, where all are as long as the longest."""
+    max_batch_size: Positive | None = None
+    """Most samples a batch, where they are shorter; null: no more than `batch_size`."""
+    attempt: int = 0
+    """Number in the journal."""
+    allowance_bytes: int = 0
+    """Most memory (PSS) that the child may take; 0: no limit."""
+    threads: Positive = 1
+
+    @property
+    def attempt_key(self) -> str:
+        """What decides whether an earlier attempt that succeeded did all that is asked for now."""
+        return self.key if self.samples is None else f"{self.key}:{self.samples}"
+
+
+class Loaded(Config):
+    """The model is loaded."""
+
+    event: Literal["loaded"] = "loaded"
+    seconds: float
+    """Imports and loading."""
+
+
+class Progress(Config):
+    """A batch begins, or, with all done, there is none left."""
+
+    event: Literal["progress"] = "progress"
+    done: int
+    """Samples that have a prediction, earlier attempts' too."""
+    total: int
+    """Samples asked for."""
+    batch_size: int
+    """Samples that go through the model together in the batch that begins; 0 while the model is loaded."""
+
+
+class End(Config):
+    """The last message."""
+
+    event: Literal["end"] = "end"
+    verdict: Literal["ok", "skipped_oom", "damaged", "exception"]
+    detail: str = ""
+    """For a person: what failed, the damaged file, the traceback's end."""
+    batch_size: int | None = None
+    """Most samples that went through the model together."""
+    seconds: float = 0.0
+    """Spent in the model."""
+    peak_bytes: int | None = None
+    """Largest resident memory (VmHWM); null where the system does not tell."""
+
+
+Message = Annotated[Loaded | Progress | End, Field(discriminator="event")]
+_MESSAGE: TypeAdapter[Loaded | Progress | End] = TypeAdapter(Message)
+
+
+def parse(line: bytes) -> Loaded | Progress | End | None:
+    """The message that a line is; None for anything else, such as a line that a kill cut short."""
+    try:
+        return _MESSAGE.validate_json(line)
+    except ValidationError:
+        return None
+
+
+def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
+    """The runtime that a folder is run in: what is asked for, else ONNX Runtime where it has a graph."""
+    if asked is not None:
+        return asked
+    return "onnxruntime" if any((folder / name).exists() for name in (GRAPH, ENCODER)) else "pytorch"
+
+
+def wanted_batch_size(task: Task, asked: int | None, preset: int) -> int:
+    """Samples a batch that a model would like: what the configuration says, else the strategy's preset."""
+    if asked is not None:
+        return asked
+    return min(preset, PAIRS_TOGETHER) if task == "feature-extraction" else preset
+
+
+def prediction_settings(
+    data: DataSetConfig, generation: GenerationConfig, runtime: Runtime, device: Device = "auto"
+) -> dict[str, Any]:
+    """What, besides model and data, decides a prediction; for `journal.prediction_key`.
+
+    Only what the task uses: another `num_beams` makes no other classification.
+    """
+    settings: dict[str, Any] = {"task": data.task, "runtime": runtime, "device": device}
+    if data.task == "translation":
+        settings["languages"] = [data.source_language, data.target_language]
+        settings |= generation.model_dump(mode="json", include={"max_new_tokens", "num_beams"})
+    elif data.task == "automatic-speech-recognition":
+        settings["languages"] = [data.source_language]
+    elif data.task == "causal-lm":
+        settings["window"] = generation.window
+    return settings

@@ -1,0 +1,313 @@
+"""One adapter a task, over the engines of `pressoir.inference`: a batch of samples in, raw predictions out.
+
+===========================  ==========================================
+task                         raw prediction
+===========================  ==========================================
+text-classification          `{"label": int, "logits": [float, …]}`
+automatic-speech-recognition `{"text": str, "audio_s": float}`
+translation                  `{"text": str}`
+causal-lm                    `{"nll": float, "tokens": int}` of a window
+feature-extraction           `{"similarity": float}` of a pair
+===========================  ==========================================
+
+Raw predictions are what metrics are computed from later, so that a new metric needs no new inference. They
+must not depend on what a sample is batched with: engines that cannot promise that (dynamic int8 activations)
+get one sample at a time, and so do CTC models, whose padding would be heard.
+
+Here nothing is committed, and no memory is looked at; see `pressoir.evaluation.child`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir import text as running_text
+from pressoir.errors import DataError, PressoirError, RecipeError
+from pressoir.evaluation.datasets import DataSet
+from pressoir.evaluation.jobs import Device, Job, runtime_of
+from pressoir.evaluation.records import Sample
+
+
+class Predictor(Protocol):
+    """A loaded model of one task."""
+
+    together: bool
+    """False where samples go through the model one at a time, whatever the batch."""
+
+    def length(self, sample: Sample) -> int:
+        """What a sample takes of a batch's memory, in tokens or windows; the longest are run first."""
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """The raw prediction of each sample, JSON-able."""
+
+
+def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
+    """What the model is asked: the data's samples; of a causal LM, the windows of the data's texts.
+
+    The id of a window is `<text>:<index>`, its input the window's token ids. Takes the tokenizer at most.
+
+    Raises:
+        DataError: a text is shorter than a window.
+        SourceError: the tokenizer is missing or broken.
+    """
+    if job.task != "causal-lm":
+        return data.samples
+    from pressoir.inference.tokenization import LanguageModelTokenizer
+
+    tokenizer = LanguageModelTokenizer.open(job.folder)
+    size = job.generation.window
+    windows: list[Sample] = []
+    for one in data.samples:
+        left = None if job.samples is None else job.samples - len(windows)
+        if left == 0:
+            break
+        cut = running_text.windows(tokenizer.encode(one.input), size, left)
+        windows += [
+            Sample(id=f"{one.id}:{index}", input=row, reference=None, length=size)
+            for index, row in enumerate(cut)
+        ]
+    return tuple(windows)
+
+
+def open_predictor(job: Job, data: DataSet) -> Predictor:
+    """Load a job's model.
+
+    Raises:
+        SourceError: its files are missing, damaged, or of another kind of model.
+        RecipeError: the data do not go with the model, or the device does not exist.
+    """
+    runtime = runtime_of(job.folder, job.runtime)
+    device = _device(job.device) if runtime == "pytorch" else "cpu"
+    if runtime == "pytorch":
+        from pressoir.runtime import use_threads
+
+        use_threads(job.threads)
+    predictor: Predictor
+    if job.task == "text-classification":
+        predictor, engine = _classification(job, data)
+    elif job.task == "automatic-speech-recognition":
+        predictor, engine = _recognition(job)
+    elif job.task == "translation":
+        predictor, engine = _translation(job)
+    elif job.task == "causal-lm":
+        predictor, engine = _windows(job)
+    else:
+        predictor, engine = _similarity(job)
+    if device != "cpu":
+        engine.model.to(device)
+    return predictor
+
+
+class Classification:
+    """Sentences to labels; indices and logits are in the order of the data's labels."""
+
+    def __init__(self, classifier: Any, columns: Sequence[int]) -> None:
+        self._classifier, self._columns = classifier, list(columns)
+        self.together = bool(classifier.engine.batch_invariant)
+
+    def length(self, sample: Sample) -> int:
+        """Tokens."""
+        return int(self._classifier.encode([sample.input])["input_ids"].shape[1])
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """See the module."""
+        logits = self._classifier.logits([sample.input for sample in samples], len(samples))
+        logits = _finite(logits[:, self._columns], "logits")  # (batch, labels of the data)
+        labels = logits.argmax(axis=1)
+        return [
+            {"label": int(label), "logits": [float(value) for value in row]}
+            for label, row in zip(labels, logits, strict=True)
+        ]
+
+
+class Recognition:
+    """Sound to text."""
+
+    def __init__(self, recognizer: Any, language: str | None, together: bool) -> None:
+        self._recognizer, self._language, self.together = recognizer, language, together
+
+    def length(self, sample: Sample) -> int:
+        """Whisper hears windows of one length; others are run alone, the longest files first."""
+        return 1 if self.together else sample.length
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """See the module."""
+        from pressoir.inference.audio import read_wav
+
+        rate = self._recognizer.sampling_rate
+        sounds = [read_wav(Path(sample.input), rate) for sample in samples]
+        texts = (
+            self._windows_together(sounds)
+            if self.together
+            else self._recognizer.transcribe(sounds, self._language)
+        )
+        return [
+            {"text": text, "audio_s": len(sound) / rate} for text, sound in zip(texts, sounds, strict=True)
+        ]
+
+    def _windows_together(self, sounds: Sequence[NDArray[np.float32]]) -> list[str]:
+        """Whisper: windows that the decoder is prompted alike for, as many together as there are sounds."""
+        model, limit = self._recognizer.model, len(sounds)
+        windows = [(index, part) for index, sound in enumerate(sounds) for part in model.features(sound)]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, features) in enumerate(windows):
+            prompt = model.prompt({"input_features": features[None]}, self._language)
+            alike.setdefault(prompt, []).append(place)
+        texts = [""] * len(windows)
+        for prompt, places in alike.items():
+            for start in range(0, len(places), limit):
+                chosen = places[start : start + limit]
+                inputs = {"input_features": np.stack([windows[place][1] for place in chosen])}
+                for place, tokens in zip(chosen, model.engine.generate(inputs, prompt=prompt), strict=True):
+                    texts[place] = model.vocabulary.decode(tokens)
+        parts: list[list[str]] = [[] for _ in sounds]
+        for (index, _), text in zip(windows, texts, strict=True):
+            parts[index].append(text)
+        return [" ".join(filter(None, one)) for one in parts]
+
+
+class Translation:
+    """Text to text."""
+
+    def __init__(self, translator: Any, job: Job) -> None:
+        self._translator = translator
+        self._languages = job.data.source_language, job.data.target_language
+        self._generation = job.generation
+        self.together = bool(translator.engine.batch_invariant)
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of the source, and of the longest translation."""
+        ids, _ = self._translator.encode([sample.input], *self._languages)
+        return len(ids[0]) + self._generation.max_new_tokens
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """See the module."""
+        texts = self._translator.translate(
+            [sample.input for sample in samples],
+            *self._languages,
+            max_new_tokens=self._generation.max_new_tokens,
+            num_beams=self._generation.num_beams,
+            batch_size=len(samples),
+        )
+        return [{"text": text} for text in texts]
+
+
+class Windows:
+    """Token windows to the negative log-likelihood of all their tokens but the first."""
+
+    together = True
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def length(self, sample: Sample) -> int:
+        """Tokens."""
+        return sample.length
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """See the module; `nll` is in nats, summed over the `tokens`."""
+        from pressoir.inference.text_generation import negative_log_likelihood
+
+        ids = np.stack([sample.input for sample in samples])  # (batch, window)
+        logits, _ = self._decoder.forward(ids)
+        sums = _finite(negative_log_likelihood(logits[:, :-1], ids[:, 1:]).sum(axis=1), "logits")
+        return [{"nll": float(value), "tokens": ids.shape[1] - 1} for value in sums]
+
+
+class Similarity:
+    """Pairs of sentences to the cosine similarity of their embeddings."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self.together = bool(encoder.engine.batch_invariant)
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of the longer sentence."""
+        return int(self._encoder.encode(list(sample.input))["input_ids"].shape[1])
+
+    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+        """See the module."""
+        first, second = zip(*(sample.input for sample in samples), strict=True)
+        values = _finite(self._encoder.similarity(first, second), "embeddings")
+        return [{"similarity": float(value)} for value in values]
+
+
+def _classification(job: Job, data: DataSet) -> tuple[Predictor, Any]:
+    from pressoir.inference.text_classification import TextClassifier
+
+    classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
+    return Classification(classifier, _columns(classifier.labels, data.labels)), classifier.engine
+
+
+def _recognition(job: Job) -> tuple[Predictor, Any]:
+    from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, WhisperModel
+
+    recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
+    model = recognizer.model
+    if not isinstance(model, WhisperModel):
+        return Recognition(recognizer, None, together=False), model.engine
+    # The data may be for models of one language, too: those are not told which.
+    multilingual = bool(model.engine.generation.settings.get("lang_to_id"))
+    language = job.data.source_language if multilingual else None
+    return Recognition(recognizer, language, bool(model.engine.batch_invariant)), model.engine
+
+
+def _translation(job: Job) -> tuple[Predictor, Any]:
+    from pressoir.inference.translation import Translator
+
+    translator = Translator.open(job.folder, job.threads, job.runtime)
+    return Translation(translator, job), translator.engine
+
+
+def _windows(job: Job) -> tuple[Predictor, Any]:
+    from pressoir.inference.decoders import open_decoder
+
+    decoder = open_decoder(job.folder, job.threads, job.runtime)
+    if job.generation.window > decoder.context:
+        raise RecipeError(
+            f"generation.window is {job.generation.window}, but {job.model} has a context of "
+            f"{decoder.context} tokens; give at most that many"
+        )
+    return Windows(decoder), decoder
+
+
+def _similarity(job: Job) -> tuple[Predictor, Any]:
+    from pressoir.inference.feature_extraction import SentenceEncoder
+
+    encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
+    return Similarity(encoder), encoder.engine
+
+
+def _columns(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where a model has each label of the data: by name, else in the same order."""
+    if len(own) != len(wanted):
+        raise DataError(
+            f"the model tells {len(own)} labels apart ({', '.join(own[:8])}), but the data have "
+            f"{len(wanted)} ({', '.join(wanted[:8])}); give data that go with it"
+        )
+    names = [name.casefold() for name in own]
+    asked = [name.casefold() for name in wanted]
+    return [names.index(name) for name in asked] if set(names) == set(asked) else list(range(len(own)))
+
+
+def _finite(values: NDArray[Any], what: str) -> NDArray[Any]:
+    if not np.isfinite(values).all():
+        raise PressoirError(f"the model gives {what} that are not finite; its weights are broken")
+    return values
+
+
+def _device(asked: Device) -> str:
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise RecipeError("device is cuda, but PyTorch finds no GPU; set device to auto or cpu")
+    return "cpu"

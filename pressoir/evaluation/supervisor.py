@@ -1,0 +1,437 @@
+"""Run a plan: children side by side, never more than fits, whatever becomes of each of them.
+
+**Why.** A plan is made from estimates before anything runs. Meanwhile others take memory, a model takes more
+than was estimated, hangs, or crashes. None of that may end the run or take the machine's memory.
+
+**What.** Batch after batch, and side by side within one. Before EVERY launch the memory is looked at again:
+
+- live: what is available now, less the reserve, less what running children were promised and did not take;
+- planned: the plan's budget, less what running children were promised.
+
+The lesser of the two must hold the model's predicted peak. Else the launch waits for the children that run;
+where none does, for a few seconds; then the batch size is cut to what fits; and where not even one sample
+does, the model is skipped. A child's allowance is its share of that room, by predicted peak, so that siblings
+together stay within it.
+
+A child is watched: PSS above its allowance, or too much time, and it is killed. Whoever dies for want of
+memory is tried again alone with all the room there is and half the batch; its finished samples are kept. At
+one sample, alone, that ends in `skipped_oom`, or in `killed_oom` if it was the kernel that killed.
+
+**Resuming.** Run the plan again over the same journal. Models that ended well are not started; the others
+are tried anew, and no sample that was committed is run again. A lock keeps two runs apart.
+
+No torch is imported here, nor any other library that runs models.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from pressoir.config import Config, Positive, PositiveReal
+from pressoir.errors import StoreError
+from pressoir.evaluation.jobs import Job, Loaded, Progress, runtime_of
+from pressoir.evaluation.journal import Journal
+from pressoir.evaluation.memory import effective_memory
+from pressoir.evaluation.planner import Batch, EvaluationPlan, largest_batch
+from pressoir.evaluation.process import Child, Ended
+from pressoir.evaluation.records import Estimate, Outcome, Verdict
+from pressoir.runtime import available_cpus
+
+COMMAND = (sys.executable, "-m", "pressoir.evaluation.child")
+LOCK = "run.lock"
+_POLL_S = 0.1
+
+Available = Callable[[], int]
+"""Bytes of memory that can still be taken."""
+
+
+class Limits(Config):
+    """What a run may use."""
+
+    reserve_bytes: int = 0
+    """Of the available memory, kept free for others."""
+    max_parallel: Positive | None = None
+    """Most children at once; null: as many as a batch of the plan has."""
+    threads: Positive | None = None
+    """CPU threads of all children together; null: the CPUs really available."""
+    timeout_s: PositiveReal = 3600.0
+    """A model that takes longer, all its attempts together, is stopped."""
+    patience_s: float = 5.0
+    """How long to wait for others to give memory back before a model gets a smaller batch, or is skipped."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for whoever shows or records it."""
+
+    kind: Literal["batch", "started", "loaded", "progress", "ended", "waiting"]
+    batch: str
+    model: str = ""
+    """Empty for `batch`, which is when a batch begins."""
+    pid: int | None = None
+    """The child's, from `started` to `ended`."""
+    done: int = 0
+    """Samples that have a prediction."""
+    total: int = 0
+    batch_size: int | None = None
+    detail: str = ""
+    """`ended`: the verdict of the attempt; `waiting`: for what."""
+
+
+def run_plan(
+    plan: EvaluationPlan,
+    jobs: Mapping[str, Job],
+    estimates: Mapping[str, Estimate],
+    limits: Limits,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    available: Available | None = None,
+    command: Sequence[str] = COMMAND,
+) -> Iterator[Outcome]:
+    """Run every model of the plan that has not ended well before; give each one's outcome as it ends.
+
+    `jobs` and `estimates` go by the model's id. All jobs name one journal; beside it stand `jobs/`, with what
+    each child was told and its log, and the lock. Children run on, watched, while the caller looks at an
+    outcome. `on_event` is called in the caller's thread. Closing the iterator, an exception, Ctrl-C or
+    SIGTERM ends the children; what they committed stays.
+
+    Raises:
+        StoreError: another process runs into the same journal, or the journal cannot be used.
+    """
+    if not jobs:
+        return
+    journal = next(iter(jobs.values())).journal
+    supervisor = _Supervisor(plan, jobs, estimates, limits, available or _available, command)
+    with _exclusive(journal.parent), _ended_by_sigterm():
+        thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(supervisor.run, journal), daemon=True
+        )
+        thread.start()
+        try:
+            while (news := supervisor.news.get()) is not None:
+                if isinstance(news, Outcome):
+                    yield news
+                elif isinstance(news, BaseException):
+                    raise news
+                elif on_event is not None:
+                    on_event(news)
+        finally:
+            supervisor.stopped.set()
+            thread.join()
+
+
+@dataclass
+class _Task:
+    """A model of the batch that is run, and what became of it so far."""
+
+    job: Job
+    estimate: Estimate
+    batch_size: int
+    left_s: float
+    alone: bool = False
+    """To be run with all the room there is, and nobody beside it."""
+    patient_until: float | None = None
+    attempt: int = 0
+    load_s: float = 0.0
+    total: int = 0
+    peak: int = 0
+    largest: int = 0
+    """Most samples that it let through the model together, or tried to."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.estimate.peak_bytes(self.batch_size)
+
+
+class _Supervisor:
+    """The thread that starts and watches children; it talks through `news`."""
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        jobs: Mapping[str, Job],
+        estimates: Mapping[str, Estimate],
+        limits: Limits,
+        available: Available,
+        command: Sequence[str],
+    ) -> None:
+        self._plan, self._jobs, self._estimates, self._limits = plan, jobs, estimates, limits
+        self._available, self._command = available, command
+        self._threads = limits.threads or available_cpus()
+        self._running: dict[Child, _Task] = {}
+        self._batch = ""
+        self.news: queue.SimpleQueue[Outcome | Event | BaseException | None] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+
+    def run(self, journal: Path) -> None:
+        """Run the plan; end with None, or with an exception."""
+        try:
+            self._folder = journal.parent / "jobs"
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(journal)
+            try:
+                self._skip_what_never_fits()
+                for batch in self._plan.batches:
+                    self._run_batch(batch)
+            finally:
+                for child in self._running:
+                    child.kill()
+                for child in self._running:
+                    child.close()
+                self._journal.close()
+        except BaseException as error:
+            self.news.put(error)
+        self.news.put(None)
+
+    def _skip_what_never_fits(self) -> None:
+        for one in self._plan.skipped:
+            task = self._task(one.model, 1)
+            detail = f"a single sample a batch takes {_gb(one.peak_bytes)}, the budget is "
+            self._conclude(task, "skipped_memory", detail + _gb(one.budget_bytes))
+
+    def _run_batch(self, batch: Batch) -> None:
+        self._batch = batch.name
+        self.news.put(Event("batch", batch.name))
+        side_by_side = min(len(batch.placements), self._limits.max_parallel or len(batch.placements))
+        threads = max(1, self._threads // max(side_by_side, 1))
+        waiting = []
+        for placement in batch.placements:
+            if (before := self._ended_well(self._jobs[placement.model])) is not None:
+                self.news.put(before)
+            else:
+                waiting.append(self._task(placement.model, placement.batch_size))
+        while (waiting or self._running) and not self.stopped.is_set():
+            while (task := self._next(waiting, side_by_side)) is not None:
+                waiting.remove(task)
+                beside = side_by_side - len(self._running) - 1
+                self._launch(task, [one for one in waiting if not one.alone][:beside], threads)
+            self._listen()
+            for child in [child for child in self._running if child.has_ended()]:
+                waiting += self._close(child)
+
+    def _task(self, model: str, batch_size: int) -> _Task:
+        return _Task(self._jobs[model], self._estimates[model], batch_size, self._limits.timeout_s)
+
+    def _ended_well(self, job: Job) -> Outcome | None:
+        """The outcome of an earlier attempt that did all that is asked for."""
+        for stored in reversed(self._journal.outcomes(job.model, job.attempt_key)):
+            with suppress(ValidationError):
+                outcome = Outcome.model_validate_json(stored or "null")
+                if outcome.verdict == "ok":
+                    return outcome
+        return None
+
+    def _next(self, waiting: list[_Task], side_by_side: int) -> _Task | None:
+        """The first task that can be started now; those that can never be are concluded."""
+        if len(self._running) >= side_by_side or self.stopped.is_set():
+            return None
+        keys = {task.job.key for task in self._running.values()}
+        for task in list(waiting):
+            if self._running and (task.alone or any(other.alone for other in self._running.values())):
+                continue
+            if task.job.key in keys:  # the same model under two names: the second finds all done
+                continue
+            room = self._room()
+            if task.peak_bytes <= room:
+                return task
+            if self._running:
+                continue
+            if task.patient_until is None:
+                task.patient_until = time.monotonic() + self._limits.patience_s
+                self._tell("waiting", task, detail=f"for memory: {_gb(task.peak_bytes)} of {_gb(room)}")
+            if time.monotonic() < task.patient_until:
+                continue
+            size = largest_batch(task.estimate, task.batch_size, room)
+            if size > 0:
+                task.batch_size = size
+                return task
+            waiting.remove(task)
+            self._conclude(
+                task,
+                "skipped_memory",
+                f"a single sample a batch takes {_gb(task.estimate.peak_bytes(1))}, but {_gb(max(room, 0))} "
+                "are left now",
+            )
+        return None
+
+    def _room(self) -> int:
+        """Bytes that another child may take; see the module."""
+        owed = sum(max(child.job.allowance_bytes - child.pss, 0) for child in self._running)
+        live = self._available() - self._limits.reserve_bytes - owed
+        planned = self._plan.budget_bytes - sum(child.job.allowance_bytes for child in self._running)
+        return min(live, planned)
+
+    def _launch(self, task: _Task, beside: Sequence[_Task], threads: int) -> None:
+        """Start an attempt; `beside` are those that are to be started next to it."""
+        room = self._room()
+        wanted = task.peak_bytes + sum(other.peak_bytes for other in beside)
+        share = room if task.alone or not beside else room * task.peak_bytes // max(wanted, 1)
+        task.alone = task.alone or not (beside or self._running)
+        task.attempt = self._journal.begin(task.job.model, task.job.attempt_key)
+        job = task.job.model_copy(
+            update={
+                "batch_size": task.batch_size,
+                "attempt": task.attempt,
+                "allowance_bytes": max(share, min(task.peak_bytes, room), 1),
+                "threads": threads,
+            }
+        )
+        child = Child(job, self._folder, self._command, task.left_s)
+        self._running[child] = task
+        self._tell("started", task, child)
+
+    def _listen(self) -> None:
+        """Wait for messages a little while; look after the children's memory and time."""
+        pipes = [child.stdout for child in self._running if not child.silent]
+        if pipes:
+            wait(pipes, _POLL_S)
+        else:
+            self.stopped.wait(_POLL_S)
+        for child, task in self._running.items():
+            child.watch()
+            for message in child.read():
+                if isinstance(message, Loaded):
+                    self._tell("loaded", task, child)
+                elif isinstance(message, Progress):
+                    self._tell("progress", task, child)
+
+    def _close(self, child: Child) -> list[_Task]:
+        """Take note of an attempt that has ended; give its task back if it is to be tried again."""
+        task = self._running.pop(child)
+        child.read()
+        child.close()
+        ended = child.cause()
+        task.left_s -= child.seconds
+        task.load_s += child.loaded.seconds if child.loaded is not None else 0.0
+        task.total = child.progress.total if child.progress is not None else task.total
+        task.largest = max(task.largest, child.largest)
+        resident = child.end.peak_bytes if child.end is not None else None
+        task.peak = max(task.peak, resident or child.peak)
+        self._tell("ended", task, child, ended.verdict)
+        if self.stopped.is_set():
+            return []
+        if ended.of_memory and task.left_s > 0 and self._shrink(task, child, ended):
+            self._journal.end(task.attempt, self._outcome(task, "killed_oom", ended.detail).model_dump_json())
+            return [task]
+        verdict = ended.verdict
+        if verdict == "killed_oom" and "by the kernel" not in ended.detail:
+            verdict = "skipped_oom"
+        self._conclude(task, verdict, ended.detail)
+        return []
+
+    def _shrink(self, task: _Task, child: Child, ended: Ended) -> bool:
+        """Make less of a task whose child died for want of memory; False if that is not possible."""
+        together = child.progress.batch_size if child.progress is not None else 0
+        halved = ended.verdict == "killed_oom" and together > 1
+        if not halved and task.alone:
+            return False
+        if halved:
+            task.batch_size = min(task.batch_size, together // 2)
+        elif together == 1:
+            task.batch_size = 1
+        task.job = task.job.model_copy(update={"max_batch_size": task.batch_size})
+        task.alone, task.patient_until = True, None
+        return True
+
+    def _outcome(self, task: _Task, verdict: Verdict, detail: str) -> Outcome:
+        job, stored = task.job, self._journal.totals(task.job.key)
+        size = min(task.largest, task.batch_size) or task.batch_size
+        return Outcome(
+            model=job.model,
+            task=job.task,
+            runtime=runtime_of(job.folder, job.runtime),
+            verdict=verdict,
+            detail=detail,
+            samples=min(stored.samples, task.total) if task.total else stored.samples,
+            total=task.total,
+            batch_size=stored.batch_size,
+            predicted_peak_bytes=task.estimate.peak_bytes(size),
+            measured_peak_bytes=task.peak or None,
+            seconds=stored.seconds,
+            load_s=task.load_s,
+        )
+
+    def _conclude(self, task: _Task, verdict: Verdict, detail: str) -> None:
+        outcome = self._outcome(task, verdict, detail)
+        if task.attempt:
+            self._journal.end(task.attempt, outcome.model_dump_json())
+        self.news.put(outcome)
+
+    def _tell(
+        self,
+        kind: Literal["started", "loaded", "progress", "ended", "waiting"],
+        task: _Task,
+        child: Child | None = None,
+        detail: str = "",
+    ) -> None:
+        progress = child.progress if child is not None else None
+        self.news.put(
+            Event(
+                kind,
+                self._batch,
+                task.job.model,
+                pid=child.pid if child is not None else None,
+                done=progress.done if progress is not None else 0,
+                total=progress.total if progress is not None else 0,
+                batch_size=progress.batch_size if progress is not None else task.batch_size,
+                detail=detail,
+            )
+        )
+
+
+def _available() -> int:
+    return effective_memory().available_bytes
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """A block that no other process is in with the same run folder; the kernel frees it if we are killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"another process is evaluating into {folder} (it holds {folder / LOCK}); wait until it has "
+            "ended, or start a new run"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A block in which SIGTERM raises SystemExit, unless somebody already handles it."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

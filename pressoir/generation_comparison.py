@@ -1,0 +1,250 @@
+"""What a benchmark of language models found: the typed content of its `benchmark.json`, and the text of it.
+
+As `pressoir.comparison` does for classifiers, `to_markdown` writes the table with the notes that the figures
+themselves call for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pressoir.comparison import Conditions, Positive, times
+from pressoir.config import Config, NotNegative
+from pressoir.inference.engines import Runtime
+
+Count = Annotated[int, Field(gt=0)]
+LOSS = 0.05  # rise of perplexity from which a row is named
+
+
+class GenerationRow(Config, allow_inf_nan=False):
+    """The figures of one language model in one runtime."""
+
+    stage: str
+    """The stage that made it, or a name such as `q4-gptq`; a source also names its graph."""
+    runtime: Runtime
+    """What runs it."""
+    perplexity: Positive
+    """Geometric mean over the texts: exp of the mean, over texts, of a token's negative log-likelihood."""
+    perplexities: dict[str, Positive]
+    """By text."""
+    perplexity_increase: Annotated[float, Field(gt=-1)]
+    """By what part of the first row's it is higher (below 0: lower)."""
+    bits_per_weight: Positive
+    """Stored bits of a weight of the layers' matrices, scales and zero points included."""
+    parameters: Count
+    """Weights of the network, however many bits each is stored in."""
+    size_mb: Positive
+    """Weights, graph, configuration and tokenizer on disk, MB = 10^6 bytes."""
+    expanded_mb: NotNegative = 0.0
+    """What its 3-bit weights take in memory, as 4-bit ones (on disk 3/4 of that); 0 without such."""
+    compression: Positive
+    """Size of the first row, divided by this one's."""
+    ttft_ms_p50: Positive
+    """Median time to the first token: the whole prompt is read, and one token chosen (batch 1)."""
+    ttft_ms_p95: Positive
+    """95th percentile of the same."""
+    prefill_tokens_per_s: Positive
+    """Tokens of the prompt, divided by the median time to the first token."""
+    decode_tokens_per_s: Positive
+    """Tokens a second after the first, one by one with the cache: the median over the prompts."""
+    speedup: Positive
+    """Decode tokens a second, divided by the first row's."""
+    baseline_rss_mb: Positive
+    """Memory of a fresh process after its imports, before it loads the model."""
+    peak_rss_mb: Positive
+    """Largest memory of that process up to the end of its first short generation."""
+    load_s: Positive
+    """Time to load model and tokenizer in that process, imports not counted."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether packed weights are expanded to float32 to run: its speed and memory say nothing of them."""
+        return self.runtime == "pytorch" and self.bits_per_weight < 16
+
+
+class GenerationBenchmark(Conditions, allow_inf_nan=False):
+    """A whole comparison of language models: rows in the order given, the first the reference."""
+
+    task: Literal["causal-lm"] = "causal-lm"
+    """Tells this file from a classifier's."""
+    window: Count
+    """Tokens of each window that perplexity is measured on."""
+    scored_tokens: dict[str, Count]
+    """Tokens whose likelihood was measured, by text."""
+    prompts: Count
+    """Prompts timed, by each model."""
+    prompt_tokens: Count
+    """Tokens of each."""
+    new_tokens: Count
+    """Tokens generated after each, greedily; the first belongs to the time to the first token."""
+    warmup: int
+    """Calls of each model before the first timed one."""
+    rows: Annotated[tuple[GenerationRow, ...], Field(min_length=1)]
+    """One a model and runtime."""
+
+
+def headline(benchmark: GenerationBenchmark) -> str:
+    """The last row against the first, in one line: `3.1× faster, 6.4× smaller, perplexity 96.0 → 97.1`."""
+    first, last = benchmark.rows[0], benchmark.rows[-1]
+    if len(benchmark.rows) == 1:
+        return (
+            f"{_name(first)}: perplexity {figure(first.perplexity)}, "
+            f"{figure(first.decode_tokens_per_s)} tokens a second"
+        )
+    return (
+        f"{_name(last)} against {_name(first)}: {times(last.speedup, 'faster', 'slower')}, "
+        f"{times(last.compression, 'smaller', 'larger')}, perplexity {figure(first.perplexity)} → "
+        f"{figure(last.perplexity)} ({percent(last.perplexity_increase)})"
+    )
+
+
+def to_markdown(benchmark: GenerationBenchmark) -> str:
+    """The comparison as a person reads it: headline, table, machine, and notes that the figures call for."""
+    texts = list(benchmark.scored_tokens)
+    columns = [
+        *("stage", "runtime", "perplexity", "Δ"),
+        *(texts if len(texts) > 1 else ()),
+        *("bits", "size MB", "smaller", "TTFT ms", "p95", "prefill tok/s", "decode tok/s", "faster"),
+        *("RSS MB", "load s"),
+    ]
+    scored = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in benchmark.scored_tokens.items())
+    mean = "; of several texts the geometric mean" if len(texts) > 1 else ""
+    lines = [
+        f"**{headline(benchmark)}**",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * (len(columns) - 2)}",
+        *(f"| {' | '.join(_cells(row, benchmark))} |" for row in benchmark.rows),
+        "",
+        benchmark.describe(),
+        "",
+        f"Perplexity is over windows of {benchmark.window} tokens that do not overlap, each scored from its "
+        f"second token on: {scored}{mean}. Bits are stored bits of a matrix weight, scales and zero points "
+        "included.",
+        "",
+        f"Times are of the model alone, tokenisation not counted: {benchmark.prompts} prompts of "
+        f"{benchmark.prompt_tokens} tokens, one at a time, all models in turn in one process. TTFT is the "
+        f"time to the first token, of which the median gives prefill tokens/s; the other "
+        f"{benchmark.new_tokens - 1} tokens, chosen greedily one by one with the cache, give decode "
+        "tokens/s. MB = 10⁶ bytes.",
+        "",
+        *(f"- {note}" for note in _notes(benchmark)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(row: GenerationRow, benchmark: GenerationBenchmark) -> list[str]:
+    texts = list(benchmark.scored_tokens)
+    return [
+        row.stage,
+        row.runtime,
+        figure(row.perplexity),
+        "reference" if row is benchmark.rows[0] else percent(row.perplexity_increase),
+        *(figure(row.perplexities[text]) for text in (texts if len(texts) > 1 else ())),
+        f"{row.bits_per_weight:.2f}",
+        f"{row.size_mb:.1f}",
+        f"{row.compression:.1f}×",
+        f"{row.ttft_ms_p50:.1f}",
+        f"{row.ttft_ms_p95:.1f}",
+        f"{row.prefill_tokens_per_s:.0f}",
+        f"{row.decode_tokens_per_s:.1f}",
+        "simulated" if row.simulated else f"{row.speedup:.1f}×",
+        f"{row.peak_rss_mb:.0f}",
+        f"{row.load_s:.2f}",
+    ]
+
+
+def _notes(benchmark: GenerationBenchmark) -> list[str]:
+    """What the figures do not say by themselves, or say against a row."""
+    rows = benchmark.rows
+    first, last = rows[0], rows[-1]
+    notes = _perplexity_notes(rows)
+    exported = next(
+        (row for row in rows[1:] if row.stage == first.stage and row.runtime != first.runtime), None
+    )
+    if exported is not None and last is not exported and last.runtime == exported.runtime:
+        notes.append(
+            f"The runtime alone makes {first.stage} {times(exported.speedup, 'faster', 'slower')}; "
+            f"{_name(last)} is {times(last.speedup / exported.speedup, 'faster', 'slower')} than that."
+        )
+    notes += _speed_notes(rows, exported)
+    if simulated := [_name(row) for row in rows if row.simulated]:
+        notes.append(
+            f"{', '.join(simulated)}: packed weights are expanded to float32 to be run, so that perplexity "
+            "can be measured; only the exported graph is meant to be fast and small in memory."
+        )
+    if streams := [row for row in rows if row.expanded_mb]:
+        sizes = (
+            f"{_name(row)} {0.75 * row.expanded_mb:.1f} MB on disk, {row.expanded_mb:.1f} MB in memory"
+            for row in streams
+        )
+        notes.append(
+            "3-bit weights are a 3-bit stream on disk, expanded to 4-bit codes at load: "
+            + "; ".join(sizes)
+            + "."
+        )
+    if first.bits_per_weight < 32 and not first.simulated:
+        notes.append(
+            f"{_name(first)} is stored in {first.bits_per_weight:.0f} bits a weight and computes in float32: "
+            "`smaller` is against that."
+        )
+    shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
+    notes.append(
+        f"RSS is of a fresh process; of it the imported libraries take {', '.join(shares.values())}."
+    )
+    return notes
+
+
+def _perplexity_notes(rows: tuple[GenerationRow, ...]) -> list[str]:
+    notes = []
+    worse = [row for row in rows[1:] if row.perplexity_increase > LOSS]
+    better = [row for row in rows[1:] if percent(row.perplexity_increase).startswith("−")]
+    if worse:
+        named = [f"{_name(row)} {percent(row.perplexity_increase)}" for row in worse]
+        notes.append(f"Perplexity rises by more than {100 * LOSS:.0f} %: {', '.join(named)}.")
+    if better:
+        named = [f"{_name(row)} {percent(row.perplexity_increase)}" for row in better]
+        notes.append(
+            f"Perplexity is lower than the reference's: {', '.join(named)}. Rounding teaches a model "
+            "nothing: take it as no loss, not as a gain."
+        )
+    return notes
+
+
+def _speed_notes(rows: tuple[GenerationRow, ...], exported: GenerationRow | None) -> list[str]:
+    """Rows that are to be faster than what they were made from, or as fast, and are not."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for before, row in itertools.pairwise(rows):
+        if row.simulated:
+            continue
+        parent = rows[0]
+        if row.stage == "shard":  # which only moves bytes: no slower will do
+            parent = before
+        elif exported is not None and row is not exported and row.runtime == exported.runtime:
+            parent = exported
+        ratio = parent.decode_tokens_per_s / row.decode_tokens_per_s
+        if ratio > 1.1 or (ratio > 0.95 and row.stage != "shard"):
+            verdict = "Did not pay off in speed, slower than" if ratio > 1.1 else "No faster than"
+            of_parent = f"{_name(parent)} with its {figure(parent.decode_tokens_per_s)} tokens a second"
+            groups.setdefault((verdict, of_parent), []).append(
+                f"{_name(row)} {figure(row.decode_tokens_per_s)}"
+            )
+    return [f"{verdict} {parent}: {', '.join(names)}." for (verdict, parent), names in groups.items()]
+
+
+def _name(row: GenerationRow) -> str:
+    return f"{row.stage} ({row.runtime})"
+
+
+def figure(value: float) -> str:
+    """A number with four digits where it is small, whole where it is large."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def percent(part: float) -> str:
+    """A relative change in percent, with a typeset sign."""
+    text = f"{100 * part:+,.0f}" if abs(part) >= 10 else f"{100 * part:+.1f}"
+    return "±0.0 %" if text in ("+0.0", "-0.0") else text.replace("-", "−") + " %"

@@ -1,0 +1,218 @@
+"""Sentence embeddings over a BERT-type encoder, in PyTorch or ONNX Runtime: sentences in, vectors out.
+
+The tokens' last hidden states are pooled into one vector, by default their mean weighted by the attention
+mask (Reimers and Gurevych 2019, "Sentence-BERT", arXiv:1908.10084, section 3). A folder that
+sentence-transformers made says otherwise in `1_Pooling/config.json`, and in `sentence_bert_config.json` how
+many tokens of a sentence count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.errors import SourceError
+from pressoir.inference.engines import GRAPH, QUANTIZATION, Runtime, accepted_inputs, make_session, read_json
+from pressoir.inference.sequence_to_sequence import batch_invariant
+from pressoir.inference.tokenization import FastTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+POOLING = Path("1_Pooling") / "config.json"
+_SETTINGS = "sentence_bert_config.json"
+_HIDDEN_STATES = ("last_hidden_state", "token_embeddings")  # as optimum and sentence-transformers name them
+
+HiddenStates = NDArray[np.float32]
+"""(batch, seq, hidden)"""
+
+
+class TorchEncoder:
+    """A transformers encoder in evaluation mode, under `inference_mode`."""
+
+    runtime: Runtime = "pytorch"
+    batch_invariant = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+        self._accepted = accepted_inputs(model)
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> HiddenStates:
+        """Last hidden states (batch, seq, hidden) for `input_ids`, `attention_mask`, … of (batch, seq)."""
+        import torch
+
+        place = self.model.device
+        tensors = {
+            name: torch.from_numpy(array).to(place)
+            for name, array in inputs.items()
+            if name in self._accepted
+        }
+        with torch.inference_mode():
+            states: HiddenStates = self.model(**tensors).last_hidden_state.float().cpu().numpy()
+        return states
+
+
+class OnnxEncoder:
+    """An ONNX Runtime session of an encoder on the CPU.
+
+    Raises:
+        SourceError: the graph is missing or damaged, or gives no hidden states.
+    """
+
+    runtime: Runtime = "onnxruntime"
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.batch_invariant = batch_invariant(folder)
+        self.session = make_session(folder / GRAPH, threads)
+        self._accepted = {value.name for value in self.session.get_inputs()}
+        given = [value.name for value in self.session.get_outputs()]
+        self._output = next((name for name in _HIDDEN_STATES if name in given), None)
+        if self._output is None:
+            raise SourceError(
+                f"{folder / GRAPH} gives {', '.join(given)}, but embeddings need last_hidden_state; export "
+                "the encoder for feature-extraction"
+            )
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> HiddenStates:
+        """See `TorchEncoder.run`."""
+        feed = {name: array for name, array in inputs.items() if name in self._accepted}
+        states: Any = self.session.run([self._output], feed)[0]
+        return np.asarray(states, dtype=np.float32)
+
+
+class SentenceEncoder:
+    """An encoder, its tokenizer, and how its tokens become one vector."""
+
+    def __init__(
+        self,
+        engine: TorchEncoder | OnnxEncoder,
+        tokenizer: FastTokenizer | PreTrainedTokenizerBase,
+        pooling: str = "mean",
+    ) -> None:
+        self.engine, self.tokenizer, self.pooling = engine, tokenizer, pooling
+
+    @classmethod
+    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> SentenceEncoder:
+        """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
+
+        Raises:
+            SourceError: the folder has no encoder for that runtime, no tokenizer, or a pooling that is not
+                one of mean, cls and max.
+            ShardError: a shard is missing, truncated or altered.
+        """
+        from pressoir.stages.shard import MANIFEST, verify
+
+        if (folder / MANIFEST).exists():
+            verify(folder)
+        pooling = _pooling(folder)
+        if runtime is None:
+            runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
+        return cls(_engine(folder, threads, runtime), _tokenizer(folder), pooling)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Token ids and masks, each (batch, longest sentence), padded to the longest."""
+        encoded = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="np")
+        return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+
+    def embed(self, texts: Sequence[str], batch_size: int = 8) -> NDArray[np.float32]:
+        """Embeddings (texts, hidden) in the order of `texts`; their lengths are not normalised.
+
+        Sentences of like length are batched together. An engine whose result depends on the batch is run
+        one sentence at a time.
+        """
+        size = batch_size if self.engine.batch_invariant else 1
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        rows: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(texts)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            inputs = self.encode([texts[index] for index in chosen])
+            pooled = POOLINGS[self.pooling](self.engine.run(inputs), inputs["attention_mask"])
+            for index, row in zip(chosen, pooled, strict=True):
+                rows[index] = row
+        return np.stack(rows)
+
+    def similarity(self, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
+        """Cosine similarity (pairs,) of each sentence of `first` to its counterpart in `second`, −1…1."""
+        a = self.embed(first, len(first)).astype(np.float64)
+        b = self.embed(second, len(second)).astype(np.float64)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        result: NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+        return result
+
+
+def mean_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Mean of the tokens that the mask (batch, seq) has; padding counts for nothing."""
+    weights = mask[..., None].astype(np.float32)  # (batch, seq, 1)
+    mean: NDArray[np.float32] = (states * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9)
+    return mean
+
+
+def cls_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The first token that is not padding."""
+    first: NDArray[np.float32] = states[np.arange(len(states)), mask.argmax(axis=1)]
+    return first
+
+
+def max_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The largest value of each dimension among the tokens that the mask has."""
+    largest: NDArray[np.float32] = np.where(mask[..., None] == 1, states, -np.inf).max(axis=1)
+    return largest.astype(np.float32)
+
+
+POOLINGS: dict[str, Callable[[HiddenStates, NDArray[np.int64]], NDArray[np.float32]]] = {
+    "mean": mean_pooling,
+    "cls": cls_pooling,
+    "max": max_pooling,
+}
+# As sentence-transformers writes it up to version 4; later it writes "pooling_mode": "mean".
+_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def _pooling(folder: Path) -> str:
+    if not (folder / POOLING).exists():
+        return "mean"
+    settings = read_json(folder / POOLING)
+    modes = settings.get("pooling_mode") or [name for flag, name in _FLAGS.items() if settings.get(flag)]
+    chosen = [modes] if isinstance(modes, str) else list(modes)
+    if len(chosen) != 1 or chosen[0] not in POOLINGS:
+        raise SourceError(
+            f"{folder / POOLING} pools by {' and '.join(map(str, chosen)) or 'nothing'}; known is one of "
+            f"{', '.join(POOLINGS)}"
+        )
+    return str(chosen[0])
+
+
+def _engine(folder: Path, threads: int, runtime: Runtime) -> TorchEncoder | OnnxEncoder:
+    if runtime == "onnxruntime":
+        return OnnxEncoder(folder, threads)
+    if (folder / QUANTIZATION).exists():
+        raise SourceError(
+            f"{folder} holds a quantised encoder, which PyTorch does not run; export it to ONNX"
+        )
+    from pressoir.models import load_encoder
+
+    return TorchEncoder(load_encoder(folder))
+
+
+def _tokenizer(folder: Path) -> FastTokenizer | PreTrainedTokenizerBase:
+    path = folder / _SETTINGS
+    limit = read_json(path).get("max_seq_length") if path.exists() else None
+    if (folder / "tokenizer.json").exists():
+        return FastTokenizer(folder, None if limit is None else int(limit))
+    from pressoir.models import load_tokenizer  # a tokenizer that exists only in Python
+
+    tokenizer = load_tokenizer(folder)
+    if limit is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, int(limit))
+    return tokenizer

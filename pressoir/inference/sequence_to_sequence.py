@@ -1,0 +1,315 @@
+"""Encoder-decoder engines with one face: PyTorch (transformers' `generate`) and ONNX Runtime.
+
+An ONNX folder has two graphs. `encoder_model.onnx` runs once an input and gives the keys and values that the
+decoder's cross-attention reads; `decoder_model.onnx` takes them, the cache of earlier tokens (empty at first)
+and the next tokens. So a decoding step never computes anything twice, and no graph has a branch.
+
+Nothing here imports torch unless a model is opened in PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.errors import SourceError
+from pressoir.inference.engines import QUANTIZATION, Runtime, make_session, read_json
+from pressoir.inference.search import Rules, beam, greedy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
+DEFAULT_NEW_TOKENS = 256  # where the model's own configuration names no limit
+
+Inputs = Mapping[str, NDArray[Any]]
+"""`input_ids` and `attention_mask` (batch, seq) int64, or `input_features` (batch, bins, frames) float32."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `config.json` and `generation_config.json` say about generating."""
+
+    decoder_start: int
+    """The decoder's first token."""
+    max_new_tokens: int
+    """Default limit of generated tokens."""
+    context: int | None
+    """Most tokens, prompt included, that the decoder has positions for; None: no limit."""
+    rules: Rules
+    settings: Mapping[str, Any]
+    """Everything that the two files say, the generation's file first."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Generation:
+        """Read a model folder.
+
+        Raises:
+            SourceError: a file is broken, or names no token to start or end with.
+        """
+        config = read_json(folder / "config.json")
+        path = folder / "generation_config.json"
+        generation = read_json(path) if path.exists() else {}
+        settings = {**config, **{name: value for name, value in generation.items() if value is not None}}
+        start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
+        eos = settings.get("eos_token_id")
+        if start is None or eos is None:
+            raise SourceError(
+                f"{folder}: neither generation_config.json nor config.json names decoder_start_token_id and "
+                "eos_token_id; is it an encoder-decoder model?"
+            )
+        eos_ids = frozenset(eos) if isinstance(eos, list) else frozenset([eos])
+        # Words of one token; longer ones are rare and would need the whole sequence.
+        bad = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
+        pad = settings.get("pad_token_id")
+        rules = Rules(
+            eos_ids=eos_ids,
+            pad_id=min(eos_ids) if pad is None else pad,
+            suppressed=(*(settings.get("suppress_tokens") or ()), *bad),
+            suppressed_first=tuple(settings.get("begin_suppress_tokens") or ()),
+            forced_first=settings.get("forced_bos_token_id"),
+            forced_last=settings.get("forced_eos_token_id"),
+            length_penalty=float(settings.get("length_penalty", 1.0)),
+            early_stopping=settings.get("early_stopping") or False,
+        )
+        context = settings.get("max_target_positions", settings.get("max_position_embeddings"))
+        limit = settings.get("max_new_tokens") or settings.get("max_length", DEFAULT_NEW_TOKENS + 1) - 1
+        return cls(start, limit, context, rules, settings)
+
+    def limit(self, max_new_tokens: int | None, prompt: int) -> int:
+        """How many tokens to generate at most after a prompt of `prompt` tokens."""
+        # Counted from a prompt of one token, as `max_length` is.
+        limit = self.max_new_tokens + 1 - prompt if max_new_tokens is None else max_new_tokens
+        return max(1, limit if self.context is None else min(limit, self.context - prompt))
+
+
+class SequenceToSequence(Protocol):
+    """A loaded encoder-decoder."""
+
+    runtime: Runtime
+    batch_invariant: bool
+    """False where a row's result depends on its batch (dynamic int8 activations, per tensor)."""
+    generation: Generation
+
+    def generate(
+        self,
+        inputs: Inputs,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        forced_first: int | None = None,
+        prompt: tuple[int, ...] = (),
+    ) -> list[list[int]]:
+        """Generated tokens of each row, greedily or with `num_beams` beams; prompt and end tokens left out.
+
+        `prompt` replaces the decoder's start token; `forced_first` is the token that must follow it, else
+        the configuration's. Nothing is sampled, and rules against repetition are not applied.
+        """
+
+    def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, seq, vocabulary) after each of the decoder's given tokens (batch, seq)."""
+
+
+class TorchSequenceToSequence:
+    """A transformers encoder-decoder in evaluation mode, under `inference_mode`."""
+
+    runtime: Runtime = "pytorch"
+    batch_invariant = True
+
+    def __init__(self, model: PreTrainedModel, generation: Generation) -> None:
+        self.model, self.generation = model.eval(), generation
+
+    def generate(
+        self,
+        inputs: Inputs,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        forced_first: int | None = None,
+        prompt: tuple[int, ...] = (),
+    ) -> list[list[int]]:
+        """See `SequenceToSequence.generate`."""
+        import torch
+        from transformers import GenerationMixin
+
+        start, batch = prompt or (self.generation.decoder_start,), len(next(iter(inputs.values())))
+        rules = self.generation.rules
+        config: Any = copy.deepcopy(self.model.generation_config)
+        settings = {
+            "max_length": len(start) + self.generation.limit(max_new_tokens, len(start)),
+            "num_beams": num_beams,
+            "do_sample": False,
+            "forced_bos_token_id": rules.forced_first if forced_first is None else forced_first,
+            # The prompt holds what these would force; repetition is left to the model.
+            "forced_decoder_ids": None,
+            "max_new_tokens": None,
+            "no_repeat_ngram_size": 0,
+            "repetition_penalty": 1.0,
+        }
+        for name, value in settings.items():
+            setattr(config, name, value)
+        with torch.inference_mode():
+            # Not `self.model.generate`: Whisper's own cuts long audio by its timestamps, which small models
+            # have not learnt; for one window it comes to the same.
+            generate: Any = GenerationMixin.generate
+            output = generate(
+                self.model,
+                **_tensors(inputs),
+                decoder_input_ids=torch.tensor([start] * batch),
+                generation_config=config,
+            )
+        return [_until(row[len(start) :], rules.eos_ids) for row in output.tolist()]
+
+    def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `SequenceToSequence.forced_logits`."""
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(**_tensors(inputs), decoder_input_ids=torch.from_numpy(decoder_input_ids))
+        logits: NDArray[np.float32] = output.logits.float().numpy()
+        return logits
+
+
+class OnnxSequenceToSequence:
+    """Two ONNX Runtime sessions on the CPU."""
+
+    runtime: Runtime = "onnxruntime"
+
+    def __init__(
+        self, folder: Path, threads: int, generation: Generation, batch_invariant: bool = True
+    ) -> None:
+        self.generation, self.batch_invariant = generation, batch_invariant
+        self.encoder = make_session(folder / ENCODER, threads)
+        self.decoder = make_session(folder / DECODER, threads)
+        self._encoder_inputs = {value.name for value in self.encoder.get_inputs()}
+        self._encoder_outputs = [value.name for value in self.encoder.get_outputs()]
+        self._decoder_outputs = [value.name for value in self.decoder.get_outputs()]
+        # The cache's names and shapes, (batch, heads, seq, head size).
+        self._cache = {
+            value.name: (value.shape[1], value.shape[3])
+            for value in self.decoder.get_inputs()
+            if value.name.startswith("past_key_values.") and ".decoder." in value.name
+        }
+        self._takes_mask = any(value.name == "encoder_attention_mask" for value in self.decoder.get_inputs())
+
+    def generate(
+        self,
+        inputs: Inputs,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        forced_first: int | None = None,
+        prompt: tuple[int, ...] = (),
+    ) -> list[list[int]]:
+        """See `SequenceToSequence.generate`."""
+        start, rules = prompt or (self.generation.decoder_start,), self.generation.rules
+        if forced_first is not None:
+            rules = replace(rules, forced_first=forced_first)
+        limit, batch = self.generation.limit(max_new_tokens, len(start)), len(next(iter(inputs.values())))
+        if num_beams == 1:
+            tokens = np.tile(np.asarray(start, dtype=np.int64), (batch, 1))
+            return greedy(self._decoding(inputs), tokens, rules, limit)
+        tokens = np.tile(np.asarray(start, dtype=np.int64), (num_beams, 1))
+        rows = ({name: array[row : row + 1] for name, array in inputs.items()} for row in range(batch))
+        return [beam(self._decoding(row, copies=num_beams), tokens, rules, limit) for row in rows]
+
+    def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `SequenceToSequence.forced_logits`."""
+        return self._decoding(inputs).forward(decoder_input_ids)
+
+    def _decoding(self, inputs: Inputs, copies: int = 1) -> _OnnxDecoding:
+        """Encode `inputs`; a single row may be copied for as many beams."""
+        given = {name: _value(array) for name, array in inputs.items() if name in self._encoder_inputs}
+        outputs = self.encoder.run_with_ort_values(self._encoder_outputs, given)
+        fixed = dict(zip(self._encoder_outputs, outputs, strict=True))
+        if self._takes_mask:
+            fixed["encoder_attention_mask"] = given["attention_mask"]
+        rows = len(next(iter(inputs.values())))
+        if copies > 1:
+            fixed = {name: _value(np.repeat(value.numpy(), copies, axis=0)) for name, value in fixed.items()}
+        empty = {
+            name: _value(np.zeros((rows * copies, heads, 0, size), dtype=np.float32))
+            for name, (heads, size) in self._cache.items()
+        }
+        return _OnnxDecoding(self.decoder, self._decoder_outputs, fixed, empty)
+
+
+class _OnnxDecoding:
+    """One batch in decoding; see `search.Decoding`. The cache stays in ONNX Runtime's own memory."""
+
+    def __init__(
+        self, session: Any, outputs: list[str], fixed: dict[str, Any], cache: dict[str, Any]
+    ) -> None:
+        self._session, self._outputs, self._fixed, self._cache = session, outputs, fixed, cache
+
+    def forward(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append `tokens` (rows, n); return the logits (rows, n, vocabulary)."""
+        feed = {"input_ids": _value(tokens), **self._fixed, **self._cache}
+        results = dict(
+            zip(self._outputs, self._session.run_with_ort_values(self._outputs, feed), strict=True)
+        )
+        logits: NDArray[np.float32] = results.pop("logits").numpy()
+        self._cache = {name.replace("present", "past_key_values"): value for name, value in results.items()}
+        return logits
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `search.Decoding.step`."""
+        return self.forward(tokens)[:, -1]
+
+    def reorder(self, rows: NDArray[np.int64]) -> None:
+        """See `search.Decoding.reorder`."""
+        if not np.array_equal(rows, np.arange(len(rows))):
+            self._cache = {name: _value(value.numpy()[rows]) for name, value in self._cache.items()}
+
+
+def open_sequence_to_sequence(
+    folder: Path, threads: int, runtime: Runtime | None = None
+) -> SequenceToSequence:
+    """Open an encoder-decoder: ONNX Runtime where the folder has its graphs, else PyTorch.
+
+    Raises:
+        SourceError: the folder has no model for that runtime.
+        ShardError: a shard is missing, truncated or altered.
+    """
+    from pressoir.sharding import MANIFEST, verify
+
+    generation = Generation.read(folder)
+    if runtime is None:
+        runtime = "onnxruntime" if (folder / ENCODER).exists() else "pytorch"
+    if runtime == "onnxruntime":
+        if (folder / MANIFEST).exists():
+            verify(folder)
+        return OnnxSequenceToSequence(folder, threads, generation, batch_invariant(folder))
+    from pressoir.models import load_encoder_decoder
+
+    return TorchSequenceToSequence(load_encoder_decoder(folder), generation)
+
+
+def batch_invariant(folder: Path) -> bool:
+    """Whether a row's result does not depend on what it is batched with; see `quantization.json`."""
+    path = folder / QUANTIZATION
+    return not (path.exists() and read_json(path).get("activations") == "dynamic")
+
+
+def _value(array: NDArray[Any]) -> Any:
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _tensors(inputs: Inputs) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """The tokens before the first end token."""
+    end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:end]

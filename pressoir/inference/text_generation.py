@@ -1,0 +1,182 @@
+"""Text generation and perplexity over any decoder: text in, pieces of text or a score out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir import text as running_text
+from pressoir.errors import PressoirError
+from pressoir.inference.decoders import open_decoder
+from pressoir.inference.decoding import Decoder
+from pressoir.inference.engines import Runtime
+from pressoir.inference.sampling import Sampler
+from pressoir.inference.tokenization import LanguageModelTokenizer, TextStream
+
+WINDOWS = 8  # scored in one forward pass
+LOGITS_BYTES = 128_000_000  # most that one forward pass may give, if it takes more than one window
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model foresees a text."""
+
+    value: float
+    """exp(nll); depends on the tokenizer and on the window."""
+    tokens: int
+    """Tokens that were scored."""
+    nll: float
+    """Mean negative log-likelihood of a token, nats."""
+
+
+class TextGenerator:
+    """A causal LM and its tokenizer."""
+
+    def __init__(self, decoder: Decoder, tokenizer: LanguageModelTokenizer) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+
+    @classmethod
+    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> TextGenerator:
+        """Open a model folder; see `open_decoder` for what it raises."""
+        return cls(open_decoder(folder, threads, runtime), LanguageModelTokenizer.open(folder))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continue `prompt`: pieces of text as they come, none of which ends within a character.
+
+        Ends at a token that ends a text, at a text of `stop` (which is not given, nor is what follows it),
+        after `max_new_tokens`, or when the model's context is full. Greedy, unless `temperature` is above 0:
+        see `Sampler`.
+
+        Raises:
+            PressoirError: the prompt is empty or leaves no room in the context, or an option is out of range.
+        """
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        if "" in stop:
+            raise PressoirError("a stop text is empty; give at least one character")
+        ids = self.tokenizer.encode(prompt)
+        tokens = self.generate_ids(
+            ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        pieces = self._pieces(tokens, ids)
+        return _until(pieces, stop) if stop else pieces
+
+    def generate_ids(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Token ids that follow `ids`; a token that ends the text is not given. See `generate`."""
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        if max_new_tokens < 1:
+            raise PressoirError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
+        if not ids:
+            raise PressoirError("the prompt is empty; give at least one token to go on from")
+        room = self.decoder.context - len(ids)
+        if room < 1:
+            raise PressoirError(
+                f"the prompt has {len(ids)} tokens, and the model's context is {self.decoder.context} with "
+                f"the continuation; shorten the prompt to {self.decoder.context - 1} tokens at most"
+            )
+        return self._tokens(ids, min(max_new_tokens, room), sampler)
+
+    def perplexity(
+        self,
+        text: str,
+        window: int = 128,
+        max_windows: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Perplexity:
+        """Perplexity on `text`, cut into windows of `window` tokens that do not overlap.
+
+        Each window is scored from its second token on, by what precedes within the window; the rest of the
+        text, shorter than a window, is left out. `progress` is told the windows done, and their number.
+
+        Raises:
+            DataError: the text is shorter than one window.
+            PressoirError: the window does not fit into the model's context, or logits are not finite.
+        """
+        if not 2 <= window <= self.decoder.context:
+            raise PressoirError(
+                f"a window of {window} tokens does not fit the model; give 2 to {self.decoder.context}"
+            )
+        windows = running_text.windows(self.tokenizer.encode(text), window, max_windows)
+        room = LOGITS_BYTES // (4 * window * self.decoder.vocabulary)
+        together = max(1, min(WINDOWS, room))
+        total = 0.0
+        for start in range(0, len(windows), together):
+            batch = windows[start : start + together]  # (together, window)
+            logits, _ = self.decoder.forward(batch)
+            total += float(negative_log_likelihood(logits[:, :-1], batch[:, 1:]).sum())
+            if progress is not None:
+                progress(start + len(batch), len(windows))
+        tokens = len(windows) * (window - 1)
+        if not math.isfinite(total):
+            raise PressoirError("the model gives logits that are not finite; its weights are broken")
+        mean = total / tokens
+        return Perplexity(math.exp(mean) if mean < 700 else math.inf, tokens, mean)
+
+    def _tokens(self, ids: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
+        logits, cache = self.decoder.forward(np.asarray([ids], dtype=np.int64), last_only=True)
+        for left in range(count, 0, -1):
+            token = sampler(logits[0, -1])
+            if token in self.decoder.eos_ids:
+                return
+            yield token
+            if left > 1:
+                last = np.asarray([[token]], dtype=np.int64)
+                logits, cache = self.decoder.forward(last, cache, last_only=True)
+
+    def _pieces(self, tokens: Iterator[int], before: Sequence[int]) -> Iterator[str]:
+        stream = TextStream(self.tokenizer, before)
+        for token in tokens:
+            if piece := stream.push(token):
+                yield piece
+        if piece := stream.rest():
+            yield piece
+
+
+def negative_log_likelihood(logits: NDArray[np.float32], expected: NDArray[np.int64]) -> NDArray[np.float64]:
+    """−log p (batch, seq), in nats, of the tokens `expected` (batch, seq) under `logits` (…, vocabulary)."""
+    highest = logits.max(axis=-1)
+    shifted = logits - highest[..., None]
+    right = np.take_along_axis(shifted, expected[..., None], axis=-1)[..., 0]
+    np.exp(shifted, out=shifted)
+    result: NDArray[np.float64] = np.log(shifted.sum(axis=-1, dtype=np.float64)) - right
+    return result
+
+
+def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """`pieces` up to the first of `stops`, of which not even a beginning is given away."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if found := [place for stop in stops if (place := held.find(stop)) >= 0]:
+            if min(found):
+                yield held[: min(found)]
+            return
+        keep = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        if len(held) > keep:
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    if held:
+        yield held

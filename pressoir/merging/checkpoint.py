@@ -1,0 +1,261 @@
+"""What a checkpoint holds, read from its configuration and its safetensors headers: no tensor is loaded.
+
+So a merge of models that do not go together is refused within a second, however large they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pressoir import sources
+from pressoir.errors import SourceError
+from pressoir.inference.engines import QUANTIZATION, read_json
+
+INDEX = "model.safetensors.index.json"
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of an element, by safetensors' name of its type."""
+# Masks, positions and frequencies that old versions of transformers saved, and that every version makes anew.
+_BUFFER = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|h\.\d+\.attn\.bias)$")
+# Models with and without a head call the same tensor by names that differ in their beginning.
+_PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies."""
+
+    dtype: str
+    """As safetensors names it: F32, BF16, …"""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Of its first byte from the start of the file."""
+    length: int
+    """Bytes."""
+
+    @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What decides how text becomes ids."""
+
+    ids: dict[str, int]
+    """Id of every token, added ones included."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """The other parts of `tokenizer.json` that change ids: normaliser, splitting, merges."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that is to be merged."""
+
+    name: str
+    """Of the stage's input: `parent_0`, `parent_1`, …, `base`."""
+    reference: str
+    """As the recipe or the command line names it."""
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    """Its weights, without buffers."""
+    tokenizer: Tokenizer | None
+    """None where it has none whose tokens can be read without loading it."""
+
+    @property
+    def label(self) -> str:
+        """Its name and reference, for messages."""
+        return f"{self.name} ({self.public_reference})"
+
+    @property
+    def public_reference(self) -> str:
+        """The reference, without the place of a local folder: for files that leave this machine."""
+        local = self.reference.startswith((".", "/", "~")) or Path(self.reference).exists()
+        return self.folder.name if local else self.reference
+
+    @property
+    def architecture(self) -> str:
+        """The one class that `config.json` names; empty where there is none, or more than one."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and len(names) == 1 else ""
+
+    @property
+    def dtype(self) -> str:
+        """The type that most of its bytes are in."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.length
+        return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows that `config.json` gives the token embedding; 0 where it does not say."""
+        return int(self.config.get("vocab_size") or 0)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers; 0 where they are not one stack of like layers, as in an encoder-decoder."""
+        stacks, parts = set(), dict[int, set[str]]()
+        for name in self.tensors:
+            if place := layer_of(name):
+                stacks.add(place[0])
+                parts.setdefault(place[1], set()).add(name.partition(f".{place[1]}.")[2])
+        count = next((self.config[key] for key in _LAYER_COUNTS if key in self.config), None)
+        alike = len(stacks) == 1 and sorted(parts) == list(range(len(parts))) and len(parts) == count
+        return len(parts) if alike and all(part == parts[0] for part in parts.values()) else 0
+
+    def find(self, name: str) -> str | None:
+        """What this model calls the tensor that another calls `name`."""
+        if name in self.tensors:
+            return name
+        candidates = [prefix + name for prefix in _PREFIXES]
+        candidates += [name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)]
+        if name == "lm_head.weight" and self.config.get("tie_word_embeddings", True):
+            candidates += [own for own in self.tensors if _EMBEDDING.search(own)]
+        return next((candidate for candidate in candidates if candidate in self.tensors), None)
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """Stack and index of the layer that a tensor belongs to: `model.layers.3.…` is (`model.layers`, 3)."""
+    match = re.match(r"(.+?)\.(\d+)\.", name)
+    return (match[1], int(match[2])) if match else None
+
+
+def summary(names: Iterable[str]) -> str:
+    """Tensors by name, those of many layers as one: `model.layers.*.mlp.up_proj.weight (2)`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        place = layer_of(name)
+        form = name.replace(f"{place[0]}.{place[1]}.", f"{place[0]}.*.", 1) if place else name
+        counts[form] = counts.get(form, 0) + 1
+    return ", ".join(form + (f" ({count})" if count > 1 else "") for form, count in counts.items())
+
+
+def is_embedding(name: str, entry: TensorEntry, vocabulary: int) -> bool:
+    """Whether a tensor has a row for each token: a token embedding, or a head over the vocabulary."""
+    return (
+        len(entry.shape) == 2
+        and entry.shape[0] == vocabulary
+        and "position" not in name
+        and "wpe" not in name
+    )
+
+
+def read_checkpoint(folder: Path, name: str, reference: str) -> Checkpoint:
+    """Read configuration, headers and vocabulary of a model folder.
+
+    Raises:
+        SourceError: it is no whole, safe model folder with float weights.
+    """
+    sources.check_model_folder(folder, reference)
+    config = read_json(folder / "config.json")
+    if (folder / QUANTIZATION).exists() or config.get("quantization_config"):
+        raise SourceError(
+            f"model {reference!r} is quantised; merge the models it was made from, then quantise the result"
+        )
+    tensors: dict[str, TensorEntry] = {}
+    for path, names in _weight_files(folder).items():
+        for own, entry in read_header(path).items():
+            if (names is None or own in names) and not _BUFFER.search(own):
+                tensors[own] = entry
+    if not tensors:
+        raise SourceError(
+            f"model {reference!r}: {folder} has no *.safetensors weights, only a graph; a merge "
+            "takes the checkpoint that it was exported from"
+        )
+    if other := sorted({entry.dtype for entry in tensors.values()} - set(FLOATS)):
+        example = next(own for own, entry in tensors.items() if entry.dtype == other[0])
+        raise SourceError(
+            f"model {reference!r}: {example} and others are stored as {', '.join(other)}; only weights in "
+            f"{', '.join(FLOATS)} can be merged"
+        )
+    return Checkpoint(name, reference, folder, config, tensors, read_tokenizer(folder))
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        entries[name] = TensorEntry(
+            entry["dtype"], tuple(entry["shape"]), path, 8 + size + start, end - start
+        )
+    return entries
+
+
+def write_safetensors(path: Path, entries: dict[str, TensorEntry]) -> None:
+    """Write a file of tensors that lie in others, byte by byte, without loading them."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in entries.items():
+        offsets = [end, end := end + entry.length]
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
+    content = json.dumps(header).encode()
+    content += b" " * (-len(content) % 8)
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        for entry in entries.values():
+            with entry.file.open("rb") as source:
+                source.seek(entry.start)
+                left = entry.length
+                while left and (chunk := source.read(min(left, 1 << 24))):
+                    left -= file.write(chunk)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """Tokens and rules of a model folder's tokenizer, or None where it has none in a text format.
+
+    Raises:
+        SourceError: `tokenizer.json` is broken.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            model = content["model"]
+            vocabulary = model["vocab"]  # Unigram has a list of [token, score]
+            ids = (
+                {str(token): index for index, (token, _) in enumerate(vocabulary)}
+                if isinstance(vocabulary, list)
+                else dict(vocabulary)
+            )
+            ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+            merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or ()]
+            rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer")}
+            return Tokenizer(ids, rules | {"kind": model.get("type"), "merges": merges})
+        if (folder / "vocab.txt").exists():
+            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+            return Tokenizer({token: index for index, token in enumerate(lines)})
+        if (folder / "vocab.json").exists():
+            return Tokenizer(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path} is not a tokenizer ({error!r}); fetch the model again") from error
+    return None
+
+
+def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that hold the weights, and which tensors of each count (None: all)."""
+    index = folder / INDEX
+    if index.exists():
+        files: dict[Path, set[str] | None] = {}
+        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            names = files.setdefault(folder / file, set())
+            assert names is not None
+            names.add(tensor)
+        return files
+    single = folder / "model.safetensors"
+    return dict.fromkeys([single] if single.exists() else sorted(folder.glob("*.safetensors")))

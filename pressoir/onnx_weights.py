@@ -1,0 +1,248 @@
+"""The weights of an ONNX graph as ranges of bytes, wherever they lie: inside the graph, or beside it.
+
+An initializer may be inline, or name a file, an offset and a length (external data). Moving weights means
+changing those three, and copying the range; the values are never decoded. That matters beyond memory: a
+3-bit stream is declared with the dimensions of its 4-bit form, so its length does not follow from its
+dimensions, and only the range tells what belongs to it.
+
+Source: https://onnx.ai/onnx/repo-docs/ExternalData.html.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pressoir.errors import ShardError
+from pressoir.tensor_bytes import TensorBytes
+
+if TYPE_CHECKING:
+    import onnx
+
+# Names of the element types that leave the graph: ONNX's, safetensors', and bytes an element.
+DTYPES = {
+    **{"FLOAT": ("F32", 4), "FLOAT16": ("F16", 2), "BFLOAT16": ("BF16", 2)},
+    **{"INT8": ("I8", 1), "UINT8": ("U8", 1)},
+}
+HALF_BYTE = {"UINT4", "INT4"}  # two elements a byte: safetensors gets the bytes
+# Smaller tensors, and whole numbers (shapes, axes), stay in the graph: shape inference must see them.
+MIN_ELEMENTS = 16
+
+
+@dataclass
+class Weight:
+    """One range of bytes, and the initializers that are it (several where weights are tied)."""
+
+    tensor: TensorBytes
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+
+    def point(self, location: str, offset: int) -> None:
+        """Let the initializers' bytes be those of a file of the graph's folder."""
+        from onnx import TensorProto
+
+        place = {"location": location, "offset": str(offset), "length": str(self.tensor.length)}
+        for initializer in self.initializers:
+            _clear(initializer)
+            initializer.data_location = TensorProto.EXTERNAL
+            for key, value in place.items():
+                entry = initializer.external_data.add()
+                entry.key, entry.value = key, value
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read a graph; what lies beside it stays there.
+
+    Raises:
+        ShardError: it is not one.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own type, of a package that onnx brings along
+        raise ShardError(f"{path} is not an ONNX graph: {error}; export the model again") from error
+    if not model.graph.node:
+        raise ShardError(f"{path} is an ONNX graph of nothing; export the model again")
+    return model
+
+
+def weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
+    """The weights that may leave `model`, whose external data is in `folder`, in the order of first use.
+
+    External tensors that must stay in the graph (small ones, constants, those of branches) are read into it.
+
+    Raises:
+        ShardError: a tensor names a file outside the folder, or bytes that it does not have.
+    """
+    found: dict[object, Weight] = {}
+    for node in model.graph.node:
+        for constant in _held(node):
+            if (place := _place(constant, folder)) is not None:
+                _embed(constant, place)
+    for tensor in _in_execution_order(model.graph):
+        place = _place(tensor, folder)
+        if not _may_leave(tensor):
+            if place is not None:
+                _embed(tensor, place)
+            continue
+        own = _inline(tensor) if place is None else place
+        # the same range of the same file is one weight; inline bytes are their initializer's own
+        key = (own.file, own.offset, own.length) if own.file else id(tensor)
+        found.setdefault(key, Weight(own)).initializers.append(tensor)
+    return list(found.values())
+
+
+def external_weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
+    """The weights that lie beside `model`, in the order of first use.
+
+    Raises:
+        ShardError: as `weights`.
+    """
+    found: dict[object, Weight] = {}
+    for tensor in _in_execution_order(model.graph):
+        if (own := _place(tensor, folder)) is not None:
+            found.setdefault((own.file, own.offset, own.length), Weight(own)).initializers.append(tensor)
+    return list(found.values())
+
+
+def check_places(model: onnx.ModelProto, folder: Path) -> None:
+    """Check that every external tensor lies in a file of `folder` that is long enough.
+
+    Raises:
+        ShardError: one does not; it is named.
+    """
+    for tensor in _tensors(model.graph):
+        _place(tensor, folder)
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold the graph's external data."""
+    return {
+        entry.value
+        for tensor in _tensors(model.graph)
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def can_embed(weight: Weight) -> bool:
+    """Whether a weight may lie in the graph: its bytes are its type's, and no other initializer has them."""
+    return len(weight.initializers) == 1 and _expected_bytes(weight.initializers[0]) == weight.tensor.length
+
+
+def embed(weight: Weight) -> None:
+    """Move a weight into the graph, see `can_embed`."""
+    _embed(weight.initializers[0], weight.tensor)
+
+
+def _embed(tensor: onnx.TensorProto, place: TensorBytes) -> None:
+    data = b"".join(place.chunks())
+    _clear(tensor)
+    tensor.raw_data = data
+
+
+def _clear(tensor: onnx.TensorProto) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "external_data", "data_location"):
+        tensor.ClearField(name)
+
+
+def _kind(tensor: onnx.TensorProto) -> str:
+    from onnx import TensorProto
+
+    return str(TensorProto.DataType.Name(tensor.data_type))
+
+
+def _may_leave(tensor: onnx.TensorProto) -> bool:
+    kind = _kind(tensor)
+    if kind in HALF_BYTE:  # packed already, or spread over int32_data
+        kind = "UINT8" if tensor.data_location == tensor.EXTERNAL or tensor.raw_data else kind
+    return kind in DTYPES and math.prod(tensor.dims) >= MIN_ELEMENTS
+
+
+def _expected_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that the tensor's type and dimensions make; None for a type that is not known here."""
+    kind, elements = _kind(tensor), int(math.prod(tensor.dims))
+    if kind in HALF_BYTE:
+        return (elements + 1) // 2
+    return elements * DTYPES[kind][1] if kind in DTYPES else None
+
+
+def _inline(tensor: onnx.TensorProto) -> TensorBytes:
+    from onnx import numpy_helper
+
+    data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+    return _typed(tensor, TensorBytes(tensor.name, "U8", (len(data),), len(data), data=data))
+
+
+def _place(tensor: onnx.TensorProto, folder: Path) -> TensorBytes | None:
+    """Where the bytes of an external tensor are; None for an inline one."""
+    if tensor.data_location != tensor.EXTERNAL:
+        return None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    path = folder / name
+    if not name or Path(name).name != name or not path.is_file():
+        raise ShardError(
+            f"{folder}: the graph's tensor {tensor.name!r} lies in {name!r}, which is no file of the folder; "
+            "export the model again"
+        )
+    offset, size = int(entries.get("offset", 0)), path.stat().st_size
+    length = int(entries.get("length") or _expected_bytes(tensor) or size - offset)
+    if min(offset, length) < 0 or offset + length > size:
+        raise ShardError(
+            f"{path} has {size} bytes, but the graph's tensor {tensor.name!r} ends at {offset + length}; "
+            "export the model again"
+        )
+    return _typed(tensor, TensorBytes(tensor.name, "U8", (length,), length, path, offset))
+
+
+def _typed(tensor: onnx.TensorProto, own: TensorBytes) -> TensorBytes:
+    """With type and shape, where safetensors has the type and the length is that of the shape."""
+    dtype, item = DTYPES.get(_kind(tensor), ("", 0))
+    if not dtype or own.length != item * math.prod(tensor.dims):
+        return own
+    return TensorBytes(own.name, dtype, tuple(tensor.dims), own.length, own.file, own.offset, own.data)
+
+
+def _in_execution_order(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """The graph's initializers by the first node that reads them (ONNX keeps nodes in topological order)."""
+    first: dict[str, int] = {}
+    for position, node in enumerate(graph.node):
+        for name in _reads(node):
+            first.setdefault(name, position)
+    return sorted(graph.initializer, key=lambda tensor: first.get(tensor.name, len(graph.node)))
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        yield from _held(node)
+
+
+def _held(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    """Tensors in a node's attributes: constants, and those of the branches of an If or Loop."""
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+    for graph in _branches(node):
+        yield from _tensors(graph)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node, or a branch of it, takes."""
+    yield from node.input
+    for graph in _branches(node):
+        for inner in graph.node:
+            yield from _reads(inner)
+
+
+def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs

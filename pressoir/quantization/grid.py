@@ -1,0 +1,78 @@
+"""The integer grid that a matrix is rounded to: codes, one scale and one integer zero point a block.
+
+The algorithms differ only in how they choose the grid and the codes; what they give is always this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pressoir.errors import QuantizationError
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix (out, in) in `bits`: weight = (code − zero point) × scale."""
+
+    bits: int
+    codes: Tensor
+    """uint8 (out, in), 0 … 2^bits − 1."""
+    scales: Tensor
+    """float32 (out, in / block_size)."""
+    zero_points: Tensor
+    """uint8 (out, in / block_size), 0 … 2^bits − 1."""
+
+    def dequantize(self) -> Tensor:
+        """float32 (out, in)."""
+        rows, columns = self.codes.shape
+        blocks = self.codes.reshape(rows, self.scales.shape[1], -1).float()
+        return ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, columns)
+
+
+def check(weight: Tensor, bits: int, block_size: int, name: str) -> None:
+    """Refuse what no grid can hold.
+
+    Raises:
+        QuantizationError: a weight is NaN or infinite, or blocks do not divide the columns; `name` is told.
+    """
+    if not torch.isfinite(weight).all():
+        raise QuantizationError(
+            f"{name}.weight has NaN or infinite values and cannot be quantised; train it again, or name "
+            f"{name} in quantize.exclude"
+        )
+    check_block_size(weight.shape[1], block_size, name)
+
+
+def check_block_size(columns: int, block_size: int, name: str) -> None:
+    """Refuse blocks that do not divide the columns of layer `name`.
+
+    Raises:
+        QuantizationError: they do not; the message names those that do.
+    """
+    if columns % block_size:
+        fitting = [size for size in BLOCK_SIZES if columns % size == 0]
+        advice = f"take block_size {' or '.join(map(str, fitting))}" if fitting else f"exclude {name}"
+        raise QuantizationError(f"{name} has {columns} inputs, which {block_size} does not divide; {advice}")
+
+
+def range_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales and integer zero points (float tensors) that span [low, high], widened so that 0 is in it.
+
+    Where the span is 0, or too small for a float32 scale, the scale is 1: all codes are the zero point.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    steps = 2**bits - 1
+    scales = (high - low) / steps
+    scales = torch.where(scales < _TINY, torch.ones_like(scales), scales)
+    return scales, (-low / scales).round().clamp(0, steps)
+
+
+def round_to(weight: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
+    """The nearest codes, as floats; `scales` and `zero_points` broadcast against `weight`."""
+    return (weight / scales + zero_points).round_().clamp_(0, 2**bits - 1)

@@ -1,0 +1,67 @@
+"""A benchmark's report of whichever kind: read it, name its rows, and show it in few columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pressoir import comparison, generation_comparison
+from pressoir.comparison import Benchmark, Row, points
+from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, figure, percent
+from pressoir.inference.engines import read_json
+
+AnyBenchmark = Benchmark | GenerationBenchmark
+AnyRow = Row | GenerationRow
+
+
+def read(path: Path) -> AnyBenchmark:
+    """Read a `benchmark.json`, of classifiers or of language models.
+
+    Raises:
+        PressoirError: it is missing or not such a file.
+    """
+    generation = read_json(path).get("task") == "causal-lm"
+    return GenerationBenchmark.read(path) if generation else Benchmark.read(path)
+
+
+def headline(benchmark: AnyBenchmark) -> str:
+    """The last row against the first, in one line."""
+    if isinstance(benchmark, GenerationBenchmark):
+        return generation_comparison.headline(benchmark)
+    return comparison.headline(benchmark)
+
+
+def short_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
+    """Names and cells of the columns that fit 80 characters; the first two are text."""
+    if isinstance(benchmark, GenerationBenchmark):
+        columns = ["stage", "runtime", "perplexity", "Δ", "bits", "MB", "smaller", "tok/s", "faster"]
+        return columns, [_generation_cells(row) for row in benchmark.rows]
+    columns = ["stage", "runtime", "accuracy", "points", "MB", "smaller", "p50 ms", "faster", "RSS MB"]
+    return columns, [_classifier_cells(row) for row in benchmark.rows]
+
+
+def _classifier_cells(row: Row) -> list[str]:
+    return [
+        row.stage,
+        row.runtime,
+        f"{row.accuracy:.1%}",
+        points(row.accuracy_delta),
+        f"{row.size_mb:.1f}",
+        f"{row.compression:.1f}×",
+        f"{row.latency_ms_p50:.2f}",
+        "–" if row.simulated else f"{row.speedup:.1f}×",
+        f"{row.peak_rss_mb:.0f}",
+    ]
+
+
+def _generation_cells(row: GenerationRow) -> list[str]:
+    return [
+        row.stage,
+        row.runtime,
+        figure(row.perplexity),
+        percent(row.perplexity_increase),
+        f"{row.bits_per_weight:.2f}",
+        f"{row.size_mb:.1f}",
+        f"{row.compression:.1f}×",
+        figure(row.decode_tokens_per_s),
+        "–" if row.simulated else f"{row.speedup:.1f}×",
+    ]

@@ -1,0 +1,275 @@
+"""Sharded folders: how weights are cut, what their manifest says, and whether they still are what it says.
+
+A sharded folder holds safetensors files in the order in which a forward pass needs them, and
+`shard_manifest.json` with the SHA-256 of every file that a program reads. The shards are those of a
+checkpoint, or the external data of an ONNX graph. `pressoir.stages.shard` makes such a folder,
+`pressoir.unsharding` undoes it, `pressoir.progressive` runs a model while its shards still arrive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pressoir.artifact import file_sha256
+from pressoir.errors import ShardError
+from pressoir.inference.engines import GRAPH
+from pressoir.sections import ShardConfig
+from pressoir.tensor_bytes import TensorBytes
+
+MANIFEST = "shard_manifest.json"
+INFO = "SHARDING_INFO.md"
+FORMAT_VERSION = 2
+SHARD_NAME = re.compile(r"shard_[0-9]{2,5}\.safetensors", re.ASCII)
+FILE_NAME = re.compile(r"(?!\.)[\w.+-]{1,128}", re.ASCII)
+ADVICE = "fetch it again, or run `pressoir shard` again"
+# A safetensors file's header without its entries, at most: its length, metadata, and padding.
+_HEADER_BYTES = 128
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class LoadingCancelledError(ShardError):
+    """Somebody cancelled the loading of a sharded model."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TensorRecord(_Record):
+    """One tensor of a shard."""
+
+    name: str
+    dtype: str
+    """As safetensors names it: F32, I8, …"""
+    shape: list[Count]
+    offset: Count
+    """Of its first byte from the start of the file."""
+    bytes: Count
+
+
+class FileRecord(_Record):
+    """A file that belongs to the model: graph, configuration, tokenizer."""
+
+    file: str
+    sha256: Sha256
+    bytes: Count
+    """Length of the whole file."""
+
+
+class ShardRecord(FileRecord):
+    """One shard file."""
+
+    order: Count
+    """Its place in the order of execution, from 0."""
+    role: str
+    """What its tensors are for: `embeddings, layers 0–3`, `layers 4–7, head`, or `graph order`."""
+    tensors: Annotated[list[TensorRecord], Field(min_length=1)]
+    """In execution order."""
+
+
+class ShardManifest(_Record):
+    """The content of `shard_manifest.json`."""
+
+    format_version: int
+    kind: Literal["checkpoint", "onnx"]
+    """Whose weights they are: a PyTorch checkpoint's, or an ONNX graph's."""
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+    """In execution order."""
+    total_bytes: Count
+    """Sum of the shards' lengths."""
+    tied: dict[str, str]
+    """Tensors of the source that are stored once: name of the copy left out, and of the tensor it equals."""
+    files: list[FileRecord]
+    """Every other file that a program reads."""
+
+
+def parse_manifest(content: bytes, where: str) -> ShardManifest:
+    """Read a manifest and check that it is sound: no file is looked at.
+
+    Raises:
+        ShardError: it is not a manifest of this version, contradicts itself, or names an unsafe file.
+    """
+    try:
+        text = content.decode("utf-8")
+        raw = json.loads(text)
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise ShardError(
+                f"{where} has format_version {version}, but this version of Pressoir knows {FORMAT_VERSION}; "
+                "use the version that wrote it, or run `pressoir shard` again"
+            )
+        manifest = ShardManifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ShardError(f"{where} is not a shard manifest: {place}: {first['msg']}; {ADVICE}") from error
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{where} is not a shard manifest: {error}; {ADVICE}") from error
+    for record in manifest.shards:
+        if not SHARD_NAME.fullmatch(record.file):
+            raise ShardError(
+                f"{where} names {record.file!r}, which is not of the form shard_00.safetensors; {ADVICE}"
+            )
+        if any(tensor.offset + tensor.bytes > record.bytes for tensor in record.tensors):
+            raise ShardError(f"{where}: {record.file} has a tensor that ends after the file; {ADVICE}")
+    for other in manifest.files:
+        if not FILE_NAME.fullmatch(other.file) or SHARD_NAME.fullmatch(other.file) or other.file == MANIFEST:
+            raise ShardError(f"{where} names {other.file!r}, which is no file of a model folder; {ADVICE}")
+    names = [record.file for record in [*manifest.shards, *manifest.files]]
+    tensors = [tensor.name for record in manifest.shards for tensor in record.tensors]
+    if len(set(names)) != len(names) or len(set(tensors)) != len(tensors):
+        raise ShardError(f"{where} must name each file and each tensor once; {ADVICE}")
+    if [record.order for record in manifest.shards] != list(range(len(manifest.shards))):
+        raise ShardError(f"{where}: the shards are not in the order that they give; {ADVICE}")
+    if not set(manifest.tied.values()) <= set(tensors) or set(manifest.tied) & set(tensors):
+        raise ShardError(
+            f"{where}: `tied` names a tensor that no shard has, or one that a shard has; {ADVICE}"
+        )
+    if manifest.kind == "onnx" and GRAPH not in names:
+        raise ShardError(f"{where} must name the graph {GRAPH!r}; {ADVICE}")
+    if manifest.total_bytes != sum(record.bytes for record in manifest.shards):
+        raise ShardError(f"{where}: total_bytes is not the sum of the shards' bytes; {ADVICE}")
+    return manifest
+
+
+def read_manifest(folder: Path) -> ShardManifest:
+    """The manifest of a sharded folder; no other file is looked at.
+
+    Raises:
+        ShardError: it cannot be read; see `parse_manifest`.
+    """
+    path = folder / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error}); {ADVICE}") from error
+
+
+def verify(folder: Path) -> ShardManifest:
+    """Check every file of a sharded folder against its manifest; return the manifest.
+
+    Raises:
+        ShardError: the manifest is damaged or names an unsafe file, or files are missing, truncated or
+            altered; all are named.
+    """
+    manifest = read_manifest(folder)
+    names = {record.file for record in manifest.shards}
+    faults = [
+        f"{path} is not in {MANIFEST}; remove it, or run `pressoir shard` again"
+        for path in sorted(folder.iterdir())
+        if SHARD_NAME.fullmatch(path.name) and path.name not in names
+    ]
+    # ONNX Runtime refuses linked external data; a hub's cache links every file of a checkpoint.
+    links = manifest.kind == "checkpoint"
+    for record in [*manifest.shards, *manifest.files]:
+        faults += fault_of(folder / record.file, record, links=links)
+    if faults:
+        raise ShardError("\n".join(faults))
+    return manifest
+
+
+def fault_of(path: Path, record: FileRecord, *, links: bool = True, content: bool = True) -> list[str]:
+    """What is wrong with a file that should be as `record` says: nothing, or one sentence.
+
+    Without `content` it is not read; without `links` it must not be a symbolic link.
+    """
+    if not path.is_file() or (path.is_symlink() and not links):
+        return [f"{path} is missing, or not a plain file; {ADVICE}"]
+    size = path.stat().st_size
+    if size != record.bytes:
+        fault = "truncated" if size < record.bytes else "longer than it should be"
+        return [f"{path} is {fault}: {size} bytes instead of {record.bytes}; {ADVICE}"]
+    if content and file_sha256(path) != record.sha256:
+        return [altered(path)]
+    return []
+
+
+def altered(path: Path | str) -> str:
+    """The sentence for a file of the right length and the wrong content."""
+    return f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; {ADVICE}"
+
+
+def recommended_shards(total_bytes: int) -> int:
+    """How many shards a model of this size gets when nothing is said; it never falls with the size.
+
+    Below 1 GB (10^9 bytes): 2, 3 from 1/3 GB, 4 from 2/3 GB. From 1 to 5 GB: 4 to 8, one more a GB. Above:
+    8 to 16, one more for every 2.5 GB. Few enough that each is worth a request, many enough that a broken
+    download loses little and that the last one adds little to the time to the first token.
+    """
+    gigabytes = total_bytes / 1e9
+    if gigabytes < 1:
+        return 2 + int(3 * gigabytes)
+    if gigabytes <= 5:
+        return 3 + int(gigabytes)
+    return min(16, 8 + int((gigabytes - 5) / 2.5))
+
+
+def partition(units: Sequence[Sequence[TensorBytes]], config: ShardConfig) -> list[list[TensorBytes]]:
+    """Cut a list into runs: a number of them as even as can be, or none larger than the limit.
+
+    A unit is a tensor with those that must stay beside it; it is never cut. One above the limit gets a shard
+    of its own.
+
+    Raises:
+        ShardError: there are fewer units than shards asked for.
+    """
+    if not units:
+        raise ShardError("the model has no weights to put into shards")
+    costs = [sum(tensor.cost for tensor in unit) for unit in units]
+    if config.max_shard_size_mb is not None:
+        cuts = _fill(costs, int(config.max_shard_size_mb * 1e6) - _HEADER_BYTES)
+    else:
+        total = sum(tensor.length for unit in units for tensor in unit)
+        count = config.shards or min(recommended_shards(total), len(units))
+        if count > len(units):
+            packed = any(len(unit) > 1 for unit in units)
+            together = " (a weight with its scale and zero point is one)" if packed else ""
+            raise ShardError(
+                f"shards is {count}, but the model has {len(units)} tensors{together}; give {len(units)} at "
+                "most"
+            )
+        cuts = _even(costs, count)
+    return [
+        [tensor for unit in units[start:stop] for tensor in unit]
+        for start, stop in itertools.pairwise([0, *cuts, len(units)])
+    ]
+
+
+def _even(costs: Sequence[int], count: int) -> list[int]:
+    """Where to cut into `count` runs with the smallest sum of squared sizes (dynamic programming)."""
+    ends = np.concatenate([[0.0], np.cumsum(costs, dtype=np.float64)])
+    best, choices = ends**2, []
+    best[0] = np.inf  # a run holds at least one unit
+    for _ in range(count - 1):
+        following, choice = np.full(len(ends), np.inf), np.zeros(len(ends), dtype=np.int64)
+        for stop in range(1, len(ends)):
+            totals = best[:stop] + (ends[stop] - ends[:stop]) ** 2
+            choice[stop] = totals.argmin()
+            following[stop] = totals[choice[stop]]
+        choices.append(choice)
+        best = following
+    cuts = [len(costs)]
+    for choice in reversed(choices):
+        cuts.append(int(choice[cuts[-1]]))
+    return cuts[:0:-1]
+
+
+def _fill(costs: Sequence[int], limit: int) -> list[int]:
+    """Where to cut so that each run is as long as `limit` lets it be."""
+    cuts, used = [], 0
+    for place, cost in enumerate(costs):
+        if place and used + cost > limit:
+            cuts.append(place)
+            used = 0
+        used += cost
+    return cuts

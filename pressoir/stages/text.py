@@ -1,0 +1,33 @@
+"""Gather the running text of a language-model run into one folder.
+
+**What.** The calibration text and each evaluation text are read, checked and copied, with the window that
+they are to be cut into.
+
+**Why.** Every later stage then sees the same bytes, under one digest, wherever the files came from.
+
+**Cost.** One copy of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pressoir import text
+from pressoir.sections import TextConfig
+from pressoir.stages import StageContext
+
+NAME = "text"
+VERSION = 1
+KIND = "text"
+
+
+def run(inputs: Mapping[str, Path], config: TextConfig, context: StageContext) -> dict[str, float]:
+    """Write the text folder; return its characters by name.
+
+    Raises:
+        DataError: a file is missing, empty or not UTF-8.
+    """
+    sizes = text.save(config, context.out_dir)
+    context.reporter.message(", ".join(f"{name}: {size:,} characters" for name, size in sizes.items()))
+    return {f"{name}_characters": float(size) for name, size in sizes.items()}

@@ -1,0 +1,174 @@
+"""Tensors as ranges of bytes in files, so that weights are moved without being loaded.
+
+A safetensors file is a length, a JSON header, and the tensors' bytes without gaps. Whoever only moves
+tensors from one file to another needs the header and a buffer of a megabyte, whatever the model's size.
+
+Source: https://huggingface.co/docs/safetensors/index#format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from pressoir.errors import SourceError
+
+CHUNK_BYTES = 1 << 20
+ALIGNMENT = 64  # bytes: as wide as the widest vector load
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorBytes:
+    """One tensor, where it lies."""
+
+    name: str
+    dtype: str
+    """As safetensors names it: F32, I8, …"""
+    shape: tuple[int, ...]
+    length: int
+    """Bytes."""
+    file: Path | None = None
+    """The file that holds them; None where `data` does."""
+    offset: int = 0
+    """Of the first byte, from the start of the file."""
+    data: bytes = b""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes an element takes, at least 1."""
+        return max(1, self.length // max(1, math.prod(self.shape)))
+
+    @property
+    def cost(self) -> int:
+        """Bytes that it adds to a file at most: its data and its entry in the header."""
+        return self.length + len(json.dumps(self.name)) + len(str(self.shape)) + 80
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a megabyte at a time.
+
+        Raises:
+            SourceError: the file ends before the tensor does.
+        """
+        if self.file is None:
+            yield self.data
+            return
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            left = self.length
+            while left:
+                chunk = file.read(min(CHUNK_BYTES, left))
+                if not chunk:
+                    raise SourceError(f"{self.file} ends before its tensor {self.name!r}; fetch it again")
+                left -= len(chunk)
+                yield chunk
+
+
+def read_header(path: Path) -> list[TensorBytes]:
+    """The tensors of a safetensors file, in the order of their bytes.
+
+    Raises:
+        SourceError: it is not a whole safetensors file.
+    """
+    try:
+        with safe_open(
+            path, "np"
+        ):  # checks that the ranges are in order, without gaps, and end with the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SourceError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+    start = 8 + length
+    tensors = [
+        TensorBytes(
+            name,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            path,
+            start + entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+    return sorted(tensors, key=lambda tensor: tensor.offset)
+
+
+def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
+    """The tensors of a checkpoint: one `model.safetensors`, or the files that its index names.
+
+    Raises:
+        SourceError: there is none, a file is broken, or the index and the files disagree.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() and not index.is_file():
+        return read_header(folder / WEIGHTS)
+    if not index.is_file():
+        raise SourceError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder with safetensors weights"
+        )
+    try:
+        places = {
+            str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{index} is not a weight index ({error}); fetch it again") from error
+    found = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise SourceError(f"{index} names {name!r}, a file outside its folder")
+        for tensor in read_header(folder / name):
+            if places.get(tensor.name) == name:
+                found[tensor.name] = tensor
+    if missing := sorted(places.keys() - found):
+        raise SourceError(
+            f"{index} places {missing[0]!r} in {places[missing[0]]}, which does not hold it; fetch both again"
+        )
+    return list(found.values())
+
+
+def same_bytes(first: TensorBytes, second: TensorBytes) -> bool:
+    """Whether two tensors are of one type and shape and bit-identical."""
+    if (first.dtype, first.shape, first.length) != (second.dtype, second.shape, second.length):
+        return False
+    return all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
+
+
+def write_safetensors(
+    path: Path, tensors: Sequence[TensorBytes], tell: Callable[[int], None] = lambda written: None
+) -> tuple[str, dict[str, int]]:
+    """Write a safetensors file by copying ranges; return its SHA-256 and each tensor's offset in it.
+
+    Tensors whose length is a multiple of 64 bytes come first, then wider element types before narrower, each
+    in the order given: the format allows no gaps, and so the first begin at multiples of 64, as vector
+    instructions like it, and the others are at least aligned to their elements. `tell` is called with the
+    length of each piece written.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (tensor.length % ALIGNMENT != 0, -tensor.item_bytes))
+    ends = list(itertools.accumulate((tensor.length for tensor in ordered), initial=0))
+    entries = {
+        tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        for tensor, (start, end) in zip(ordered, itertools.pairwise(ends), strict=True)
+    }
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNMENT)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in itertools.chain(
+            [len(header).to_bytes(8, "little"), header], *(tensor.chunks() for tensor in ordered)
+        ):
+            file.write(piece)
+            digest.update(piece)
+            tell(len(piece))
+    base = 8 + len(header)
+    return digest.hexdigest(), {t.name: base + start for t, start in zip(ordered, ends, strict=False)}

@@ -1,0 +1,14 @@
+"""Merge models."""
+
+from __future__ import annotations
+
+from pressoir.artifact import Artifact
+from pressoir.sections import MergeConfig
+from pressoir.sources import Source
+from tasks._stage import RunContext, run_stage, stage_task
+
+
+@stage_task(name="merge", task_run_name="merge")
+def merge(config: MergeConfig, run: RunContext, **inputs: Artifact | Source | None) -> Artifact:
+    """Merge `parent_0`, `parent_1`, … (and `base`), and measure them and their child on `data`."""
+    return run_stage("merge", config, inputs, run)

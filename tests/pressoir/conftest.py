@@ -1,0 +1,303 @@
+"""Tiny random encoder-decoders and a CTC model, with tokenizers trained here; and their exports."""
+
+import itertools
+import json
+import wave
+from io import BytesIO
+
+import numpy as np
+import pytest
+
+from pressoir.reporting import LogReporter
+
+NOUNS = "film book meal hotel phone chair song tour game soup".split()
+QUALITIES = "good great lovely fine bad awful dull poor".split()
+TEXTS = [f"the {a} was {b} and the {c} was not" for a, b, c in itertools.product(NOUNS, QUALITIES, NOUNS)]
+DIGITS = "zero one two three four five six seven eight nine".split()
+SAMPLING_RATE = 16_000
+
+_SMALL = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def _save(kind, config, folder, rare=(), std=0.3, **generation):
+    """Save a random model of class `kind` whose logits differ enough to be compared.
+
+    `rare` tokens, such as those that end a text or leave no trace in it, are made improbable.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    model = kind(config)
+    if generation:
+        model.generation_config.update(**generation)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 2:  # convolutions, through which the sound must come
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif parameter.ndim == 2:
+            table = "embed" in name or "shared" in name  # which would drown the layers
+            torch.nn.init.normal_(parameter, std=0.1 if table else std)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.05)
+    if rare:
+        with torch.no_grad():
+            model.get_output_embeddings().weight[rare] *= 0.2
+    model.save_pretrained(folder)
+    return folder
+
+
+def _train_sentencepiece(path, vocabulary=120):
+    """Write a SentencePiece model; return its pieces."""
+    import sentencepiece
+
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        vocab_size=vocabulary,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+
+
+def _unigram(special, unknown):
+    """A fast tokenizer of words and letters, written as SentencePiece writes them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=special, unk_token=unknown, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_nllb(tmp_path_factory):
+    """Folder of a random M2M100 with NLLB's kind of tokenizer, English to French by default."""
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-nllb")
+    backend = _unigram(["<s>", "<pad>", "</s>", "<unk>"], "<unk>")
+    tokenizer = NllbTokenizerFast(tokenizer_object=backend, src_lang="eng_Latn", tgt_lang="fra_Latn")
+    tokenizer.save_pretrained(folder)
+    config = M2M100Config(
+        vocab_size=len(tokenizer),
+        decoder_start_token_id=2,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        **_SMALL,
+    )
+    rare = tokenizer.all_special_ids
+    return _save(M2M100ForConditionalGeneration, config, folder, rare, max_length=24)
+
+
+@pytest.fixture(scope="session")
+def tiny_marian(tmp_path_factory):
+    """Folder of a random Marian model, English to French, with its tokenizer over SentencePiece."""
+    from transformers import MarianConfig, MarianMTModel
+
+    folder = tmp_path_factory.mktemp("tiny-marian")
+    pieces = _train_sentencepiece(folder / "source.spm")
+    _train_sentencepiece(folder / "target.spm")
+    names = ["</s>", "<unk>", *(piece for piece in pieces if not piece.startswith("<")), "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    settings = {"tokenizer_class": "MarianTokenizer", "source_lang": "en", "target_lang": "fr"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 64}))
+    pad = len(names) - 1
+    config = MarianConfig(
+        vocab_size=len(names),
+        pad_token_id=pad,
+        eos_token_id=0,
+        decoder_start_token_id=pad,
+        **_SMALL,
+    )
+    return _save(
+        MarianMTModel, config, folder, std=0.6, max_length=24, forced_eos_token_id=0, bad_words_ids=[[pad]]
+    )
+
+
+def _t5(folder, std, **settings):
+    from tokenizers import processors
+    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+
+    backend = _unigram(["<pad>", "</s>", "<unk>"], "<unk>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = T5TokenizerFast(tokenizer_object=backend, extra_ids=0)
+    tokenizer.save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        task_specific_params={"translation_en_to_fr": {"prefix": "french: "}},
+        **settings,
+    )
+    return _save(T5ForConditionalGeneration, config, folder, std=std, max_length=24)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory):
+    """Folder of a random T5 of the later kind: gated feed-forward, a head of its own."""
+    settings = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    return _t5(tmp_path_factory.mktemp("tiny-t5"), std=0.15, **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_first_t5(tmp_path_factory):
+    """Folder of a random T5 of the first kind: ReLU, a head that is the embedding."""
+    return _t5(tmp_path_factory.mktemp("tiny-first-t5"), std=0.15)
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory):
+    """Folder of a random Whisper that hears one second at a time and writes digits."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+    )
+
+    folder = tmp_path_factory.mktemp("tiny-whisper")
+    words = ["<pad>", "<s>", "</s>", "<unk>", *DIGITS]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
+    sizes = {name: value for name, value in _SMALL.items() if name != "max_position_embeddings"}
+    config = WhisperConfig(
+        vocab_size=len(words),
+        num_mel_bins=16,
+        max_source_positions=50,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        **sizes,
+    )
+    return _save(
+        WhisperForConditionalGeneration,
+        config,
+        folder,
+        rare=[0, 1, 2, 3],
+        max_length=16,
+        begin_suppress_tokens=[2],
+        suppress_tokens=[3],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_wav2vec2(tmp_path_factory):
+    """Folder of a random wav2vec2 with a CTC head over letters."""
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+    )
+
+    folder = tmp_path_factory.mktemp("tiny-wav2vec2")
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE"]
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    Wav2Vec2CTCTokenizer(str(vocabulary)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
+    config = Wav2Vec2Config(
+        vocab_size=len(letters),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(16, 16),
+        conv_stride=(40, 8),
+        conv_kernel=(64, 8),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    return _save(Wav2Vec2ForCTC, config, folder)
+
+
+@pytest.fixture(scope="session")
+def exported(request, tmp_path_factory):
+    """`exported("tiny_nllb", int8=False)`: the folder of that export, which passed its parity gate."""
+    from pressoir import export_encoder_decoder
+    from pressoir.sections import ExportConfig
+    from pressoir.stages import StageContext
+
+    made = {}
+
+    def export(name, int8=False):
+        if (name, int8) not in made:
+            folder = tmp_path_factory.mktemp(f"{name}-{'int8' if int8 else 'onnx'}")
+            for part in ("out", "work"):
+                (folder / part).mkdir()
+            context = StageContext(folder / "out", folder / "work", LogReporter(), seed=0, threads=1)
+            # Random weights of width 32 feel int8 far more than trained ones do.
+            config = ExportConfig(min_label_agreement=0.85)
+            source = {"model": request.getfixturevalue(name)}
+            figures = export_encoder_decoder.run(source, config, context, int8=int8)
+            made[name, int8] = folder / "out", figures
+        return made[name, int8]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model():
+    """`sentencepiece_model(path)`: train a SentencePiece model, write it, return its pieces."""
+    return _train_sentencepiece
+
+
+@pytest.fixture(scope="session")
+def tone():
+    """`tone(seconds)`: a tone in noise, mono float32 at 16 kHz."""
+
+    def make(seconds, pitch=220.0, seed=0):
+        time = np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE
+        noise = np.random.default_rng(seed).standard_normal(len(time))
+        return (0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * noise).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_wav():
+    """`write_wav(path, samples)`: a PCM file of float samples, (samples,) or (samples, channels)."""
+
+    def write(path, samples, rate=SAMPLING_RATE, width=2):
+        samples = np.atleast_2d(np.asarray(samples, dtype=np.float64).T).T
+        with wave.open(str(path), "wb") as file:
+            file.setframerate(rate)
+            file.setnchannels(samples.shape[1])
+            file.setsampwidth(width)
+            whole = np.round(samples * (2 ** (8 * width - 1) - 1)).astype("<i8") + (128 if width == 1 else 0)
+            parts = whole.reshape(-1, 1).view(np.uint8)[:, :width]
+            file.writeframes(np.ascontiguousarray(parts).tobytes())
+        return path
+
+    return write
