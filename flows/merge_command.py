@@ -209,7 +209,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
         return folder
     if len(files) > 1:
         raise DataError(f"--evaluate: {len(files)} files given, but a classifier is measured on one table")
-    rows = list(data._read(files[0], _columns(files[0])))
+    rows = list(data.read(files[0], _columns(files[0])))
     labels = sorted({label for _, label in rows})
     (folder / data.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
     lines = (json.dumps({"text": sentence, "label": labels.index(label)}) for sentence, label in rows)

@@ -31,7 +31,10 @@ from pressoir.errors import StoreError
 
 MANIFEST = "artifact.json"
 # Packages whose version can change what a stage computes, not only how fast.
-DECISIVE_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx", "safetensors")
+DECISIVE_PACKAGES = (
+    *("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx"),
+    *("safetensors", "mergekit"),
+)
 
 
 class Artifact(BaseModel):

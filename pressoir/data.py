@@ -136,7 +136,7 @@ def read_table(path: Path) -> list[Row]:
     Raises:
         DataError: a record or the file is malformed; it is named, with its line.
     """
-    return list(_read(path, DataConfig()))
+    return list(read(path, DataConfig()))
 
 
 def _files(config: DataConfig) -> dict[str, Path]:
@@ -150,10 +150,10 @@ def _files(config: DataConfig) -> dict[str, Path]:
 
 
 def _read_files(config: DataConfig) -> dict[str, list[Row]]:
-    return {split: list(_read(path, config)) for split, path in _files(config).items()}
+    return {split: list(read(path, config)) for split, path in _files(config).items()}
 
 
-def _read(path: Path, config: DataConfig) -> Iterator[Row]:
+def read(path: Path, config: DataConfig) -> Iterator[Row]:
     """Yield (text, label) of every record; the first malformed one is a `DataError` with its line."""
     readers = {
         ".tsv": _tsv,

@@ -186,13 +186,22 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
 
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
-        missing or has a malformed row. SourceError: a hub data set cannot be loaded.
+        missing or has a malformed row. SourceError: a hub data set or a parent cannot be loaded.
+        MergeError: the models cannot be merged; every finding is listed.
     """
     from pressoir import data
     from pressoir.registry import Registry
 
     store.check_writable()
     Registry(store.home).models()
+    if recipe.merge is not None:
+        from pressoir.merging.preflight import preflight
+
+        models = {f"parent_{i}": model for i, model in enumerate(recipe.merge.models)}
+        if recipe.merge.base is not None:
+            models["base"] = recipe.merge.base
+        folders = {name: sources.resolve(model, store).folder for name, model in models.items()}
+        preflight(recipe.merge, folders, store.root)
     if recipe.teacher is None:
         from pressoir import text
 

@@ -43,7 +43,7 @@ def describe(
         for name, layer in description.get("layers", {}).items()
     }
     return {
-        "level": configs["quantize"].model_dump()["scheme"],
+        "level": description["scheme"],
         "bits_per_weight": description.get("bits_per_weight"),
         "source": {"reference": source.reference, "digest": source.digest},
         "sizes_mb": {

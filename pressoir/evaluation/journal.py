@@ -112,7 +112,7 @@ class Journal:
         """What is stored under a key, added up over all attempts."""
         with _errors(self.path):
             row = self._database.execute(
-                "SELECT COUNT(*), COALESCE(SUM(seconds), 0.0), MAX(batch_size) FROM predictions WHERE key = ?",
+                "SELECT COUNT(*), TOTAL(seconds), MAX(batch_size) FROM predictions WHERE key = ?",
                 (key,),
             ).fetchone()
             return Totals(*row)

@@ -36,6 +36,7 @@ class Ended(NamedTuple):
     detail: str
     of_memory: bool
     """Whether less to do at once, or more room, may cure it."""
+    by_kernel: bool = False
 
 
 class Child:
@@ -89,7 +90,9 @@ class Child:
                 content += chunk
             self.silent = True
         *lines, self._rest = content.split(b"\n")
-        for message in filter(None, map(parse, lines)):
+        for line in lines:
+            if (message := parse(line)) is None:
+                continue
             found.append(message)
             if isinstance(message, Loaded):
                 self.loaded = message
@@ -147,11 +150,8 @@ class Child:
             )
         last = self._last_lines()
         if status == -signal.SIGKILL and oom_kills() > self._oom_kills:
-            return Ended(
-                "killed_oom",
-                f"killed by the kernel for want of memory, {self._where()}, at {self.peak / 1e9:.2f} GB",
-                True,
-            )
+            detail = f"killed by the kernel for want of memory, {self._where()}, at {self.peak / 1e9:.2f} GB"
+            return Ended("killed_oom", detail, True, by_kernel=True)
         if tells_of_memory(last) and status != -signal.SIGKILL:
             return Ended("killed_oom", f"ended {self._where()}, for want of memory:\n{last}", True)
         if status < 0:

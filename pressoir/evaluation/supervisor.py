@@ -325,12 +325,11 @@ class _Supervisor:
         if self.stopped.is_set():
             return []
         if ended.of_memory and task.left_s > 0 and self._shrink(task, child, ended):
-            self._journal.end(task.attempt, self._outcome(task, "killed_oom", ended.detail).model_dump_json())
+            outcome = self._outcome(task, ended.verdict, ended.detail)
+            self._journal.end(task.attempt, outcome.model_dump_json())
             return [task]
-        verdict = ended.verdict
-        if verdict == "killed_oom" and "by the kernel" not in ended.detail:
-            verdict = "skipped_oom"
-        self._conclude(task, verdict, ended.detail)
+        hopeless = ended.of_memory and not ended.by_kernel
+        self._conclude(task, "skipped_oom" if hopeless else ended.verdict, ended.detail)
         return []
 
     def _shrink(self, task: _Task, child: Child, ended: Ended) -> bool:

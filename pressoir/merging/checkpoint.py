@@ -81,7 +81,7 @@ class Checkpoint:
     def public_reference(self) -> str:
         """The reference, without the place of a local folder: for files that leave this machine."""
         local = self.reference.startswith((".", "/", "~")) or Path(self.reference).exists()
-        return self.folder.name if local else self.reference
+        return " ".join((self.folder.name if local else self.reference).split())  # on one line of a file
 
     @property
     def architecture(self) -> str:

@@ -16,15 +16,15 @@ def main(folder: Path, out: Path, seed: int) -> None:
     """Merge as the files in `folder` say, into `out`; fail if a value of the result is not finite."""
     import torch
     import yaml
-    from mergekit.architecture import ModelArchitecture, ModuleDefinition  # type: ignore[import-untyped]
-    from mergekit.architecture.json_definitions import (  # type: ignore[import-untyped]
+    from mergekit.architecture import ModelArchitecture, ModuleDefinition
+    from mergekit.architecture.json_definitions import (
         NAME_TO_ARCH,
         JsonModuleArchDef,
         JsonModuleArchitecture,
     )
-    from mergekit.config import MergeConfiguration  # type: ignore[import-untyped]
-    from mergekit.merge import run_merge  # type: ignore[import-untyped]
-    from mergekit.options import MergeOptions  # type: ignore[import-untyped]
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
     from safetensors import safe_open
 
     os.chdir(folder)  # the configuration names models as ./parent_0

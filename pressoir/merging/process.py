@@ -54,7 +54,7 @@ def prepare(plan: MergePlan, configuration: str, folder: Path) -> None:
 def run_mergekit(folder: Path, out: Path, *, seed: int, reporter: Reporter) -> None:
     """Merge as the prepared `folder` says, into `out`.
 
-    One thread, so that sums, and with them the result, are the same on every machine; it waits for the disk.
+    One thread, so that sums, and with them the result, do not depend on how many there are.
 
     Raises:
         MergeError: mergekit failed, was killed, or did not merge a tensor that fits; its last lines are in

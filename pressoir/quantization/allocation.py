@@ -72,6 +72,8 @@ class Knapsack:
 
     def choose(self, budget: int) -> Levels:
         """The choice of least loss within a budget, in units."""
+        if budget <= self.smallest:  # where rounded costs are equal, more bits than the fewest might fit
+            return dict.fromkeys(self._names, self._bits[0])
         levels: Levels = {}
         for row in reversed(range(len(self._names))):
             option = int(self._choices[row, budget])

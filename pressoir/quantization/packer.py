@@ -36,10 +36,15 @@ def plan(source: SourceModel, config: QuantizeConfig, bits: Mapping[str, int]) -
     `embeddings` says.
 
     Raises:
-        QuantizationError: blocks do not divide a layer; it and the sizes that fit are named.
+        QuantizationError: blocks do not divide a layer (it and the sizes that fit are named), or every
+            matrix product is excluded.
     """
     left_out = excluded(source, config)
     outside = 4 if config.embeddings == "q4" else 8
+    if all(name in left_out or matrix.role != "matmul" for name, matrix in source.matrices.items()):
+        raise QuantizationError(
+            f"nothing to quantise: quantize.exclude names every linear layer ({', '.join(config.exclude)})"
+        )
     return {
         name: describe(matrix, bits.get(name, 8) if matrix.role == "matmul" else outside, config)
         for name, matrix in source.matrices.items()
@@ -110,11 +115,15 @@ class Packer:
                 plain.append(name)
         self._writer = Writer(folder / WEIGHTS, layout)
         self.data_bytes = self._writer.data_bytes
-        for name in plain:
-            tensor = source.read(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise QuantizationError(f"{name} has NaN or infinite values; train the model again")
-            self._writer.write(name, tensor.numpy())
+        try:
+            for name in plain:
+                tensor = source.read(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise QuantizationError(f"{name} has NaN or infinite values; train the model again")
+                self._writer.write(name, tensor.numpy())
+        except BaseException:
+            self._writer.close()
+            raise
 
     @property
     def missing(self) -> list[str]:

@@ -24,6 +24,7 @@ data, which takes as long as so many inferences; a merge that is worse than all 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -167,7 +168,8 @@ def _described(model: Checkpoint, digests: Mapping[str, str]) -> dict[str, str]:
 
 def _card(plan: MergePlan, settings: str, report: MergeReport, seed: int) -> str:
     """The model card: what was merged, how, and what came of it."""
-    hub = [m.reference for m in plan.models if m.public_reference == m.reference and "/" in m.reference]
+    names = (model.public_reference.removeprefix("hub:").partition("@")[0] for model in plan.models)
+    hub = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
     front = {
         "library_name": "transformers",
         "tags": ["mergekit", "merge"],

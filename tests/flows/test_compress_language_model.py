@@ -48,9 +48,9 @@ def other_llama(tiny_llama, tmp_path):
 def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home):
     import mlflow
     import pandas as pd
-    from pressoir.inference.text_generation import TextGenerator
 
     from flows.compress import compress, plan
+    from pressoir.inference.text_generation import TextGenerator
     from pressoir.registry import Registry
     from tasks.model_version import _global_tracking_uri
 

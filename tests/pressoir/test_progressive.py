@@ -170,6 +170,16 @@ def test_a_checkpoint_of_the_base_model_with_old_buffers_fits(tiny_gpt2, tmp_pat
         assert torch.equal(logits(loader.model), logits(loaded(tiny_gpt2)))
 
 
+def test_a_head_that_the_model_ties_is_the_embedding_whatever_the_file_says(tiny_qwen2, tmp_path):
+    source = shutil.copytree(tiny_qwen2, tmp_path / "twice")
+    state = load_file(source / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"] + 1
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with ProgressiveLoader.from_folder(cut(source, tmp_path / "cut")) as loader:
+        assert torch.equal(logits(loader.model), logits(loaded(source)))
+        assert torch.equal(logits(loader.model), logits(loaded(tiny_qwen2)))
+
+
 def test_generated_text_is_the_loaded_models(sharded, tiny_llama):
     expected = "".join(TextGenerator.open(tiny_llama, threads=1).generate("the film", max_new_tokens=12))
     with ProgressiveLoader.from_folder(sharded) as loader:

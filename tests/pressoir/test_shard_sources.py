@@ -1,13 +1,16 @@
 """A server that misbehaves in every way: what has come is kept, what is wrong is never used."""
 
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -338,8 +341,16 @@ def test_a_redirect_to_another_scheme_is_refused(url, faults, tmp_path, target):
 
     source = HttpSource(url, tmp_path / "copy")
     faults.answer = on(SHARD, redirect)
-    with pytest.raises(SourceError, match=r"refused|not allowed"):
+    with pytest.raises(SourceError, match=r"redirects from http to ftp|is not allowed"):
         fetched(source)
+    assert len(faults.requests(SHARD)) == 1
+
+
+def test_a_redirect_from_https_to_http_is_refused():
+    handler, request = http_ranges._Redirects(), urllib.request.Request("https://host/shard")
+    with pytest.raises(SourceError, match="redirects from https to http, which is refused"):
+        handler.redirect_request(request, io.BytesIO(), 302, "Found", Message(), "http://host/shard")
+    assert handler.redirect_request(request, io.BytesIO(), 302, "Found", Message(), "https://other/shard")
 
 
 def test_a_redirect_to_another_place_is_followed_with_its_range(url, faults, folder, tmp_path):

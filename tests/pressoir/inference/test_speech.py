@@ -178,6 +178,11 @@ def test_ctc_merges_repeats_then_drops_blanks(tiny_wav2vec2, frames, text):
     assert CtcVocabulary(tiny_wav2vec2, blank=0).decode(np.asarray(frames)) == text
 
 
+def test_the_blank_is_whatever_token_the_model_says(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "_": 1}))
+    assert CtcVocabulary(tmp_path, blank=1).decode(np.asarray([0, 0, 1, 0])) == "aa"
+
+
 def test_ctc_tokens_may_be_lowered_and_words_parted_by_another_token(tiny_wav2vec2, tmp_path):
     shutil.copyfile(tiny_wav2vec2 / "vocab.json", tmp_path / "vocab.json")
     settings = {"do_lower_case": True, "word_delimiter_token": {"content": "E"}, "pad_token": "<pad>"}

@@ -62,9 +62,9 @@ def test_translations_are_those_of_transformers(exported, checkpoint, name, runt
     assert translator.translate(TEXTS, *MODELS[name], num_beams=num_beams) == expected
 
 
-def test_the_length_penalty_and_early_stopping_of_the_configuration_hold(tiny_nllb, exported, tmp_path):
+def test_the_length_penalty_and_early_stopping_of_the_configuration_hold(tiny_t5, exported, tmp_path):
     folders = []
-    for number, source in enumerate((tiny_nllb, exported("tiny_nllb")[0])):
+    for number, source in enumerate((tiny_t5, exported("tiny_t5")[0])):
         folder = tmp_path / str(number)
         shutil.copytree(source, folder)
         settings = json.loads((folder / "generation_config.json").read_text())
@@ -72,9 +72,9 @@ def test_the_length_penalty_and_early_stopping_of_the_configuration_hold(tiny_nl
         (folder / "generation_config.json").write_text(json.dumps(settings))
         folders.append(folder)
     expected = by_transformers(folders[0], TEXTS, num_beams=4)
-    assert expected != by_transformers(tiny_nllb, TEXTS, num_beams=4, max_length=12)
+    assert expected != by_transformers(tiny_t5, TEXTS, num_beams=4, max_length=12)
     for folder in folders:
-        assert Translator.open(folder, 1).translate(TEXTS, num_beams=4) == expected
+        assert Translator.open(folder, 1).translate(TEXTS, "en", "fr", num_beams=4) == expected
 
 
 def test_max_new_tokens_limits_the_translation(exported, checkpoint, name):

@@ -280,7 +280,9 @@ def test_a_model_that_was_not_handed_over_is_told(tiny_llama, other, tmp_path):
 
 def test_a_longer_context_is_said_but_does_not_hinder(tiny_llama, other, tmp_path):
     longer = sibling(tiny_llama, tmp_path / "longer", max_position_embeddings=512)
-    assert any("max_position_embeddings 512 against 256" in t for t in check(tmp_path, other, longer).warnings)
+    assert any(
+        "max_position_embeddings 512 against 256" in t for t in check(tmp_path, other, longer).warnings
+    )
 
 
 def test_one_folder_named_twice_is_refused(tiny_llama, other, tmp_path):

@@ -41,7 +41,7 @@ def test_no_choice_within_the_budget_loses_less(target):
     assert loss(levels) == pytest.approx(min(loss(other) for other in allowed))
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.3, 1.0, 3.0, 7.0, 99.0])
+@pytest.mark.parametrize("limit", [0.0, 0.31, 1.01, 3.01, 7.01, 99.0])
 def test_no_cheaper_choice_keeps_the_loss(limit):
     knapsack = Knapsack(LOSS, WEIGHTS)
     budget = knapsack.within(limit)
@@ -87,16 +87,12 @@ def test_the_fewest_bits_are_taken_where_they_are_good_enough():
 
 
 def test_a_limit_that_no_choice_keeps_is_refused():
-    with pytest.raises(
-        QuantizationError, match=r"even with 8 bits .* from 10\.000 to 11\.000.*more than 5 %"
-    ):
+    with pytest.raises(QuantizationError, match=r"8 bits .* from 10\.000 to 11\.000.*more than 5 %"):
         allocation.cheapest_within(Knapsack(LOSS, WEIGHTS), 0.05, 10, lambda levels: 11.0)
 
 
 @pytest.mark.parametrize("algorithm", ["hqq", "gptq"])
-def test_a_target_of_bits_is_kept_and_spent_where_it_matters(
-    tiny_lm, tiny_text, context, reporter, algorithm
-):
+def test_target_bits_are_kept_and_spent_where_they_matter(tiny_lm, tiny_text, context, reporter, algorithm):
     config = QuantizeConfig(scheme="q4", algorithm=algorithm, target_bits=3.0)
     figures = weight_only.run({"model": tiny_lm, "data": tiny_text}, config, context)
     packed = checkpoint.open_packed(context.out_dir)
@@ -154,7 +150,7 @@ def test_one_window_cannot_both_calibrate_and_measure(tiny_llama, tiny_text, tmp
 
     folder = shutil.copytree(tiny_text, tmp_path / "short")
     text = (folder / "calibration.txt").read_text()
-    (folder / "calibration.txt").write_text(text[:200])
+    (folder / "calibration.txt").write_text(text[:120])
     config = QuantizeConfig(scheme="q4", algorithm="hqq", target_bits=3.0)
     with pytest.raises(DataError, match="one window of 32 tokens"):
         weight_only.run({"model": tiny_llama, "data": folder}, config, context)

@@ -91,7 +91,7 @@ def test_an_unknown_layer_is_refused(packed_gpt2):
         (lambda d: d["layers"]["lm_head"].update(tied_to="nonsense"), "shares the weights of nonsense"),
         (
             lambda d: d["layers"].pop("transformer.h.0.mlp.c_fc"),
-            r"does not describe transformer\.h\.0\.mlp\.c_fc",
+            r"does not describe .*mlp\.c_fc",
         ),
         (lambda d: d["layers"]["transformer.h.0.mlp.c_fc"].update(bits=4), r"c_fc\.weight is U8 \[128, 24\]"),
     ],

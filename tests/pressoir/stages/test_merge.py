@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_metadata_tells_sources_versions_and_seed(linear, fine_tunes):
         sources.resolve(str(folder)).digest for folder in fine_tunes[1:]
     ]
     assert content["seed"] == 3
-    assert content["versions"]["mergekit"] == "0.1.4"
+    assert content["versions"]["mergekit"] == metadata.version("mergekit")
     assert any("normalised to 0.75, 0.25" in note for note in content["notes"])
 
 
