@@ -231,18 +231,18 @@ def _print_result(output: Path) -> None:
     from pressoir.quantization_metadata import FILE
 
     content = json.loads((output / FILE).read_text(encoding="utf-8"))
-    sizes = ", ".join(f"{name} {size:.2f} MB" for name, size in content["sizes_mb"].items())
+    lines = []
     if content["bits_per_weight"] is not None:
-        console.print(f"{content['bits_per_weight']:.2f} bits a weight, scales and zero points included")
+        lines.append(f"{content['bits_per_weight']:.2f} bits a weight, scales and zero points included")
     errors = {name: layer["relative_error"] for name, layer in content["layers"].items()}
     if errors:
         worst = max(errors, key=lambda name: errors[name])
         mean = sum(errors.values()) / len(errors)
-        console.print(f"relative error {mean:.3f} on average, {errors[worst]:.3f} in {escape(worst)}")
-    console.print(f"{sizes}; peak memory {max(content['peak_rss_mb'].values()):.0f} MB")
-    console.print(
-        f"wrote {escape(str(output))}: {escape(', '.join(sorted(p.name for p in output.iterdir())))}"
-    )
+        lines.append(f"relative error {mean:.3f} on average, {errors[worst]:.3f} in {worst}")
+    sizes = ", ".join(f"{name} {size:.2f} MB" for name, size in content["sizes_mb"].items())
+    lines.append(f"{sizes}; peak memory {max(content['peak_rss_mb'].values()):.0f} MB")
+    lines.append(f"wrote {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    console.print(escape("\n".join(lines)), soft_wrap=True)
 
 
 def _evaluation(file: Path | None) -> str:

@@ -94,7 +94,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     parity = compare(
         candidates, TorchDecoder(reference), *_text(inputs, candidates[0].context), context.reporter
     )
-    _judge(parity[0], config, source)
+    _judge(parity, config, source)
 
     sizes = weight_only_graph.sizes(graph)
     report = {
@@ -129,8 +129,9 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     }
 
 
-def _judge(found: Parity, config: ExportConfig, source: Path) -> None:
-    """Pass or refuse what accuracy level 0 gives."""
+def _judge(parity: Mapping[int, Parity], config: ExportConfig, source: Path) -> None:
+    """Pass or refuse what accuracy level 0 gives; of another level only that its logits are numbers."""
+    found = parity[0]
     limit, advice = config.max_logit_difference, "try fuse: false or another opset"
     if found.max_logit_difference > limit:
         raise ParityError(
@@ -146,6 +147,12 @@ def _judge(found: Parity, config: ExportConfig, source: Path) -> None:
                 f"{divergence.prompt}, new token {divergence.position} is {divergence.token} instead of "
                 f"{divergence.expected}, whose logit is {divergence.margin:.3g} higher. Logits of whole "
                 f"windows agree, so the key-value cache is at fault; {advice}"
+            )
+    for level, other in parity.items():
+        if not np.isfinite(other.max_logit_difference):
+            raise ParityError(
+                f"at accuracy level {level} the ONNX graph of {source} gives logits that are not finite; "
+                "export with accuracy_level: 0"
             )
 
 

@@ -122,7 +122,7 @@ class MergeSlice(Config):
 
 
 class MergeConfig(Config):
-    """Merge fine-tunes of one architecture by mergekit; what does not go together is found before any work."""
+    """Merge fine-tunes of one architecture by mergekit; what does not fit is found before any work."""
 
     method: Literal["linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough"] = "slerp"
     """How; `dare` on the command line is `dare_ties`."""

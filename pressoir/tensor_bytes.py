@@ -43,9 +43,14 @@ class TensorBytes:
     data: bytes = b""
 
     @property
+    def elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
     def item_bytes(self) -> int:
         """Bytes an element takes, at least 1."""
-        return max(1, self.length // max(1, math.prod(self.shape)))
+        return max(1, self.length // max(1, self.elements))
 
     @property
     def cost(self) -> int:

@@ -327,7 +327,7 @@ class _Lowering:
             zeros = packing.pack(layer.zero_points, bits)
             self._external(scales, layer.scales, layer.scales.shape)
             self._external(zero_points, zeros, zeros.shape)
-        if layer.bits == 3:
+        if layer.bits == 3 and codes not in self.streams:
             self.streams.append(codes)
         return [codes, scales, zero_points]
 

@@ -5,10 +5,11 @@ one, the allocation itself fails (`MemoryError`, or a library's own error), the 
 smaller one is tried.
 
 **What.** `RLIMIT_DATA` counts private writable memory, taken or merely promised (`VmData`; setrlimit(2)). It
-is set after loading, to what is promised then plus what the allowance leaves: allowance − PSS − weights
+is set after loading, to what is promised then plus what the allowance leaves: allowance − RSS − weights
 that are mapped from the model's files, but not read yet (they will become resident without any allocation).
-So the limit is a little stricter than the allowance, never laxer. What escapes it (pages of files) the
-supervisor's watchdog sees.
+So the limit is a little stricter than the allowance, which is in PSS, never laxer: when a sibling ends, the
+pages that it shared become wholly ours. What escapes the limit (files' pages, shared memory) the supervisor's
+watchdog sees.
 
 **Cost.** Nothing while all goes well. ONNX Runtime's arena keeps what it took after a failure, so that the
 size that is found may be smaller than one from a fresh start.
@@ -17,14 +18,11 @@ size that is found may be smaller than one from a fresh start.
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
-
-from pressoir.evaluation.memory import pss_bytes
 
 Sample = TypeVar("Sample")
 
@@ -59,13 +57,13 @@ def data_limit(allowance_bytes: int, folder: Path) -> Iterator[None]:
 
     `folder` has the model's files. Where the system has no such limit, there is none.
     """
-    promised = _status_bytes("VmData")
-    if allowance_bytes == 0 or promised is None:
+    promised, resident = _status_bytes("VmData"), _status_bytes("VmRSS")
+    if allowance_bytes == 0 or promised is None or resident is None:
         yield
         return
     import resource
 
-    room = max(allowance_bytes - pss_bytes(os.getpid(), children=False) - _unread_bytes(folder), 0)
+    room = max(allowance_bytes - resident - _unread_bytes(folder), 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([promised + room, *known]), hard))

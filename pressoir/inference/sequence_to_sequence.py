@@ -163,6 +163,7 @@ class TorchSequenceToSequence:
                 **_tensors(inputs),
                 decoder_input_ids=torch.tensor([start] * batch),
                 generation_config=config,
+                use_model_defaults=False,  # else a setting that is the library's default is replaced again
             )
         return [_until(row[len(start) :], rules.eos_ids) for row in output.tolist()]
 

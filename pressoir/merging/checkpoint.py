@@ -9,15 +9,14 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from pressoir import sources
 from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.tensor_bytes import TensorBytes, checkpoint_tensors
 
-INDEX = "model.safetensors.index.json"
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of an element, by safetensors' name of its type."""
 # Masks, positions and frequencies that old versions of transformers saved, and that every version makes anew.
@@ -26,25 +25,6 @@ _BUFFER = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|h\.\d+\.attn\.bi
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies."""
-
-    dtype: str
-    """As safetensors names it: F32, BF16, …"""
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    """Of its first byte from the start of the file."""
-    length: int
-    """Bytes."""
-
-    @property
-    def elements(self) -> int:
-        """Number of its elements."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class Checkpoint:
     """As the recipe or the command line names it."""
     folder: Path
     config: dict[str, Any]
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, TensorBytes]
     """Its weights, without buffers."""
     tokenizer: Tokenizer | None
     """None where it has none whose tokens can be read without loading it."""
@@ -141,7 +121,7 @@ def summary(names: Iterable[str]) -> str:
     return ", ".join(form + (f" ({count})" if count > 1 else "") for form, count in counts.items())
 
 
-def is_embedding(name: str, entry: TensorEntry, vocabulary: int) -> bool:
+def is_embedding(name: str, entry: TensorBytes, vocabulary: int) -> bool:
     """Whether a tensor has a row for each token: a token embedding, or a head over the vocabulary."""
     return (
         len(entry.shape) == 2
@@ -163,16 +143,12 @@ def read_checkpoint(folder: Path, name: str, reference: str) -> Checkpoint:
         raise SourceError(
             f"model {reference!r} is quantised; merge the models it was made from, then quantise the result"
         )
-    tensors: dict[str, TensorEntry] = {}
-    for path, names in _weight_files(folder).items():
-        for own, entry in read_header(path).items():
-            if (names is None or own in names) and not _BUFFER.search(own):
-                tensors[own] = entry
-    if not tensors:
+    if not any(folder.glob("*.safetensors")):
         raise SourceError(
             f"model {reference!r}: {folder} has no *.safetensors weights, only a graph; a merge "
             "takes the checkpoint that it was exported from"
         )
+    tensors = {t.name: t for t in checkpoint_tensors(folder) if not _BUFFER.search(t.name)}
     if other := sorted({entry.dtype for entry in tensors.values()} - set(FLOATS)):
         example = next(own for own, entry in tensors.items() if entry.dtype == other[0])
         raise SourceError(
@@ -180,40 +156,6 @@ def read_checkpoint(folder: Path, name: str, reference: str) -> Checkpoint:
             f"{', '.join(FLOATS)} can be merged"
         )
     return Checkpoint(name, reference, folder, config, tensors, read_tokenizer(folder))
-
-
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        entries[name] = TensorEntry(
-            entry["dtype"], tuple(entry["shape"]), path, 8 + size + start, end - start
-        )
-    return entries
-
-
-def write_safetensors(path: Path, entries: dict[str, TensorEntry]) -> None:
-    """Write a file of tensors that lie in others, byte by byte, without loading them."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, entry in entries.items():
-        offsets = [end, end := end + entry.length]
-        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
-    content = json.dumps(header).encode()
-    content += b" " * (-len(content) % 8)
-    with path.open("wb") as file:
-        file.write(len(content).to_bytes(8, "little") + content)
-        for entry in entries.values():
-            with entry.file.open("rb") as source:
-                source.seek(entry.start)
-                left = entry.length
-                while left and (chunk := source.read(min(left, 1 << 24))):
-                    left -= file.write(chunk)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -245,17 +187,3 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not a tokenizer ({error!r}); fetch the model again") from error
     return None
-
-
-def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files that hold the weights, and which tensors of each count (None: all)."""
-    index = folder / INDEX
-    if index.exists():
-        files: dict[Path, set[str] | None] = {}
-        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            names = files.setdefault(folder / file, set())
-            assert names is not None
-            names.add(tensor)
-        return files
-    single = folder / "model.safetensors"
-    return dict.fromkeys([single] if single.exists() else sorted(folder.glob("*.safetensors")))

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from pressoir.errors import MergeError
-from pressoir.merging.checkpoint import INDEX, Checkpoint, write_safetensors
+from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.configuration import CONFIG, architecture
 from pressoir.merging.preflight import MergePlan
 from pressoir.reporting import Reporter
 from pressoir.runtime import child_environment
+from pressoir.tensor_bytes import INDEX, WEIGHTS, write_safetensors
 
 ARCHITECTURE = "architecture.json"
 _PROGRESS = re.compile(r"Executing graph:.*?(\d+)/(\d+) \[")
@@ -45,8 +47,8 @@ def prepare(plan: MergePlan, configuration: str, folder: Path) -> None:
                 (view / path.name).symlink_to((owner.folder / path.name).resolve())
         if misfit:
             own = plan.names[model.name]
-            entries = {n: model.tensors[own[n]] if n in own else t for n, t in plan.base.tensors.items()}
-            write_safetensors(view / "model.safetensors", entries)
+            fitting = {n: model.tensors[own[n]] if n in own else t for n, t in plan.base.tensors.items()}
+            write_safetensors(view / WEIGHTS, [replace(t, name=name) for name, t in fitting.items()])
         else:
             _link_weights(model, view)
 
@@ -92,9 +94,9 @@ def run_mergekit(folder: Path, out: Path, *, seed: int, reporter: Reporter) -> N
 
 def _link_weights(model: Checkpoint, view: Path) -> None:
     """Links to the model's files, and an index that names its weights alone, not its buffers."""
-    for file in {tensor.file for tensor in model.tensors.values()}:
+    for file in {tensor.file for tensor in model.tensors.values() if tensor.file}:
         (view / file.name).symlink_to(file.resolve())
-    index = {"weight_map": {name: tensor.file.name for name, tensor in model.tensors.items()}}
+    index = {"weight_map": {n: t.file.name for n, t in model.tensors.items() if t.file}}
     (view / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 

@@ -95,9 +95,9 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
             "the benchmark was given no model; the first is what the others are compared with"
         )
     if task_of(next(iter(folders.values()))) == "causal-lm":
-        from pressoir import generation_benchmark
+        from pressoir.generation_benchmark import run as compare_language_models
 
-        return generation_benchmark.run(inputs, config, context)
+        return compare_language_models(inputs, config, context)
     from pressoir.data import info, load_split
 
     test = load_split(inputs["data"], "test")

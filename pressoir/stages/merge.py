@@ -36,12 +36,13 @@ import yaml
 from pressoir import sources
 from pressoir.errors import MergeError
 from pressoir.merging import configuration
-from pressoir.merging.checkpoint import INDEX, Checkpoint, read_header
+from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.evaluation import MergeReport, evaluate
 from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
 from pressoir.sections import MergeConfig
 from pressoir.stages import StageContext
+from pressoir.tensor_bytes import INDEX, checkpoint_tensors
 
 NAME = "merge"
 VERSION = 1
@@ -121,7 +122,8 @@ def _check(plan: MergePlan, out: Path) -> int:
     Raises:
         MergeError: it has not.
     """
-    found = {name: entry for path in out.glob("*.safetensors") for name, entry in read_header(path).items()}
+    written = checkpoint_tensors(out) if any(out.glob("*.safetensors")) else []
+    found = {tensor.name: tensor for tensor in written}
     expected = configuration.expected_tensors(plan)
     if found.keys() != expected:
         raise MergeError(

@@ -246,6 +246,15 @@ def test_another_greedy_text_is_refused_unless_it_is_a_tie(
         assert report(out)["parity"]["level_0"]["divergences"][0]["margin"] == margin
 
 
+def test_a_fast_level_that_overflows_is_refused(q4_llama, tiny_text, tmp_path, monkeypatch):
+    def pretend(candidates, reference, windows, prompts, new_tokens, reporter):
+        return {level: Parity(8, 32, 8, 64, np.inf if level else 0.0) for level in candidates}
+
+    monkeypatch.setattr(export_causal_lm, "compare", pretend)
+    with pytest.raises(ParityError, match=r"accuracy level 4 .* not finite"):
+        to_onnx(q4_llama, tiny_text, tmp_path)
+
+
 def test_a_quantised_layer_that_no_graph_can_hold_is_named(q4_llama, tiny_text, tmp_path, monkeypatch):
     monkeypatch.setattr(decoder_trace, "WEIGHT_LAYERS", (nn.Linear, Conv1D))
     with pytest.raises(ParityError, match=r"layer model.embed_tokens is a Embedding.*quantize.exclude"):

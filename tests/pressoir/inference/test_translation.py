@@ -62,19 +62,32 @@ def test_translations_are_those_of_transformers(exported, checkpoint, name, runt
     assert translator.translate(TEXTS, *MODELS[name], num_beams=num_beams) == expected
 
 
-def test_the_length_penalty_and_early_stopping_of_the_configuration_hold(tiny_t5, exported, tmp_path):
+@pytest.mark.parametrize(
+    "changed", [{"length_penalty": 0.2}, {"length_penalty": -2.0, "early_stopping": True}]
+)
+def test_beams_follow_the_models_own_configuration(tiny_t5, exported, tmp_path, changed):
     folders = []
     for number, source in enumerate((tiny_t5, exported("tiny_t5")[0])):
         folder = tmp_path / str(number)
         shutil.copytree(source, folder)
         settings = json.loads((folder / "generation_config.json").read_text())
-        settings.update(length_penalty=0.2, early_stopping=True, max_length=12)
-        (folder / "generation_config.json").write_text(json.dumps(settings))
+        (folder / "generation_config.json").write_text(json.dumps({**settings, "max_length": 12, **changed}))
         folders.append(folder)
     expected = by_transformers(folders[0], TEXTS, num_beams=4)
     assert expected != by_transformers(tiny_t5, TEXTS, num_beams=4, max_length=12)
     for folder in folders:
         assert Translator.open(folder, 1).translate(TEXTS, "en", "fr", num_beams=4) == expected
+
+
+def test_decoding_is_greedy_whatever_the_configuration_would_rather_do(tiny_t5, exported, tmp_path):
+    rather = {"num_beams": 3, "do_sample": True, "repetition_penalty": 3.0, "no_repeat_ngram_size": 2}
+    plain = Translator.open(tiny_t5, 1).translate(TEXTS, "en", "fr")
+    for number, source in enumerate((tiny_t5, exported("tiny_t5")[0])):
+        folder = tmp_path / str(number)
+        shutil.copytree(source, folder)
+        settings = json.loads((folder / "generation_config.json").read_text())
+        (folder / "generation_config.json").write_text(json.dumps({**settings, **rather}))
+        assert Translator.open(folder, 1).translate(TEXTS, "en", "fr") == plain
 
 
 def test_max_new_tokens_limits_the_translation(exported, checkpoint, name):
