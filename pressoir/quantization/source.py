@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ class SourceModel:
         self.unknown = sorted(renamed.keys() - shapes.keys())
         """Tensors of the files that the architecture does not have."""
         shared = {name: group for group in skeleton.tied(self.skeleton) for name in group}
-        owners = {name: group[0] for name, group in shared.items()}
+        table = self._name_of(self.skeleton.get_input_embeddings())
+        owners = {name: table if table in group else group[0] for name, group in shared.items()}
         buffers = dict(self.skeleton.named_buffers())
         self._tensors: dict[str, TensorBytes] = {}
         for name, shape in shapes.items():
@@ -92,6 +94,9 @@ class SourceModel:
             raise QuantizationError(f"{folder} has no linear layer, so there is nothing to quantise")
         self.names = [name for name in self._tensors if owners.get(name, name) == name]
         """Every tensor, in the model's order; of those that share their values, the first."""
+        matrices = {f"{name}.weight" for name in self.matrices}
+        self.other_weights = sum(prod(self.shape(name)) for name in self.names if name not in matrices)
+        """Number of values that are in no such matrix."""
         self.embedding = next((n for n, matrix in self.matrices.items() if matrix.role == "embedding"), None)
         """Name of the token embedding."""
         self.file_bytes = sum(tensor.length for tensor in files.values())
@@ -129,16 +134,23 @@ class SourceModel:
             rows = slice(start, start + step)
             yield start, _float(tensor_files.read(self._tensors[f"{name}.weight"], rows))
 
+    def _name_of(self, module: nn.Module | None) -> str:
+        """Name of a module's weight."""
+        return next(
+            (f"{name}.weight" for name, other in self.skeleton.named_modules() if other is module), ""
+        )
+
     def _find_matrices(self, owners: Mapping[str, str]) -> Iterator[tuple[str, Matrix]]:
         table, head = self.skeleton.get_input_embeddings(), self.skeleton.get_output_embeddings()
-        names = {module: name for name, module in self.skeleton.named_modules()}
-        for module, name in names.items():
+        for name, module in self.skeleton.named_modules():
             kind = _KINDS.get(type(module))
             if kind is None or (kind == "embedding" and module is not table):
                 continue
             rows, columns = self.shape(f"{name}.weight")
             role = {id(table): "embedding", id(head): "head"}.get(id(module), "matmul")
             owner = owners.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
+            if type(self.skeleton.get_submodule(owner)) not in _KINDS:
+                continue  # a head that shares the weight of an embedding which stays as it is
             yield (
                 name,
                 Matrix(

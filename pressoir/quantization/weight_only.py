@@ -80,6 +80,9 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     source, out, tell = SourceModel(inputs["model"]), context.out_dir, context.reporter.message
     if source.unknown:
         tell(f"left out, since the architecture has no such tensors: {', '.join(source.unknown[:5])}")
+    if (share := source.other_weights / source.parameters) > 0.05:
+        tell(f"{100 * share:.0f} % of the weights are not those of linear layers and stay float32")
+    packer.plan(source, config, {})  # refuses what cannot be done before any work
     mixed = config.target_bits is not None or config.max_perplexity_increase is not None
     calibration, held_out = _windows(inputs, source, config, mixed)
     job = _Job(source, config, calibration, out, context.reporter)

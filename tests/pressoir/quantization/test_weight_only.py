@@ -354,6 +354,36 @@ def test_too_little_calibration_text_is_told(tiny_llama, tiny_text, tmp_path, co
         )
 
 
+def test_a_head_tied_to_an_embedding_of_another_kind_stays_float_with_it(quantise, tiny_llama, tmp_path):
+    """Gemma 3's embedding scales what it looks up, so it is no plain table."""
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=64,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    original = AutoModelForCausalLM.from_config(config).eval()
+    original.save_pretrained(tmp_path / "gemma")
+    for file in tiny_llama.glob("tokenizer*"):
+        shutil.copyfile(file, tmp_path / "gemma" / file.name)
+    folder, _ = quantise(tmp_path / "gemma", scheme="q8", algorithm="gptq")
+    assert {layer.role for layer in checkpoint.open_packed(folder).layers.values()} == {"matmul"}
+    ids = torch.arange(3, 35)[None]
+    with torch.inference_mode():
+        expected, actual = original(ids).logits, models.load_causal_lm(folder)(ids).logits
+    assert float((actual - expected).norm() / expected.norm()) < 0.02
+
+
 def test_the_block_size_falls_to_sixteen_and_no_further(tiny_llama):
     matrix = SourceModel(tiny_llama).matrices["model.layers.0.mlp.up_proj"]
     narrow = type(matrix)(matrix.name, matrix.kind, matrix.role, (128, 48))
