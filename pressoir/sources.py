@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pressoir.registry import Entry
 
 WEIGHTS = ("*.safetensors", "*.onnx")
-MODEL_FILES = (*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model")
+MODEL_FILES = (*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm")
 FETCHED = ("hub:", "https://", "http://")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_ID = re.compile(r"(?!.*(\.\.|--))[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]+)?")

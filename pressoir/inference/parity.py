@@ -56,7 +56,8 @@ class Parity:
         """One line, and one for each divergence."""
         lines = [
             f"max |Δlogit| {self.max_logit_difference:.2g} on {self.windows} windows of {self.window} "
-            f"tokens, {self.new_tokens} greedy tokens equal for {self.equal_prompts} of {self.prompts} prompts"
+            f"tokens, {self.new_tokens} greedy tokens equal for {self.equal_prompts} of "
+            f"{self.prompts} prompts"
         ]
         lines += [
             f"  prompt {d.prompt} departs at new token {d.position}: {d.token} instead of {d.expected}, "

@@ -30,7 +30,7 @@ from pressoir.errors import QuantizationError
 from pressoir.quantization.source import SourceModel
 
 _BATCH_TOKENS = 4096
-_LOGITS = 1 << 24  # most logits held at a time
+_LOGITS = 1 << 22  # most logits held at a time
 Hidden = list[Tensor]
 """Hidden states of all windows, a batch an entry: float32 (batch, tokens, hidden)."""
 Quantizer = Callable[[str, Tensor, Tensor | None], Tensor]

@@ -25,7 +25,7 @@ Sensitivity = dict[str, dict[int, float]]
 Trial = Callable[[str, Tensor, Tensor | None, int], Tensor]
 """From a matrix's name, its weight (out, in), its inputs' Hessian and bits to the dequantised weight."""
 
-_PENDING_BYTES = 1 << 28  # hidden states of trials that go through the later layers together
+_PENDING_BYTES = 1 << 26  # hidden states of trials that go through the later layers together
 
 
 def measure(
