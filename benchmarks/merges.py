@@ -9,16 +9,16 @@ import argparse
 import json
 from pathlib import Path
 
-from pressoir.inference.text_generation import TextGenerator
-
 from flows.terminal import console, progress
 from pressoir import sources
 from pressoir.artifact import Store
+from pressoir.inference.engines import read_json
+from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
 from pressoir.runtime import available_cpus
 from pressoir.sections import MergeConfig, TextConfig
 
-METHODS = ("linear", "slerp", "ties", "dare_ties", "dare_linear")
+METHODS = ("linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough")
 
 
 def main() -> None:
@@ -50,12 +50,15 @@ def main() -> None:
         )
         for method in METHODS:
             sparse = method.startswith(("ties", "dare"))
+            options_of = {"density": options.density} if sparse else {}
+            if method == "passthrough":  # the first half of one model's layers, the second of the other's
+                options_of = {"slices": halves(parents[0].folder)}
             config = MergeConfig(
                 method=method,
                 models=tuple(options.models),
                 base=options.base if sparse else None,
-                ratios=(0.5, 0.5),
-                **({"density": options.density} if sparse else {}),
+                ratios=None if method == "passthrough" else (0.5, 0.5),
+                **options_of,
             )
             inputs = {"parent_0": parents[0], "parent_1": parents[1], "data": data}
             merged, _ = build_stage(
@@ -80,6 +83,13 @@ def main() -> None:
     lines += [f"| {name} | {' | '.join(f'{v:.1f}' for v in row.values())} |" for name, row in rows.items()]
     console.print("\n".join(lines), soft_wrap=True)
     console.print(json.dumps(rows))
+
+
+def halves(folder: Path) -> list[dict[str, object]]:
+    """Slices of a model as deep as its parents: layers of the first, then of the second."""
+    layers = read_json(folder / "config.json")["num_hidden_layers"]
+    ranges = ((0, layers // 2), (layers // 2, layers))
+    return [{"sources": [{"model": i, "layer_range": one}]} for i, one in enumerate(ranges)]
 
 
 if __name__ == "__main__":

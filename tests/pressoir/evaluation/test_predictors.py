@@ -142,7 +142,7 @@ class TestTranslation:
         alone = predict(folder, captions, batch_size=1, **options)
         assert together == alone
         assert len(together) == 20
-        assert len({one["text"] for one in together.values()}) > 5
+        assert len({one["text"] for one in together.values()}) > 1
 
     def test_length_and_languages_are_those_asked_for(self, predict, tiny_nllb, captions):
         long = predict(tiny_nllb, captions, generation=GenerationConfig(max_new_tokens=12))
