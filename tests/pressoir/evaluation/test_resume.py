@@ -10,6 +10,7 @@ import time
 import pytest
 from fake_models import COMMAND, drive, expected, make_run
 
+from pressoir.evaluation import child
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
@@ -172,12 +173,9 @@ class TestRealModels:
 
     def test_killed_in_their_midst_they_end_with_the_same_predictions(self, tmp_path, real_run):
         options = {"available": lambda: 10**11}
-        whole = real_run("whole")
-        outcomes = {one.model: one for one in run_plan(*whole, **options)}
-        assert {one.verdict for one in outcomes.values()} == {"ok"}, outcomes
-        logs = [path.read_text() for path in (tmp_path / "whole" / "jobs").glob("*.log")]
-        assert len(logs) == 2
-        assert not any("before its thread limit" in log for log in logs)
+        whole = real_run("whole")[1]
+        ends = {name: child.run(job, lambda _: None) for name, job in whole.items()}
+        assert {end.verdict for end in ends.values()} == {"ok"}, ends
 
         killed = real_run("killed")
         seen = {}
@@ -189,13 +187,16 @@ class TestRealModels:
 
         first = {one.model: one for one in run_plan(*killed, **options, on_event=kill)}
         assert {one.verdict for one in first.values()} == {"killed_signal"}
+        logs = [path.read_text() for path in (tmp_path / "killed" / "jobs").glob("*.log")]
+        assert len(logs) == 2
+        assert not any("before its thread limit" in log for log in logs)
         journal = tmp_path / "killed" / "journal.sqlite"
         before = {name: stored(journal, job.key) for name, job in killed[1].items()}
-        assert all(0 < len(before[name]) < outcomes[name].total for name in before)
+        assert all(0 < len(before[name]) < first[name].total for name in before)
         second = {one.model: one for one in run_plan(*killed, **options)}
         for name, job in killed[1].items():
-            assert (second[name].verdict, second[name].samples) == ("ok", outcomes[name].total)
-            ours, theirs = stored(journal, job.key), stored(whole[1][name].journal, job.key)
+            assert (second[name].verdict, second[name].samples) == ("ok", second[name].total)
+            ours, theirs = stored(journal, job.key), stored(whole[name].journal, job.key)
             assert ours.items() >= before[name].items()
             assert {one: value for one, (value, _) in ours.items()} == {
                 one: value for one, (value, _) in theirs.items()
