@@ -11,12 +11,13 @@ So the limit is a little stricter than the allowance, which is in PSS, never lax
 pages that it shared become wholly ours. What escapes the limit (files' pages, shared memory) the supervisor's
 watchdog sees.
 
-**Cost.** Nothing while all goes well. ONNX Runtime's arena keeps what it took after a failure, so that the
+**Cost.** Nothing while all goes well. After a failure large blocks are mapped one by one, which is slower. ONNX Runtime's arena keeps what it took after a failure, so that the
 size that is found may be smaller than one from a fresh start.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 
 Sample = TypeVar("Sample")
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 # NumPy and Python raise MemoryError. The others, in this order: torch, ONNX Runtime, C++, CUDA, oneDNN (whose
 # message says no more; it was measured to come under a limit), and the thread pool of GCC's OpenMP.
@@ -71,6 +73,16 @@ def data_limit(allowance_bytes: int, folder: Path) -> Iterator[None]:
         yield
     finally:  # what tells of a failure needs memory, too
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def map_large_blocks() -> None:
+    """From now on, have the C library map every block of 1 MB or more, and give it back when it is freed.
+
+    Otherwise it comes to keep blocks of up to 32 MB for reuse, which is faster, but leaves memory in pieces:
+    after a batch that was too large, even smaller ones would find no room.
+    """
+    with suppress(AttributeError, OSError):  # glibc's own; musl and macOS have none
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_resident_bytes() -> int | None:

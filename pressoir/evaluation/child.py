@@ -160,7 +160,7 @@ def _predict(
     total: int,
 ) -> None:
     """Predict and commit batch by batch."""
-    from pressoir.evaluation.allowance import BatchSize, is_out_of_memory
+    from pressoir.evaluation.allowance import BatchSize, is_out_of_memory, map_large_blocks
     from pressoir.evaluation.jobs import Progress
     from pressoir.evaluation.journal import Prediction
 
@@ -182,6 +182,7 @@ def _predict(
             problem = _short(error)
         # Out here nothing holds the failed batch's arrays any more, as its traceback did.
         if problem:
+            map_large_blocks()
             release_memory()
             print(f"batch of {len(batch)} given up: {problem}", file=sys.stderr, flush=True)
             if not size.failed(len(batch), lengths[0]):

@@ -31,7 +31,7 @@ from pressoir.errors import QuantizationError
 from pressoir.quantization import grid
 from pressoir.quantization.grid import QuantizedMatrix
 
-_SLICE = 128
+_SLICE, _SOLVED = 128, 512
 
 
 def quantize(
@@ -97,8 +97,8 @@ def _min_max(part: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor of the damped Hessian's inverse, float32, columns in `order`."""
-    reverse = order.flip(0)
-    damped = hessian[reverse][:, reverse].double()  # (in, in), last column first
+    reverse, size = order.flip(0), len(order)
+    damped = hessian[reverse[:, None], reverse].double()  # (in, in), last column first
     diagonal = torch.diagonal(damped)
     mean, added = float(diagonal.mean()) or 1.0, 0.0
     diagonal[diagonal == 0] = mean  # inputs that were always 0 are tied to no other
@@ -109,6 +109,10 @@ def _factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
             break
         added, damping = damping * mean, 10 * damping
     del damped, diagonal
-    identity = torch.eye(len(lower), dtype=torch.float64)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(0, 1).float()
+    upper = torch.zeros(size, size)
+    for start in range(0, size, _SOLVED):  # some columns at a time: nothing else of this size in float64
+        end = min(start + _SOLVED, size)
+        unit = torch.eye(size - start, end - start, dtype=torch.float64)
+        columns = torch.linalg.solve_triangular(lower[start:, start:], unit, upper=False)
+        upper[: size - start, size - end : size - start] = columns.flip(0, 1)
+    return upper
