@@ -38,7 +38,7 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
         losses[rows.index(row), column] = layers[name]["sensitivity"]["q2"]
         bits[rows.index(row), column] = int(layers[name]["level"][1:])
     with mpl.rc_context(STYLE):
-        figure = new_figure(max(6.4, 2.4 + 0.42 * columns), 2.6 + 0.68 * len(rows))
+        figure = new_figure(max(8.0, 2.8 + 0.42 * columns), 3.2 + 0.62 * len(rows))
         first, second = figure.subplots(2, 1, sharex=True)
         positive = losses[losses > 0]
         low, high = (positive.min(), positive.max()) if len(positive) else (1e-9, 1e-8)
@@ -46,7 +46,9 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
         image = first.imshow(np.where(losses > 0, losses, low), cmap="cividis", norm=norm, aspect="auto")
         bar = figure.colorbar(image, ax=first, pad=0.015)
         bar.set_label("nats a token", color=MUTED)
-        set_title(first, "Sensitivity at 2 bits: KL divergence with this matrix alone quantised")
+        set_title(
+            first, "Sensitivity at 2 bits", "KL divergence of the output with this matrix alone quantised"
+        )
         edges = [1, *(math.sqrt(a * b) for a, b in zip(LEVELS, list(LEVELS)[1:], strict=False)), 16]
         colours = ListedColormap(list(LEVELS.values()))
         second.imshow(bits, cmap=colours, norm=BoundaryNorm(edges, len(LEVELS)), aspect="auto")
@@ -54,10 +56,8 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
             value = int(bits[row, column])
             second.text(column, row, f"{value}", ha="center", va="center", fontsize=9, color=_TEXT[value])
         increase = chosen["perplexity"] / chosen["float_perplexity"] - 1
-        title = (
-            f"Bits chosen: {chosen['mean_bits']:.2f} a weight, calibration perplexity {100 * increase:+.1f} %"
-        )
-        set_title(second, title)
+        change = f"perplexity of held-out calibration text {100 * increase:+.2f} %"
+        set_title(second, f"Bits chosen: {chosen['mean_bits']:.2f} a weight", change)
         second.set_xlabel("decoder layer")
         for axes in (first, second):
             _grid(axes, rows)

@@ -47,6 +47,7 @@ from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
 from pressoir.quantization.source import SourceModel
 from pressoir.reporting import Reporter
+from pressoir.runtime import release_memory
 from pressoir.sections import QuantizeConfig, TextConfig
 from pressoir.stages import StageContext
 
@@ -200,12 +201,14 @@ class _Job:
             self._by_rows(target, table, replaced[table])
         hidden = stream.embed(replaced)
         replaced.clear()
+        release_memory()
 
         def quantizer(name: str, weight: Tensor, hessian: Tensor | None) -> Tensor:
             return target.put(name, weight, self.quantize(name, weight, hessian, target.plan[name]))
 
         for layer in range(len(stream)):
             hidden = stream.quantize(layer, hidden, quantizer, set(target.missing))
+            release_memory()  # the C library's free blocks would add up from layer to layer
 
 
 def _windows(

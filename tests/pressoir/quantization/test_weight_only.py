@@ -258,6 +258,48 @@ def test_a_model_run_layer_by_layer_is_the_model(tiny_lm, tiny_text):
     assert all(parameter.is_meta for parameter in source.skeleton.parameters())  # nothing was kept
 
 
+def test_a_layer_is_calibrated_on_what_is_quantised_before_it(tiny_lm, monkeypatch):
+    """Values that became 0 give the attention's output projection inputs of 0; the result is the new layer's."""
+    source = SourceModel(tiny_lm)
+    stream = DecoderStream(source, np.arange(3, 67).reshape(4, 16))
+    hidden, order, seen, new = stream.embed(), [], {}, {}
+
+    def quantizer(name, weight, hessian):
+        order.append(name)
+        seen[name] = hessian.clone()
+        new[name] = torch.zeros_like(weight) if name.endswith(("v_proj", "c_attn")) else weight * 0.5
+        return new[name]
+
+    read, biases = source.read, ("v_proj.bias", "c_attn.bias")
+    monkeypatch.setattr(source, "read", lambda n: read(n) * 0 if n.endswith(biases) else read(n))
+    result = stream.quantize(0, hidden, quantizer, set(stream.inside(0)))
+    parts = [name.rsplit(".", 1)[-1] for name in order]
+    if "q_proj" in parts:
+        assert parts == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        assert torch.equal(seen[order[0]], seen[order[2]])
+    else:
+        assert parts == ["c_attn", "c_proj", "c_fc", "c_proj"]
+    after_attention = seen[next(n for n in order if n.endswith(("o_proj", "attn.c_proj")))]
+    assert torch.count_nonzero(after_attention) == 0
+    assert torch.count_nonzero(seen[order[0]]) > 0
+    expected = stream.through(0, hidden, new)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(result, expected, strict=True))
+
+
+def test_a_hessian_is_the_mean_of_the_inputs_products(tiny_llama):
+    source = SourceModel(tiny_llama)
+    stream = DecoderStream(source, np.arange(3, 67).reshape(4, 16))
+    hidden = stream.embed()
+    names = {"model.layers.0.self_attn.q_proj"}
+    with stream.filled(0):
+        ((group, hessian),) = stream.hessians(0, hidden, names)
+    norm = models.load_causal_lm(tiny_llama).model.layers[0].input_layernorm
+    with torch.inference_mode():
+        x = torch.cat([norm(batch).flatten(0, 1) for batch in hidden])
+    assert group == list(names)
+    assert torch.allclose(hessian, x.T @ x / len(x), atol=1e-4)
+
+
 def test_windows_of_a_last_smaller_batch_run_too(tiny_llama, monkeypatch):
     monkeypatch.setattr("pressoir.quantization.calibration._BATCH_TOKENS", 32)
     windows = np.arange(3, 83).reshape(5, 16)
