@@ -101,7 +101,6 @@ def _factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     damped = hessian[reverse[:, None], reverse].double()  # (in, in), last column first
     diagonal = torch.diagonal(damped)
     mean, added = float(diagonal.mean()) or 1.0, 0.0
-    diagonal[diagonal == 0] = mean  # inputs that were always 0 are tied to no other
     while True:
         diagonal += damping * mean - added
         lower, failed = torch.linalg.cholesky_ex(damped)

@@ -207,6 +207,14 @@ def test_half_precision_sources_of_several_files_are_read_alike(quantise, tiny_l
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_pieces_of_a_matrix_are_the_matrix(quantise, tiny_llama, monkeypatch):
+    whole, _ = quantise(tiny_llama, scheme="q3", algorithm="hqq")
+    monkeypatch.setattr("pressoir.quantization.source.CHUNK_WEIGHTS", 64 * 24)
+    pieces, _ = quantise(tiny_llama, again=1, scheme="q3", algorithm="hqq")
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, pieces)]
+    assert weights[0] == weights[1]
+
+
 def test_names_without_the_base_model_s_prefix_are_understood(quantise, tiny_gpt2, tmp_path):
     """As in OpenAI's own GPT-2 files."""
     folder = shutil.copytree(tiny_gpt2, tmp_path / "old")
@@ -259,7 +267,7 @@ def test_a_model_run_layer_by_layer_is_the_model(tiny_lm, tiny_text):
 
 
 def test_a_layer_is_calibrated_on_what_is_quantised_before_it(tiny_lm, monkeypatch):
-    """Values that became 0 give the attention's output projection inputs of 0; the result is the new layer's."""
+    """Values that became 0 give the attention's output projection inputs of 0."""
     source = SourceModel(tiny_lm)
     stream = DecoderStream(source, np.arange(3, 67).reshape(4, 16))
     hidden, order, seen, new = stream.embed(), [], {}, {}
@@ -284,6 +292,15 @@ def test_a_layer_is_calibrated_on_what_is_quantised_before_it(tiny_lm, monkeypat
     assert torch.count_nonzero(seen[order[0]]) > 0
     expected = stream.through(0, hidden, new)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(result, expected, strict=True))
+
+
+def test_what_reads_one_tensor_shares_one_hessian(tiny_qwen2):
+    stream = DecoderStream(SourceModel(tiny_qwen2), np.arange(3, 67).reshape(4, 16))
+    hidden = stream.embed()
+    with stream.filled(0):
+        groups = [group for group, _ in stream.hessians(0, hidden, set(stream.inside(0)))]
+    names = [[name.rsplit(".", 1)[-1].removesuffix("_proj") for name in group] for group in groups]
+    assert names == [["q", "k", "v"], ["o"], ["gate", "up"], ["down"]]
 
 
 def test_a_hessian_is_the_mean_of_the_inputs_products(tiny_llama):
