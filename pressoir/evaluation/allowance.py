@@ -11,8 +11,9 @@ So the limit is a little stricter than the allowance, which is in PSS, never lax
 pages that it shared become wholly ours. What escapes the limit (files' pages, shared memory) the supervisor's
 watchdog sees.
 
-**Cost.** Nothing while all goes well. After a failure large blocks are mapped one by one, which is slower. ONNX Runtime's arena keeps what it took after a failure, so that the
-size that is found may be smaller than one from a fresh start.
+**Cost.** Nothing while all goes well. After a failure large blocks are mapped one by one, which is slower.
+ONNX Runtime's arena keeps what it took after a failure, so that the size that is found may be smaller than
+one from a fresh start.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Fraction, Positive, PositiveReal, checked, plain, read_yaml, validate
 from pressoir.inference.engines import Runtime
@@ -14,14 +14,18 @@ from pressoir.registry import Task
 from pressoir.sections import DataConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Names = Annotated[
+    tuple[Name, ...], Field(min_length=1), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)
+]
 Strategy = Literal["aggressive", "moderate", "conservative"]
+Protocol = Literal["kserve-v2", "openai"]
 
 
 class GenerationConfig(Config):
     """How a model that writes text writes it; part of what a stored prediction belongs to."""
 
     max_new_tokens: Positive = 64
-    """Longest answer, tokens."""
+    """translation: longest answer, tokens."""
     num_beams: Positive = 1
     """Beams of translation; 1 is greedy."""
     window: Annotated[int, Field(ge=16, le=4096)] = 128
@@ -42,7 +46,8 @@ class DataSetConfig(Config):
     reference: Path | None = None
     """translation: their translations, line by line."""
     source_language: str | None = None
-    """translation: code of the source language, where the model has codes (`eng_Latn`, or `en`)."""
+    """translation: code of the source language, where the model has codes (`eng_Latn`, or `en`);
+    automatic-speech-recognition: of the spoken language, for a Whisper of many."""
     target_language: str | None = None
     """translation: code of the target language."""
     text: Path | None = None
@@ -73,8 +78,14 @@ class ModelConfig(Config):
     """Instead of `model`: the address of a KServe-v2 or OpenAI-style server."""
     remote_model: str | None = None
     """With `url`: the model's name there; by default `id`."""
-    data: str
-    """Name of one of the data sets."""
+    protocol: Protocol | None = None
+    """With `url`: how the server is spoken to; null asks the server."""
+    api_key_env: str | None = None
+    """With `url`: name of the environment variable that holds the server's API key."""
+    request_timeout_s: PositiveReal = 30.0
+    """With `url`: the longest wait for one answer."""
+    data: Names
+    """Name of one of the data sets, or a list of several."""
     runtime: Runtime | None = None
     """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
     memory_gb: PositiveReal | None = None
@@ -90,6 +101,10 @@ class ModelConfig(Config):
             raise ValueError("give either `model` or `url`")
         return self
 
+    def run_ids(self) -> dict[str, str]:
+        """Id of its run on each of its data sets, by the data set's name."""
+        return {name: self.id if len(self.data) == 1 else f"{self.id}.{name}" for name in self.data}
+
 
 class MemoryConfig(Config):
     """What may be used."""
@@ -100,6 +115,10 @@ class MemoryConfig(Config):
     """Never use more than this, whatever is free (10^9 bytes)."""
     alert: Fraction = 0.85
     """Part of the effective limit above which an alert is noted."""
+    aggressive_above_gb: PositiveReal = 15.0
+    """With more memory available, the strategy is `aggressive` where none is named (10^9 bytes)."""
+    conservative_below_gb: PositiveReal = 8.0
+    """With less, it is `conservative`."""
 
 
 class EvaluationConfig(Config):
@@ -131,24 +150,41 @@ class EvaluationConfig(Config):
     """Where PyTorch models run."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of every random choice."""
+    results: Path = Path("results")
+    """Folder of the runs' folders."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> EvaluationConfig:
         problems = []
         ids = [model.id for model in self.models]
+        problems += [f"two models have the id {name!r}" for name in _twice(ids)]
+        runs = [run for model in self.models for run in model.run_ids().values()]
         problems += [
-            f"two models have the id {name!r}" for name in sorted({i for i in ids if ids.count(i) > 1})
+            f"{name!r} names two runs; give one of the models another id"
+            for name in _twice(runs)
+            if name not in _twice(ids)
         ]
+        problems += [
+            f"the run id {name!r} is longer than 63 characters; give a shorter model id"
+            for name in runs
+            if len(name) > 63
+        ]
+        known = ", ".join(sorted(self.data)) or "none"
         for model in self.models:
-            if model.data not in self.data:
-                known = ", ".join(sorted(self.data)) or "none"
-                problems.append(f"model {model.id}: no data set {model.data!r}; there are: {known}")
+            problems += [
+                f"model {model.id}: no data set {name!r}; there are: {known}"
+                for name in model.data
+                if name not in self.data
+            ]
+            problems += [
+                f"model {model.id}: data set {name!r} is listed twice" for name in _twice(model.data)
+            ]
         placed = [name for batch in self.batches.values() for name in batch]
         for name, batch in self.batches.items():
             problems += [f"batch {name}: no model {one!r}" for one in batch if one not in ids]
-        problems += [
-            f"{name} is in two batches" for name in sorted({p for p in placed if placed.count(p) > 1})
-        ]
+        problems += [f"{name} is in two batches" for name in _twice(placed)]
+        if self.memory.conservative_below_gb > self.memory.aggressive_above_gb:
+            problems.append("memory: conservative_below_gb is above aggressive_above_gb")
         return checked(self, problems)
 
     @classmethod
@@ -185,7 +221,9 @@ _PATHS = ("manifest", "source", "reference", "text", "pairs", "train", "validati
 
 
 def _look_beside(folder: Path, section: dict[str, Any]) -> None:
+    """Make paths whole: a run that is resumed from elsewhere finds its data."""
     for field in _PATHS:
         value = section.get(field)
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
-            section[field] = str(folder / value)
+        if isinstance(value, str):
+            beside = not Path(value).exists() and (folder / value).exists()
+            section[field] = str((folder / value if beside else Path(value)).absolute())

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pressoir.config import Config, Positive
-from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name
+from pressoir.config import Config, Positive, PositiveReal
+from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
 from pressoir.inference.engines import GRAPH, Runtime
 from pressoir.inference.sequence_to_sequence import ENCODER
 from pressoir.registry import Task
@@ -23,13 +23,29 @@ PAIRS_TOGETHER = 8
 CPU."""
 
 
+class Remote(Config):
+    """A model on a server."""
+
+    url: str
+    model: str
+    """Its name there."""
+    protocol: Protocol | None = None
+    """Null asks the server."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's API key."""
+    timeout_s: PositiveReal = 30.0
+    """Of one request."""
+
+
 class Job(Config):
     """One attempt at one model. A supervisor sets what only it can know: the last five fields."""
 
     model: Name
-    """Id of the model."""
-    folder: Path
-    """Its files."""
+    """Id of the run: the model's, with the data set's where it has several."""
+    folder: Path = Path()
+    """Its files; not looked at where it is remote."""
+    remote: Remote | None = None
+    """Where it is not here, but on a server."""
     task: Task
     runtime: Runtime | None = None
     """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
@@ -59,6 +75,11 @@ class Job(Config):
         """What decides whether an earlier attempt that succeeded did all that is asked for now."""
         return self.key if self.samples is None else f"{self.key}:{self.samples}"
 
+    @property
+    def runs_in(self) -> Runtime | Literal["remote"]:
+        """What runs it."""
+        return "remote" if self.remote else runtime_of(self.folder, self.runtime)
+
 
 class Loaded(Config):
     """The model is loaded."""
@@ -84,7 +105,7 @@ class End(Config):
     """The last message."""
 
     event: Literal["end"] = "end"
-    verdict: Literal["ok", "skipped_oom", "damaged", "exception"]
+    verdict: Literal["ok", "skipped_oom", "damaged", "unreachable", "exception"]
     detail: str = ""
     """For a person: what failed, the damaged file, the traceback's end."""
     batch_size: int | None = None

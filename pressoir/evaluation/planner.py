@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pressoir.config import Config
-from pressoir.evaluation.config import Strategy
+from pressoir.evaluation.config import MemoryConfig, Strategy
 from pressoir.evaluation.records import Estimate
 
 GB = 10**9
@@ -35,7 +35,7 @@ PRESETS: dict[Strategy, Preset] = {
     "moderate": Preset(reserve_bytes=3 * GB // 2, batch_size=8, max_parallel=2),
     "conservative": Preset(reserve_bytes=1 * GB // 2, batch_size=4, max_parallel=1),
 }
-AGGRESSIVE_ABOVE, CONSERVATIVE_BELOW, PARALLEL_ABOVE = 15 * GB, 8 * GB, 32 * GB
+PARALLEL_ABOVE = 32 * GB
 
 
 class Placement(Config):
@@ -77,11 +77,11 @@ class EvaluationPlan(Config):
     skipped: tuple[Skipped, ...]
 
 
-def pick_strategy(available_bytes: int) -> Strategy:
+def pick_strategy(available_bytes: int, memory: MemoryConfig = MemoryConfig()) -> Strategy:  # noqa: B008
     """The preset for the memory that is really available."""
-    if available_bytes > AGGRESSIVE_ABOVE:
+    if available_bytes > memory.aggressive_above_gb * GB:
         return "aggressive"
-    return "conservative" if available_bytes < CONSERVATIVE_BELOW else "moderate"
+    return "conservative" if available_bytes < memory.conservative_below_gb * GB else "moderate"
 
 
 def plan(

@@ -52,6 +52,7 @@ class Child:
         self.pss = self.peak = 0
         self.loaded: Loaded | None = None
         self.progress: Progress | None = None
+        self._done_before = 0
         self.largest = 0
         """Most samples that it let through the model together, or tried to."""
         self.end: End | None = None
@@ -82,6 +83,11 @@ class Child:
         """Since it was started."""
         return time.monotonic() - self.started
 
+    @property
+    def finished(self) -> int:
+        """Samples that this attempt got done."""
+        return self.progress.done - self._done_before if self.progress is not None else 0
+
     def read(self) -> list[Loaded | Progress | End]:
         """The messages that came since, which are also kept."""
         content, found = self._rest, list[Loaded | Progress | End]()
@@ -97,6 +103,8 @@ class Child:
             if isinstance(message, Loaded):
                 self.loaded = message
             elif isinstance(message, Progress):
+                if self.progress is None:
+                    self._done_before = message.done
                 self.progress = message
                 self.largest = max(self.largest, message.batch_size)
             else:

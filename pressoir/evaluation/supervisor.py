@@ -14,8 +14,9 @@ does, the model is skipped. A child's allowance is its share of that room, by pr
 together stay within it.
 
 A child is watched: PSS above its allowance, or too much time, and it is killed. Whoever dies for want of
-memory is tried again alone with all the room there is and half the batch; its finished samples are kept. At
-one sample, alone, that ends in `skipped_oom`, or in `killed_oom` if it was the kernel that killed.
+memory is tried again alone with all the room there is and half the batch; its finished samples are kept. When
+that gets no further sample done, one at a time, it ends in `skipped_oom`, or in `killed_oom` if it was the
+kernel that killed.
 
 **Resuming.** Run the plan again over the same journal. Models that ended well are not started; the others
 are tried anew, and no sample that was committed is run again. A lock keeps two runs apart.
@@ -25,25 +26,23 @@ No torch is imported here, nor any other library that runs models.
 
 from __future__ import annotations
 
-import contextvars
 import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from pressoir.artifact import disk_errors
 from pressoir.config import Config, Positive, PositiveReal
-from pressoir.errors import StoreError
-from pressoir.evaluation.jobs import Job, Loaded, Progress, runtime_of
+from pressoir.evaluation.guards import ended_by_sigterm, exclusive
+from pressoir.evaluation.jobs import Job, Loaded, Progress
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.memory import effective_memory
 from pressoir.evaluation.planner import Batch, EvaluationPlan, largest_batch
@@ -52,7 +51,6 @@ from pressoir.evaluation.records import Estimate, Outcome, Verdict
 from pressoir.runtime import available_cpus
 
 COMMAND = (sys.executable, "-m", "pressoir.evaluation.child")
-LOCK = "run.lock"
 _POLL_S = 0.1
 
 Available = Callable[[], int]
@@ -116,10 +114,8 @@ def run_plan(
         return
     journal = next(iter(jobs.values())).journal
     supervisor = _Supervisor(plan, jobs, estimates, limits, available or _available, command)
-    with _exclusive(journal.parent), _ended_by_sigterm():
-        thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(supervisor.run, journal), daemon=True
-        )
+    with exclusive(journal.parent), ended_by_sigterm():
+        thread = threading.Thread(target=supervisor.run, args=(journal,), daemon=True)
         thread.start()
         try:
             while (news := supervisor.news.get()) is not None:
@@ -174,19 +170,20 @@ class _Supervisor:
         self._threads = limits.threads or available_cpus()
         self._running: dict[Child, _Task] = {}
         self._batch = ""
+        self._folder = next(iter(jobs.values())).journal.parent / "jobs"
         self.news: queue.SimpleQueue[Outcome | Event | BaseException | None] = queue.SimpleQueue()
         self.stopped = threading.Event()
 
     def run(self, journal: Path) -> None:
         """Run the plan; end with None, or with an exception."""
         try:
-            self._folder = journal.parent / "jobs"
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._journal = Journal(journal)
             try:
-                self._skip_what_never_fits()
-                for batch in self._plan.batches:
-                    self._run_batch(batch)
+                with disk_errors(self._folder):
+                    self._folder.mkdir(exist_ok=True)
+                    self._skip_what_never_fits()
+                    for batch in self._plan.batches:
+                        self._run_batch(batch)
             finally:
                 for child in self._running:
                     child.kill()
@@ -335,11 +332,12 @@ class _Supervisor:
     def _shrink(self, task: _Task, child: Child, ended: Ended) -> bool:
         """Make less of a task whose child died for want of memory; False if that is not possible."""
         together = child.progress.batch_size if child.progress is not None else 0
-        halved = ended.verdict == "killed_oom" and together > 1
-        if not halved and task.alone:
-            return False
-        if halved:
+        if ended.verdict == "killed_oom" and together > 1:
             task.batch_size = min(task.batch_size, together // 2)
+        elif child.finished:  # a fresh process does not have its memory in pieces
+            task.batch_size = max(1, min(task.batch_size, child.largest // 2))
+        elif task.alone:
+            return False
         elif together == 1:
             task.batch_size = 1
         task.job = task.job.model_copy(update={"max_batch_size": task.batch_size})
@@ -352,7 +350,7 @@ class _Supervisor:
         return Outcome(
             model=job.model,
             task=job.task,
-            runtime=runtime_of(job.folder, job.runtime),
+            runtime=job.runs_in,
             verdict=verdict,
             detail=detail,
             samples=min(stored.samples, task.total) if task.total else stored.samples,
@@ -394,42 +392,6 @@ class _Supervisor:
 
 def _available() -> int:
     return effective_memory().available_bytes
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """A block that no other process is in with the same run folder; the kernel frees it if we are killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise StoreError(
-            f"another process is evaluating into {folder} (it holds {folder / LOCK}); wait until it has "
-            "ended, or start a new run"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """A block in which SIGTERM raises SystemExit, unless somebody already handles it."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _gb(size: int) -> str:

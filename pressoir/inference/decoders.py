@@ -51,10 +51,9 @@ class TorchDecoder:
         grown = DynamicCache(config=self.model.config) if cache is None else _fork(cache)
         options = {"logits_to_keep": 1} if last_only and self._keeps_last else {}
         with torch.inference_mode():
-            output = self.model(
-                input_ids=torch.from_numpy(input_ids), past_key_values=grown, use_cache=True, **options
-            )
-            logits: NDArray[np.float32] = output.logits.float().numpy()
+            ids = torch.from_numpy(input_ids).to(self.model.device)
+            output = self.model(input_ids=ids, past_key_values=grown, use_cache=True, **options)
+            logits: NDArray[np.float32] = output.logits.float().cpu().numpy()
         return logits[:, -1:] if last_only else logits, output.past_key_values
 
 

@@ -50,9 +50,14 @@ class TorchEngine:
         """See `Engine.run`."""
         import torch
 
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name in self._accepted}
+        place = self.model.device
+        tensors = {
+            name: torch.from_numpy(array).to(place)
+            for name, array in inputs.items()
+            if name in self._accepted
+        }
         with torch.inference_mode():
-            logits: NDArray[np.float32] = self.model(**tensors).logits.float().numpy()
+            logits: NDArray[np.float32] = self.model(**tensors).logits.float().cpu().numpy()
         return logits
 
 

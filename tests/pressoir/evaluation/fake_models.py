@@ -94,6 +94,10 @@ class FakePredictor:
                 print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr)
                 sys.stderr.flush()
                 os.abort()
+        if limit := self.behaviour.get("dry_after"):  # a process whose memory comes to be in pieces
+            self.seen = getattr(self, "seen", 0) + len(samples)
+            if self.seen > limit:
+                raise MemoryError("in pieces")
         if size := self.behaviour.get("bytes", 0):  # an allocation that may fail
             np.ones(size * len(samples), dtype=np.uint8)
         if size := self.behaviour.get("shared_bytes", 0):  # one that RLIMIT_DATA does not see

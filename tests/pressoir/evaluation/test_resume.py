@@ -124,7 +124,7 @@ def test_a_child_that_outlives_its_parent_keeps_the_next_one_waiting(tmp_path):
     (tmp_path / "jobs").mkdir()
     path = tmp_path / "jobs" / "orphan.json"
     path.write_text(told.model_dump_json())
-    orphan = subprocess.Popen([*COMMAND, str(path)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    orphan = subprocess.Popen([*COMMAND, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not run.calls("m"):
         time.sleep(0.01)
     found = drive(run)["m"]

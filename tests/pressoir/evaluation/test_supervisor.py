@@ -15,9 +15,10 @@ from filelock import FileLock
 
 from pressoir.cgroups import Files, hierarchies
 from pressoir.errors import StoreError
+from pressoir.evaluation.guards import LOCK
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.process import oom_kills
-from pressoir.evaluation.supervisor import LOCK, run_plan
+from pressoir.evaluation.supervisor import run_plan
 
 ALL = {str(i) for i in range(12)}
 
@@ -278,6 +279,21 @@ class TestAllocationsThatFail:
         assert len(run.told("a")) == 2
 
 
+def test_all_attempts_together_have_the_time_of_one(tmp_path):
+    run = make_run(tmp_path, {"a": {"abort_at": "0", "load_s": 1.5}}, batch_size=4, timeout_s=4)
+    found = drive(run)["a"]
+    assert len(run.told("a")) < 3 or found.verdict == "timeout"
+
+
+def test_a_process_whose_memory_is_in_pieces_is_followed_by_a_fresh_one(tmp_path):
+    run = make_run(tmp_path, {"a": {"dry_after": 6}}, batch_size=4)
+    found = drive(run)["a"]
+    assert (found.verdict, found.samples) == ("ok", 12)
+    told = [job["batch_size"] for job in run.told("a")]
+    assert told == [4, 2, 1]
+    assert len(set(run.calls("a"))) == 12
+
+
 class TestKernel:
     @pytest.fixture
     def cgroup(self):
@@ -382,15 +398,19 @@ class TestEnding:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
     def test_children_never_outlive_their_parent(self, tmp_path, number):
-        told = {"folder": str(tmp_path), "models": {"hangs": {"hang_at": "4"}}}
+        told = {"folder": str(tmp_path), "models": {"hangs": {"hang_at": "0"}}}
         (tmp_path / "run.json").write_text(json.dumps(told))
         parent = subprocess.Popen(
             [*COMMAND, "--drive", str(tmp_path / "run.json")],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else ignored in the background
         )
-        pid = next(int(line.split()[2]) for line in parent.stdout if line.startswith("loaded"))
+        lines = iter(parent.stdout.readline, "")
+        pid = next(int(line.split()[2]) for line in lines if line.startswith("loaded"))
+        assert next(lines).startswith("progress"), "it has told all it had to tell, and hangs"
+        assert until(lambda: (tmp_path / "hangs" / "calls.log").exists())
         assert not gone(pid)
         parent.send_signal(number)
         parent.communicate()
@@ -421,6 +441,8 @@ class TestAgain:
         whole = dict(run.jobs)
         run.jobs["a"] = whole["a"].model_copy(update={"samples": 5})
         assert drive(run)["a"].total == 5
+        assert drive(run)["a"].total == 5
+        assert len(run.told("a")) == 1
         run.jobs.update(whole)
         assert drive(run)["a"].total == 12
         assert sorted(run.calls("a"), key=int) == [str(i) for i in range(12)]
@@ -428,6 +450,8 @@ class TestAgain:
     def test_one_model_under_two_names_is_run_once(self, tmp_path):
         run = make_run(tmp_path, {"a": {"sleep_s": 0.2}, "b": {}})
         run.jobs["b"] = run.jobs["b"].model_copy(update={"key": run.jobs["a"].key})
-        found = drive(run)
+        order = []
+        found = drive(run, on_event=lambda event: order.append(f"{event.kind} {event.model}"))
+        assert order.index("ended a") < order.index("started b")
         assert [found[model].samples for model in "ab"] == [12, 12]
         assert len(run.calls("a")) + len(run.calls("b")) == 12
