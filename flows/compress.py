@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.client.orchestration import get_client
+from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
+from flows.linked import linked_run
 from pressoir import planning, reports
 from pressoir.artifact import Store
 from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
@@ -88,8 +88,8 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
     """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
     store = Store()
     check_inputs(recipe, store)
-    with tracking.parent_run(recipe, store, {"prefect.flow_run_id": str(flow_run.id)}) as parent:
-        _link(parent)
+    with linked_run(recipe.name, "flows.compress.compress", store) as parent:
+        tracking.log_recipe(parent, recipe)
         threads = recipe.threads or available_cpus()
         context = RunContext(store, parent, recipe.seed, threads, recipe.refresh)
         made = pipeline(recipe, TaskRunner(context))
@@ -120,10 +120,3 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
         mlflow_run_id=parent.run_id,
         tracking_uri=parent.uri,
     )
-
-
-def _link(parent: tracking.Run) -> None:
-    """Let each of the two records of this run name the other."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags={*flow_run.tags, f"mlflow:{parent.run_id}"})
-    create_link_artifact(parent.page, link_text="The run in MLflow", key="mlflow-run")

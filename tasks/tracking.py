@@ -126,19 +126,21 @@ class Run:
 
 
 @contextmanager
-def parent_run(recipe: Recipe, store: Store, tags: Mapping[str, str]) -> Iterator[Run]:
-    """The MLflow run of a whole flow run, in the experiment named after the recipe."""
+def parent_run(name: str, entrypoint: str, store: Store, tags: Mapping[str, str]) -> Iterator[Run]:
+    """The MLflow run of a whole flow run, in the experiment of that name; `entrypoint` is the flow."""
     uri, default = tracking_uri(store.home)
-    experiment_id = _experiment(recipe.name, uri, store.home if default else None, store.home)
-    tags = {MLFLOW_SOURCE_NAME: "flows.compress.compress", "pressoir.home": str(store.home), **tags}
-    with _running(uri, experiment_id, recipe.name, tags) as run:
-        run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
-        chosen = recipe.model_dump(
-            mode="json", include={"name", "task", "model", "seed", "threads", "refresh"}
-        )
-        stages = ("merge", "teacher", "distill", "prune", "quantize", "shard", "registry")
-        run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
+    experiment_id = _experiment(name, uri, store.home if default else None, store.home)
+    tags = {MLFLOW_SOURCE_NAME: entrypoint, "pressoir.home": str(store.home), **tags}
+    with _running(uri, experiment_id, name, tags) as run:
         yield run
+
+
+def log_recipe(run: Run, recipe: Recipe) -> None:
+    """Log a recipe: whole as a file, and what is chosen by it as parameters."""
+    run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
+    chosen = recipe.model_dump(mode="json", include={"name", "task", "model", "seed", "threads", "refresh"})
+    stages = ("merge", "teacher", "distill", "prune", "quantize", "shard", "registry")
+    run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
 
 
 def tracking_uri(home: Path) -> tuple[str, bool]:

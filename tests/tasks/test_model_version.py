@@ -34,10 +34,9 @@ def publish(store, tiny_classifier):
 
 @pytest.fixture
 def run(store):
-    from pressoir.recipe import Recipe
     from tasks.tracking import parent_run
 
-    with parent_run(Recipe(name="tiny"), store, {}) as run:
+    with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         yield run
 
 

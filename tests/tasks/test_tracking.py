@@ -45,7 +45,7 @@ def test_nested_values_become_dotted_names():
     assert flat["seed"] == 1
 
 
-def test_runs_end_as_finished_failed_or_killed(store, recipe):
+def test_runs_end_as_finished_failed_or_killed(store):
     from tasks.tracking import parent_run
 
     ids = []
@@ -53,7 +53,7 @@ def test_runs_end_as_finished_failed_or_killed(store, recipe):
         expected = contextlib.nullcontext() if error is None else pytest.raises(type(error))
         with (
             expected,
-            parent_run(recipe, store, {}) as parent,
+            parent_run("tiny", "flows.compress.compress", store, {}) as parent,
             parent.nested("stage", {"stage": "x"}) as nested,
         ):
             ids.append((parent, nested))
@@ -69,41 +69,42 @@ def test_runs_end_as_finished_failed_or_killed(store, recipe):
     assert found[0][1].data.tags["mlflow.parentRunId"] == ids[0][0].run_id
 
 
-def test_nothing_of_mlflow_is_left_set_in_the_process(store, recipe):
+def test_nothing_of_mlflow_is_left_set_in_the_process(store):
     import os
 
     from tasks.tracking import parent_run
 
-    with parent_run(recipe, store, {}):
+    with parent_run("tiny", "flows.compress.compress", store, {}):
         pass
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_a_deleted_experiment_is_taken_up_again(store, recipe):
+def test_a_deleted_experiment_is_taken_up_again(store):
     from tasks.tracking import parent_run
 
-    with parent_run(recipe, store, {}) as first:
+    with parent_run("tiny", "flows.compress.compress", store, {}) as first:
         pass
     first.client.delete_experiment(first.experiment_id)
-    with parent_run(recipe, store, {}) as second:
+    with parent_run("tiny", "flows.compress.compress", store, {}) as second:
         assert second.experiment_id == first.experiment_id
 
 
 def test_artifacts_lie_in_the_home_by_default(store, recipe):
-    from tasks.tracking import parent_run
+    from tasks.tracking import log_recipe, parent_run
 
-    with parent_run(recipe, store, {}) as run:
+    with parent_run("tiny", "flows.compress.compress", store, {}) as run:
+        log_recipe(run, recipe)
         uri = run.client.get_run(run.run_id).info.artifact_uri
     assert uri.startswith((store.home / "mlartifacts" / "tiny").as_uri())
     assert (store.home / "mlartifacts" / "tiny" / run.run_id / "artifacts" / "recipe.yaml").exists()
 
 
-def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store, recipe):
+def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store):
     from mlflow.entities import Metric
 
     from tasks.tracking import parent_run
 
-    with parent_run(recipe, store, {}) as run:
+    with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         run.log_series([Metric("loss", float(step), 1, step) for step in range(2500)])
         assert len(run.client.get_metric_history(run.run_id, "loss")) == 2500
 
@@ -119,10 +120,9 @@ def test_the_page_is_on_the_server_or_where_the_ui_will_be():
 def test_processes_that_start_at_once_share_one_new_database(tmp_path):
     program = (
         "import sys; from pathlib import Path; from pressoir.artifact import Store\n"
-        "from pressoir.recipe import Recipe\n"
         "from tasks.tracking import parent_run\n"
         "store = Store(Path(sys.argv[1]))\n"
-        "with parent_run(Recipe(name='tiny'), store, {}) as run: print(run.experiment_id)\n"
+        "with parent_run('tiny', 'flows', store, {}) as run: print(run.experiment_id)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
