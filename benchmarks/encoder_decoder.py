@@ -7,7 +7,7 @@ input.
     python benchmarks/encoder_decoder.py --translation MODEL --source FILE --reference FILE \\
         --speech MODEL --audio DIR
 
-FILE has one text a line, source and reference aligned; DIR has WAV files and a `manifest.json`, a list of
+FILE has one text a line, source and reference aligned; DIR has sound files and a `manifest.json`, a list of
 `{"audio": FILE, "text": TRANSCRIPT}`. MODEL is a folder, a catalogue id or a hub id.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from flows.terminal import console, progress
 from pressoir import sources
-from pressoir.inference.audio import read_wav
+from pressoir.inference.audio import read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.translation import Translator
 from pressoir.metrics import TextScore, bleu, cer, chrf, wer
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--source-language", metavar="CODE", help="default: the tokenizer's own")
     parser.add_argument("--target-language", metavar="CODE", help="default: the tokenizer's own")
     parser.add_argument("--speech", metavar="MODEL", help="a Whisper or CTC model")
-    parser.add_argument("--audio", type=Path, metavar="DIR", help="WAV files with a manifest.json")
+    parser.add_argument("--audio", type=Path, metavar="DIR", help="sound files with a manifest.json")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N inputs (default: all)")
     parser.add_argument("--threads", type=int, default=available_cpus())
     options = parser.parse_args()
@@ -128,7 +128,7 @@ def speech(options: argparse.Namespace, work: Path, reporter: Reporter) -> str:
 
     contenders = build(options.speech, work / "speech", options.threads, reporter, opened)
     rate = json.loads((contenders[0].folder / "preprocessor_config.json").read_text())["sampling_rate"]
-    audio = [read_wav(options.audio / entry["audio"], rate) for entry in manifest]
+    audio = [read_audio(options.audio / entry["audio"], rate) for entry in manifest]
     measure(contenders, audio, "sounds", reporter)
     scores = {"WER": wer, "CER": cer}
     references = [entry["text"] for entry in manifest]

@@ -32,14 +32,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.pytorch_utils import Conv1D
 
-from pressoir import onnx_graph
+from pressoir import onnx_graph, weight_layers
 from pressoir.errors import ParityError
 from pressoir.stages.export import quiet
 
-# Exactly these: a subclass may do more than the product, and is traced as it is.
-WEIGHT_LAYERS = (nn.Linear, Conv1D, nn.Embedding)
 _NOT_GROUPED = ("head_mask", "softcap", "s_aux", "output_attentions")
 
 
@@ -58,6 +55,7 @@ class _StandIn(nn.Module):
     def __init__(self, layer: nn.Module, mark: int) -> None:
         super().__init__()
         self.embeds = isinstance(layer, nn.Embedding)
+        self.scale = weight_layers.embedding_scale(layer) if isinstance(layer, nn.Embedding) else None
         width = next(
             getattr(layer, size) for size in ("out_features", "nf", "embedding_dim") if hasattr(layer, size)
         )
@@ -68,6 +66,8 @@ class _StandIn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         column = x.unsqueeze(-1).to(self.weight.dtype) if self.embeds else x.mean(-1, keepdim=True)
         product = torch.matmul(column, self.weight)  # (…, 1) × (1, out)
+        if self.scale not in (None, 1.0):
+            product = product * self.scale  # stays in the graph, behind the table's look-up
         return product if self.bias is None else product + self.bias
 
 
@@ -89,7 +89,8 @@ def trace(model: PreTrainedModel, opset: int, work_dir: Path, simplify: bool = T
     Raises:
         ParityError: optimum cannot export the architecture, or a layer does not appear in the graph.
     """
-    layers = {name: module for name, module in model.named_modules() if type(module) in WEIGHT_LAYERS}
+    kinds = {name: weight_layers.kind_of(module) for name, module in model.named_modules()}
+    layers = {name: model.get_submodule(name) for name, kind in kinds.items() if kind}
     try:
         for mark, (name, module) in enumerate(layers.items(), start=1):
             model.set_submodule(name, _StandIn(module, mark))
@@ -97,17 +98,17 @@ def trace(model: PreTrainedModel, opset: int, work_dir: Path, simplify: bool = T
     finally:
         for name, module in layers.items():
             model.set_submodule(name, module)
-    kinds = {name: "embedding" if isinstance(m, nn.Embedding) else "linear" for name, m in layers.items()}
+    traced = {name: "embedding" if kinds[name] == "embedding" else "linear" for name in layers}
     remove_identities(graph)
     if simplify:
         share_dimensions(graph)
     present = {tensor.name for tensor in graph.graph.initializer}
-    if lost := [name for name in kinds if f"{name}.weight" not in present]:
+    if lost := [name for name in traced if f"{name}.weight" not in present]:
         raise ParityError(
             f"the traced graph never uses {', '.join(lost[:5])}; this architecture "
             f"({model.config.model_type}) cannot be exported"
         )
-    return Trace(graph, kinds)
+    return Trace(graph, traced)
 
 
 def _export(model: PreTrainedModel, opset: int, work_dir: Path, simplify: bool) -> onnx.ModelProto:

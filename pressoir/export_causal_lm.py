@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import decoder_trace, models, onnx_graph, skeleton, text, weight_only_graph
+from pressoir import decoder_trace, models, onnx_graph, skeleton, text, weight_layers, weight_only_graph
 from pressoir.errors import ParityError, SourceError
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.engines import GRAPH
@@ -163,7 +163,7 @@ class _ModelWeights:
         self._model, self._checkpoint = model, checkpoint
         self._owners: dict[int, str] = {}
         for name, module in model.named_modules():
-            if type(module) in decoder_trace.WEIGHT_LAYERS:
+            if weight_layers.kind_of(module):
                 self._owners.setdefault(id(module.weight), name)
 
     def packed(self, layer: str) -> PackedLayer | None:
@@ -192,9 +192,9 @@ def _fill(model: PreTrainedModel, checkpoint: PackedCheckpoint) -> PreTrainedMod
     """
     modules = dict(model.named_modules())
     for name in checkpoint.layers:
-        kind = type(modules[name]) if name in modules else None
-        if kind not in decoder_trace.WEIGHT_LAYERS:
-            what = "not in the model" if kind is None else f"a {kind.__name__}"
+        module = modules.get(name)
+        if module is None or weight_layers.kind_of(module) is None:
+            what = "not in the model" if module is None else f"a {type(module).__name__}"
             raise ParityError(
                 f"{checkpoint.folder}: the quantised layer {name} is {what}, which a graph cannot hold in "
                 "codes; quantise again with it in quantize.exclude (or `embeddings: float`)"
@@ -228,14 +228,14 @@ class _OnDemand(nn.Module):
     def __init__(self, layer: nn.Module, name: str, checkpoint: PackedCheckpoint) -> None:
         super().__init__()
         self.bias = getattr(layer, "bias", None)
-        self.embeds = isinstance(layer, nn.Embedding)
+        self.scale = weight_layers.embedding_scale(layer) if isinstance(layer, nn.Embedding) else None
         self._name, self._checkpoint = name, checkpoint
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = torch.from_numpy(self._checkpoint.layer(self._name).dequantize())  # (out, in)
-        return (
-            nn.functional.embedding(x, weight) if self.embeds else nn.functional.linear(x, weight, self.bias)
-        )
+        if self.scale is None:
+            return nn.functional.linear(x, weight, self.bias)
+        return nn.functional.embedding(x, weight) * self.scale
 
 
 def _on_demand(model: PreTrainedModel, checkpoint: PackedCheckpoint) -> PreTrainedModel:

@@ -42,13 +42,12 @@ from pressoir import onnx_graph
 from pressoir.decoder_trace import Trace, stand_in_input
 from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH
+from pressoir.inference.packed_streams import KEY
 from pressoir.onnx_graph import MICROSOFT
 from pressoir.quantization import packing
 from pressoir.quantization.checkpoint import PackedLayer
 
 DATA = "model.onnx.data"
-PACKED3 = "pressoir.packed3"
-"""Key of the model's metadata: a JSON list of initializers whose bytes are a 3-bit stream."""
 EXTERNAL_BYTES = 1024
 """Tensors of at least this size leave the graph."""
 _ALIGNMENT = 64  # of each tensor in the data file: a cache line, and the widest vector register
@@ -87,7 +86,7 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
 
 def packed3(model: onnx.ModelProto) -> list[str]:
     """Initializers whose bytes are a 3-bit stream."""
-    found = (entry.value for entry in model.metadata_props if entry.key == PACKED3)
+    found = (entry.value for entry in model.metadata_props if entry.key == KEY)
     return list(json.loads(next(found, "[]")))
 
 
@@ -222,7 +221,7 @@ class _Lowering:
         onnx_graph.set_nodes(self.model, self.nodes)
         onnx_graph.remove_unused(self.model)  # what the stand-ins were made of
         if self.streams:
-            self.model.metadata_props.add(key=PACKED3, value=json.dumps(self.streams))
+            self.model.metadata_props.add(key=KEY, value=json.dumps(self.streams))
 
     def _product(self, node: onnx.NodeProto, layer: PackedLayer, value: str) -> None:
         rows, columns = layer.shape

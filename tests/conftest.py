@@ -190,6 +190,26 @@ def tiny_qwen2(tmp_path_factory):
     return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-qwen2"), config)
 
 
+@pytest.fixture(scope="session")
+def tiny_gemma3(tmp_path_factory):
+    """Folder of a random 2-layer Gemma 3 (scaled embedding, tied head, sliding window): hidden 64."""
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=64,
+        **_TINY,
+    )
+    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-gemma3"), config)
+
+
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
 def tiny_lm(request):
     """Each of the tiny causal LMs in turn."""

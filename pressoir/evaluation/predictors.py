@@ -137,10 +137,10 @@ class Recognition:
 
     def predict(self, samples: Sequence[Sample]) -> list[Any]:
         """See the module."""
-        from pressoir.inference.audio import read_wav
+        from pressoir.inference.audio import read_audio
 
         rate = self._recognizer.sampling_rate
-        sounds = [read_wav(Path(sample.input), rate) for sample in samples]
+        sounds = [read_audio(Path(sample.input), rate) for sample in samples]
         texts = (
             self._windows_together(sounds)
             if self.together

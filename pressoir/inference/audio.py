@@ -1,16 +1,19 @@
-"""Sound as speech models take it, in numpy: WAV files, log-mel spectrograms, normalised waveforms.
+"""Sound as speech models take it: files of any usual kind, log-mel spectrograms.
 
-transformers' feature extractors import torch; these give the same numbers without it.
+Files are libsndfile's to read and libsoxr's to resample. transformers' feature extractors import torch; the
+features here are the same numbers without it.
 """
 
 from __future__ import annotations
 
-import wave
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from pressoir.errors import DataError
@@ -20,43 +23,60 @@ SAMPLING_RATE = 16_000
 Waveform = NDArray[np.float32]
 """Mono samples in −1…1, (samples,)."""
 
+_MALLOC_FAILED = 17  # SFE_MALLOC_FAILED: libsndfile found no memory
+# Lines of libsndfile's log, which alone tells of these. First: a header announces another size than the file
+# has. WAV and its like say it of their samples; Wave64 and RF64 (lower case) of the whole file alone. "RIFF"
+# is left out: what a WAV lacks behind its samples is no sound. Second: an Ogg stream does not end as it must
+# (RFC 3533, 6: the last page says that it is the last).
+_SIZES = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_NO_END = re.compile(r"^Ogg ?: .*(?:lacks an end-of-stream|without an End-Of-Stream)", re.MULTILINE)
+_UNKNOWN_SIZE = 0x7FFF_0000  # who writes to a pipe announces a size near the field's, or its sign's, limit
 
-def read_wav(path: Path, sampling_rate: int = SAMPLING_RATE) -> Waveform:
-    """Samples of a PCM WAV file of 8, 16, 24 or 32 bits; several channels are averaged.
+
+def read_audio(path: Path, sampling_rate: int) -> Waveform:
+    """Sound of a WAV, FLAC, OGG, MP3, AIFF or other file that libsndfile reads, as a model hears it.
+
+    Integers become fractions of their format's range; channels are averaged; where the file has another rate
+    it is resampled to `sampling_rate` Hz by libsoxr at its high quality, which keeps the length to half a
+    sample and what lies below 0.91 of the lower rate's Nyquist frequency.
 
     Raises:
-        DataError: the file is no such WAV, is empty, or has another sampling rate.
+        DataError: the file is missing, is not sound, is cut off (MP3 without a count of its frames does
+            not tell), is empty, or has samples that are not finite.
     """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; give the path of a sound file")
     try:
-        with wave.open(str(path), "rb") as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            content = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)  # (frames, channels)
+            rate, announced, log = file.samplerate, file.frames, file.extra_info
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name that says it has no header
+        if getattr(error, "code", None) == _MALLOC_FAILED:
+            raise MemoryError(f"no memory to read {path}") from error
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise DataError(
-            f"{path} is not a PCM WAV file ({error}); convert it: {_convert(sampling_rate)}"
+            f"{path} cannot be read as sound ({reason}): it is damaged, cut off, or of an unknown kind; "
+            f"fetch it again, or convert it: {_convert(sampling_rate)}"
         ) from error
-    if rate != sampling_rate:
+    sizes = [(int(said), int(there)) for said, there in _SIZES.findall(log)]
+    short = len(samples) < announced or any(there < said < _UNKNOWN_SIZE for said, there in sizes)
+    if short or _NO_END.search(log):
         raise DataError(
-            f"{path} is sampled at {rate} Hz, but the model hears {sampling_rate} Hz; convert it: "
-            f"{_convert(sampling_rate)}"
+            f"{path} is cut off: it holds {len(samples) / rate:.2f} s and announces more; fetch it again, or "
+            f"keep what is there: {_convert(sampling_rate)}"
         )
-    content = content[: len(content) // (width * channels) * width * channels]
-    if not content:
-        raise DataError(f"{path} has no samples")
-    if width == 3:  # numpy has no such integer: put each into the upper bytes of a longer one
-        wide = np.zeros((len(content) // 3, 4), dtype=np.uint8)
-        wide[:, 1:] = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3)
-        samples = wide.reshape(-1).view("<i4").astype(np.float32) / 2**31
-    elif width == 1:  # alone unsigned
-        samples = (np.frombuffer(content, dtype=np.uint8).astype(np.float32) - 128) / 128
-    else:
-        samples = np.frombuffer(content, dtype=f"<i{width}").astype(np.float32) / 2 ** (8 * width - 1)
-    mono: Waveform = samples.reshape(-1, channels).mean(axis=1, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path} has samples that are not finite (NaN or infinite); make it again")
+    mono: Waveform = samples.mean(axis=1, dtype=np.float32)
+    if rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate)
+    if not mono.size:
+        raise DataError(f"{path} has no samples; fetch it again, or take it off the list")
     return mono
 
 
 def _convert(sampling_rate: int) -> str:
-    return f"ffmpeg -i IN -ar {sampling_rate} -ac 1 -c:a pcm_s16le OUT.wav"
+    return f"ffmpeg -i IN -ar {sampling_rate} -ac 1 OUT.flac"
 
 
 def check_waveforms(audio: Sequence[Waveform]) -> None:

@@ -137,7 +137,7 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
         QuantizationError: its packed weights are damaged.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.stages.shard import MANIFEST, verify
+    from pressoir.sharding import MANIFEST, verify
 
     if (folder / MANIFEST).exists():
         verify(folder)

@@ -131,7 +131,7 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.stages.shard import MANIFEST, verify
+    from pressoir.sharding import MANIFEST, verify
 
     quantised = (folder / QUANTIZATION).exists()
     batch_invariant = not (quantised and read_json(folder / QUANTIZATION).get("activations") == "dynamic")

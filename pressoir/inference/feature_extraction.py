@@ -104,7 +104,7 @@ class SentenceEncoder:
                 one of mean, cls and max.
             ShardError: a shard is missing, truncated or altered.
         """
-        from pressoir.stages.shard import MANIFEST, verify
+        from pressoir.sharding import MANIFEST, verify
 
         if (folder / MANIFEST).exists():
             verify(folder)

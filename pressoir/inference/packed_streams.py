@@ -19,6 +19,7 @@ from pressoir.errors import SourceError
 from pressoir.quantization import packing
 
 KEY = "pressoir.packed3"
+"""Of the model's metadata: a JSON list of initializers whose bytes are a 3-bit stream."""
 
 
 def expand(graph: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
     """Import what opening the folder would import, so that it is not counted as loading."""
     language_model = task == "causal-lm"
     adapter = "text_generation" if language_model else "text_classification"
-    modules = [f"pressoir.inference.{adapter}", "pressoir.stages.shard", "tokenizers"]
+    modules = [f"pressoir.inference.{adapter}", "pressoir.sharding", "tokenizers"]
     if runtime == "onnxruntime":
         modules.append("onnxruntime")
         with suppress(PressoirError):

@@ -160,8 +160,8 @@ class TorchSequenceToSequence:
             generate: Any = GenerationMixin.generate
             output = generate(
                 self.model,
-                **_tensors(inputs),
-                decoder_input_ids=torch.tensor([start] * batch),
+                **_tensors(inputs, self.model.device),
+                decoder_input_ids=torch.tensor([start] * batch, device=self.model.device),
                 generation_config=config,
                 use_model_defaults=False,  # else a setting that is the library's default is replaced again
             )
@@ -172,8 +172,9 @@ class TorchSequenceToSequence:
         import torch
 
         with torch.inference_mode():
-            output = self.model(**_tensors(inputs), decoder_input_ids=torch.from_numpy(decoder_input_ids))
-        logits: NDArray[np.float32] = output.logits.float().numpy()
+            given = {**inputs, "decoder_input_ids": decoder_input_ids}
+            output = self.model(**_tensors(given, self.model.device))
+        logits: NDArray[np.float32] = output.logits.float().cpu().numpy()
         return logits
 
 
@@ -304,10 +305,10 @@ def _value(array: NDArray[Any]) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _tensors(inputs: Inputs) -> dict[str, Any]:
+def _tensors(inputs: Inputs, device: Any) -> dict[str, Any]:
     import torch
 
-    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
 def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from pressoir import skeleton
+from pressoir import skeleton, weight_layers
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.execution_order import model_name
 from pressoir.inference.engines import QUANTIZATION
@@ -25,8 +24,6 @@ from pressoir.quantization import tensor_files
 from pressoir.tensor_bytes import TensorBytes
 
 CHUNK_WEIGHTS = 1 << 22
-# Exactly these: a subclass may do more than the product or the look-up.
-_KINDS = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
 
 
 @dataclass(frozen=True)
@@ -143,13 +140,13 @@ class SourceModel:
     def _find_matrices(self, owners: Mapping[str, str]) -> Iterator[tuple[str, Matrix]]:
         table, head = self.skeleton.get_input_embeddings(), self.skeleton.get_output_embeddings()
         for name, module in self.skeleton.named_modules():
-            kind = _KINDS.get(type(module))
+            kind = weight_layers.kind_of(module)
             if kind is None or (kind == "embedding" and module is not table):
                 continue
             rows, columns = self.shape(f"{name}.weight")
             role = {id(table): "embedding", id(head): "head"}.get(id(module), "matmul")
             owner = owners.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
-            if type(self.skeleton.get_submodule(owner)) not in _KINDS:
+            if weight_layers.kind_of(self.skeleton.get_submodule(owner)) is None:
                 continue  # a head that shares the weight of an embedding which stays as it is
             yield (
                 name,

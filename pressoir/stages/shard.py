@@ -32,15 +32,15 @@ from pressoir.sharding import (
     FILE_NAME,
     FORMAT_VERSION,
     INFO,
+    MANIFEST,
     SHARD_NAME,
     FileRecord,
     ShardManifest,
     ShardRecord,
     TensorRecord,
     partition,
+    verify,
 )
-from pressoir.sharding import MANIFEST as MANIFEST
-from pressoir.sharding import verify as verify
 from pressoir.sharding_info import describe
 from pressoir.sources import PICKLES
 from pressoir.stages import StageContext

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pressoir import decoder_trace, models, weight_only_graph
+from pressoir import decoder_trace, models, weight_layers, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _ModelWeights
 
@@ -23,7 +23,7 @@ def operators(graph):
 def test_the_trace_names_every_layer_and_has_none_of_its_weights(tiny_lm, request, tmp_path):
     model = models.load_causal_lm(tiny_lm)
     for module in model.modules():
-        if type(module) in decoder_trace.WEIGHT_LAYERS:
+        if weight_layers.kind_of(module):
             module.weight = nn.Parameter(module.weight.to("meta"))
     trace = decoder_trace.trace(model, 17, tmp_path)
     expected = LAYERS[request.node.callspec.params["tiny_lm"]]

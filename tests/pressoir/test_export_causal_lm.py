@@ -6,10 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from pressoir import decoder_trace, export_causal_lm, models, planning, weight_only_graph
+from pressoir import decoder_trace, export_causal_lm, models, planning, weight_layers, weight_only_graph
 from pressoir.artifact import Store
 from pressoir.errors import ParityError, SourceError
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
@@ -177,6 +175,26 @@ def test_a_tied_float_head_is_stored_once(tiny_gpt2, tiny_text, tmp_path):
     assert 0.9 * 4 * parameters < size < 4 * parameters + 4096
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_an_embedding_that_scales_what_it_looks_up_is_one_table_with_its_head(
+    tiny_gemma3, tiny_text, tmp_path, low_memory
+):
+    packed = pack(tiny_gemma3, tmp_path / "packed", scheme="q4")
+    out, figures = to_onnx(packed, tiny_text, tmp_path / "onnx", low_memory=low_memory)
+    assert figures["max_logit_difference"] <= 1e-4
+    operators = report(out)["operators"]
+    assert (operators["GatherBlockQuantized"], operators["MatMulNBits"]) == (1, 15)
+    stored = (packed / "model.safetensors").stat().st_size
+    assert (out / "model.onnx.data").stat().st_size < 1.2 * stored
+
+
+def test_a_float_table_that_is_scaled_is_stored_once_too(tiny_gemma3, tiny_text, tmp_path):
+    out, figures = to_onnx(tiny_gemma3, tiny_text, tmp_path)
+    assert figures["max_logit_difference"] <= 1e-4
+    parameters = sum(p.numel() for p in models.load_causal_lm(tiny_gemma3).parameters())
+    assert (out / "model.onnx.data").stat().st_size < 4 * parameters + 4096
+
+
 def test_a_model_of_a_short_context_is_checked_within_it(tmp_path, tiny_llama, tiny_text):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -256,7 +274,7 @@ def test_a_fast_level_that_overflows_is_refused(q4_llama, tiny_text, tmp_path, m
 
 
 def test_a_quantised_layer_that_no_graph_can_hold_is_named(q4_llama, tiny_text, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoder_trace, "WEIGHT_LAYERS", (nn.Linear, Conv1D))
+    monkeypatch.setattr(weight_layers, "embedding_scale", lambda table: None)
     with pytest.raises(ParityError, match=r"layer model.embed_tokens is a Embedding.*quantize.exclude"):
         to_onnx(q4_llama, tiny_text, tmp_path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pressoir.errors import DataError, RecipeError, ShardError, SourceError
-from pressoir.inference.audio import LogMel, mel_filters, read_wav
+from pressoir.inference.audio import LogMel, mel_filters
 from pressoir.inference.automatic_speech_recognition import (
     CtcModel,
     CtcVocabulary,
@@ -24,41 +24,6 @@ MODELS = ["tiny_whisper", "tiny_wav2vec2"]
 @pytest.fixture
 def sounds(tone):
     return [tone(seconds, pitch, seed=seed) for seed, (seconds, pitch) in enumerate([(0.4, 220), (0.9, 500)])]
-
-
-# WAV files
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_pcm_of_any_width_is_read(tmp_path, tone, write_wav, width):
-    samples = tone(0.1)
-    found = read_wav(write_wav(tmp_path / "a.wav", samples, width=width))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, samples, atol=1.5 / 2 ** (8 * width - 1) + 1e-7)
-
-
-def test_channels_are_averaged(tmp_path, tone, write_wav):
-    left, right = tone(0.1), tone(0.1, pitch=300)
-    found = read_wav(write_wav(tmp_path / "a.wav", np.stack([left, right], axis=1)))
-    np.testing.assert_allclose(found, (left + right) / 2, atol=1e-4)
-
-
-def test_another_sampling_rate_is_refused_with_the_way_to_convert(tmp_path, tone, write_wav):
-    path = write_wav(tmp_path / "a.wav", tone(0.1), rate=44_100)
-    with pytest.raises(
-        DataError, match=r"a\.wav is sampled at 44100 Hz, but the model hears 16000 Hz; .*ffmpeg"
-    ):
-        read_wav(path)
-    assert len(read_wav(path, sampling_rate=44_100)) == 1600
-
-
-def test_a_file_that_is_no_wav_or_has_no_sound_is_refused(tmp_path, write_wav):
-    (tmp_path / "a.wav").write_bytes(b"RIFFnope")
-    for path in (tmp_path / "a.wav", tmp_path / "missing.wav"):
-        with pytest.raises(DataError, match="is not a PCM WAV file"):
-            read_wav(path)
-    with pytest.raises(DataError, match="has no samples"):
-        read_wav(write_wav(tmp_path / "empty.wav", np.zeros((0, 1))))
 
 
 @pytest.mark.parametrize(

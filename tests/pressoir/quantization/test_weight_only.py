@@ -413,33 +413,45 @@ def test_too_little_calibration_text_is_told(tiny_llama, tiny_text, tmp_path, co
         )
 
 
-def test_a_head_tied_to_an_embedding_of_another_kind_stays_float_with_it(quantise, tiny_llama, tmp_path):
-    """Gemma 3's embedding scales what it looks up, so it is no plain table."""
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+@pytest.mark.parametrize(
+    ("scheme", "algorithm", "error"), [("q8", "rtn", 0.02), ("q4", "rtn", 0.3), ("q4", "gptq", 0.3)]
+)
+def test_an_embedding_that_scales_what_it_looks_up_is_packed_with_its_head(
+    quantise, tiny_gemma3, scheme, algorithm, error
+):
+    folder, _ = quantise(tiny_gemma3, scheme=scheme, algorithm=algorithm)
+    packed = checkpoint.open_packed(folder)
+    head, table = packed.layers["lm_head"], packed.layers["model.embed_tokens"]
+    assert (head.role, head.tied_to, head.bits) == ("head", "model.embed_tokens", 8)
+    assert (table.role, table.kind) == ("embedding", "embedding")
+    # the table itself is stored, without its scale
+    weight = load_file(tiny_gemma3 / "model.safetensors")["model.embed_tokens.weight"]
+    np.testing.assert_allclose(packed.layer("model.embed_tokens").dequantize(), weight, atol=0.01)
+    ids = torch.arange(3, 35)[None]
+    with torch.inference_mode():
+        expected = models.load_causal_lm(tiny_gemma3)(ids).logits
+        actual = models.load_causal_lm(folder)(ids).logits
+    assert torch.isfinite(actual).all()
+    assert float((actual - expected).norm() / expected.norm()) < error
 
-    config = Gemma3TextConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"],
-        max_position_embeddings=64,
-        pad_token_id=2,
+
+def test_a_head_tied_to_an_embedding_that_does_more_stays_float_with_it(
+    quantise, tiny_gemma3, tmp_path, monkeypatch
+):
+    from torch.nn import functional
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+    monkeypatch.setattr(
+        Gemma3TextScaledWordEmbedding,
+        "forward",
+        lambda self, ids: functional.embedding(ids, self.weight).tanh(),
     )
-    torch.manual_seed(0)
-    original = AutoModelForCausalLM.from_config(config).eval()
-    original.save_pretrained(tmp_path / "gemma")
-    for file in tiny_llama.glob("tokenizer*"):
-        shutil.copyfile(file, tmp_path / "gemma" / file.name)
-    folder, _ = quantise(tmp_path / "gemma", scheme="q8", algorithm="gptq")
+    model = shutil.copytree(tiny_gemma3, tmp_path / "model")  # not the one that other tests quantise
+    folder, _ = quantise(model, scheme="q8", algorithm="gptq")
     assert {layer.role for layer in checkpoint.open_packed(folder).layers.values()} == {"matmul"}
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
-        expected, actual = original(ids).logits, models.load_causal_lm(folder)(ids).logits
+        expected, actual = models.load_causal_lm(model)(ids).logits, models.load_causal_lm(folder)(ids).logits
     assert float((actual - expected).norm() / expected.norm()) < 0.02
 
 

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 from safetensors import safe_open
 
+from pressoir import sharding
 from pressoir.errors import ShardError
 from pressoir.inference.engines import OnnxEngine, open_engine
 from pressoir.reporting import LogReporter
@@ -49,13 +50,13 @@ def sharded(made, tmp_path):
 
 
 def manifest(folder):
-    return json.loads((folder / shard.MANIFEST).read_text())
+    return json.loads((folder / sharding.MANIFEST).read_text())
 
 
 def rewrite(folder, change):
     content = manifest(folder)
     change(content)
-    (folder / shard.MANIFEST).write_text(json.dumps(content))
+    (folder / sharding.MANIFEST).write_text(json.dumps(content))
 
 
 def initializers(folder, **options):
@@ -319,18 +320,18 @@ def set_fields(**fields):
         (lambda f: rewrite(f, lambda m: m["shards"].pop()), "not the sum"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].update(bytes=-1)), r"shards\.0\.bytes"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].pop("sha256")), r"shards\.0\.sha256"),
-        (lambda f: (f / shard.MANIFEST).write_text("{"), "is not a shard manifest"),
-        (lambda f: (f / shard.MANIFEST).write_text("[]"), "is not a shard manifest"),
-        (lambda f: (f / shard.MANIFEST).write_bytes(b"\xff\xfe"), "is not a shard manifest"),
-        (lambda f: (f / shard.MANIFEST).write_text("[" * 100_000), "is not a shard manifest"),
-        (lambda f: ((f / shard.MANIFEST).unlink(), (f / shard.MANIFEST).mkdir()), "cannot be read"),
+        (lambda f: (f / sharding.MANIFEST).write_text("{"), "is not a shard manifest"),
+        (lambda f: (f / sharding.MANIFEST).write_text("[]"), "is not a shard manifest"),
+        (lambda f: (f / sharding.MANIFEST).write_bytes(b"\xff\xfe"), "is not a shard manifest"),
+        (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "is not a shard manifest"),
+        (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "cannot be read"),
     ],
 )
 def test_a_folder_that_is_not_intact_is_refused_and_never_opened(sharded, damage, message):
-    shard.verify(sharded)
+    sharding.verify(sharded)
     damage(sharded)
     with pytest.raises(ShardError, match=message) as told:
-        shard.verify(sharded)
+        sharding.verify(sharded)
     assert "again" in str(told.value) or "remove it" in str(told.value)  # it says what to do
     if (sharded / "model.onnx").exists():
         with pytest.raises(ShardError, match=message):
@@ -345,9 +346,9 @@ def test_every_single_flipped_byte_of_a_shard_is_found(sharded):
         damaged[position] ^= 0x80
         (sharded / record["file"]).write_bytes(damaged)
         with pytest.raises(ShardError, match=record["file"]):
-            shard.verify(sharded)
+            sharding.verify(sharded)
     (sharded / record["file"]).write_bytes(raw)
-    shard.verify(sharded)
+    sharding.verify(sharded)
 
 
 def test_all_that_is_damaged_is_told_at_once(sharded):
@@ -355,7 +356,7 @@ def test_all_that_is_damaged_is_told_at_once(sharded):
     flip_a_bit_of_the_graph(sharded)
     (sharded / "shard_02.safetensors").unlink()
     with pytest.raises(ShardError) as told:
-        shard.verify(sharded)
+        sharding.verify(sharded)
     assert [line.split()[0].rpartition("/")[2] for line in str(told.value).splitlines()] == [
         *("shard_00.safetensors", "shard_02.safetensors", "model.onnx"),
     ]
@@ -365,4 +366,4 @@ def test_a_failed_run_leaves_no_manifest(exported, context, monkeypatch):
     monkeypatch.setattr(shard.artifact, "file_sha256", lambda path: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         shard.run({"model": exported}, ShardConfig(), context)
-    assert not (context.out_dir / shard.MANIFEST).exists()
+    assert not (context.out_dir / sharding.MANIFEST).exists()
