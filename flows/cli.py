@@ -6,7 +6,6 @@ and exit code 2; nothing is written before the recipe, the model, the data and t
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,13 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from flows.evaluate_command import evaluate
 from flows.merge_command import merge
 from flows.monitor_command import monitor
 from flows.quantize_command import quantize
 from flows.registry_commands import registry
 from flows.shard_commands import shard, unshard, verify
-from flows.terminal import console, progress
+from flows.terminal import console, progress, quiet_libraries
 from pressoir import __version__
 from pressoir.artifact import Store, copy_folder, disk_errors, write_text_atomic
 from pressoir.errors import PressoirError
@@ -66,7 +66,7 @@ def compress(
 ) -> None:
     """Run the compress flow on RECIPE, a YAML file (see configs/)."""
     parsed = Recipe.from_yaml(recipe, overrides)
-    _quiet_libraries(verbose)
+    quiet_libraries(verbose)
     from flows.compress import compress as flow
     from flows.compress import plan
     from pressoir import planning, sources
@@ -150,24 +150,18 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve_ui(prefect_port, mlflow_port)
 
 
-for command in (merge, quantize, shard, unshard, verify, registry, monitor):
+for command in (evaluate, merge, quantize, shard, unshard, verify, registry, monitor):
     main.add_command(command)
 
 
 @main.command()
-def reference() -> None:
-    """Print the recipe reference as Markdown."""
+@click.argument("of", type=click.Choice(("recipe", "evaluation")), default="recipe")
+def reference(of: str) -> None:
+    """Print the reference of a configuration file as Markdown: of the recipe, or of an evaluation."""
+    from pressoir.evaluation.config import EvaluationConfig
     from pressoir.reference import markdown
 
-    click.echo(markdown())
-
-
-def _quiet_libraries(verbose: bool) -> None:
-    """Keep Prefect's own log off the screen, and every kind of telemetry off; what the user has set wins."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "ERROR")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Prefect's own 20 seconds are too few on a busy machine, where it makes its database.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    click.echo(markdown({"recipe": Recipe, "evaluation": EvaluationConfig}[of]))
 
 
 def _check_output(output: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,3 +68,11 @@ def progress() -> Iterator[Reporter]:
     )
     with Progress(*columns, console=console) as bars:
         yield TerminalReporter(bars)
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Keep Prefect's own log off the screen, and every kind of telemetry off; what the user has set wins."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Prefect's own 20 seconds are too few on a busy machine, where it makes its database.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")

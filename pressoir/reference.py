@@ -1,4 +1,4 @@
-"""The recipe reference, generated from the types, so that it cannot fall behind them."""
+"""References of configuration files, generated from the types, so that they cannot fall behind them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,32 @@ def _section(model: type[BaseModel], path: str, sections: list[str]) -> None:
     lines = [f"#### {title}\n\n{summary}\n", "| field | type | default | meaning |", "|---|---|---|---|"]
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        inner = [
-            part
-            for part in _parts(field.annotation)
-            if isinstance(part, type) and issubclass(part, BaseModel)
-        ]
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        if inner:
-            nested.append((f"{path}.{name}".strip("."), inner[0]))
+        inner = _nested(field.annotation)
+        if inner is not None:
+            kind, suffix, section = inner
+            nested.append((f"{path}.{name}{suffix}".strip("."), section))
             optional = " or null" if type(None) in _parts(field.annotation) else ""
-            lines.append(f"| `{name}` | section{optional} | see below | {meaning} |")
+            lines.append(f"| `{name}` | {kind}{optional} | see below | {meaning} |")
         else:
-            default = _plain(field.get_default(call_default_factory=True))
+            default = (
+                "required" if field.is_required() else _plain(field.get_default(call_default_factory=True))
+            )
             lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |")
     sections.append("\n".join(lines) + "\n")
     for nested_path, nested_model in nested:
         _section(nested_model, nested_path, sections)
+
+
+def _nested(annotation: Any) -> tuple[str, str, type[BaseModel]] | None:
+    """The section that a field is, or has one or more of: how many, what follows its path, its type."""
+    for part in _parts(annotation):
+        elements = {tuple: ("list of sections", "[]"), dict: ("mapping of sections", ".NAME")}
+        kind, suffix = elements.get(get_origin(part), ("section", ""))
+        for inner in get_args(part) if suffix else (part,):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                return kind, suffix, inner
+    return None
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:

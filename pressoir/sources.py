@@ -6,7 +6,8 @@ A reference is resolved in the order of how explicit it is:
 2. `package:module`, a Python package that carries a model in one of its folders;
 3. `hub:org/name@revision`; `store:stage/key` for what a run registered; `https://…` for the folder of a
    sharded model on a server;
-4. an id of the catalogue (`models.json`), whose own references are tried in turn;
+4. an id of the catalogue (`models.json`), whose own references are tried in turn; `id:stage` for what a stage
+   made on the way to it (`demo:teacher`);
 5. anything else of the form `name` or `org/name` is taken for a hub id, `@revision` optional.
 
 Only safetensors weights are taken, never pickles, and code that comes with a model is never run.
@@ -35,6 +36,7 @@ WEIGHTS = ("*.safetensors", "*.onnx")
 MODEL_FILES = (*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm")
 FETCHED = ("hub:", "https://", "http://")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LINEAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9_]+")
 _HUB_ID = re.compile(r"(?!.*(\.\.|--))[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]+)?")
 
 
@@ -125,6 +127,8 @@ def check_reference(reference: str) -> None:
     """
     if reference.startswith(("package:", "store:", *FETCHED)) or folder_of(reference) is not None:
         return
+    if _LINEAGE.fullmatch(reference):
+        return
     if reference.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(reference):
         raise SourceError(
             f"model {reference!r}: no such folder; give a model folder, a catalogue id or a hub id"
@@ -204,6 +208,8 @@ def _locate(
         return _from_server(reference, store, fetch), None
     check_reference(reference)
     models = Registry(store.home).models()
+    if separator:
+        return _from_lineage(scheme, rest, reference, store, models.get(scheme)), None
     entry = None if reference in aliases else models.get(reference)
     if entry is not None:
         return locate_entry(entry, store, fetch=fetch, aliases=aliases)[1], entry.weights_sha256
@@ -238,6 +244,23 @@ def _from_store(place: str, reference: str, store: Store) -> Path:
             f"model {reference!r}: the store {store.root} does not hold it; run its recipe again"
         )
     return folder
+
+
+def _from_lineage(id: str, stage: str, reference: str, store: Store, entry: Entry | None) -> Path:
+    """What a stage made on the way to a registered model, such as its teacher."""
+    if entry is None:
+        raise SourceError(
+            f"model {reference!r}: no model {id!r} is registered; run the recipe that makes it first (`make "
+            "demo` makes `demo`), or give a model folder, a catalogue id or a hub id"
+        )
+    digest = entry.lineage.get(stage)
+    if digest is None:
+        made = ", ".join(entry.lineage) or "nothing"
+        raise SourceError(f"model {reference!r}: {id} was made by no {stage!r}, but by: {made}")
+    for artifact in store.artifacts():
+        if artifact.digest == digest:
+            return store.path(artifact)
+    raise SourceError(f"model {reference!r}: the store {store.root} does not hold it; run its recipe again")
 
 
 def _from_server(url: str, store: Store, fetch: bool) -> Path:

@@ -91,6 +91,7 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     from pressoir.evaluation.allowance import is_out_of_memory, peak_resident_bytes
     from pressoir.evaluation.jobs import End
     from pressoir.evaluation.journal import Journal
+    from pressoir.sources import UnreachableError
 
     figures = _Figures()
     verdict, detail = "ok", ""
@@ -107,6 +108,8 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     except Exception as error:
         if is_out_of_memory(error):
             verdict, detail = "skipped_oom", f"no memory outside of a batch: {_short(error)}"
+        elif isinstance(error, UnreachableError):
+            verdict, detail = "unreachable", str(error)
         else:
             verdict, detail = "exception", _end_of_traceback(error)
             traceback.print_exc()
@@ -216,6 +219,10 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
 
     if open_model is not None:
         return open_model(job, data)
+    if job.remote is not None:
+        from pressoir.evaluation import remote
+
+        return remote.open_predictor(job, data)
     from pressoir.evaluation.predictors import open_predictor
 
     check_model_folder(job.folder, job.model)
@@ -226,11 +233,12 @@ def _checking_files(job: Job, step: Callable[[], Any]) -> Any:
     """Do a step that reads the model's files; what it finds wrong with them is the model's verdict."""
     from pressoir.errors import QuantizationError, ShardError, SourceError
     from pressoir.evaluation.allowance import is_out_of_memory
+    from pressoir.sources import UnreachableError
 
     try:
         return step()
     except (SourceError, ShardError, QuantizationError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, UnreachableError):
             raise
         raise _DamagedError(str(error)) from error
 

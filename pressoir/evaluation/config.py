@@ -53,14 +53,13 @@ class DataSetConfig(Config):
     text: Path | None = None
     """causal-lm: running text; by default the embedded reviews' test split."""
     pairs: Path | None = None
-    """feature-extraction: TSV of two sentences and a similarity, no header."""
+    """feature-extraction: TSV of two sentences and a similarity, no header; by default 48 embedded pairs."""
 
     @model_validator(mode="after")
     def _needs(self) -> DataSetConfig:
         needed = {
             "automatic-speech-recognition": ("manifest",),
             "translation": ("source", "reference"),
-            "feature-extraction": ("pairs",),
         }.get(self.task, ())
         return checked(
             self, [f"task {self.task!r} needs `{name}`" for name in needed if getattr(self, name) is None]
@@ -121,6 +120,30 @@ class MemoryConfig(Config):
     """With less, it is `conservative`."""
 
 
+class DaskConfig(Config):
+    """A Dask cluster whose workers run the models (extra `dask`)."""
+
+    address: str | None = None
+    """Of a running scheduler, `tcp://host:8786`; null starts workers on this machine, for the run alone."""
+    workers: Positive = 2
+    """Without `address`: worker processes to start."""
+    memory_gb: PositiveReal | None = None
+    """Without `address`: what each of them has for models (10^9 bytes), at most its share of the budget;
+    null: its share. Workers of a running cluster tell by themselves (`--resources "MEMORY=8e9"`)."""
+
+    @model_validator(mode="after")
+    def _workers_of_a_cluster_tell(self) -> DaskConfig:
+        ours = sorted(self.model_fields_set & {"workers", "memory_gb"}) if self.address is not None else []
+        return checked(
+            self,
+            [
+                f"`{name}` is for workers on this machine; those of `address` tell by themselves"
+                for name in ours
+                if getattr(self, name) != type(self).model_fields[name].default
+            ],
+        )
+
+
 class EvaluationConfig(Config):
     """A whole batch evaluation."""
 
@@ -150,6 +173,8 @@ class EvaluationConfig(Config):
     """Where PyTorch models run."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of every random choice."""
+    dask: DaskConfig | None = None
+    """Run the models on a Dask cluster; null runs them on this machine alone."""
     results: Path = Path("results")
     """Folder of the runs' folders."""
 
@@ -198,9 +223,9 @@ class EvaluationConfig(Config):
         raw = plain(read_yaml(path), overrides, str(path))
         for section in (raw.get("data") or {}).values():
             if isinstance(section, dict):
-                _look_beside(path.parent, section)
+                _look_beside(path.parent, section, _PATHS)
                 if isinstance(section.get("classification"), dict):
-                    _look_beside(path.parent, section["classification"])
+                    _look_beside(path.parent, section["classification"], _SPLITS)
         return validate(cls, raw, str(path))
 
 
@@ -217,12 +242,13 @@ def _twice(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-_PATHS = ("manifest", "source", "reference", "text", "pairs", "train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
+_PATHS = ("manifest", "source", "reference", "text", "pairs")
 
 
-def _look_beside(folder: Path, section: dict[str, Any]) -> None:
+def _look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
     """Make paths whole: a run that is resumed from elsewhere finds its data."""
-    for field in _PATHS:
+    for field in fields:
         value = section.get(field)
         if isinstance(value, str):
             beside = not Path(value).exists() and (folder / value).exists()

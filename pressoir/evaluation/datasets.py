@@ -15,6 +15,10 @@ from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
 from pressoir.registry import Task
 
+EMBEDDED_PAIRS = Path(__file__).parents[1] / "demo" / "pairs.tsv"
+"""Sentences of reviews in twos, graded by Pressoir's authors from 0 (unrelated) to 5 (the same meaning), with
+contradictions at 1.5."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -50,7 +54,7 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     elif config.task == "translation":
         samples = _translation(_required(config.source), _required(config.reference))
     elif config.task == "feature-extraction":
-        samples = _pairs(_required(config.pairs))
+        samples = _pairs(config.pairs or EMBEDDED_PAIRS)
     else:
         texts = text.embedded_evaluation() if config.text is None else {config.text.stem: _read(config.text)}
         samples = [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]

@@ -117,6 +117,10 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
         name: json.loads(get(f"{api}/deployments/name/compress/{name}")[1])
         for name in ("compress-demo", "compress-sst2")
     }
+    evaluation = json.loads(get(f"{api}/deployments/name/batch-evaluation/evaluation-demo")[1])
+    assert evaluation["entrypoint"] == "flows.batch_evaluation.batch_evaluation"
+    assert evaluation["parameters"]["config"]["name"] == "evaluation-demo"
+    assert [schedule["active"] for schedule in evaluation["schedules"]] == [False]
     demo = deployments["compress-demo"]
     assert demo["entrypoint"] == "flows.compress.compress"
     assert demo["parameters"]["recipe"]["name"] == "demo"

@@ -13,7 +13,9 @@ from pressoir.recipe import Recipe, load
 from pressoir.sections import DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(
+    path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("evaluation-", "serving-"))
+)
 CONFIG_TYPES = [
     value for value in vars(recipe_module).values() if isinstance(value, type) and issubclass(value, Config)
 ]

@@ -1,0 +1,88 @@
+"""The batch-evaluation flow: many models, one machine, never more memory than there is.
+
+`batch_evaluation("configs/evaluation-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a
+run has done stands in its folder; `resume` goes on there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from pydantic import BeforeValidator
+
+from flows.linked import linked_run
+from pressoir.artifact import Store
+from pressoir.errors import RecipeError
+from pressoir.evaluation import run
+from pressoir.evaluation.config import EvaluationConfig, load
+from pressoir.evaluation.memory_log import MemoryLog
+from pressoir.evaluation.run import EvaluationResult
+from tasks import evaluation as steps
+
+if TYPE_CHECKING:
+    from flows.dask_cluster import Cluster
+
+
+@flow(name="batch-evaluation", flow_run_name="{config.name}", validate_parameters=True)
+def batch_evaluation(
+    config: Annotated[EvaluationConfig, BeforeValidator(load)],
+    resume: str | None = None,
+    batches: tuple[str, ...] = (),
+) -> EvaluationResult:
+    """Evaluate all models of `config`, batch after batch, within the memory that there really is.
+
+    `resume` is the name or the folder of an earlier run, which is gone on with; `batches` are the only ones
+    to be run. A model that fails does not end the run: its outcome says why.
+    """
+    from prefect.runtime import flow_run
+
+    store = Store()
+    earlier = run.find(resume, config.results) if resume is not None else None
+    with linked_run(config.name, "flows.batch_evaluation.batch_evaluation", store) as parent:
+        with _cluster(config) as cluster:
+            seen = cluster.survey if cluster is not None else None
+            folder, prepared = steps.prepare(config, store.home, batches, earlier, seen)
+            parent.log(params={**steps.context(prepared), "folder": folder}, tags={"results": folder})
+            for name in (run.CONFIG, run.PLAN):
+                parent.client.log_artifact(parent.run_id, str(folder / name))
+            outcomes = dict(prepared.refused)
+            with MemoryLog(folder, alert_percent=100 * config.memory.alert) as log:
+                if cluster is not None:
+                    prepared, found = cluster.evaluate(prepared, log)
+                    outcomes |= found
+                else:
+                    # Without a batch there may still be models that never fit, which are to be told of.
+                    for name in [batch.name for batch in prepared.plan.batches] or [""]:
+                        outcomes |= {one.model: one for one in steps.evaluate_batch(prepared, name, log)}
+        written = steps.write_report(prepared, folder, outcomes, parent)
+        create_markdown_artifact((folder / "report.md").read_text(encoding="utf-8"), key="evaluation-report")
+        rows = [(row.result.id, row.result.verdict, row.figures()) for row in written.rows]
+        table = [{"run": name, "verdict": verdict, **figures} for name, verdict, figures in rows]
+        create_table_artifact(table, key="evaluation")
+    return EvaluationResult(
+        folder=folder.absolute(),
+        rows=written.rows,
+        prefect_run_id=str(flow_run.id),
+        mlflow_run_id=parent.run_id,
+        tracking_uri=parent.uri,
+    )
+
+
+@contextmanager
+def _cluster(config: EvaluationConfig) -> Iterator[Cluster | None]:
+    """The Dask cluster that the configuration asks for; without one, no Dask is imported."""
+    if config.dask is None:
+        yield None
+        return
+    try:
+        from flows import dask_cluster
+    except ImportError as error:
+        raise RecipeError(
+            f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
+        ) from error
+    with dask_cluster.opened(config, config.dask) as cluster:
+        yield cluster

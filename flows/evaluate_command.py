@@ -1,0 +1,240 @@
+"""`pressoir evaluate`: many models on one machine, never more memory than there is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from flows.merge_command import ManyValues
+from flows.terminal import console, progress, quiet_libraries
+from pressoir.errors import RecipeError
+
+if TYPE_CHECKING:
+    from flows.batch_evaluation import EvaluationResult
+    from pressoir.evaluation.config import EvaluationConfig
+    from pressoir.evaluation.run import Prepared, Survey
+
+STRATEGIES = ("aggressive", "moderate", "conservative")
+
+
+@click.command(cls=ManyValues)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Let live memory decide, whatever CONFIG says: no named strategy, no batches made by hand.",
+)
+@click.option(
+    "--analyze-only", is_flag=True, help="Print the machine, the estimates and the plan; run nothing."
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each data set."
+)
+@click.option(
+    "--batches",
+    multiple=True,
+    metavar="NAME …",
+    help="Only these batches of the plan (see --list-batches).",
+)
+@click.option("--list-batches", is_flag=True, help="Print the plan's batches, one a line; run nothing.")
+@click.option("--resume", metavar="RUN", help="Go on with an earlier run, by its name or its folder.")
+@click.option(
+    "--strategy", type=click.Choice(STRATEGIES), help="Instead of what the available memory suggests."
+)
+@click.option("--interactive", is_flag=True, help="Ask for strategy and batches, and before it starts.")
+@click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Most models side by side.")
+@click.option("--probe", is_flag=True, help="Measure two points of each model instead of estimating.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+def evaluate(
+    config: Path | None,
+    auto: bool,
+    analyze_only: bool,
+    samples: int | None,
+    batches: tuple[str, ...],
+    list_batches: bool,
+    resume: str | None,
+    strategy: str | None,
+    interactive: bool,
+    max_parallel: int | None,
+    probe: bool,
+    overrides: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Evaluate the models of CONFIG, a YAML file (see configs/), batch by batch, within live memory.
+
+    Results go to results/<run>/. Exit code 1 says that some model did not end well; the report says why.
+    """
+    from pressoir.artifact import Store
+    from pressoir.evaluation import run
+
+    chosen: dict[str, Any] = {"samples": samples, "strategy": strategy, "max_parallel": max_parallel}
+    if probe:
+        chosen["probe"] = True
+    if auto:
+        chosen |= {"strategy": strategy, "batches": {}}
+    parsed, folder = _configuration(config, resume, overrides, chosen, auto)
+    store = Store()
+    looking = analyze_only or list_batches
+    seen = run.survey(parsed)
+    if interactive and not looking:
+        parsed, seen = _ask_strategy(parsed, seen)
+    if looking or interactive:
+        prepared = run.prepare(parsed, store, batches=batches, seen=seen, fetch=not looking)
+        if list_batches:
+            _print_batches(prepared)
+        else:
+            _print_survey(prepared.survey)
+            _print_estimates(prepared)
+            _print_plan(prepared)
+        if looking:
+            if not list_batches:
+                console.print("nothing was run")
+            return
+        batches = _ask_batches(prepared)
+    quiet_libraries(verbose)
+    from flows.batch_evaluation import batch_evaluation
+    from tasks import report_to
+
+    with progress() as reporter, report_to(reporter):
+        result = batch_evaluation(parsed, None if folder is None else str(folder), batches)
+    _print_result(result)
+
+
+def _configuration(
+    path: Path | None, resume: str | None, overrides: tuple[str, ...], chosen: dict[str, Any], auto: bool
+) -> tuple[EvaluationConfig, Path | None]:
+    """What to evaluate, and the folder of the run that is resumed."""
+    from pressoir.config import plain, validate
+    from pressoir.evaluation import run
+    from pressoir.evaluation.config import EvaluationConfig
+
+    if path is None and resume is None:
+        raise RecipeError("give CONFIG, a YAML file (such as configs/evaluation-demo.yaml), or --resume RUN")
+    parsed = None if path is None else EvaluationConfig.from_yaml(path, overrides)
+    folder = None
+    if resume is not None:
+        results = parsed.results if parsed is not None else Path("results")
+        folder = run.find(resume, results)
+        parsed = parsed or run.read_config(folder)
+    values = parsed.model_dump(mode="json") if parsed is not None else {}
+    if path is None:
+        values = plain(values, overrides, f"{resume} with --set")
+    values |= {
+        name: value for name, value in chosen.items() if value is not None or (auto and name == "strategy")
+    }
+    return validate(EvaluationConfig, values, str(path or folder)), folder
+
+
+def _ask_strategy(config: EvaluationConfig, seen: Survey) -> tuple[EvaluationConfig, Survey]:
+    from pressoir.evaluation import run
+
+    _print_survey(seen)
+    strategy = click.prompt("strategy", type=click.Choice(STRATEGIES), default=seen.strategy)
+    config = config.model_copy(update={"strategy": strategy})
+    return config, run.survey(config)
+
+
+def _ask_batches(prepared: Prepared) -> tuple[str, ...]:
+    names = [batch.name for batch in prepared.plan.batches]
+    answer = click.prompt(f"batches ({', '.join(names)})", default="all")
+    chosen = () if answer.strip() == "all" else tuple(answer.replace(",", " ").split())
+    click.confirm("start", default=True, abort=True)
+    return chosen
+
+
+def _print_survey(seen: Survey) -> None:
+    memory = seen.memory
+    limit = "none" if memory.limit_bytes is None else f"{_gb(memory.limit_bytes)} ({memory.limit_source})"
+    swap = f"{_gb(memory.swap_free_bytes)} of {_gb(memory.swap_total_bytes)} free"
+    gpus = ", ".join(f"{gpu.name} {_gb(gpu.used_bytes)} of {_gb(gpu.total_bytes)}" for gpu in seen.gpus)
+    table = Table.grid(padding=(0, 2))
+    for name, value in {
+        "RAM": f"{_gb(memory.total_bytes)} in the machine",
+        "limit": limit,
+        "available": f"{_gb(memory.available_bytes)} (by {memory.available_source})",
+        "swap": swap if memory.swap_total_bytes else "none",
+        "GPU": gpus or "none",
+        "CPUs": f"{seen.cpus}; {seen.threads} threads for the models",
+        "strategy": f"{seen.strategy} ({'as told' if seen.chosen else 'by the available memory'}): reserve "
+        f"{_gb(seen.reserve_bytes)}, batch size {seen.batch_size}, up to {seen.max_parallel} side by side",
+        "budget": _gb(seen.budget_bytes),
+    }.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+    for note in memory.notes:
+        console.print(escape(f"note: {note}"))
+
+
+def _print_estimates(prepared: Prepared) -> None:
+    from pressoir.evaluation.planner import GB
+
+    table = Table("model", "task", "runtime", "fixed GB", "a sample GB", "peak GB", "from", box=None)
+    for name in prepared.names:
+        if name in prepared.refused:
+            continue
+        one, job = prepared.estimates[name], prepared.jobs[name]
+        figures = (one.fixed_bytes, one.per_sample_bytes, one.peak_bytes(job.batch_size))
+        table.add_row(name, job.task, job.runs_in, *(f"{figure / GB:.3f}" for figure in figures), one.origin)
+    console.print()
+    console.print(table)
+    for name, outcome in prepared.refused.items():
+        console.print(f"[red]{outcome.verdict}[/] {escape(name)}: {escape(outcome.detail)}", soft_wrap=True)
+
+
+def _print_plan(prepared: Prepared) -> None:
+    from pressoir.evaluation.planner import GB
+
+    table = Table("batch", "models (batch size)", "peak GB", box=None)
+    for batch in prepared.plan.batches:
+        members = ", ".join(f"{one.model} ({one.batch_size})" for one in batch.placements)
+        table.add_row(batch.name, members, f"{batch.peak_bytes / GB:.3f}")
+    console.print()
+    console.print(table)
+    for one in prepared.plan.skipped:
+        console.print(
+            f"[red]skipped[/] {escape(one.model)}: a single sample takes {_gb(one.peak_bytes)}, the budget "
+            f"is {_gb(one.budget_bytes)}"
+        )
+
+
+def _print_batches(prepared: Prepared) -> None:
+    for batch in prepared.plan.batches:
+        click.echo(f"{batch.name}: {', '.join(one.model for one in batch.placements)}")
+
+
+def _print_result(result: EvaluationResult) -> None:
+    from pressoir.evaluation import report_page
+
+    columns, rows = report_page.short_table(result.rows)
+    table = Table(*columns[:2], box=None, pad_edge=False)
+    for name in columns[2:]:
+        table.add_column(name, justify="right")
+    for cells in rows:
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print()
+    console.print(table)
+    bad = [row.result for row in result.rows if row.result.verdict != "ok"]
+    for one in bad:
+        last = (one.detail.strip().splitlines() or [""])[-1]
+        console.print(f"[red]{one.verdict}[/] {escape(one.id)}: {escape(last)}", soft_wrap=True)
+    console.print(f"\nreport  {escape(str(result.folder / 'report.md'))}", soft_wrap=True)
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+    if bad:
+        console.print(
+            f"{len(bad)} of {len(result.rows)} did not end well; once mended: "
+            f"pressoir evaluate --resume {escape(str(result.folder))}",
+            soft_wrap=True,
+        )
+        sys.exit(1)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

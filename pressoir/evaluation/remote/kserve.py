@@ -1,0 +1,176 @@
+"""KServe v2, also named the Open Inference Protocol: tensors in, tensors out, as JSON.
+
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from pressoir.errors import DataError, PressoirError, RecipeError
+from pressoir.evaluation.remote.model import RemoteModel
+from pressoir.inference.audio import SAMPLING_RATE, Waveform
+
+_FLOATS = ("FP16", "BF16", "FP32", "FP64")
+
+
+class _Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: Any = None
+
+
+class _Metadata(BaseModel):
+    inputs: list[_Tensor] = []
+
+
+class _Inference(BaseModel):
+    outputs: list[_Tensor]
+
+
+class KServe(RemoteModel):
+    """Over KServe v2, also named the Open Inference Protocol."""
+
+    def check(self) -> None:
+        """See `RemoteModel.check`."""
+        if self.job.task == "causal-lm":
+            raise RecipeError(
+                f"{self.job.model}: KServe v2 has no perplexity; use a server with OpenAI's /v1/completions, "
+                "and protocol: openai"
+            )
+        self._path = f"/v2/models/{quote(self.name, safe='')}"
+        self._check_ready("/v2/health/ready", "it", "check url, and the server's log")
+        self._check_ready(f"{self._path}/ready", f"its model {self.name!r}", "check remote_model")
+        answer = self.server.get(self._path)
+        found = _Metadata() if answer.status == 404 else self.server.parsed(self._path, answer, _Metadata)
+        self._inputs = found.inputs
+
+    def classify(self, text: str) -> dict[str, Any]:
+        """See `RemoteModel.classify`; the name of a label that the data lack is an error."""
+        outputs = self._infer("BYTES", "text", [1], [text])
+        rows = [self._numbers(one).reshape(-1) for one in _of(outputs, *_FLOATS)]
+        values = next((self._finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
+        names = [self._texts(one)[0] for one in _of(outputs, "BYTES") if math.prod(one.shape) == 1]
+        named = [place for place in map(self.label, names) if place >= 0]
+        if not named and values is None:
+            if not names:
+                raise self._unexpected(
+                    f"FP32 (1, {len(self.labels)}), or BYTES (1,): a label's name", outputs
+                )
+            raise DataError(
+                f"{self.server.url}: {self.name} answers {self.server.shown(names[0])!r}, but the data's "
+                f"labels are {', '.join(self.labels)}; give data that go with the model"
+            )
+        best = -1 if values is None else int(values.argmax())
+        label = named[0] if named else best
+        return {"label": label, "logits": values.tolist() if values is not None and label == best else []}
+
+    def translate(self, text: str) -> str:
+        """See `RemoteModel.translate`."""
+        outputs = self._infer(
+            "BYTES",
+            "text",
+            [1],
+            [text],
+            source_language=self.job.data.source_language,
+            target_language=self.job.data.target_language,
+            max_new_tokens=self.job.generation.max_new_tokens,
+            num_beams=self.job.generation.num_beams,
+        )
+        return self._text(outputs)
+
+    def transcribe(self, path: Path, sound: Waveform) -> str:
+        """See `RemoteModel.transcribe`."""
+        language = self.job.data.source_language
+        return self._text(
+            self._infer(
+                "FP32",
+                "audio",
+                [1, len(sound)],
+                sound.tolist(),
+                sampling_rate=SAMPLING_RATE,
+                language=language,
+            )
+        )
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """See `RemoteModel.embed`."""
+        outputs = self._infer("BYTES", "text", [len(texts)], list(texts))
+        for found in map(self._numbers, _of(outputs, *_FLOATS)):
+            if found.ndim == 2 and len(found) == len(texts):
+                return found
+        raise self._unexpected(f"FP32 ({len(texts)}, dimensions)", outputs)
+
+    def score(self, text: str) -> list[float]:
+        """Not in this protocol, as `check` says."""
+        raise NotImplementedError
+
+    def _check_ready(self, path: str, what: str, todo: str) -> None:
+        answer = self.server.get(path)
+        body = answer.json
+        said = body if isinstance(body, dict) else {}
+        if answer.status == 404:
+            raise PressoirError(f"{self.server.refused(path, answer)}; {todo}")
+        if answer.status in (401, 403) or 300 <= answer.status < 400:
+            raise self.server.refused(path, answer)
+        if not answer.ok or said.get("ready") is False or said.get("live") is False:
+            raise self.server.unreachable(f"{what} is not ready ({self.server.refused(path, answer)})", todo)
+
+    def _infer(
+        self, datatype: str, name: str, shape: list[int], data: list[Any], **parameters: str | int | None
+    ) -> list[_Tensor]:
+        """What comes back for one input, whose name and rank are as the metadata say."""
+        fitting = sorted(_of(self._inputs, datatype), key=lambda one: one.name != name)
+        if self._inputs and not fitting:
+            raise PressoirError(
+                f"{self.server.url}: {self.name} takes {self._shown(self._inputs)}, but {self.job.task} "
+                f"needs a {datatype} input: tokenizing, or extracting features, is the server's part"
+            )
+        if fitting:
+            name, rank = fitting[0].name, len(fitting[0].shape)
+            shape = shape + [1] * (rank - len(shape)) if rank > 1 else [len(data)]
+        asked: dict[str, Any] = {
+            "inputs": [{"name": name, "shape": shape, "datatype": datatype, "data": data}]
+        }
+        if given := {key: value for key, value in parameters.items() if value is not None}:
+            asked["parameters"] = given
+        return self.server.post(f"{self._path}/infer", _Inference, json=asked).outputs
+
+    def _text(self, outputs: Sequence[_Tensor]) -> str:
+        for texts in map(self._texts, _of(outputs, "BYTES")):
+            if texts:
+                return texts[0]
+        raise self._unexpected("BYTES (1,): the text", outputs)
+
+    def _numbers(self, tensor: _Tensor) -> NDArray[np.float64]:
+        try:
+            return np.array(tensor.data, dtype=np.float64).reshape(tensor.shape)
+        except (ValueError, TypeError, OverflowError):
+            raise self._unexpected("numbers that fill their shape", [tensor]) from None
+
+    def _texts(self, tensor: _Tensor) -> list[str]:
+        texts = np.array(tensor.data, dtype=object).reshape(-1).tolist()
+        if len(texts) != math.prod(tensor.shape) or not all(isinstance(text, str) for text in texts):
+            raise self._unexpected("JSON strings that fill their shape", [tensor])
+        return texts
+
+    def _unexpected(self, wanted: str, outputs: Sequence[_Tensor]) -> PressoirError:
+        what = f"{self.job.task} needs {wanted}, and gets {self._shown(outputs)}"
+        return self.server.malformed(f"{self._path}/infer", what)
+
+    def _shown(self, tensors: Sequence[_Tensor]) -> str:
+        names = (f"{one.name} {one.datatype} {tuple(one.shape)}" for one in tensors)
+        return self.server.shown(", ".join(names)) or "nothing"
+
+
+def _of(tensors: Iterable[_Tensor], *datatypes: str) -> list[_Tensor]:
+    return [one for one in tensors if one.datatype in datatypes]

@@ -1,0 +1,331 @@
+"""What an evaluation leaves in its folder: files for programs, a page for people, pictures.
+
+=============================  ============================================================================
+file                           content
+=============================  ============================================================================
+`consolidated_results.json`    `Consolidated`: each run's result, what was measured, under what conditions
+`consolidated_detailed.jsonl`  a line a sample: what was asked, what would be right, what was predicted
+`batch_<n>_results.json`       `BatchResult`: who ran together, and how each ended
+`memory_stats.json`            `memory_log.MemoryStats`
+`report.md`                    the table, and what has to be said of it
+`*.png`                        see `pressoir.evaluation.plots`
+=============================  ============================================================================
+
+What was predicted and scored stands apart from what was measured about it: `models` of the first file and the
+whole second file are the same, byte by byte, whether a run went through or was killed and resumed. Times,
+memory and dates never are. Each file is written whole or not at all, and writing again replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pressoir.artifact import disk_errors, write_text_atomic
+from pressoir.config import Config
+from pressoir.errors import PressoirError
+from pressoir.evaluation import scoring
+from pressoir.evaluation.datasets import DataSet
+from pressoir.evaluation.journal import Prediction
+from pressoir.evaluation.memory_log import MemoryStats
+from pressoir.evaluation.planner import EvaluationPlan, Placement
+from pressoir.evaluation.records import Outcome, Verdict
+from pressoir.inference.engines import Runtime
+from pressoir.registry import Task
+
+CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
+MEMORY, PAGE = "memory_stats.json", "report.md"
+PICTURES = ("metrics.png", "speed.png", "peaks.png", "memory.png")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, that is one model on one data set, as it ended."""
+
+    run_id: str
+    model: str
+    """Id of the model."""
+    data_name: str
+    data: DataSet
+    outcome: Outcome
+    """With `metrics` and `notes` of `scoring.score`."""
+    predictions: Sequence[Prediction]
+    """Those that were asked for, in any order."""
+
+
+class ModelResult(Config):
+    """What a run predicted and scored: the same however often it was interrupted."""
+
+    id: str
+    """Of the run: the model's, with the data set's where it has several."""
+    model: str
+    data: str
+    task: Task
+    runtime: Runtime | Literal["remote"] | None
+    """Null where it never came so far."""
+    verdict: Verdict
+    detail: str
+    samples: int
+    """With a prediction."""
+    total: int
+    """Asked for; 0 where that never became known."""
+    success_rate: float
+    """Part of them that has a prediction, 0–1."""
+    metrics: dict[str, float]
+    """The main one first; to `scoring.DIGITS` digits."""
+    notes: tuple[str, ...]
+
+
+class Measured(Config):
+    """What was measured about a run."""
+
+    seconds: float
+    """Spent in the model."""
+    load_s: float
+    """Imports and loading, over all attempts."""
+    samples_per_s: float | None
+    """Samples (of a causal LM: windows) by those seconds."""
+    batch_size: int | None
+    """Most samples that went through the model together."""
+    predicted_peak_bytes: int | None
+    """At the batch size that was run."""
+    measured_peak_bytes: int | None
+    real_time_factor: float | None = None
+    """Speech: seconds by seconds of sound; below 1 it is faster than speech."""
+
+
+class Consolidated(Config):
+    """The content of `consolidated_results.json`."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    run: str
+    """Name of the folder."""
+    name: str
+    """The configuration's."""
+    models: tuple[ModelResult, ...]
+    """In the configuration's order."""
+    measured: dict[str, Measured]
+    """By run id."""
+    context: dict[str, Any]
+    """Strategy, budget, limit, threads, versions."""
+
+
+class BatchResult(Config):
+    """The content of a `batch_<n>_results.json`."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    batch: int
+    """Its number in the plan, from 1."""
+    name: str
+    placements: tuple[Placement, ...]
+    predicted_peak_bytes: int
+    """Sum of the placements'."""
+    measured_peak_bytes: int | None
+    """Largest PSS of all its children at one moment; null where no sample of the memory was taken."""
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    result: ModelResult
+    measured: Measured
+
+    @property
+    def main_metric(self) -> str | None:
+        """Name of the main metric, where it could be computed."""
+        name = scoring.MAIN_METRIC[self.result.task]
+        return name if name in self.result.metrics else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ended well, with all samples."""
+        return self.result.verdict == "ok" and self.result.samples == self.result.total
+
+    @property
+    def peak_ratio(self) -> float | None:
+        """Predicted by measured peak; 1 or more is safe."""
+        predicted, measured = self.measured.predicted_peak_bytes, self.measured.measured_peak_bytes
+        return predicted / measured if predicted and measured else None
+
+    def figures(self) -> dict[str, float]:
+        """All its figures by name, metrics first."""
+        known = {**self.result.metrics, "success_rate": self.result.success_rate}
+        measured = self.measured.model_dump(exclude_none=True)
+        return {**known, **{name: float(value) for name, value in measured.items()}}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    paths: tuple[Path, ...]
+    rows: tuple[Row, ...]
+    """In the configuration's order."""
+    headline: str
+
+
+def write(
+    folder: Path,
+    results: Sequence[Result],
+    plan: EvaluationPlan,
+    log: MemoryStats,
+    context: Mapping[str, Any],
+) -> Report:
+    """Write all files of an evaluation into its folder.
+
+    `results` are in the configuration's order, then in that of a model's data. `context` is JSON-able and is
+    shown as it is, key by key (`*_bytes` in GB); its `name` is the configuration's.
+
+    Raises:
+        StoreError: the folder is full, or cannot be written.
+    """
+    from pressoir.evaluation import plots, report_page
+
+    rows = tuple(Row(_result(one), _measured(one)) for one in results)
+    consolidated = Consolidated(
+        run=folder.name,
+        name=str(context.get("name", folder.name)),
+        models=tuple(row.result for row in rows),
+        measured={row.result.id: row.measured for row in rows},
+        context=dict(context),
+    )
+    batches = _batches(results, plan, log)
+    pictures: dict[str, Callable[[Path], None]] = {}
+    if any(row.main_metric for row in rows):
+        pictures["metrics.png"] = lambda path: plots.metrics(rows, path)
+    if any(row.measured.samples_per_s for row in rows):
+        pictures["speed.png"] = lambda path: plots.speed(rows, path)
+    if any(row.peak_ratio for row in rows):
+        pictures["peaks.png"] = lambda path: plots.peaks(rows, plan.budget_bytes, path)
+    if len(log.samples) > 1:
+        pictures["memory.png"] = lambda path: plots.memory(log, plan.budget_bytes, path)
+    texts = {
+        CONSOLIDATED: _json(consolidated),
+        DETAILED: "".join(line for one in results for line in _detailed(one)),
+        MEMORY: _json(log),
+        **{f"batch_{one.batch}_results.json": _json(one) for one in batches},
+        PAGE: report_page.to_markdown(consolidated, batches, log, plan, tuple(pictures)),
+    }
+    with disk_errors(folder):
+        for name, text in texts.items():
+            write_text_atomic(folder / name, text)
+        for name, draw in pictures.items():
+            _draw_atomic(folder / name, draw)
+        stale = {*folder.glob("batch_*_results.json"), *(folder / name for name in PICTURES)}
+        for path in stale - {folder / name for name in (*texts, *pictures)}:
+            path.unlink(missing_ok=True)  # of an earlier plan, which had more
+    return Report(
+        paths=tuple(folder / name for name in (*texts, *pictures)),
+        rows=rows,
+        headline=report_page.headline(rows, log, plan),
+    )
+
+
+def read(path: Path) -> Consolidated:
+    """Read a `consolidated_results.json`.
+
+    Raises:
+        PressoirError: it is missing or not such a file.
+    """
+    try:
+        return Consolidated.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise PressoirError(f"{path} is not the result of an evaluation: {error}") from error
+
+
+def _result(one: Result) -> ModelResult:
+    outcome, samples = one.outcome, len(one.predictions)
+    windows = one.data.task == "causal-lm"  # how many a text has only the tokenizer knows
+    total = max(outcome.total if windows else len(one.data.samples), samples)
+    notes = list(outcome.notes)
+    if 0 < samples < total:
+        notes.append(f"only {samples} of {total} {scoring.UNITS[one.data.task]} have a prediction")
+    return ModelResult(
+        id=one.run_id,
+        model=one.model,
+        data=one.data_name,
+        task=one.data.task,
+        runtime=outcome.runtime,
+        verdict=outcome.verdict,
+        detail=outcome.detail,
+        samples=samples,
+        total=total,
+        success_rate=scoring.rounded(samples / total) if total else 0.0,
+        metrics=scoring.rounded(outcome.metrics),
+        notes=tuple(notes),
+    )
+
+
+def _measured(one: Result) -> Measured:
+    outcome = one.outcome
+    # those of the samples asked for: the journal may have more
+    seconds = math.fsum(prediction.seconds for prediction in one.predictions) or outcome.seconds
+    sound = 0.0
+    if one.data.task == "automatic-speech-recognition":
+        sound = scoring.audio_seconds([prediction.value for prediction in one.predictions])
+    return Measured(
+        seconds=seconds,
+        load_s=outcome.load_s,
+        samples_per_s=len(one.predictions) / seconds if seconds and one.predictions else None,
+        batch_size=outcome.batch_size,
+        predicted_peak_bytes=outcome.predicted_peak_bytes,
+        measured_peak_bytes=outcome.measured_peak_bytes,
+        real_time_factor=seconds / sound if sound else None,
+    )
+
+
+def _detailed(one: Result) -> Iterator[str]:
+    """A line a sample, in the data's order; samples without a prediction too, where they are known."""
+    found = {prediction.sample: scoring.rounded(prediction.value) for prediction in one.predictions}
+    known = {sample.id: sample for sample in one.data.samples}
+    names = scoring.in_order(one.data, found) if one.data.task == "causal-lm" else known
+    for name in names:
+        line = {"run": one.run_id, "sample": name}
+        if (sample := known.get(name)) is not None:
+            if one.data.task != "automatic-speech-recognition":  # there it is a path of this machine
+                line["input"] = sample.input
+            line["reference"] = sample.reference
+        yield json.dumps({**line, "prediction": found.get(name)}, ensure_ascii=False) + "\n"
+
+
+def _batches(results: Sequence[Result], plan: EvaluationPlan, log: MemoryStats) -> list[BatchResult]:
+    outcomes = {one.run_id: one.outcome for one in results}
+    return [
+        BatchResult(
+            batch=number,
+            name=batch.name,
+            placements=batch.placements,
+            predicted_peak_bytes=batch.peak_bytes,
+            measured_peak_bytes=log.children_peak_bytes(batch.name) or None,
+            outcomes=tuple(
+                outcomes[placement.model] for placement in batch.placements if placement.model in outcomes
+            ),
+        )
+        for number, batch in enumerate(plan.batches, start=1)
+    ]
+
+
+def _json(value: Config) -> str:
+    return json.dumps(value.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def _draw_atomic(path: Path, draw: Callable[[Path], None]) -> None:
+    draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        draw(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,197 @@
+"""From raw predictions to scores, at the end of a run: a new metric needs no new inference.
+
+==============================  ===========================================================================
+task                            metrics, the main one first
+==============================  ===========================================================================
+`text-classification`           `accuracy` with its Wilson 95 % interval, `f1`; fractions 0–1
+`automatic-speech-recognition`  `wer`, `cer`; fractions, 0 is perfect
+`translation`                   `bleu`, `chrf`; 0–100
+`causal-lm`                     `perplexity`, and `perplexity/<text>` where there are several texts
+`feature-extraction`            `spearman`: rank correlation with the similarities of the data, −1 to 1
+==============================  ===========================================================================
+
+Only samples that have a prediction are scored. Floats are first rounded to the digits that
+`consolidated_detailed.jsonl` shows: the scores can be computed again from that file alone, and noise in the
+last bits of a prediction does not reach them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir import metrics
+from pressoir.evaluation.datasets import DataSet
+from pressoir.registry import Task
+
+DIGITS = 6
+"""Significant digits of the floats in a raw prediction."""
+MAIN_METRIC: dict[Task, str] = {
+    "text-classification": "accuracy",
+    "automatic-speech-recognition": "wer",
+    "translation": "bleu",
+    "causal-lm": "perplexity",
+    "feature-extraction": "spearman",
+}
+LOWER_IS_BETTER = frozenset({"wer", "cer", "perplexity"})
+UNITS: dict[Task, str] = {
+    "text-classification": "sentences",
+    "automatic-speech-recognition": "recordings",
+    "translation": "sentences",
+    "causal-lm": "windows",
+    "feature-extraction": "pairs",
+}
+"""What a sample of each task is."""
+_NAMES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF", "f1": "F1", "spearman": "Spearman"}
+_FRACTIONS = frozenset({"accuracy", "accuracy_ci_low", "accuracy_ci_high", "f1", "wer", "cer"})
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics by name, and what has to be said with them: signatures, normalisers, which F1."""
+
+    metrics: dict[str, float]
+    """Empty where nothing could be scored; finite."""
+    notes: tuple[str, ...]
+
+
+def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
+    """Score the samples that have a prediction.
+
+    `predictions` has the raw predictions (see `pressoir.evaluation.predictors`) by sample id; of a causal LM
+    by `<text>:<window>`. Ids that the data lack are left out; the order does not matter.
+    """
+    if data.task == "causal-lm":
+        return _perplexity(data, predictions)
+    known = [(one.reference, rounded(predictions[one.id])) for one in data.samples if one.id in predictions]
+    if not known:
+        return Score({}, ("no sample has a prediction: nothing was scored",))
+    expected, values = [reference for reference, _ in known], [value for _, value in known]
+    if data.task == "text-classification":
+        return _classification(data, [value["label"] for value in values], expected)
+    if data.task == "feature-extraction":
+        return _correlation([value["similarity"] for value in values], expected)
+    found = [value["text"] for value in values]
+    scores = (
+        {"wer": metrics.wer(found, expected), "cer": metrics.cer(found, expected)}
+        if data.task == "automatic-speech-recognition"
+        else {"bleu": metrics.bleu(found, expected), "chrf": metrics.chrf(found, expected)}
+    )
+    return Score(
+        {name: one.value for name, one in scores.items()}, tuple(one.signature for one in scores.values())
+    )
+
+
+def audio_seconds(values: Sequence[Any]) -> float:
+    """Length of what was heard, over raw predictions of speech recognition; 0 without any.
+
+    Seconds of computing divided by it are the real-time factor: a measured figure, which another machine
+    would not repeat, and so no metric.
+    """
+    return math.fsum(value["audio_s"] for value in values)
+
+
+def rounded(value: Any) -> Any:
+    """A raw prediction with its floats rounded to `DIGITS` significant digits."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(part) for part in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def in_order(data: DataSet, samples: Iterable[str]) -> list[str]:
+    """Those of the ids that belong to the data, in its order; windows (`<text>:<index>`) by index."""
+    if data.task != "causal-lm":
+        known = set(samples)
+        return [one.id for one in data.samples if one.id in known]
+    places = {one.id: place for place, one in enumerate(data.samples)}
+    windows = []
+    for name in samples:
+        text, _, index = name.rpartition(":")
+        if text in places and index.isdecimal():
+            windows.append((places[text], int(index), name))
+    return [name for _, _, name in sorted(windows)]
+
+
+def name_of(metric: str) -> str:
+    """A metric as a person writes it: `WER`, `perplexity of wiki`."""
+    name, _, text = metric.partition("/")
+    return f"{_NAMES.get(name, name)} of {text}" if text else _NAMES.get(name, name)
+
+
+def figure_of(metric: str, value: float) -> str:
+    """A metric's value as a person reads it: `91.3 %`, `27.41`, `1,204`."""
+    if metric in _FRACTIONS:
+        return f"{100 * value:.1f} %"
+    if metric == "spearman":
+        return f"{value:.3f}".replace("-", "−")
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]) -> Score:
+    right = sum(one == other for one, other in zip(found, expected, strict=True))
+    low, high = metrics.wilson_interval(right, len(expected))
+    classes = sorted({*found, *expected})
+    if len(data.labels) > 2 or set(classes) - {0, 1}:
+        # of each class that occurs by itself, then the mean: metrics.f1 would take 2 of 3 classes for all
+        each = [metrics.f1([one == c for one in found], [one == c for one in expected]) for c in classes]
+        f1, note = math.fsum(each) / len(each), f"F1 is the macro average over {len(classes)} classes"
+    else:
+        positive = data.labels[1] if len(data.labels) > 1 else "1"
+        f1, note = metrics.f1(found, expected), f"F1 is of the class {positive!r}"
+    return Score(
+        {
+            "accuracy": right / len(expected),
+            "f1": f1,
+            "accuracy_ci_low": low,
+            "accuracy_ci_high": high,
+        },
+        (note, "the interval of the accuracy is Wilson's, 95 %"),
+    )
+
+
+def _perplexity(data: DataSet, predictions: Mapping[str, Any]) -> Score:
+    """exp(sum of the negative log-likelihoods / sum of the tokens), over the windows of all texts."""
+    windows: dict[str, list[Any]] = {}
+    for name in in_order(data, predictions):
+        windows.setdefault(name.rpartition(":")[0], []).append(rounded(predictions[name]))
+    sums = {
+        text: (math.fsum(value["nll"] for value in own), sum(value["tokens"] for value in own))
+        for text, own in windows.items()
+    }
+    if not sums:
+        return Score({}, ("no window has a prediction: nothing was scored",))
+    tokens = sum(count for _, count in sums.values())
+    means = {"perplexity": math.fsum(nll for nll, _ in sums.values()) / tokens}
+    if len(sums) > 1:
+        means |= {f"perplexity/{text}": nll / count for text, (nll, count) in sums.items()}
+    notes = [
+        f"perplexity is over {tokens:,} tokens of windows that do not overlap, each scored from its second "
+        "token on; it compares models with the same tokenizer and window only"
+    ]
+    if beyond := [name_of(name) for name, mean in means.items() if mean > 700]:
+        notes.append(f"beyond what a float holds: {', '.join(beyond)}")
+    return Score({name: math.exp(mean) for name, mean in means.items() if mean <= 700}, tuple(notes))
+
+
+def _correlation(found: Sequence[float], expected: Sequence[float]) -> Score:
+    """Spearman's rank correlation (1904): Pearson's of the ranks, ties at their mean rank."""
+    first, second = _ranks(found), _ranks(expected)
+    if len(found) < 2 or not first.std() or not second.std():
+        return Score({}, ("Spearman's correlation is not defined: one side is the same for all pairs",))
+    value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
+    return Score({"spearman": value}, (f"Spearman's rank correlation over {len(found)} pairs",))
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Rank of each value, from 0; the mean rank where several are the same."""
+    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts + 1) / 2)[inverse]
+    return ranks
