@@ -148,8 +148,10 @@ def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_mod
     predictor = _checking_files(job, lambda: _open(job, data, open_model))
     _start_threads()
     tell(Loaded(seconds=time.perf_counter() - start))
+    # Of all samples, those that are done too: so a resumed attempt makes the batches it would have made.
+    lengths = {sample.id: predictor.length(sample) for sample in samples}
     with data_limit(job.allowance_bytes, job.folder):
-        _predict(job, predictor, waiting, journal, figures, tell, len(samples))
+        _predict(job, predictor, waiting, lengths, journal, figures, tell)
     tell(Progress(done=len(samples), total=len(samples), batch_size=0))
 
 
@@ -157,19 +159,20 @@ def _predict(
     job: Job,
     predictor: Predictor,
     waiting: Sequence[Sample],
+    length_of: dict[str, int],
     journal: Journal,
     figures: _Figures,
     tell: Tell,
-    total: int,
 ) -> None:
     """Predict and commit batch by batch."""
     from pressoir.evaluation.allowance import BatchSize, is_out_of_memory, map_large_blocks
     from pressoir.evaluation.jobs import Progress
     from pressoir.evaluation.journal import Prediction
 
-    by_length = sorted(((predictor.length(one), one) for one in waiting), key=lambda pair: -pair[0])
-    lengths, waiting = [length for length, _ in by_length], [sample for _, sample in by_length]
-    size = BatchSize(job.batch_size, lengths[0], job.max_batch_size)
+    total, longest = len(length_of), max(length_of.values())
+    waiting = sorted(waiting, key=lambda one: -length_of[one.id])
+    lengths = [length_of[one.id] for one in waiting]
+    size = BatchSize(job.batch_size, longest, job.max_batch_size)
     while waiting:
         batch = size.take(waiting, lengths)
         together = len(batch) if predictor.together else 1

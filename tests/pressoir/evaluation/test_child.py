@@ -96,6 +96,20 @@ class TestAttempt:
         assert (end.verdict, told[0].done, told[-1].done) == ("ok", 1, 3)
         assert {one.sample: one.value["similarity"] for one in stored(job)}["1"] == 7
 
+    @pytest.mark.parametrize("done", [1, 2, 3, 4])
+    def test_what_is_left_goes_in_the_batches_that_it_would_have_gone_in(self, make_job, done):
+        lengths = [40, 40, 20, 20, 20, 20, 10, 10, 10, 10, 10, 10, 10, 10, 5]
+        whole, rest = Recorded(), Recorded()
+        attempt(make_job(lengths, batch_size=2, max_batch_size=8, key="whole"), whole)
+        job = make_job(lengths, batch_size=2, max_batch_size=8)
+        journal = Journal(job.journal)
+        for batch in whole.tried[:done]:
+            journal.add(job.key, 0, [Prediction(name, {"similarity": 1}, 0.1, 1) for name in batch])
+        journal.close()
+        attempt(job, rest)
+        assert len(whole.tried) > 3
+        assert rest.tried == whole.tried[done:]
+
     def test_with_nothing_left_the_model_is_not_even_loaded(self, make_job):
         job = make_job([10, 20])
         attempt(job, Recorded())
