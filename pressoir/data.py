@@ -12,17 +12,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
-
-import datasets
-import pyarrow
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pressoir.artifact import digest_of, file_sha256, folder_digest
 from pressoir.errors import DataError, SourceError
 from pressoir.sections import DataConfig
 
-datasets.disable_progress_bars()  # progress goes through the reporter
+if TYPE_CHECKING:
+    import datasets
+
 DEMO = Path(__file__).parent / "demo"
 SPLITS = ("train", "validation", "test")
 INFO = "data.json"
@@ -52,37 +50,12 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
             or it holds a label that train lacks.
         SourceError: the hub data set cannot be loaded.
     """
-    raw = _read_hub(config) if config.source == "hub" else _read_files(config)
-    for split in SPLITS:
-        if not raw.get(split, True):
-            raise DataError(f"the {split} split is empty")
-    found = {split: {label for _, label in rows} for split, rows in raw.items()}
-    labels = config.labels or tuple(sorted(found["train"]))
-    if len(labels) < 2:
-        raise DataError(f"train has only the label {labels[0]!r}; a classifier needs at least two")
-    for split in raw:
-        if strange := sorted(found[split] - set(labels)):
-            raise DataError(
-                f"the {split} split has labels that train never has: {strange}; train has {list(labels)}"
-            )
+    datasets = _library()
+    labels, rows, dropped = _clean(config)
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(labels))}
     )
-    dropped, seen = {}, set[str]()
-    clean: dict[str, datasets.Dataset] = {}
-    for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
-        kept, own = [], set[str]()
-        for text, label in raw[split]:
-            form = " ".join(text.lower().split())
-            if form in seen or (split == "train" and form in own):
-                continue
-            own.add(form)
-            kept.append({"text": text, "label": labels.index(label)})
-        if not kept:
-            raise DataError(f"the {split} split is empty: each of its sentences stands in another split too")
-        dropped[f"{split}_copies_dropped"] = len(raw[split]) - len(kept)
-        seen |= own
-        clean[split] = datasets.Dataset.from_list(kept, features=features)
+    clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in rows.items()}
     if "validation" not in clean:
         wanted = config.validation_samples
         try:
@@ -102,6 +75,63 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
         if size is not None and size < len(clean[split]):
             clean[split] = clean[split].shuffle(seed=seed).select(range(size))
     return datasets.DatasetDict({split: clean[split] for split in SPLITS}), dropped
+
+
+def test_rows(config: DataConfig, seed: int) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Labels, and the test split of `load` as a list of `{"text": str, "label": int}`.
+
+    Without the datasets library, which takes a second to import, where no random choice needs it.
+
+    Raises:
+        DataError, SourceError: as `load`, for every split.
+    """
+    if config.source != "hub":
+        labels, rows, _ = _clean(config)
+        if config.test_samples is None or config.test_samples >= len(rows["test"]):
+            return labels, rows["test"]
+    splits, _ = load(config, seed)
+    return tuple(splits["test"].features["label"].names), list(splits["test"])
+
+
+def _clean(config: DataConfig) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Labels, the rows of each split without copies, and the counts of dropped copies."""
+    raw = _read_hub(config) if config.source == "hub" else _read_files(config)
+    for split in SPLITS:
+        if not raw.get(split, True):
+            raise DataError(f"the {split} split is empty")
+    found = {split: {label for _, label in rows} for split, rows in raw.items()}
+    labels = config.labels or tuple(sorted(found["train"]))
+    if len(labels) < 2:
+        raise DataError(f"train has only the label {labels[0]!r}; a classifier needs at least two")
+    for split in raw:
+        if strange := sorted(found[split] - set(labels)):
+            raise DataError(
+                f"the {split} split has labels that train never has: {strange}; train has {list(labels)}"
+            )
+    dropped, seen = {}, set[str]()
+    clean: dict[str, list[dict[str, Any]]] = {}
+    for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
+        kept, own = [], set[str]()
+        for text, label in raw[split]:
+            form = " ".join(text.lower().split())
+            if form in seen or (split == "train" and form in own):
+                continue
+            own.add(form)
+            kept.append({"text": text, "label": labels.index(label)})
+        if not kept:
+            raise DataError(f"the {split} split is empty: each of its sentences stands in another split too")
+        dropped[f"{split}_copies_dropped"] = len(raw[split]) - len(kept)
+        seen |= own
+        clean[split] = kept
+    return labels, clean, dropped
+
+
+def _library() -> Any:
+    """The datasets library, with its bars off: progress goes through the reporter."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
 
 
 def save(
@@ -127,7 +157,7 @@ def info(folder: Path) -> dict[str, Any]:
 def load_split(folder: Path, split: str) -> datasets.Dataset:
     """One split of a saved data folder: columns `text` (str) and `label` (int)."""
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return datasets.Dataset.from_list([json.loads(line) for line in file])
+        return _library().Dataset.from_list([json.loads(line) for line in file])
 
 
 def read_table(path: Path) -> list[Row]:
@@ -271,6 +301,9 @@ def _jsonl(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _parquet(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
     names, number = [str(config.text_column), str(config.label_column)], 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -283,7 +316,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
 
 
 def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
-    result: dict[str, list[Row]] = {}
+    datasets, result = _library(), dict[str, list[Row]]()
     for split, part in zip(SPLITS, config.hub_splits, strict=True):
         if part is None:
             continue

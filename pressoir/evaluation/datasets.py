@@ -43,11 +43,10 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     if config.task == "text-classification":
         from pressoir import data
 
-        splits, _ = data.load(config.classification, seed)
-        labels = tuple(splits["test"].features["label"].names)
+        labels, rows = data.test_rows(config.classification, seed)
         samples = [
             Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
-            for i, row in enumerate(splits["test"])
+            for i, row in enumerate(rows)
         ]
     elif config.task == "automatic-speech-recognition":
         samples = _speech(_required(config.manifest))

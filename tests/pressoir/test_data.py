@@ -503,3 +503,12 @@ def test_a_hub_data_set_that_cannot_be_fetched_offline_says_what_to_do(local_hub
         SourceError, match=r"'nobody/nothing'.*HF_HUB_OFFLINE is set.*local folder.*`source: files`"
     ):
         data.load(DataConfig(source="hub", hub_id="nobody/nothing"), seed=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"test_samples": 5}, {"validation_samples": 10}])
+def test_the_test_split_alone_is_that_of_all_splits(options):
+    config = DataConfig(**options)
+    splits, _ = data.load(config, 3)
+    labels, rows = data.test_rows(config, 3)
+    assert list(labels) == splits["test"].features["label"].names
+    assert rows == list(splits["test"])
