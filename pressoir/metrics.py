@@ -20,13 +20,17 @@ def accuracy(predicted: Ints, expected: Ints) -> float:
     return float(np.mean(np.asarray(predicted) == np.asarray(expected)))
 
 
-def f1(predicted: Ints, expected: Ints) -> float:
-    """F1 of class 1 where there are two classes, else the macro average, 0–1."""
+def f1(predicted: Ints, expected: Ints, classes: int | None = None) -> float:
+    """F1 of class 1 where there are two classes, else the macro average over those that occur, 0–1.
+
+    Without `classes` their number is what occurs. A negative prediction, which is no class, is wrong.
+    """
     from sklearn.metrics import f1_score
 
-    classes = sorted({*np.asarray(expected).tolist(), *np.asarray(predicted).tolist()})
-    binary = set(classes) <= {0, 1}
-    return float(f1_score(expected, predicted, average="binary" if binary else "macro", zero_division=0))
+    seen = sorted({*np.asarray(expected).tolist(), *np.asarray(predicted).tolist()})
+    binary = set(seen) <= {0, 1} if classes is None else classes == 2
+    labels = [1] if binary else [one for one in seen if one >= 0]
+    return float(f1_score(expected, predicted, labels=labels, average="macro", zero_division=0))
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -12,11 +12,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_recipe_reference_is_generated_from_the_types():
+@pytest.mark.parametrize("name", ["recipe", "evaluation"])
+def test_references_are_generated_from_the_types(name):
+    from pressoir.evaluation.config import EvaluationConfig
+    from pressoir.recipe import Recipe
     from pressoir.reference import markdown
 
-    found = README.split("<!-- recipe reference -->\n")[1].split("<!-- end of recipe reference -->")[0]
-    assert found.strip() == markdown().strip(), "run `pressoir reference` and put it between the markers"
+    types = {"recipe": (Recipe, "README.md"), "evaluation": (EvaluationConfig, "docs/evaluation.md")}
+    kind, page = types[name]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = text.split(f"<!-- {name} reference -->\n")[1].split(f"<!-- end of {name} reference -->")[0]
+    assert found.strip() == markdown(kind).strip(), (
+        f"run `pressoir reference {name}` and put it between the markers of {page}"
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

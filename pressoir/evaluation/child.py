@@ -106,10 +106,10 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     except _DamagedError as error:
         verdict, detail = "damaged", str(error)
     except Exception as error:
-        if is_out_of_memory(error):
-            verdict, detail = "skipped_oom", f"no memory outside of a batch: {_short(error)}"
-        elif isinstance(error, UnreachableError):
+        if isinstance(error, UnreachableError):
             verdict, detail = "unreachable", str(error)
+        elif job.remote is None and is_out_of_memory(error):
+            verdict, detail = "skipped_oom", f"no memory outside of a batch: {_short(error)}"
         else:
             verdict, detail = "exception", _end_of_traceback(error)
             traceback.print_exc()
@@ -183,7 +183,7 @@ def _predict(
         try:
             values = predictor.predict(batch)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if job.remote is not None or not is_out_of_memory(error):  # a server's words are not about us
                 raise
             problem = _short(error)
         # Out here nothing holds the failed batch's arrays any more, as its traceback did.
@@ -212,6 +212,10 @@ def _predict(
 
 
 def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
+    if job.remote is not None:
+        from pressoir.evaluation import remote
+
+        return remote.samples_of(job, data)
     from pressoir.evaluation.predictors import samples_of
 
     return samples_of(job, data)

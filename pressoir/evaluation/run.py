@@ -429,14 +429,20 @@ def _job(
         device=config.device,
         seed=config.seed,
         journal=Path(JOURNAL),
-        batch_size=wanted_batch_size(asked.task, model.batch_size, preset),
+        # What a server has answered is kept one by one, and asked one by one.
+        batch_size=wanted_batch_size(asked.task, model.batch_size, 1 if found.remote else preset),
     )
 
 
 def _into(prepared: Prepared, folder: Path) -> Prepared:
     """Jobs as they are run: they write into the run's journal, at batch sizes that follow the plan's."""
     sizes = {one.model: one.batch_size for batch in prepared.plan.batches for one in batch.placements}
-    fixed = {run for model in prepared.config.models if model.batch_size for run in model.run_ids().values()}
+    fixed = {
+        run
+        for model in prepared.config.models
+        if model.batch_size or model.url
+        for run in model.run_ids().values()
+    }
     journal = folder.absolute() / JOURNAL
     jobs = {
         run: job.model_copy(

@@ -137,14 +137,16 @@ def figure_of(metric: str, value: float) -> str:
 def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]) -> Score:
     right = sum(one == other for one, other in zip(found, expected, strict=True))
     low, high = metrics.wilson_interval(right, len(expected))
-    classes = sorted({*found, *expected})
-    if len(data.labels) > 2 or set(classes) - {0, 1}:
-        # of each class that occurs by itself, then the mean: metrics.f1 would take 2 of 3 classes for all
-        each = [metrics.f1([one == c for one in found], [one == c for one in expected]) for c in classes]
-        f1, note = math.fsum(each) / len(each), f"F1 is the macro average over {len(classes)} classes"
+    count = max(len(data.labels), 2)
+    f1 = metrics.f1(found, expected, count)
+    if count > 2:
+        occurring = len({one for one in (*found, *expected) if one >= 0})
+        note = f"F1 is the macro average over {occurring} classes"
     else:
-        positive = data.labels[1] if len(data.labels) > 1 else "1"
-        f1, note = metrics.f1(found, expected), f"F1 is of the class {positive!r}"
+        note = f"F1 is of the class {data.labels[1]!r}" if data.labels else "F1 is of the class 1"
+    notes = [note, "the interval of the accuracy is Wilson's, 95 %"]
+    if strange := sum(one < 0 for one in found):
+        notes.append(f"{strange} answers were no label, and count as wrong")
     return Score(
         {
             "accuracy": right / len(expected),
@@ -152,7 +154,7 @@ def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]
             "accuracy_ci_low": low,
             "accuracy_ci_high": high,
         },
-        (note, "the interval of the accuracy is Wilson's, 95 %"),
+        tuple(notes),
     )
 
 

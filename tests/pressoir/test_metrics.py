@@ -33,5 +33,12 @@ def test_f1_of_more_classes_is_the_macro_average():
     assert metrics.f1([0, 1, 2, 2], [0, 1, 1, 2]) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
 
+def test_f1_with_the_number_of_classes_counts_an_answer_that_is_none_as_wrong():
+    # class 1: 1 true positive, 1 missed by an answer that is no label
+    assert metrics.f1([1, -1, 0], [1, 1, 0], classes=2) == pytest.approx(2 / 3)
+    # classes 0 and 2 occur, 1 does not: each found once of twice
+    assert metrics.f1([0, -1, 2, -1], [0, 0, 2, 2], classes=3) == pytest.approx(2 / 3)
+
+
 def test_f1_without_any_positive_is_zero_and_warns_nobody():
     assert metrics.f1([0, 0], [0, 0]) == 0.0

@@ -10,7 +10,8 @@ OpenAI. Perplexity is OpenAI's alone.
                       KServe v2                              OpenAI
 ====================  =====================================  =========================================
 health, model         `/v2/health/ready`,                    `/v1/models` lists it
-                      `/v2/models/{m}/ready`, `/v2/models/{m}`
+                      `/v2/models/{m}/ready`,
+                      `/v2/models/{m}`
 text-classification   BYTES (1,) → FP32 (1, labels) in the   `/v1/chat/completions`, `openai.CLASSIFY`
                       data's order, or BYTES label name
 speech recognition    FP32 (1, samples) with                 `/v1/audio/transcriptions`: the file
@@ -36,8 +37,8 @@ differ. A piece's first token, which nothing precedes, is not scored.
 **Cost.** One sample a request, one request at a time: how a server batches is its own affair, and may change
 what it answers. The seconds of a prediction are latency, with the network and retries.
 
-**Failures.** See `endpoint`. A server that is not ready, or stays out of reach, is an
-`UnreachableError`, after which a resumed run goes on where it was; anything else says what to change.
+**Failures.** See `endpoint`. A server that is not ready, or stays out of reach, is an `UnreachableError`,
+after which a resumed run goes on where it was; anything else says what to change.
 
 **Sources.** https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md);
 https://github.com/openai/openai-openapi.

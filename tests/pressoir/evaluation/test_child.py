@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pressoir.errors import ShardError
+from pressoir.errors import PressoirError, ShardError
 from pressoir.evaluation import child
 from pressoir.evaluation.allowance import BatchSize, data_limit, is_out_of_memory, peak_resident_bytes
 from pressoir.evaluation.config import DataSetConfig
@@ -17,6 +17,7 @@ from pressoir.evaluation.jobs import (
     Job,
     Loaded,
     Progress,
+    Remote,
     parse,
     prediction_settings,
     runtime_of,
@@ -158,6 +159,15 @@ class TestAttempt:
         assert end.detail.endswith("ValueError: wrong shape")
         assert "in predict" in end.detail
         assert len(model.tried) == 1, "it is not tried again"
+
+    def test_a_servers_want_of_memory_is_not_the_childs(self, make_job):
+        remote = Remote(url="http://127.0.0.1:1", model="m")
+        end, _ = attempt(
+            make_job([10, 20], remote=remote), Recorded(most=0, error=PressoirError("out of memory"))
+        )
+        assert (end.verdict, end.detail.splitlines()[-1].endswith("out of memory")) == ("exception", True)
+        end, _ = attempt(make_job([10, 20]), Recorded(most=0, error=PressoirError("out of memory")))
+        assert end.verdict == "skipped_oom"
 
     def test_what_is_wrong_with_the_files_is_a_verdict_of_its_own(self, make_job):
         def damaged(*_):
