@@ -11,7 +11,8 @@
     ├── ParityError       an exported graph does not compute what its checkpoint computes
     ├── MergeError        models that cannot be merged as asked (all findings at once)
     ├── QuantizationError a weight or a model that cannot be stored in that many bits
-    └── RegistryError     the model registry is not valid, or lacks an id
+    ├── RegistryError     the model registry is not valid, or lacks an id
+    └── ServingError      a request that a server refuses or cannot answer (see `pressoir.serving.errors`)
 
 A message says what is wrong, where (file, field, line), and what to change. The command line prints it and
 exits with code 2.

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from pressoir.registry import Entry
 
 WEIGHTS = ("*.safetensors", "*.onnx")
-MODEL_FILES = (*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm")
+MODEL_FILES = (
+    *(*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm"),
+    "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
+)
 FETCHED = ("hub:", "https://", "http://")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LINEAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9_]+")

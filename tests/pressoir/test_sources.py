@@ -83,7 +83,8 @@ def test_the_digest_follows_configuration_tokenizer_and_weights_and_nothing_else
     (two / "README.md").write_text("hello", encoding="utf-8")
     (two / "artifact.json").write_text("{}", encoding="utf-8")  # tells when it was made, not what it is
     assert resolve(str(two), store).digest == digest
-    for name in ("config.json", "tokenizer.json", "vocab.txt"):
+    (two / "1_Pooling").mkdir()
+    for name in ("config.json", "tokenizer.json", "vocab.txt", "1_Pooling/config.json"):
         (two / name).write_text('{"changed": 1}', encoding="utf-8")
         assert resolve(str(two), store).digest not in digest
         digest += resolve(str(two), store).digest
