@@ -1,0 +1,1 @@
+"""Serve models to several tiers: what tiers name alike is loaded once, and shared."""

@@ -1,0 +1,50 @@
+"""What is wrong with a request's content is said before it takes anybody's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.errors import DataError
+from pressoir.serving.errors import RequestError
+
+
+def as_list(text: str | Sequence[str]) -> list[str]:
+    """One text or several, as a list."""
+    return [text] if isinstance(text, str) else list(text)
+
+
+def check_texts(texts: Sequence[str], max_batch: int) -> None:
+    """Refuse a request of no texts, of too many, or one of which is empty or no Unicode text.
+
+    Raises:
+        RequestError: it says which.
+    """
+    if not 1 <= len(texts) <= max_batch:
+        raise RequestError(f"the request has {len(texts)} texts; give 1 to {max_batch}")
+    for index, one in enumerate(texts):
+        check_text(one, f"text {index}" if len(texts) > 1 else "the text")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse what is no text, or has nothing in it; raises RequestError."""
+    if not isinstance(text, str):
+        raise RequestError(f"{what} is a {type(text).__name__}; give a string")
+    if not text.strip():
+        raise RequestError(f"{what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{what} is no Unicode text: half a surrogate pair at {error.start}") from None
+
+
+def check_waveform(waveform: NDArray[np.float32]) -> None:
+    """Refuse what is not mono float32 sound; raises RequestError."""
+    from pressoir.inference.audio import check_waveforms
+
+    try:
+        check_waveforms([np.asarray(waveform)])
+    except DataError as error:
+        raise RequestError(str(error)) from error

@@ -1,0 +1,184 @@
+"""A running server, from outside: what it serves, one small request to each tier, and going over to another
+configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from pressoir.errors import RecipeError
+from pressoir.inference.audio import SAMPLING_RATE
+from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.serving.deployment import DeploymentError
+from pressoir.sources import UnreachableError
+
+KEY = "PRESSOIR_API_KEY"
+"""Environment variable of the server's API key."""
+_TEXT = "Good."
+_TOKENS = 4
+_SILENCE_S = 0.5
+_SHOWN = 300
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class _Tier(BaseModel):
+    tier: str
+    digest: str
+
+
+class _Tiers(BaseModel):
+    tiers: list[_Tier]
+
+
+class _Tensor(BaseModel):
+    data: list[Any]
+
+
+class _Inference(BaseModel):
+    outputs: list[_Tensor]
+
+
+class _Anything(BaseModel):
+    pass
+
+
+class Server:
+    """A server at an address; its key is the environment's PRESSOIR_API_KEY, where that is set.
+
+    `direct` goes past proxies that the environment names. Redirects are not followed: the key goes to the
+    address it was given for.
+
+    Raises:
+        RecipeError: the address cannot be one.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 60.0, *, direct: bool = False) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise RecipeError(f"{url!r} is not the address of a server; write http://host:port")
+        key = os.environ.get(KEY, "").strip()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url, self._has_key = url.rstrip("/"), bool(key)
+        self._timeout_s = timeout_s
+        self._client = httpx.Client(headers=headers, trust_env=not direct)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
+    def is_ready(self) -> bool:
+        """Whether it runs, and has loaded its models."""
+        try:
+            return self._client.get(f"{self.url}/v2/health/ready", timeout=5.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def digests(self) -> dict[str, str]:
+        """The digest of the model that each tier serves.
+
+        Raises:
+            DeploymentError, UnreachableError: it does not answer, or is no server of Pressoir's.
+        """
+        return {one.tier: one.digest for one in self._ask("GET", "/tiers", _Tiers).tiers}
+
+    def ask(self, name: str, tier: TierConfig) -> float:
+        """Send a small request to a tier, and look at the answer; returns the milliseconds it took.
+
+        Raises:
+            DeploymentError, UnreachableError: the tier refuses, or answers nothing.
+        """
+        path = f"/v2/models/{quote(name, safe='')}/infer"
+        first, *others = _requests(tier)
+        start = time.perf_counter()
+        try:
+            outputs = self._ask("POST", path, _Inference, first).outputs
+        except DeploymentError:
+            if not others:
+                raise
+            start = time.perf_counter()
+            outputs = self._ask("POST", path, _Inference, others[0]).outputs
+        if not any(one.data for one in outputs):
+            raise DeploymentError(f"{self.url}{path} answers nothing")
+        return 1000 * (time.perf_counter() - start)
+
+    def config(self) -> ServingConfig | None:
+        """What it serves, to go back to; None where it does not tell.
+
+        Raises:
+            RecipeError: it has a key, and this is not it. UnreachableError: it does not answer.
+        """
+        try:
+            return self._ask("GET", "/config", ServingConfig)
+        except DeploymentError:
+            return None
+
+    def reload(self, config: ServingConfig) -> None:
+        """Have it go over to `config`, which is resolved; where that fails it keeps what it serves.
+
+        Raises:
+            RecipeError: it has a key, and this is not it. DeploymentError: it does not take it.
+            UnreachableError: it does not answer, and may do it nevertheless.
+        """
+        limit_s = config.load_timeout_s * len(config.tiers) + config.drain_timeout_s
+        self._ask("POST", "/reload", _Anything, {"config": config.model_dump(mode="json")}, limit_s)
+        expected = {name: tier.digest for name, tier in config.tiers.items()}
+        if (found := self.digests()) != expected:
+            raise DeploymentError(f"{self.url} was told to reload, but serves {found} and not {expected}")
+
+    def _ask(
+        self, method: str, path: str, kind: type[Kind], body: Any = None, timeout_s: float | None = None
+    ) -> Kind:
+        where = self.url + path
+        try:
+            limit = self._timeout_s if timeout_s is None else timeout_s
+            answer = self._client.request(method, where, json=body, timeout=limit)
+        except httpx.HTTPError as error:
+            raise UnreachableError(
+                f"{where} does not answer ({error or type(error).__name__}); check that the server runs, and "
+                "its address"
+            ) from error
+        if answer.status_code in (401, 403):
+            todo = "is not the server's key" if self._has_key else "is not set: set it to the server's key"
+            raise RecipeError(f"{where} refuses access (HTTP {answer.status_code}); {KEY} {todo}")
+        if not answer.is_success:
+            raise DeploymentError(f"{where} answers HTTP {answer.status_code}: {_said(answer)}")
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise DeploymentError(
+                f"{where} does not answer as a server of Pressoir's does ({_said(answer)}); check its address"
+            ) from error
+
+
+def _said(answer: httpx.Response) -> str:
+    """What an answer says: the message, in the server's own shape of errors."""
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer.text.split())[:_SHOWN] or "nothing"
+
+
+def _requests(tier: TierConfig) -> list[dict[str, Any]]:
+    """Bodies of a small request over KServe v2, the next where the server refuses the one before."""
+    settings = tier.settings
+    if tier.task == "automatic-speech-recognition":
+        samples = int(min(_SILENCE_S, settings.max_audio_s) * SAMPLING_RATE)
+        sound = {"name": "audio", "shape": [1, samples], "datatype": "FP32", "data": [0.0] * samples}
+        return [{"inputs": [sound]}]
+    request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
+    short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
+    if tier.task == "causal-lm":
+        return [{**request, "parameters": short}]
+    if tier.task == "translation":  # some models translate one pair, and some need to be told
+        languages = {
+            "source_language": settings.source_language or "en",
+            "target_language": settings.target_language or "fr",
+        }
+        return [{**request, "parameters": short}, {**request, "parameters": {**short, **languages}}]
+    return [request]

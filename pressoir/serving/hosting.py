@@ -1,0 +1,229 @@
+"""The models behind a service's tiers: found, loaded, replaced, unloaded, and what they take.
+
+A model counts as loaded when it has answered: its files have the digest that was resolved, it was loaded and
+warmed up, and a small request of its own went all the way and back. Only then does it take the place of
+another; until then, and if any of it fails, the other one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pressoir import sources
+from pressoir.artifact import Store
+from pressoir.errors import PressoirError
+from pressoir.registry import Task
+from pressoir.runtime import available_cpus
+from pressoir.serving.calls import Calls
+from pressoir.serving.config import ServingConfig, nearest_tier
+from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
+from pressoir.serving.observer import Observer
+from pressoir.serving.pool import ModelPool
+from pressoir.serving.process import ProcessModel
+from pressoir.serving.resident import Event
+from pressoir.serving.shared_model import SharedModel
+from pressoir.serving.sharing import ModelSpec, Sharing, analyse
+from pressoir.serving.statistics import labels, statistics
+from pressoir.serving.thread import ThreadModel
+
+log = logging.getLogger("pressoir")
+
+
+class Hosting:
+    """The models of a resolved configuration. Raises RecipeError where it is not resolved."""
+
+    def __init__(self, config: ServingConfig, store: Store, observer: Observer) -> None:
+        self.config, self.sharing = config, analyse(config)
+        self._store, self._observer = store, observer
+        self._reloading = asyncio.Lock()
+        self._target = config  # what models are loaded for, while another still serves
+        self.ready = False
+        """Whether everything was loaded that is to be when the server starts."""
+        self.pool: ModelPool[SharedModel] = ModelPool(
+            self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._tell
+        )
+
+    async def start(self) -> None:
+        """Load what is pinned, then the rest as far as the budget has room; log the analysis.
+
+        Raises:
+            LoadError: a model cannot be loaded.
+        """
+        for line in self.sharing.lines():
+            log.info("%s", line)
+        for line in self.sharing.warnings():
+            log.warning("%s", line)
+        await asyncio.gather(*(self.pool.load(spec) for spec in self._at_start()))
+        self.ready = True
+
+    async def close(self) -> None:
+        """End all models, when they are free or `drain_timeout_s` is over."""
+        self.ready = False
+        await self.pool.close(self.config.drain_timeout_s)
+
+    def spec(self, tier: str) -> ModelSpec:
+        """The model of a tier.
+
+        Raises:
+            UnknownTierError: there is no such tier.
+        """
+        if tier not in self.config.tiers:
+            raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
+        return self.sharing.by_tier[tier]
+
+    def tier(self, name: str | None, task: Task) -> str:
+        """The tier that a request for a task means: the one it names, or the only one there is.
+
+        Raises:
+            UnknownTierError: there is no such tier, or it has another task, or there are several.
+        """
+        if name is not None:
+            if (found := self.spec(name).task) != task:
+                raise UnknownTierError(f"tier {name!r} is for {found}, not for {task}")
+            return name
+        fitting = [tier for tier, spec in self.sharing.by_tier.items() if spec.task == task]
+        if len(fitting) != 1:
+            known = f"name one of: {', '.join(fitting)}" if fitting else f"no tier is for {task}"
+            raise UnknownTierError(f"the request names no tier; {known}")
+        return fitting[0]
+
+    def is_loaded(self, tier: str) -> bool:
+        """Whether the model of a tier is in memory; raises as `spec`."""
+        return self.spec(tier).key in self.pool.residents
+
+    async def load(self, tier: str) -> None:
+        """Have the model of a tier loaded; raises as `spec` and as `ModelPool.lease`."""
+        await self.pool.load(self.spec(tier))
+
+    async def unload(self, tier: str) -> bool:
+        """Unload the model of a tier, and so of those that share it, when it is free.
+
+        Returns whether it was loaded. The next request loads it again. Raises as `spec`.
+        """
+        return await self.pool.unload(self.spec(tier).key, self.config.drain_timeout_s)
+
+    async def reload(self, config: ServingConfig | None = None) -> None:
+        """Go over to another configuration; without one, load every loaded model anew. No request is lost.
+
+        Models that stay the same stay loaded. Of the new ones those are loaded that are pinned, or in the
+        place of one that is loaded. Budget and batching count from now on, for models that are loaded from
+        now on; isolation and threads as well.
+
+        Raises:
+            LoadError: a new model cannot be loaded; everything is as it was.
+            RecipeError: the configuration is not resolved; likewise.
+        """
+        async with self._reloading:
+            if config is None:
+                await self._renew()
+            else:
+                await self._change(config, analyse(config))
+
+    async def statistics(self) -> dict[str, Any]:
+        """The sharing statistics, freshly measured; see `pressoir.serving.statistics`."""
+        await self.pool.measure()
+        return statistics(self.sharing, self.pool.residents)
+
+    def gauges(self) -> dict[str, dict[str, int]]:
+        """Of each loaded model: `resident_bytes` as last measured, `leases`, and requests `waiting`."""
+        names = {model.key: name for name, model in labels(self.sharing).items()}
+        return {
+            names.get(key, one.spec.name): {
+                "resident_bytes": one.pss_bytes,
+                "leases": one.leases,
+                "waiting": one.model.waiting,
+            }
+            for key, one in self.pool.residents.items()
+        }
+
+    def _at_start(self) -> list[ModelSpec]:
+        """What is pinned, and of the rest what the budget is expected to have room for."""
+        chosen, room = list[ModelSpec](), self.config.memory_budget_bytes
+        for spec in sorted(self.sharing.models, key=lambda one: one.key not in self.pool.pinned):
+            expected = self.pool.expected_bytes(spec)
+            if room is None or spec.key in self.pool.pinned or expected <= room:
+                chosen.append(spec)
+                room = None if room is None else room - expected
+            else:
+                log.info("%s waits for its first request: the budget has no room for it now", spec.name)
+        return chosen
+
+    async def _renew(self) -> None:
+        for resident in list(self.pool.residents.values()):
+            await self.pool.replace(resident.spec, self.config.drain_timeout_s)
+
+    async def _change(self, config: ServingConfig, sharing: Sharing) -> None:
+        before, budget = set(self.pool.residents), self.pool.budget_bytes
+        pinned = _pinned(config, sharing)
+        old = self.sharing.by_tier
+        wanted = [
+            spec
+            for spec in sharing.models
+            if spec.key in pinned or any(tier in old and old[tier].key in before for tier in spec.tiers)
+        ]
+        begun = list[ModelSpec]()
+        self._target, self.pool.budget_bytes = config, config.memory_budget_bytes
+        self.pool.pinned |= pinned | before  # nothing in use is evicted for what may yet fail
+        try:
+            for spec in wanted:
+                if spec.key not in before:
+                    begun.append(spec)
+                    await self.pool.load(spec)
+        except BaseException:
+            self._target, self.pool.budget_bytes = self.config, budget
+            self.pool.pinned = _pinned(self.config, self.sharing)
+            for spec in begun:
+                await self.pool.unload(spec.key, 0.0)
+            raise
+        drain = self.config.drain_timeout_s
+        self.config, self.sharing, self.pool.pinned = config, sharing, pinned
+        kept = {spec.key for spec in sharing.models}
+        await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.residents) - kept))
+
+    async def _open(self, spec: ModelSpec) -> SharedModel:
+        """Load a model and have it answer."""
+        config = self._target
+        try:
+            folder = await asyncio.to_thread(self._folder, spec)
+        except PressoirError as error:
+            raise LoadError(str(error)) from error
+        job = {
+            "name": spec.name,
+            "folder": str(folder),
+            "digest": spec.digest,
+            "task": spec.task,
+            "runtime": spec.runtime,
+            "threads": config.threads or available_cpus(),
+        }
+        calls: Calls
+        if config.isolation == "process":
+            several = len(self.sharing.models) > 1
+            calls = await ProcessModel.open(job, config.load_timeout_s, side_by_side=several)
+        else:
+            calls = await ThreadModel.open(job)
+        try:
+            async with asyncio.timeout(config.load_timeout_s):
+                await calls.call("example")
+        except (ServingError, TimeoutError) as error:
+            await calls.close()
+            raise LoadError(f"{spec.name} was loaded, but fails its first request: {error}") from error
+        except BaseException:
+            await asyncio.shield(calls.close())
+            raise
+        watch: Callable[[int, float, float], None] = partial(self._observer.batch, spec.name)
+        return SharedModel(calls, config.batching, watch)
+
+    def _folder(self, spec: ModelSpec) -> Path:
+        return sources.locate(spec.source, self._store, fetch=False)
+
+    def _tell(self, event: Event, spec: ModelSpec) -> None:
+        self._observer.event(event, spec.name)
+
+
+def _pinned(config: ServingConfig, sharing: Sharing) -> set[str]:
+    return {sharing.by_tier[name].key for name, tier in config.tiers.items() if tier.pinned}

@@ -1,0 +1,33 @@
+"""Who wants to know what a service does, such as whoever counts it for `/metrics`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pressoir.serving.resident import Event
+
+
+class Observer(Protocol):
+    """Told of what happens, on the event loop; must be quick."""
+
+    def request(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
+        """A request ended: `ok`, or the name of the error's class, or `cancelled`."""
+
+    def batch(self, model: str, texts: int, waited_s: float, run_s: float) -> None:
+        """A batch was run, whose oldest request had waited for `waited_s`."""
+
+    def event(self, event: Event, model: str) -> None:
+        """A model was loaded, evicted, …"""
+
+
+class SilentObserver:
+    """Tells nobody."""
+
+    def request(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
+        """See `Observer.request`."""
+
+    def batch(self, model: str, texts: int, waited_s: float, run_s: float) -> None:
+        """See `Observer.batch`."""
+
+    def event(self, event: Event, model: str) -> None:
+        """See `Observer.event`."""

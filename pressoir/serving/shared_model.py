@@ -1,0 +1,103 @@
+"""A loaded model with its queues: what the tiers that share it have in common.
+
+Texts go through a `BatchQueue`; continuations and transcripts, which answer in many steps, take one of a few
+`Slots`. Both are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pressoir.serving.batching import BatchQueue
+from pressoir.serving.calls import Calls
+from pressoir.serving.config import BatchingConfig
+from pressoir.serving.errors import QueueFullError
+
+_SMOOTHING = 0.2
+_LEAST_RETRY_S = 0.05
+
+
+class SharedModel:
+    """One loaded model. `watch` is told of each batch, see `BatchQueue`."""
+
+    def __init__(
+        self, calls: Calls, config: BatchingConfig, watch: Callable[[int, float, float], None]
+    ) -> None:
+        self.calls, self.info = calls, calls.info
+        self.ended = calls.ended
+        together = config.enabled and (calls.info["batch_invariant"] or config.batch_variant)
+        self._max_tokens = config.max_tokens if together else 0
+        self.queue = BatchQueue(
+            self._run,
+            max_tokens=config.max_tokens,
+            max_delay_s=config.max_delay_ms / 1000,
+            max_queue=config.max_queue,
+            together=together,
+            watch=watch,
+        )
+        self.slots = Slots(config.max_streams, config.max_queue)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not been begun."""
+        return len(self.queue) + self.slots.waiting
+
+    async def answer(self, operation: str, texts: Sequence[str], **settings: Any) -> Sequence[Any]:
+        """An answer for each text: probabilities, a vector, or a translation."""
+        key = (operation, tuple(sorted(settings.items())))
+        return await self.queue.submit(key, texts, settings.get("max_length"))
+
+    async def measure(self) -> int:
+        """See `Calls.measure`."""
+        return await self.calls.measure()
+
+    async def close(self) -> None:
+        """See `Calls.close`."""
+        await self.calls.close()
+
+    async def _run(self, key: Hashable, texts: Sequence[str]) -> Sequence[Any]:
+        assert isinstance(key, tuple)
+        operation, settings = key
+        message = await self.calls.call(operation, texts=texts, **dict(settings), max_tokens=self._max_tokens)
+        if message.array is not None:
+            return list(message.array)
+        answers: Sequence[Any] = next(iter(message.body.values()))
+        return answers
+
+
+class Slots:
+    """A few requests at a time; a bounded number of others waits."""
+
+    def __init__(self, count: int, max_waiting: int) -> None:
+        self._count, self._max_waiting = count, max_waiting
+        self._free = asyncio.Semaphore(count)
+        self.waiting = 0
+        self._seconds = 0.0
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """A block for which a slot is taken.
+
+        Raises:
+            QueueFullError: too many wait for one.
+        """
+        if self._free.locked() and self.waiting >= self._max_waiting:
+            rounds = 1 + self.waiting / self._count
+            retry = max(rounds * self._seconds, _LEAST_RETRY_S)
+            raise QueueFullError(f"{self.waiting} requests wait already; try again in {retry:.1f} s", retry)
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._free.release()
+            took = time.monotonic() - start
+            self._seconds += (took - self._seconds) * (_SMOOTHING if self._seconds else 1.0)

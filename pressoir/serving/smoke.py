@@ -1,0 +1,117 @@
+"""Does a configuration really serve? A server of its own is started on it, and each tier asked twice.
+
+**Why.** That files are whole does not say that they load, that there is memory for them, or that a tier's
+settings suit its model. Here all of it happens as it will, in another process and on a port of its own.
+
+**Cost.** The models are loaded once more, beside those of a server that runs already.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from pressoir.artifact import Store
+from pressoir.errors import PressoirError
+from pressoir.serving.client import Server
+from pressoir.serving.config import ServingConfig
+from pressoir.serving.deployment import DeploymentError
+
+HOST = "127.0.0.1"
+_START_S = 60.0  # interpreter and libraries, on a busy machine
+_STOP_S = 15.0
+_TAIL = 2000
+
+
+def smoke(
+    config: ServingConfig, store: Store, command: Sequence[str], tell: Callable[[str], None]
+) -> dict[str, float]:
+    """Start `command CONFIG --host … --port …` on a resolved configuration, and have each tier answer.
+
+    Returns the milliseconds of the second answer of each tier.
+
+    Raises:
+        DeploymentError: the server does not start, serves other files, or a tier does not answer.
+    """
+    with _running(config, store, command) as server:
+        expected = {name: tier.digest for name, tier in config.tiers.items()}
+        if server.digests() != expected:
+            raise DeploymentError(f"the server at {server.url} serves other files than {config.name} names")
+        latencies = {}
+        for name, tier in config.tiers.items():
+            try:
+                server.ask(name, tier)
+                latencies[name] = server.ask(name, tier)
+            except PressoirError as error:
+                raise DeploymentError(f"tiers.{name} does not answer its smoke request: {error}") from error
+            tell(f"{name} answers in {latencies[name]:.1f} ms")
+    return latencies
+
+
+@contextmanager
+def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Iterator[Server]:
+    """The server, ready; it has ended when the block has."""
+    with tempfile.TemporaryDirectory(prefix="pressoir-smoke-") as folder:
+        path, log = Path(folder) / "serving.yaml", Path(folder) / "server.log"
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        port = _free_port()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, str(path), "--host", HOST, "--port", str(port)],
+                env={**os.environ, "PRESSOIR_HOME": str(store.home)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us, who then end it
+            )
+        try:
+            with closing(Server(f"http://{HOST}:{port}", _limit_s(config), direct=True)) as server:
+                _wait(server, process, _START_S + config.load_timeout_s * len(config.tiers), log)
+                yield server
+        finally:
+            _end(process)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes], limit_s: float, log: Path) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise DeploymentError(
+                f"the server that was tried ended with code {process.returncode}; it said:\n{_tail(log)}"
+            )
+        if server.is_ready():
+            return
+        time.sleep(0.1)
+    raise DeploymentError(f"the server was not ready within {limit_s:.0f} s; it said:\n{_tail(log)}")
+
+
+def _limit_s(config: ServingConfig) -> float:
+    """Longest that a request may take: its tier's time, and what the server needs to say so."""
+    return max(tier.settings.timeout_s for tier in config.tiers.values()) + 5.0
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-_TAIL:].decode(errors="replace").strip() or "nothing"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the server, and whatever it has started."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

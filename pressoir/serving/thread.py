@@ -1,0 +1,126 @@
+"""A model in a thread of the server's own process: no second interpreter, and no walls.
+
+Unloading drops the model and gives back what the allocator returns; a crash in native code ends the server.
+What a model takes is measured once, as what the process grew by while it was loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pressoir.runtime import release_memory
+from pressoir.serving.calls import Calls
+from pressoir.serving.errors import LoadError
+from pressoir.serving.messages import Message
+from pressoir.serving.turns import Turns, failure
+
+_Loaded = tuple[dict[str, Any], int] | LoadError
+"""What a model tells of itself and what it takes, or why there is none."""
+_loading = threading.Lock()  # one at a time: else growth could not be told apart
+
+
+class ThreadModel(Calls):
+    """A model in a thread."""
+
+    def __init__(
+        self,
+        name: str,
+        info: dict[str, Any],
+        pss: int,
+        inbox: queue.SimpleQueue[Message | None],
+        thread: threading.Thread,
+    ) -> None:
+        super().__init__(name, info)
+        self._pss, self._inbox, self._thread = pss, inbox, thread
+
+    @classmethod
+    async def open(cls, job: dict[str, Any]) -> ThreadModel:
+        """Load a `LoadJob` in a new thread.
+
+        Raises:
+            LoadError: it cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+        inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        loaded: asyncio.Future[tuple[dict[str, Any], int]] = loop.create_future()
+        receivers: list[Callable[[Message], None]] = []
+
+        def tell(message: Message) -> None:
+            loop.call_soon_threadsafe(receivers[0], message)
+
+        def settle(result: _Loaded) -> None:
+            if loaded.done():  # cancelled
+                return
+            if isinstance(result, LoadError):
+                loaded.set_exception(result)
+            else:
+                loaded.set_result(result)
+
+        def settle_from_thread(result: _Loaded) -> None:
+            with suppress(RuntimeError):  # the loop was closed while the model was loaded
+                loop.call_soon_threadsafe(settle, result)
+
+        thread = threading.Thread(
+            target=_main,
+            args=(job, inbox, tell, settle_from_thread),
+            name=f"model {job['name']}",
+            daemon=True,
+        )
+        thread.start()
+        try:
+            info, pss = await loaded
+        except BaseException:
+            inbox.put(None)
+            raise
+        model = cls(job["name"], info, pss, inbox, thread)
+        receivers.append(model._receive)
+        return model
+
+    async def measure(self) -> int:
+        """See `Calls.measure`: as it was after loading; 0 once it is closed."""
+        return 0 if self.ended.done() else self._pss
+
+    async def close(self) -> None:
+        """See `Calls.close`."""
+        self._end("")
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _send(self, message: Message) -> None:
+        self._inbox.put(message)
+
+
+def _main(
+    job: dict[str, Any],
+    inbox: queue.SimpleQueue[Message | None],
+    tell: Callable[[Message], None],
+    settle: Callable[[_Loaded], None],
+) -> None:
+    from pressoir.evaluation.memory import pss_bytes
+    from pressoir.serving.served import LoadJob, open_served
+
+    try:
+        with _loading:
+            before = pss_bytes(os.getpid(), children=False)
+            model = open_served(LoadJob.model_validate(job))
+            grown = max(pss_bytes(os.getpid(), children=False) - before, 0)
+    except Exception as error:
+        settle(LoadError(failure(error)["message"]))
+        return
+    settle((model.info, grown))
+    turns = Turns(model.operations, tell)
+    while True:
+        while not turns.busy or not inbox.empty():
+            message = inbox.get()
+            if message is None:
+                del model, turns
+                release_memory()
+                return
+            turns.take(message)
+        turns.step()

@@ -1,0 +1,125 @@
+"""A model in a process of its own: `python -m pressoir.serving.worker SOCKET THREADS`.
+
+**Why.** Only the end of a process gives all its memory back, and a model that crashes takes nobody with it.
+
+**What.** The first message that comes through the socket (a descriptor that the parent left open) says what
+to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.turns`): before each
+step everything that has come is read, so that a request that is cancelled costs at most the step in work.
+There is one thread, and so nothing to lock.
+
+Standard input is a pipe that nothing is written to: when it closes, the parent is gone, and the kernel ends
+this process, too. Whatever libraries print goes to the log, which is standard error.
+
+Nothing heavy is imported before the thread limits are set.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pressoir.runtime import limit_threads
+
+if TYPE_CHECKING:
+    from pressoir.serving.messages import Message
+    from pressoir.serving.served import ServedModel
+
+
+def main() -> int:
+    """Serve one model until the socket closes."""
+    from pressoir.evaluation.child import end_with_parent
+
+    end_with_parent()
+    descriptor, threads = map(int, sys.argv[1:3])
+    limit_threads(threads)
+    os.dup2(2, 1)
+    with Channel(socket.socket(fileno=descriptor)) as channel:
+        job = channel.read()
+        if job is None:
+            return 0
+        with suppress(ConnectionError):  # the parent went without a word
+            model = _load(job, channel)
+            if model is not None:
+                serve(model, channel)
+        # A model takes its time to be torn down, and nobody gains from it.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def serve(model: ServedModel, channel: Channel) -> None:
+    """Answer requests until there can come no more."""
+    from pressoir.serving.turns import Turns
+
+    turns = Turns(model.operations, channel.write)
+    while True:
+        while not turns.busy or channel.has_message():
+            message = channel.read()
+            if message is None:
+                return
+            turns.take(message)
+        turns.step()
+
+
+class Channel:
+    """The worker's end of the socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket, self._poll = end, select.poll()
+        self._poll.register(end, select.POLLIN)
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def has_message(self) -> bool:
+        """Whether a message, or the end, can be read without waiting."""
+        return bool(self._poll.poll(0))
+
+    def read(self) -> Message | None:
+        """The next message; None when the parent has closed its end."""
+        from pressoir.serving.messages import LENGTHS, unpack
+
+        lengths = self._exactly(LENGTHS.size)
+        if lengths is None:
+            return None
+        text, content = (self._exactly(length) for length in LENGTHS.unpack(lengths))
+        return None if text is None or content is None else unpack(text, content)
+
+    def write(self, message: Message) -> None:
+        """Send a message; the parent always reads."""
+        from pressoir.serving.messages import pack
+
+        self._socket.sendall(pack(message))
+
+    def _exactly(self, count: int) -> bytes | None:
+        content = bytearray()
+        while len(content) < count:
+            part = self._socket.recv(min(count - len(content), 1 << 20))
+            if not part:
+                return None
+            content += part
+        return bytes(content)
+
+
+def _load(message: Message, channel: Channel) -> ServedModel | None:
+    from pressoir.serving.messages import Message
+    from pressoir.serving.served import LoadJob, open_served
+    from pressoir.serving.turns import failure
+
+    try:
+        model = open_served(LoadJob.model_validate(message.body))
+    except Exception as error:
+        channel.write(Message("failure", body={**failure(error), "kind": "load"}))
+        return None
+    channel.write(Message("ready", body=model.info))
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())
