@@ -83,6 +83,27 @@ def run_stage(
     return Completed(name="Cached", message=took, data=artifact) if cached else artifact
 
 
+class ProgressArtifact:
+    """A bar on Prefect's page, for work that takes longer than a few seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._key = re.sub(r"[^a-z0-9]+", "-", f"progress-{name}".lower())
+        self._started, self._told = time.monotonic(), 0.0
+        self._bar: Any = None
+
+    def show(self, percent: float, what: str) -> bool:
+        """Say how far it is, if it was not said a moment ago; return whether it was told."""
+        now = time.monotonic()
+        if now - self._started <= _LONG_S or (now - self._told <= _EVERY_S and percent < 100):
+            return False
+        self._told = now
+        if self._bar is None:
+            self._bar = create_progress_artifact(percent, key=self._key, description=what)
+        else:
+            update_progress_artifact(self._bar, progress=percent, description=what)
+        return True
+
+
 @dataclass
 class StageReporter:
     """Tells the terminal at once, MLflow in batches, and, of long stages, Prefect every few seconds."""
@@ -90,29 +111,23 @@ class StageReporter:
     name: str
     run: tracking.Run
     terminal: Reporter | None
-    started: float = field(default_factory=time.monotonic)
     last_step: int = -1
-    _told: float = 0.0
-    _bar: Any = None
     _tenth: dict[str, int] = field(default_factory=dict)
     _metrics: list[Metric] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._bar = ProgressArtifact(self.name)
+
     def progress(self, done: int, total: int, what: str) -> None:
         """See `Reporter.progress`."""
-        now, percent = time.monotonic(), 100.0 * done / max(total, 1)
+        percent = 100.0 * done / max(total, 1)
         if self.terminal is not None:
             self.terminal.progress(done, total, what)
         elif (tenth := int(percent // 10)) != self._tenth.get(what):
             self._tenth[what] = tenth
             get_run_logger().info("%s: %d of %d", what, done, total)
-        if now - self.started > _LONG_S and (now - self._told > _EVERY_S or done == total):
-            self._told = now
+        if self._bar.show(percent, what):
             self.flush()
-            if self._bar is None:
-                key = re.sub(r"[^a-z0-9]+", "-", f"progress-{self.name}".lower())
-                self._bar = create_progress_artifact(percent, key=key, description=what)
-            else:
-                update_progress_artifact(self._bar, progress=percent, description=what)
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """See `Reporter.metric`."""

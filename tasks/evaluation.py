@@ -18,7 +18,7 @@ from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.report import Report, Result, Row
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
-from tasks._stage import stage_task
+from tasks._stage import ProgressArtifact, stage_task
 from tasks.tracking import Run
 
 
@@ -45,9 +45,7 @@ def evaluate_batch(prepared: Prepared, batch: str, log: MemoryLog) -> list[Outco
 
 
 @stage_task(name="report")
-def write_report(
-    prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcome], parent: Run
-) -> Report:
+def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcome], parent: Run) -> Report:
     """Score what was predicted, write the results, and tell MLflow: a nested run a model."""
     results = [_result(prepared, name, outcomes[name]) for name in prepared.names if name in outcomes]
     written = report.write(folder, results, prepared.plan, memory_log.stats(folder), context(prepared))
@@ -111,8 +109,9 @@ def _track(parent: Run, row: Row) -> None:
 
 @contextmanager
 def shown(log: MemoryLog) -> Iterator[Callable[[Event], None]]:
-    """Tell the terminal or the log what happens, and have the monitor watch the children."""
+    """Tell the terminal or the log what happens, and Prefect's page how far it is; watch the children."""
     terminal, logger = tasks.terminal.get(), get_run_logger()
+    bar, parts = ProgressArtifact(str(task_run.name or "evaluate")), dict[str, float]()
 
     def message(text: str) -> None:
         logger.info(text)
@@ -127,8 +126,11 @@ def shown(log: MemoryLog) -> Iterator[Callable[[Event], None]]:
                 with suppress(Exception):
                     log.watch(event.pid, event.model)
             message(f"{event.model}: started, {event.detail}".rstrip(", "))
-        elif event.kind == "progress" and terminal is not None:
-            terminal.progress(event.done, event.total, event.model)
+        elif event.kind == "progress":
+            parts[event.model] = event.done / max(event.total, 1)
+            bar.show(100 * sum(parts.values()) / len(parts), ", ".join(parts))
+            if terminal is not None:
+                terminal.progress(event.done, event.total, event.model)
         elif event.kind == "waiting":
             message(f"{event.model}: waits {event.detail}")
         elif event.kind == "ended":
