@@ -4,13 +4,16 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint ui clean
+.PHONY: help demo serve test lint ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (about 8 minutes with the install, then seconds)
 	$(BIN)/pressoir compress configs/demo.yaml --output out/demo
+
+serve: .venv/.demo ## the page on what the demo made: teacher and compressed model side by side, http://127.0.0.1:5001
+	$(BIN)/pressoir serve configs/serving-demo.yaml
 
 test: .venv/.dev ## install, then run every test (about 10 minutes)
 	$(BIN)/python -m pytest

@@ -16,11 +16,13 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from flows.deploy_command import deploy
 from flows.evaluate_command import evaluate
 from flows.merge_command import merge
 from flows.monitor_command import monitor
 from flows.quantize_command import quantize
 from flows.registry_commands import registry
+from flows.serve_command import serve
 from flows.shard_commands import shard, unshard, verify
 from flows.terminal import console, progress, quiet_libraries
 from pressoir import __version__
@@ -150,7 +152,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve_ui(prefect_port, mlflow_port)
 
 
-for command in (evaluate, merge, quantize, shard, unshard, verify, registry, monitor):
+for command in (evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy):
     main.add_command(command)
 
 

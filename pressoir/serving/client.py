@@ -107,6 +107,16 @@ class Server:
             raise DeploymentError(f"{self.url}{path} answers nothing")
         return 1000 * (time.perf_counter() - start)
 
+    def load(self, name: str, timeout_s: float) -> None:
+        """Have it load the model of a tier, and wait for that.
+
+        Raises:
+            RecipeError: it has a key, and this is not it. DeploymentError: the model cannot be loaded.
+            UnreachableError: it does not answer in time.
+        """
+        path = f"/v2/repository/models/{quote(name, safe='')}/load"
+        self._ask("POST", path, _Anything, {}, timeout_s)
+
     def config(self) -> ServingConfig | None:
         """What it serves, to go back to; None where it does not tell.
 

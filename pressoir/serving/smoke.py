@@ -9,14 +9,15 @@ settings suit its model. Here all of it happens as it will, in another process a
 from __future__ import annotations
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pressoir.artifact import Store
 from pressoir.errors import PressoirError
@@ -28,12 +29,13 @@ HOST = "127.0.0.1"
 _START_S = 60.0  # interpreter and libraries, on a busy machine
 _STOP_S = 15.0
 _TAIL = 2000
+Found = TypeVar("Found")
 
 
 def smoke(
     config: ServingConfig, store: Store, command: Sequence[str], tell: Callable[[str], None]
 ) -> dict[str, float]:
-    """Start `command CONFIG --host … --port …` on a resolved configuration, and have each tier answer.
+    """Start `command CONFIG --host … --port 0` on a resolved configuration, and have each tier answer.
 
     Returns the milliseconds of the second answer of each tier.
 
@@ -61,10 +63,9 @@ def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Ite
     with tempfile.TemporaryDirectory(prefix="pressoir-smoke-") as folder:
         path, log = Path(folder) / "serving.yaml", Path(folder) / "server.log"
         path.write_text(config.to_yaml(), encoding="utf-8")
-        port = _free_port()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, str(path), "--host", HOST, "--port", str(port)],
+                [*command, str(path), "--host", HOST, "--port", "0"],
                 env={**os.environ, "PRESSOIR_HOME": str(store.home)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -72,24 +73,32 @@ def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Ite
                 start_new_session=True,  # Ctrl-C is for us, who then end it
             )
         try:
-            with closing(Server(f"http://{HOST}:{port}", _limit_s(config), direct=True)) as server:
-                _wait(server, process, _START_S + config.load_timeout_s * len(config.tiers), log)
+            end = time.monotonic() + _START_S + config.load_timeout_s * len(config.tiers)
+            address = _wait(lambda: _address(log), process, end, log)
+            with closing(Server(address, _limit_s(config), direct=True)) as server:
+                _wait(server.is_ready, process, end, log)
                 yield server
         finally:
             _end(process)
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes], limit_s: float, log: Path) -> None:
-    end = time.monotonic() + limit_s
+def _wait(look: Callable[[], Found], process: subprocess.Popen[bytes], end: float, log: Path) -> Found:
+    """What `look` finds, as soon as it finds anything."""
     while time.monotonic() < end:
+        if found := look():
+            return found
         if process.poll() is not None:
             raise DeploymentError(
                 f"the server that was tried ended with code {process.returncode}; it said:\n{_tail(log)}"
             )
-        if server.is_ready():
-            return
-        time.sleep(0.1)
-    raise DeploymentError(f"the server was not ready within {limit_s:.0f} s; it said:\n{_tail(log)}")
+        time.sleep(0.05)
+    raise DeploymentError(f"the server that was tried was not ready in time; it said:\n{_tail(log)}")
+
+
+def _address(log: Path) -> str:
+    """Where the server listens, which it tells once it does."""
+    found = re.search(rf"http://{re.escape(HOST)}:\d+", log.read_text(errors="replace"))
+    return found[0] if found else ""
 
 
 def _limit_s(config: ServingConfig) -> float:
@@ -99,12 +108,6 @@ def _limit_s(config: ServingConfig) -> float:
 
 def _tail(log: Path) -> str:
     return log.read_bytes()[-_TAIL:].decode(errors="replace").strip() or "nothing"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

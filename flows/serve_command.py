@@ -1,0 +1,92 @@
+"""`pressoir serve`: the tiers of a configuration over HTTP, with the comparison page at `/`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from flows.merge_command import ManyValues
+from pressoir.errors import RecipeError
+
+
+@click.command(cls=ManyValues)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5001,
+    show_default=True,
+    envvar="PRESSOIR_PORT",
+    show_envvar=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE …",
+    help="A limit of the server, see docs/serving.md.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also show what the workers log.")
+def serve(
+    config: Path, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
+) -> None:
+    """Serve the tiers of CONFIG, a YAML file (see configs/). Ctrl-C or SIGTERM stops it.
+
+    One line of JSON a request goes to standard output, everything else to standard error.
+    """
+    from pressoir.artifact import Store
+    from pressoir.config import plain, validate
+    from pressoir.serving.config import EXTERNAL, ServingConfig, resolve
+    from pressoir.serving.http.limits import Limits
+
+    parsed = ServingConfig.from_yaml(config, overrides)
+    allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
+    from pressoir.serving.http.server import listen
+
+    if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
+        raise RecipeError(
+            f"{config} names models of MLflow's registry ({EXTERNAL}…), which the server does not ask; run "
+            f"`pressoir deploy {config}`, and serve what it writes"
+        )
+    listening = listen(host, port)  # before anything is hashed or loaded
+    try:
+        store = Store()
+        if not parsed.resolved:
+            parsed = resolve(parsed, store)
+        from pressoir.serving.http.app import create_app
+
+        app = create_app(parsed, store, allowed)
+    except BaseException:
+        listening.close()
+        raise
+    _log(verbose)
+    from pressoir.serving.http.server import run
+
+    taken = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    run(
+        app,
+        listening,
+        allowed,
+        parsed.drain_timeout_s,
+        lambda: click.echo(f"http://{shown}:{taken}  Ctrl-C stops it", err=True),
+    )
+
+
+def _log(verbose: bool) -> None:
+    """Requests to standard output, as they are; all else to standard error, with the time."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    logging.getLogger("pressoir").setLevel(logging.DEBUG if verbose else logging.INFO)
+    access = logging.getLogger("pressoir.access")
+    access.handlers, access.propagate = [logging.StreamHandler(sys.stdout)], False
+    access.setLevel(logging.INFO)

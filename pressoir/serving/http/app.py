@@ -1,0 +1,103 @@
+"""The app: a service behind its endpoints, the gate before them.
+
+The service starts in the background, so that a server answers while it loads: `/health/live` at once,
+`/health/ready` when everything is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from pressoir import __version__
+from pressoir.artifact import Store
+from pressoir.errors import PressoirError, RecipeError
+from pressoir.serving.config import ServingConfig
+from pressoir.serving.http import kserve, openai, pages, status, tasks
+from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.gate import KEY_VARIABLE, Gate
+from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.metrics import Metrics
+from pressoir.serving.http.refusals import ErrorAnswer, HttpError, answer_error
+from pressoir.serving.service import Service
+
+_ERRORS = {
+    401: "The key is missing or wrong.",
+    404: "There is no such tier.",
+    413: "The body is too large.",
+    422: "The request cannot be answered as it stands.",
+    429: "Too many requests; `Retry-After` says when to come back.",
+    503: "A model is loading, gone, or has no room; `Retry-After` where trying again may help.",
+    504: "Not answered in time.",
+}
+
+
+def create_app(
+    config: ServingConfig,
+    store: Store | None = None,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+) -> FastAPI:
+    """An app that serves a resolved configuration.
+
+    Without `api_key` the environment variable `PRESSOIR_API_KEY` is taken; where that is empty, everybody may
+    ask, and nobody may load, unload or reload.
+
+    Raises:
+        RecipeError: the configuration is not resolved, or the key has characters that no header carries.
+    """
+    store, limits, metrics = store or Store(), limits or Limits(), Metrics()
+    key = _checked_key(os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key)
+    service = Service(config, store, metrics)
+    metrics.watch(service)
+    backend = Backend(service, store, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async def start() -> None:
+            await backend.start()
+            on_failure: Callable[[], None] | None = getattr(app.state, "on_failure", None)
+            if backend.failure is not None and on_failure is not None:
+                on_failure()
+
+        starting = asyncio.create_task(start())
+        yield
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await service.close()
+
+    app = FastAPI(
+        title="Pressoir",
+        version=__version__,
+        summary="Models behind tiers; tiers of one model share it.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={number: {"model": ErrorAnswer, "description": text} for number, text in _ERRORS.items()},
+    )
+    app.state.backend, app.state.guarded = backend, key is not None
+    for kind in (HTTPException, RequestValidationError, HttpError, PressoirError):
+        app.add_exception_handler(kind, answer_error)
+    for router in (
+        tasks.routes(backend),
+        openai.routes(backend),
+        kserve.routes(backend),
+        status.routes(backend),
+        pages.routes(),
+    ):
+        app.include_router(router)
+    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics, tiers=lambda: backend.config.tiers)
+    return app
+
+
+def _checked_key(key: str) -> str | None:
+    key = key.strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise RecipeError(f"{KEY_VARIABLE} has characters that no header carries; take letters and digits")
+    return key or None

@@ -1,0 +1,86 @@
+"""What all endpoints have in common: the service, its limits, and what is known of its models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import Request
+
+from pressoir.artifact import Store
+from pressoir.errors import PressoirError
+from pressoir.registry import Task
+from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.metrics import Metrics
+from pressoir.serving.http.refusals import HttpError
+from pressoir.serving.service import Service
+
+log = logging.getLogger("pressoir")
+
+
+class Backend:
+    """The service behind an app."""
+
+    def __init__(self, service: Service, store: Store, limits: Limits, metrics: Metrics) -> None:
+        self.service, self.store, self.limits, self.metrics = service, store, limits, metrics
+        self.failure: PressoirError | None = None
+        """Why the service could not start."""
+        self._told: dict[str, dict[str, Any]] = {}
+
+    @property
+    def config(self) -> ServingConfig:
+        """What is served now."""
+        return self.service.models.config
+
+    async def start(self) -> None:
+        """Start the service; a failure is kept and logged."""
+        try:
+            await self.service.start()
+        except PressoirError as error:
+            self.failure = error
+            log.error("the service cannot start: %s", error)
+        except Exception as error:
+            self.failure = PressoirError(f"the service cannot start: {type(error).__name__}: {error}")
+            log.exception("the service cannot start")
+
+    def tier(self, request: Request, name: str | None, task: Task) -> str:
+        """The tier that a request means, noted for the log.
+
+        Raises:
+            UnknownTierError: see `Hosting.tier`.
+        """
+        found = self.service.models.tier(name, task)
+        request.state.tier = found
+        return found
+
+    def named(self, request: Request, name: str) -> TierConfig:
+        """The tier of a name, whatever its task; raises UnknownTierError."""
+        self.service.models.spec(name)
+        request.state.tier = name
+        return self.config.tiers[name]
+
+    def told(self, tier: str) -> dict[str, Any]:
+        """What the model of a tier has told of itself (`Service.info`); empty until it was loaded once."""
+        spec = self.service.models.spec(tier)
+        resident = self.service.models.pool.residents.get(spec.key)
+        if resident is not None:
+            self._told[spec.key] = dict(resident.model.info)
+        return self._told.get(spec.key, {})
+
+    async def info(self, tier: str) -> dict[str, Any]:
+        """The same, of a model that is loaded for it if need be."""
+        return self.told(tier) or await self.service.info(tier)
+
+    def check_lengths(self, texts: Iterable[Any]) -> None:
+        """Refuse a text that is too long; raises HttpError."""
+        limit = self.limits.max_text_characters
+        for index, text in enumerate(texts):
+            if isinstance(text, str) and len(text) > limit:
+                message = f"text {index} has {len(text)} characters, and {limit} are allowed; split it"
+                raise HttpError(422, "too_long", message)
+
+    def is_ready(self, tier: str) -> bool:
+        """Whether a request to a tier is answered: now, or after a model was loaded that had to go."""
+        return self.service.models.is_loaded(tier) or self.service.models.ready

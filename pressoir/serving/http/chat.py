@@ -1,0 +1,97 @@
+"""A conversation as the text that a model was trained to answer: its own chat template.
+
+A template is Jinja that came with the model's files. It runs in Jinja's sandbox, on the messages alone; what
+it may do is what Hugging Face's templates do.
+
+Sources. https://huggingface.co/docs/transformers/chat_templating_writing
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pressoir.errors import SourceError
+from pressoir.serving.errors import RequestError
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class ChatTemplate:
+    """The template of a model folder.
+
+    Raises:
+        RequestError: the model has none, and so was not trained on conversations.
+        SourceError: it is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = _json(folder / "tokenizer_config.json")
+        source = _source(folder, settings)
+        if source is None:
+            raise RequestError(
+                "this model has no chat template, so it was not trained to converse; send the text that it "
+                "is to go on from to /v1/completions"
+            )
+        self._tokens = {name: _content(settings.get(name)) for name in _SPECIAL}
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
+        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise SourceError(f"the chat template of {folder} is broken: {error}") from error
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that the model's next message follows.
+
+        The token that begins a text is left off where it stands first: the tokenizer adds its own.
+
+        Raises:
+            RequestError: the template refuses the messages.
+        """
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+        except Exception as error:  # whatever a template may stumble over
+            raise RequestError(f"the model's chat template refuses the messages: {error}") from error
+        return text.removeprefix(self._tokens["bos_token"] or "\0")
+
+
+def _source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _content(token: Any) -> str:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,261 @@
+"""What every request passes before and after its endpoint: limits, the key, the log, and giving up.
+
+**Why.** A server that is open to a network meets clients that send too much, too slowly, too often, or leave
+in the middle. None of them may take memory or a model's time from the others.
+
+**What.** An ASGI middleware. A body is read whole, within its size and its time, before anything parses it,
+so that nothing behind has to care. A client that disconnects cancels its request, which leaves its queue, or
+the model. What is refused, or fails, is answered in one shape (`pressoir.serving.http.refusals`). One line of
+JSON goes to the log `pressoir.access` for each request, without anything that its body says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.metrics import Metrics
+from pressoir.serving.http.refusals import HttpError, refusal
+
+KEY_VARIABLE = "PRESSOIR_API_KEY"
+"""Environment variable of the API key."""
+CLIENT_GONE = 499
+"""What the log and the metrics call a request whose client left."""
+OPEN = re.compile(r"/(?:health/\w+|v2/health/\w+|docs|openapi\.json|static/[^/]*)?")
+"""What needs no key: the page, the documentation, and health."""
+_SAFE_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_LINGER_S = 1.0  # for which a refused body is still taken, so that its sender gets to read the answer
+_BUSY = {"Retry-After": "1"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'; object-src 'none'",
+}
+"""On every answer."""
+
+access_log = logging.getLogger("pressoir.access")
+log = logging.getLogger("pressoir")
+
+
+class Gate:
+    """The middleware. `tiers` gives the names that may be logged."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        key: str | None,
+        metrics: Metrics,
+        tiers: Callable[[], Container[str]],
+    ) -> None:
+        self.app, self._limits, self._metrics, self._tiers = app, limits, metrics, tiers
+        self._key = key.encode() if key else None
+        self._held = self._working = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; never raises."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        request = _Request(scope, receive, send)
+        try:
+            self._check_key(request)
+            with self._body(request):
+                await self._read(request)
+                with self._place():
+                    await self._answer(request)
+        except _ClientGoneError:
+            request.status = CLIENT_GONE
+        except asyncio.CancelledError:  # the server ends, and this took too long
+            await request.refuse(HttpError(503, "closing", "the server was stopped before it had answered"))
+        except Exception as error:
+            await request.refuse(refusal(error) or self._fault(request, error))
+        self._note(request, time.perf_counter() - start)
+
+    def _check_key(self, request: _Request) -> None:
+        if self._key is None or OPEN.fullmatch(request.scope["path"]):
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._key):
+            return
+        message = "give the server's key in the header Authorization: Bearer KEY"
+        raise HttpError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+
+    @contextmanager
+    def _body(self, request: _Request) -> Iterator[None]:
+        """A block in which a request's body counts as held."""
+        try:
+            yield
+        finally:
+            self._held -= len(request.body)
+
+    async def _read(self, request: _Request) -> None:
+        """Read the body, as far as it is small enough and comes in time."""
+        limit = self._limits.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            self._too_large()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                while not request.whole:
+                    part = await request.read()
+                    self._held += len(part)
+                    request.body += part
+                    if len(request.body) > limit:
+                        self._too_large()
+                    if self._held > self._limits.max_held_bytes:
+                        message = "the server holds as much as it can; try again, or send less at once"
+                        raise HttpError(429, "busy", message, _BUSY)
+        except TimeoutError:
+            message = (
+                f"the body did not come within {self._limits.body_timeout_s:g} s; the connection is closed"
+            )
+            raise HttpError(408, "body_timeout", message) from None
+
+    def _too_large(self) -> NoReturn:
+        limit = self._limits.max_body_bytes
+        raise HttpError(413, "too_large", f"the body is larger than {limit} bytes; send less at once")
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._working >= self._limits.max_concurrent:
+            message = f"{self._working} requests are at work already; try again in a moment"
+            raise HttpError(429, "busy", message, _BUSY)
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+
+    async def _answer(self, request: _Request) -> None:
+        """Run the endpoint, unless and until the client disconnects."""
+        us, ended, gone = asyncio.current_task(), False, False
+        assert us is not None
+
+        def disconnected(task: asyncio.Task[None]) -> None:
+            nonlocal gone
+            if not (ended or request.answered or task.cancelled()):
+                gone = True
+                us.cancel()
+
+        watch = asyncio.create_task(request.disconnected())
+        watch.add_done_callback(disconnected)
+        try:
+            await self.app(request.scope, request.replay, request.send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            us.uncancel()
+            raise _ClientGoneError from None
+        finally:
+            ended = True
+            watch.cancel()
+
+    def _fault(self, request: _Request, error: Exception) -> HttpError:
+        log.error("request %s failed", request.id, exc_info=error)
+        return HttpError(500, "internal", "a fault of the server's; its log says more at this request id")
+
+    def _note(self, request: _Request, seconds: float) -> None:
+        """Count it, and put it into the log."""
+        scope = request.scope
+        route = getattr(scope.get("route"), "path", "unknown")
+        tier = scope["state"].get("tier")
+        tier = tier if tier in self._tiers() else None
+        self._metrics.answer(scope["method"], route, request.status, tier, seconds)
+        if not access_log.isEnabledFor(logging.INFO):
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "method": scope["method"][:16],
+            "route": route,
+            "status": request.status,
+            "ms": round(1000 * seconds, 2),
+            "request_id": request.id,
+            "tier": tier,
+        }
+        access_log.info("%s", json.dumps(line))
+
+
+class _ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _Request:
+    """One request: what came of it, and what was answered."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self._receive, self._send = scope, receive, send
+        self.headers = Headers(scope=scope)
+        given = self.headers.get("x-request-id", "")
+        self.id = given if _SAFE_ID.fullmatch(given) else os.urandom(8).hex()
+        scope["state"] = {**scope.get("state", {}), "request_id": self.id}
+        self.body, self.whole = bytearray(), False
+        self.status = 0
+        self.answered = False
+        """Whether all of the answer was sent."""
+        self._replayed = self._begun = False
+
+    async def read(self) -> bytes:
+        """The next part of the body."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGoneError
+        self.whole = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def disconnected(self) -> None:
+        """Until the client is gone."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def replay(self) -> Message:
+        """The body, for the endpoint; it is not told of a disconnection, which cancels it."""
+        if self._replayed:
+            await asyncio.get_running_loop().create_future()
+        self._replayed = True
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status, self._begun = message["status"], True
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.id
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+    async def refuse(self, error: HttpError) -> None:
+        """Answer with an error, if nothing was answered yet; else the answer ends where it is."""
+        if self._begun:
+            self.status = error.status
+            return
+        if not self.whole:
+            error.headers["Connection"] = "close"  # what still comes of the body is no request
+        response = error.response(self.id)
+        start: dict[str, Any] = {"type": "http.response.start", "status": error.status}
+        await self.send({**start, "headers": response.raw_headers})
+        await self._send({"type": "http.response.body", "body": response.body, "more_body": not self.whole})
+        if not self.whole:
+            if error.status != 408:
+                with suppress(TimeoutError, _ClientGoneError):
+                    async with asyncio.timeout(_LINGER_S):
+                        while not self.whole:
+                            await self.read()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,314 @@
+"""KServe v2, also named the Open Inference Protocol: tensors in, tensors out, as JSON. Tiers are its models.
+
+====================  ==============================  ================================================
+task                  input                           output
+====================  ==============================  ================================================
+text-classification   `text` BYTES (n,)               `probabilities` FP32 (n, labels), `label` BYTES
+                                                      (n,); parameters of the metadata: the labels
+feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions)
+translation           `text` BYTES (n,)               `text` BYTES (n,)
+causal-lm             `text` BYTES (1,)               `text` BYTES (1,): the continuation
+speech recognition    `audio` FP32 (1, samples)       `text` BYTES (1,)
+====================  ==============================  ================================================
+
+What a tier's settings let a request choose (`max_length`, `num_beams`, languages, …) is a parameter of the
+request. Of sound `sampling_rate` is one too, which must be the model's.
+
+Sources. https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from math import prod
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from pressoir import __version__
+from pressoir.registry import Task
+from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.status import carried_through, check_ready, key_needed
+from pressoir.serving.service import Service
+
+_OPTIONS: dict[Task, dict[str, str]] = {
+    "text-classification": {"max_length": "integer"},
+    "feature-extraction": {"max_length": "integer"},
+    "translation": {
+        "source_language": "string",
+        "target_language": "string",
+        "max_length": "integer",
+        "max_new_tokens": "integer",
+        "num_beams": "integer",
+    },
+    "causal-lm": {
+        "max_length": "integer",
+        "max_new_tokens": "integer",
+        "temperature": "number",
+        "top_k": "integer",
+        "top_p": "number",
+        "seed": "integer",
+    },
+    "automatic-speech-recognition": {
+        "sampling_rate": "integer",
+        "language": "string",
+        "max_new_tokens": "integer",
+        "num_beams": "integer",
+    },
+}
+_TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
+
+
+class Tensor(BaseModel):
+    """An input; its data may be flat, or nested as its shape says."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: Annotated[str, Field(max_length=100)]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
+    datatype: Literal["BYTES", "FP16", "FP32", "FP64"]
+    data: list[Any]
+
+
+class Output(BaseModel):
+    """An output that is asked for."""
+
+    name: Annotated[str, Field(max_length=100)]
+
+
+class Inference(BaseModel):
+    """A request."""
+
+    id: Annotated[str, Field(max_length=100)] | None = None
+    parameters: dict[str, Any] = {}
+    inputs: Annotated[list[Tensor], Field(min_length=1)]
+    outputs: list[Output] | None = None
+
+
+def routes(backend: Backend) -> APIRouter:
+    """The endpoints."""
+    router, models = APIRouter(prefix="/v2", tags=["KServe v2"]), backend.service.models
+    guarded = [Depends(key_needed)]
+
+    @router.get("")
+    async def server() -> Response:
+        """What speaks."""
+        return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": ["model_repository"]})
+
+    @router.get("/health/live")
+    async def live() -> Response:
+        """Whether the server answers at all."""
+        return JsonAnswer({"live": True})
+
+    @router.get("/health/ready")
+    async def ready() -> Response:
+        """Whether everything was loaded that is to be when the server starts; 503 until then."""
+        check_ready(backend)
+        return JsonAnswer({"ready": True})
+
+    @router.get("/models/{tier}")
+    async def metadata(tier: str, request: Request) -> Response:
+        """What a tier takes and gives. The number of labels is −1 until its model was loaded once."""
+        config = backend.named(request, tier)
+        assert config.task is not None
+        return JsonAnswer(_metadata(tier, config.task, config.runtime, config.digest, backend.told(tier)))
+
+    @router.get("/models/{tier}/ready")
+    async def model_ready(tier: str, request: Request) -> Response:
+        """Whether a tier answers: at once, or after its model was loaded again that had to make room."""
+        backend.named(request, tier)
+        if not backend.is_ready(tier):
+            check_ready(backend)
+        return JsonAnswer({"name": tier, "ready": True})
+
+    @router.post("/models/{tier}/infer")
+    async def infer(tier: str, asked: Inference, request: Request) -> Response:
+        """Run a tier on tensors."""
+        config = backend.named(request, tier)
+        assert config.task is not None
+        options = _options(config.task, asked.parameters)
+        tensor = _only(asked.inputs)
+        if config.task == "automatic-speech-recognition":
+            outputs = await _transcribe(backend, tier, tensor, options)
+        else:
+            texts = _texts(tensor)
+            backend.check_lengths(texts)
+            outputs = await _RUN[config.task](backend.service, tier, texts, options)
+        answer: dict[str, Any] = {"model_name": tier, "model_version": (config.digest or "")[:12]}
+        if asked.id is not None:
+            answer["id"] = asked.id
+        return JsonAnswer({**answer, "outputs": _wanted(outputs, asked.outputs)})
+
+    @router.post("/repository/models/{tier}/load", dependencies=guarded)
+    async def load(tier: str, request: Request) -> Response:
+        """Have a tier's model loaded."""
+        backend.named(request, tier)
+        await models.load(tier)
+        return JsonAnswer({"name": tier, "loaded": True})
+
+    @router.post("/repository/models/{tier}/unload", dependencies=guarded)
+    async def unload(tier: str, request: Request) -> Response:
+        """Unload a tier's model, and so that of all tiers that share it; the next request loads it again."""
+        backend.named(request, tier)
+        was_loaded = await carried_through(models.unload(tier))
+        return JsonAnswer({"name": tier, "loaded": False, "was_loaded": was_loaded})
+
+    @router.post("/repository/models/{tier}/reload", dependencies=guarded)
+    async def reload(tier: str, request: Request) -> Response:
+        """Load a tier's model anew and put it in the place of the old one, which stays if that fails."""
+        backend.named(request, tier)
+        replacing = models.pool.replace(models.spec(tier), backend.config.drain_timeout_s)
+        await carried_through(replacing)
+        return JsonAnswer({"name": tier, "loaded": True})
+
+    return router
+
+
+def _metadata(
+    tier: str, task: Task, runtime: str | None, digest: str | None, told: dict[str, Any]
+) -> dict[str, Any]:
+    labels = told.get("labels")
+    text = {"name": "text", "datatype": "BYTES", "shape": [1 if task == "causal-lm" else -1]}
+    sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
+    outputs: dict[Task, list[dict[str, Any]]] = {
+        "text-classification": [
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(labels) if labels else -1]},
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "feature-extraction": [{"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}],
+    }
+    parameters = {"task": task, "options": ", ".join(_OPTIONS[task])}
+    if labels:
+        parameters["labels"] = ", ".join(labels)
+    return {
+        "name": tier,
+        "versions": [(digest or "")[:12]],
+        "platform": runtime or "",
+        "inputs": [sound if task == "automatic-speech-recognition" else text],
+        "outputs": outputs.get(task, [{"name": "text", "datatype": "BYTES", "shape": text["shape"]}]),
+        "parameters": parameters,
+    }
+
+
+def _options(task: Task, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a request, which the protocol types loosely; raises HttpError."""
+    known = _OPTIONS[task]
+    for name, value in given.items():
+        if name not in known:
+            raise _wrong(f"parameters: {task} takes {', '.join(known)}, and no {name[:100]!r}")
+        if isinstance(value, bool) or not isinstance(value, _TYPES[known[name]]):
+            raise _wrong(f"parameters.{name}: give a JSON {known[name]}")
+    return given
+
+
+def _only(inputs: list[Tensor]) -> Tensor:
+    if len(inputs) != 1:
+        raise _wrong(f"inputs: there are {len(inputs)}, and one is taken, with several rows where need be")
+    return inputs[0]
+
+
+def _texts(tensor: Tensor) -> list[str]:
+    if tensor.datatype != "BYTES":
+        raise _wrong(f"inputs.0: BYTES are needed, JSON strings, and the datatype is {tensor.datatype}")
+    texts = _flat(tensor)
+    if not all(isinstance(text, str) for text in texts):
+        raise _wrong("inputs.0.data: an element is no JSON string")
+    return texts
+
+
+def _flat(tensor: Tensor) -> list[Any]:
+    """The elements, in row-major order; raises HttpError where they do not fill the shape."""
+    elements = tensor.data
+    for _ in tensor.shape[1:]:
+        if not any(isinstance(one, list) for one in elements[:1]):
+            break
+        elements = [one for row in elements for one in (row if isinstance(row, list) else [row])]
+    if len(elements) != prod(tensor.shape):
+        raise _wrong(f"inputs.0: {len(elements)} elements do not fill the shape {tensor.shape}")
+    return elements
+
+
+async def _classify(
+    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    rows = await service.classify(texts, tier=tier, **options)
+    labels = list(rows[0])
+    values = [row[label] for row in rows for label in labels]
+    return [
+        _tensor("probabilities", "FP32", [len(rows), len(labels)], values),
+        _tensor("label", "BYTES", [len(rows)], [max(row, key=lambda name: row[name]) for row in rows]),
+    ]
+
+
+async def _embed(
+    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    vectors = await service.embed(texts, tier=tier, **options)
+    return [_tensor("embedding", "FP32", list(vectors.shape), vectors.reshape(-1).tolist())]
+
+
+async def _translate(
+    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    found = await service.translate(texts, tier=tier, **options)
+    return [_tensor("text", "BYTES", [len(found)], found)]
+
+
+async def _generate(
+    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    if len(texts) != 1:
+        raise _wrong(f"inputs.0: there are {len(texts)} prompts; send one in a request")
+    async with service.generate(texts[0], tier=tier, **options) as generation:
+        pieces = [piece async for piece in generation]
+    return [_tensor("text", "BYTES", [1], ["".join(pieces)])]
+
+
+_RUN: dict[Task, Callable[[Service, str, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
+    "text-classification": _classify,
+    "feature-extraction": _embed,
+    "translation": _translate,
+    "causal-lm": _generate,
+}
+
+
+async def _transcribe(
+    backend: Backend, tier: str, tensor: Tensor, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    if tensor.datatype == "BYTES":
+        raise _wrong("inputs.0: sound is needed as FP32 in −1…1, and the datatype is BYTES")
+    samples = _flat(tensor)
+    if any(size != 1 for size in tensor.shape[:-1]):
+        raise _wrong(f"inputs.0.shape: one sound is taken, (1, samples), and it is {tensor.shape}")
+    try:
+        with np.errstate(over="ignore"):  # what is no longer finite is refused as that
+            waveform = np.array(samples, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise _wrong("inputs.0.data: an element is no number") from None
+    given = {name: value for name, value in options.items() if name != "sampling_rate"}
+    rate = (await backend.info(tier))["sampling_rate"]
+    if options.get("sampling_rate", rate) != rate:
+        raise _wrong(f"parameters.sampling_rate: the model hears {rate} Hz; resample, or send a file to /v1")
+    text = await backend.service.transcribe(waveform, tier=tier, **given)
+    return [_tensor("text", "BYTES", [1], [text])]
+
+
+def _wanted(outputs: list[dict[str, Any]], asked: list[Output] | None) -> list[dict[str, Any]]:
+    if not asked:
+        return outputs
+    found = {one["name"]: one for one in outputs}
+    if unknown := [one.name for one in asked if one.name not in found]:
+        raise _wrong(f"outputs: there is no {unknown[0]!r}, but {', '.join(found)}")
+    return [found[name] for name in dict.fromkeys(one.name for one in asked)]
+
+
+def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+def _wrong(message: str) -> HttpError:
+    return HttpError(422, "invalid_request", message)

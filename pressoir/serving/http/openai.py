@@ -1,0 +1,359 @@
+"""The paths of OpenAI's API that many clients speak. Tiers are its models.
+
+What is not named in a request is the tier's to say: sampling is greedy unless the tier or the request has a
+temperature. Fields that OpenAI has and that would change the answer are refused, others are ignored.
+Embeddings have length 1 here, as clients of this API expect; over KServe v2 they are as the model gives them.
+
+Sources. https://github.com/openai/openai-openapi
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import PlainTextResponse, Response
+
+from pressoir import sources
+from pressoir.serving.errors import RequestError
+from pressoir.serving.generation import Generation, Usage
+from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.chat import ChatTemplate
+from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.streams import Events, EventStream, event
+
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,5}", re.ASCII)
+_MOST_SAMPLES_A_SECOND = 384_000  # two channels at 192 kHz
+
+Model = Annotated[str, Field(max_length=100, description="A tier.")]
+One = Annotated[int, Field(ge=1, le=1)] | None
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class StreamOptions(_Asked):
+    """What a stream tells beside its pieces."""
+
+    include_usage: bool = False
+
+
+class _Continue(_Asked):
+    """What completions have in common."""
+
+    model: Model
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: One = None
+
+    def options(self) -> dict[str, Any]:
+        """For the service."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return {"temperature": self.temperature, "top_p": self.top_p, "stop": stop, "seed": self.seed}
+
+
+class Completion(_Continue):
+    """A prompt to go on from."""
+
+    prompt: str | list[str]
+    max_tokens: int | None = None
+    echo: bool = False
+    logprobs: int | None = None
+    best_of: One = None
+    suffix: None = None
+
+
+class Part(_Asked):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Asked):
+    """A message of a conversation."""
+
+    role: Annotated[str, Field(max_length=50)]
+    content: str | list[Part]
+
+
+class Chat(_Continue):
+    """A conversation to go on with."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: Literal[False] | None = None
+    tools: None = None
+
+
+class Embeddings(_Asked):
+    """Texts to embed."""
+
+    model: Model
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+
+
+class _Form:
+    """How one of the two completions looks: its id, its object, and the shape of a choice."""
+
+    def __init__(self, model: str, chat: bool) -> None:
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{os.urandom(12).hex()}"
+        self._model, self._chat, self._created = model, chat, int(time.time())
+
+    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+        """The answer in one."""
+        return {**self._head(""), "choices": choices, "usage": usage}
+
+    def part(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """An event of a stream."""
+        return event({**self._head(".chunk"), "choices": choices, **more})
+
+    def choice(self, text: str, reason: str | None, *, index: int = 0, part: bool = False) -> dict[str, Any]:
+        """A choice, or a part of one; the last part has a reason."""
+        common = {"index": index, "logprobs": None, "finish_reason": reason}
+        if not self._chat:
+            return {**common, "text": text}
+        if not part:
+            return {**common, "message": {"role": "assistant", "content": text}}
+        return {**common, "delta": {"content": text} if reason is None else {}}
+
+    def opening(self) -> bytes | None:
+        """The first event of a conversation's stream says who speaks."""
+        if not self._chat:
+            return None
+        choice = {**self.choice("", None, part=True), "delta": {"role": "assistant", "content": ""}}
+        return self.part([choice])
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        name = f"chat.completion{kind}" if self._chat else "text_completion"
+        return {"id": self.id, "object": name, "created": self._created, "model": self._model}
+
+
+def routes(backend: Backend) -> APIRouter:
+    """The endpoints."""
+    router, service = APIRouter(prefix="/v1", tags=["OpenAI"]), backend.service
+    started = int(time.time())
+
+    def described(tier: str) -> dict[str, Any]:
+        return {"id": tier, "object": "model", "created": started, "owned_by": "pressoir"}
+
+    @router.get("/models")
+    async def models() -> Response:
+        """The tiers."""
+        return JsonAnswer({"object": "list", "data": [described(tier) for tier in backend.config.tiers]})
+
+    @router.get("/models/{tier}")
+    async def model(tier: str, request: Request) -> Response:
+        """A tier."""
+        backend.named(request, tier)
+        return JsonAnswer(described(tier))
+
+    @router.post("/completions")
+    async def completions(asked: Completion, request: Request) -> Response:
+        """A continuation of each prompt, whole, or of one as events (`stream`)."""
+        tier = backend.tier(request, asked.model, "causal-lm")
+        prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+        _check_prompts(backend, tier, prompts, asked.stream)
+        if asked.logprobs is not None:
+            raise HttpError(422, "not_supported", "logprobs are not given by this server; leave them out")
+        options = {**asked.options(), "max_new_tokens": asked.max_tokens}
+        generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
+        form, before = _Form(tier, chat=False), prompts if asked.echo else [""] * len(prompts)
+        if asked.stream:
+            return await _streamed(form, generations[0], before[0], asked.stream_options)
+        return await _whole(form, generations, before)
+
+    @router.post("/chat/completions")
+    async def chat(asked: Chat, request: Request) -> Response:
+        """The next message of a conversation, whole or as events (`stream`), by the model's chat template."""
+        tier = backend.tier(request, asked.model, "causal-lm")
+        messages = [{"role": one.role, "content": _joined(one.content)} for one in asked.messages]
+        backend.check_lengths(one["content"] for one in messages)
+        prompt = (await asyncio.to_thread(template, tier)).render(messages)
+        _check_prompts(backend, tier, [prompt], asked.stream)
+        limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        generation = service.generate(prompt, tier=tier, **asked.options(), max_new_tokens=limit)
+        form = _Form(tier, chat=True)
+        if asked.stream:
+            return await _streamed(form, generation, "", asked.stream_options)
+        return await _whole(form, [generation], [""])
+
+    templates: dict[str, ChatTemplate] = {}
+
+    def template(tier: str) -> ChatTemplate:
+        spec = service.models.spec(tier)
+        if spec.key not in templates:
+            folder = sources.locate(spec.source, backend.store, fetch=False)
+            templates[spec.key] = ChatTemplate(folder)
+        return templates[spec.key]
+
+    @router.post("/embeddings")
+    async def embeddings(asked: Embeddings, request: Request) -> Response:
+        """A vector of length 1 for each text."""
+        tier = backend.tier(request, asked.model, "feature-extraction")
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        backend.check_lengths(texts)
+        vectors = await service.embed(texts, tier=tier)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        return JsonAnswer({"object": "list", "model": tier, "data": data})
+
+    @router.post("/audio/transcriptions")
+    async def transcriptions(
+        request: Request,
+        file: Annotated[UploadFile, File(description="WAV, FLAC, OGG, MP3, AIFF, …")],
+        model: Annotated[str, Form(max_length=100)],
+        language: Annotated[str | None, Form(max_length=50)] = None,
+        response_format: Annotated[Literal["json", "text"], Form()] = "json",
+        temperature: Annotated[float, Form(ge=0, le=0, description="Only 0: it is not sampled.")] = 0,
+    ) -> Response:
+        """What is said in a file of sound."""
+        tier = backend.tier(request, model, "automatic-speech-recognition")
+        rate = (await backend.info(tier))["sampling_rate"]
+        longest = backend.config.tiers[tier].settings.max_audio_s
+        suffix = Path(file.filename or "").suffix.lower()
+        content = await file.read()
+        waveform = await asyncio.to_thread(
+            _heard, content, suffix if _SUFFIX.fullmatch(suffix) else "", rate, longest
+        )
+        text = await service.transcribe(waveform, language or None, tier=tier)
+        return PlainTextResponse(text) if response_format == "text" else JsonAnswer({"text": text})
+
+    return router
+
+
+def _check_prompts(backend: Backend, tier: str, prompts: Sequence[str], stream: bool) -> None:
+    backend.check_lengths(prompts)
+    most = 1 if stream else backend.config.tiers[tier].settings.max_batch
+    if not 1 <= len(prompts) <= most:
+        how = " as a stream" if stream else ""
+        raise HttpError(422, "invalid_request", f"there are {len(prompts)} prompts; give 1 to {most}{how}")
+
+
+async def _whole(form: _Form, generations: Sequence[Generation], before: Sequence[str]) -> Response:
+    """All continuations, each in one."""
+
+    async def written(generation: Generation) -> tuple[str, Usage]:
+        async with generation:
+            text = "".join([piece async for piece in generation])
+        assert generation.usage is not None
+        return text, generation.usage
+
+    tasks = [asyncio.create_task(written(one)) for one in generations]
+    try:
+        found = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    choices = [
+        form.choice(start + text, usage.finish_reason, index=index)
+        for index, (start, (text, usage)) in enumerate(zip(before, found, strict=True))
+    ]
+    return JsonAnswer(form.whole(choices, _counts([usage for _, usage in found])))
+
+
+async def _streamed(
+    form: _Form, generation: Generation, before: str, options: StreamOptions | None
+) -> Response:
+    usage = options is not None and options.include_usage
+    events = _events(form, generation, before, usage)
+    failed: Callable[[dict[str, Any]], bytes] = event
+    return await EventStream.begin(events, failed)
+
+
+async def _events(form: _Form, generation: Generation, before: str, include_usage: bool) -> Events:
+    async with generation, aclosing(_with_end(generation)) as pieces:
+        begun = False
+        async for piece, reason in pieces:
+            if not begun and (opening := form.opening()):
+                yield opening
+            if not begun and before:
+                yield form.part([form.choice(before, None, part=True)])
+            begun = True
+            yield form.part([form.choice(piece, reason, part=True)])
+        if include_usage and generation.usage is not None:
+            yield form.part([], usage=_counts([generation.usage]))
+    yield b"data: [DONE]\n\n"
+
+
+async def _with_end(generation: Generation) -> AsyncGenerator[tuple[str, str | None], None]:
+    """The pieces, and at the end why there are no more."""
+    async for piece in generation:
+        yield piece, None
+    yield "", generation.usage.finish_reason if generation.usage else "stop"
+
+
+def _counts(usages: Sequence[Usage]) -> dict[str, int]:
+    prompt = sum(one.prompt_tokens for one in usages)
+    completion = sum(one.completion_tokens for one in usages)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _joined(content: str | list[Part]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def _encoded(vector: NDArray[np.float32], form: str) -> str | list[float]:
+    if form == "float":
+        numbers: list[float] = vector.tolist()
+        return numbers
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) -> NDArray[np.float32]:
+    """The sound of a file's content. A small file may hold hours, so that is looked at first."""
+    import soundfile
+
+    from pressoir.inference.audio import read_audio
+
+    with tempfile.TemporaryDirectory(prefix="pressoir-") as folder:
+        path = Path(folder) / f"sound{suffix}"
+        path.write_bytes(content)
+        try:
+            info = soundfile.info(path)
+        except (soundfile.SoundFileError, TypeError):
+            pass  # `read_audio` says what is wrong
+        else:
+            too_dense = info.frames * info.channels > longest_s * _MOST_SAMPLES_A_SECOND
+            if info.frames > longest_s * info.samplerate or too_dense:
+                raise RequestError(
+                    f"the file is longer than {longest_s:g} s, which are allowed, or does not tell its "
+                    "length; cut it"
+                )
+        return _renamed(read_audio, path, sampling_rate)
+
+
+def _renamed(
+    read: Callable[[Path, int], NDArray[np.float32]], path: Path, sampling_rate: int
+) -> NDArray[np.float32]:
+    """Say "the file" where an error names a path of ours."""
+    from pressoir.errors import DataError
+
+    try:
+        return read(path, sampling_rate)
+    except DataError as error:
+        raise RequestError(str(error).replace(str(path), "the file")) from error

@@ -1,0 +1,99 @@
+"""How the server is: health, metrics, the sharing statistics; and going over to another configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from pressoir.config import validate
+from pressoir.serving.config import ServingConfig
+from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.gate import KEY_VARIABLE
+from pressoir.serving.http.refusals import HttpError, JsonAnswer
+
+Result = TypeVar("Result")
+
+
+class Reload(BaseModel):
+    """What to go over to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any] | None = None
+    """A resolved serving configuration, as `pressoir deploy` makes it; null loads the loaded models anew."""
+
+
+def key_needed(request: Request) -> None:
+    """Refuse what changes the server where no key guards it; the gate has checked a key that there is."""
+    if not request.app.state.guarded:
+        raise HttpError(
+            403,
+            "forbidden",
+            f"set {KEY_VARIABLE} when the server is started, and send the key with this request",
+        )
+
+
+def routes(backend: Backend) -> APIRouter:
+    """The endpoints."""
+    router, models = APIRouter(tags=["status"]), backend.service.models
+
+    @router.get("/health/live")
+    async def live() -> Response:
+        """Whether the server answers at all."""
+        return JsonAnswer({"live": True})
+
+    @router.get("/health/ready")
+    async def ready() -> Response:
+        """Whether everything was loaded that is to be when the server starts; 503 until then."""
+        check_ready(backend)
+        return JsonAnswer({"ready": True})
+
+    @router.get("/stats")
+    async def stats() -> Response:
+        """The sharing statistics: which tiers share which model, and what that saves."""
+        return JsonAnswer(await models.statistics())
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        await models.pool.measure()
+        return Response(backend.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @router.get("/config", dependencies=[Depends(key_needed)])
+    async def config() -> Response:
+        """The resolved configuration that is served now."""
+        return JsonAnswer(backend.config.model_dump(mode="json"))
+
+    @router.post("/reload", dependencies=[Depends(key_needed)])
+    async def reload(asked: Reload | None = None) -> Response:
+        """Go over to another configuration, or load all loaded models anew; if it fails, nothing changes."""
+        wanted = None
+        if asked is not None and asked.config is not None:
+            wanted = validate(ServingConfig, asked.config, "config")
+        await carried_through(models.reload(wanted))
+        return JsonAnswer({"reloaded": True, "tiers": list(backend.config.tiers)})
+
+    return router
+
+
+async def carried_through(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do what must not stop half-way, even if whoever asked for it leaves."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
+    return await asyncio.shield(task)
+
+
+def check_ready(backend: Backend) -> None:
+    """Refuse where the server is not ready, and say why."""
+    if backend.failure is not None:
+        raise HttpError(503, "load_failed", str(backend.failure))
+    if not backend.service.models.ready:
+        raise HttpError(
+            503, "loading", "models are being loaded; ask again in a moment", {"Retry-After": "1"}
+        )
