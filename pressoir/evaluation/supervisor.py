@@ -9,9 +9,9 @@ than was estimated, hangs, or crashes. None of that may end the run or take the 
 - planned: the plan's budget, less what running children were promised.
 
 The lesser of the two must hold the model's predicted peak. Else the launch waits for the children that run;
-where none does, for a few seconds; then the batch size is cut to what fits; and where not even one sample
-does, the model is skipped. A child's allowance is its share of that room, by predicted peak, so that siblings
-together stay within it.
+where none does, the models' files are dropped from the kernel's cache, and it waits for a few seconds; then
+the batch size is cut to what fits; and where not even one sample does, the model is skipped. A child's
+allowance is its share of that room, by predicted peak, so that siblings together stay within it.
 
 A child is watched: PSS above its allowance, or too much time, and it is killed. Whoever dies for want of
 memory is tried again alone with all the room there is and half the batch; its finished samples are kept. When
@@ -26,6 +26,7 @@ No torch is imported here, nor any other library that runs models.
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -249,6 +250,11 @@ class _Supervisor:
                 continue
             if task.patient_until is None:
                 task.patient_until = time.monotonic() + self._limits.patience_s
+                for job in self._jobs.values():
+                    if job.remote is None:
+                        _drop_pages(job.folder)
+                if task.peak_bytes <= (room := self._room()):
+                    return task
                 self._tell("waiting", task, detail=f"for memory: {_gb(task.peak_bytes)} of {_gb(room)}")
             if time.monotonic() < task.patient_until:
                 continue
@@ -388,6 +394,16 @@ class _Supervisor:
                 detail=detail,
             )
         )
+
+
+def _drop_pages(folder: Path) -> None:
+    """Have the kernel give back the memory in which it keeps the folder's files; mapped pages stay.
+
+    A cgroup is charged for what it has read, and what was read twice does not count as available any more.
+    """
+    for path in folder.glob("*.*") if hasattr(os, "posix_fadvise") else ():
+        with suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _available() -> int:

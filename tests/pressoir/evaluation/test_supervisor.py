@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from pressoir.cgroups import Files, hierarchies
 from pressoir.errors import StoreError
+from pressoir.evaluation import supervisor
 from pressoir.evaluation.guards import LOCK
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.process import oom_kills
@@ -179,6 +180,21 @@ def test_memory_that_comes_back_in_time_is_waited_for(tmp_path):
     found = drive(run, available=available, on_event=lambda event: events.append(event.kind))["a"]
     assert (found.verdict, found.batch_size) == ("ok", 4)
     assert events.count("waiting") == 1
+
+
+def test_pages_of_the_models_files_are_given_back_before_a_model_is_kept_waiting(tmp_path, monkeypatch):
+    run = make_run(tmp_path, {"a": {}, "b": {}}, fixed=300 * MB)
+    dropped = set()
+    monkeypatch.setattr(supervisor, "_drop_pages", dropped.add)
+    events = []
+    found = drive(
+        run,
+        available=lambda: 400 * MB if len(dropped) == 2 else 200 * MB,
+        on_event=lambda event: events.append(event.kind),
+    )
+    assert {outcome.verdict for outcome in found.values()} == {"ok"}
+    assert dropped == {tmp_path / "a", tmp_path / "b"}
+    assert "waiting" not in events
 
 
 def test_what_never_fits_is_skipped_with_its_numbers_and_not_attempted(tmp_path):
