@@ -241,7 +241,6 @@ def watched(words: Sequence[str], place: Cgroup | None, environment: dict[str, s
             everything = sum(one.bytes for one in tree)
             seen.everything = max(seen.everything, everything)
             seen.children = max(seen.children, children)
-            if everything - children > seen.others: print("OTHERS", everything-children, [(one.name, one.bytes, Path(f"/proc/{one.pid}/cmdline").read_bytes()[:90] if Path(f"/proc/{one.pid}").exists() else 0) for one in tree], time.monotonic()-start, file=sys.stderr)
             seen.others = max(seen.others, everything - children)
             if place is not None:
                 seen.anonymous = max(seen.anonymous or 0, place.anonymous_bytes)

@@ -80,7 +80,7 @@ def _cluster(config: EvaluationConfig) -> Iterator[Cluster | None]:
         return
     try:
         from flows import dask_cluster
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise RecipeError(
             f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
         ) from error

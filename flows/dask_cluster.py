@@ -8,6 +8,7 @@ what its supervisor on the worker sees to.
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 import uuid
@@ -15,11 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import dask
+import psutil
 from prefect import Task
+from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
-from prefect_dask import DaskTaskRunner, PrefectDaskFuture
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from pressoir.artifact import disk_errors
 from pressoir.errors import RecipeError
@@ -61,11 +66,11 @@ def running(config: DaskConfig, worker_bytes: int, at_once: int) -> Iterator[Das
             "processes": True,
             "resources": {MEMORY: worker_bytes},
             "memory_limit": None,  # Dask's own weighs the worker alone, not the children, which have another
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",
         }
         options = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": local}
-    with DaskTaskRunner(**options) as runner:
-        where = config.address or "on this machine"
+    where = config.address or "on this machine"
+    with _quiet(), DaskTaskRunner(**options) as runner:
         try:
             runner.client.wait_for_workers(1, timeout=_WAIT_S)
         except (OSError, TimeoutError) as error:
@@ -79,6 +84,7 @@ def running(config: DaskConfig, worker_bytes: int, at_once: int) -> Iterator[Das
                 f"dask.address: no worker of the cluster {where} says what memory it has for models; start "
                 f'workers with: dask worker {config.address} --resources "MEMORY=8e9"'
             )
+        _check_prefect_is_reached(runner)
         yield runner
 
 
@@ -99,8 +105,45 @@ def submit(
     runner: DaskTaskRunner, task: Task[Any, Any], memory_bytes: int, **parameters: Any
 ) -> PrefectDaskFuture[Any]:
     """Run a task on a worker that has so much memory left, once there is one."""
-    with dask.annotate(resources={MEMORY: memory_bytes}):
+    # The worker gets our settings. Without the address of the server that this process started for itself,
+    # it would start one too.
+    with (
+        temporary_settings({PREFECT_API_URL: _prefect_url()}),
+        dask.annotate(resources={MEMORY: memory_bytes}),
+    ):
         return runner.submit(task, parameters)
+
+
+def _prefect_url() -> str:
+    """Where this process speaks to Prefect."""
+    with get_client(sync_client=True) as client:
+        return str(client.api_url)
+
+
+def _check_prefect_is_reached(runner: DaskTaskRunner) -> None:
+    url = _prefect_url()
+    if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        return
+    here = {one.address for found in psutil.net_if_addrs().values() for one in found}
+    away = {one["host"] for one in runner.client.scheduler_info(n_workers=-1)["workers"].values()} - here
+    if away:
+        raise RecipeError(
+            f"dask.address: workers on other machines ({', '.join(sorted(away)[:5])}) cannot reach Prefect "
+            f"at {url}; start a server for all (prefect server start --host 0.0.0.0) and set PREFECT_API_URL "
+            "to its address"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A block in which Dask tells no more than warnings: else a line for every connection."""
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager
@@ -162,7 +205,6 @@ class Cluster:
             shown(log) as show,
         ):
             for name, job in jobs.items():
-                cluster.collect(job, journal)
                 if (before := cluster.ended_well(journal, job)) is not None:
                     outcomes[name] = before
             for one in plan.skipped:
@@ -188,7 +230,7 @@ class Cluster:
         topic, enough_at = f"pressoir-{uuid.uuid4()}", time.monotonic()
 
         def hear(told: tuple[float, dict[str, Any]]) -> None:
-            event = Event(**told[1])
+            event = Event(**told[1]["event"])
             news.put(event if self.here else replace(event, pid=None))
 
         def start(given: Assignment) -> None:

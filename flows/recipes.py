@@ -6,6 +6,7 @@ from typing import Any
 
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.recipe import Recipe
+from pressoir.serving.config import ServingConfig
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -16,3 +17,8 @@ def read_recipe(path: str) -> dict[str, Any]:
 def read_evaluation(path: str) -> dict[str, Any]:
     """The whole configuration of an evaluation, as `{"config": {...}}`; raises `RecipeError` likewise."""
     return {"config": EvaluationConfig.from_yaml(path).model_dump(mode="json")}
+
+
+def read_serving(path: str) -> dict[str, Any]:
+    """The whole configuration of a server, as `{"config": {...}}`; raises `RecipeError` likewise."""
+    return {"config": ServingConfig.from_yaml(path).model_dump(mode="json")}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -76,6 +77,21 @@ class Entry(Config):
     """UTC time of registration, ISO 8601."""
 
 
+class ServingEntry(Config):
+    """One deployed serving configuration."""
+
+    id: Id
+    """Name it is served by; the same as its key in the file."""
+    config: dict[str, Any]
+    """The configuration, each tier with the place and the digest of its files."""
+    digests: dict[Id, Sha256]
+    """SHA-256 over the files of each tier's model, as they were checked when it was deployed."""
+    artifacts: dict[Id, Sha256] = Field(default={})
+    """Digest of the artifact of each tier whose files are in the store, where `gc` keeps them."""
+    created_at: str | None = None
+    """UTC time of registration, ISO 8601."""
+
+
 class Catalogue(Config):
     """A registry file."""
 
@@ -87,12 +103,15 @@ class Catalogue(Config):
     """Version of the format."""
     models: dict[Id, Entry] = Field(default={}, json_schema_extra={"additionalProperties": False})
     """The models by id."""
+    serving: dict[Id, ServingEntry] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    """What is deployed, by id."""
 
     @model_validator(mode="after")
     def _ids_agree(self) -> Catalogue:
-        for key, entry in self.models.items():
-            if entry.id != key:
-                raise ValueError(f"models.{key} has the id {entry.id!r}; make them the same")
+        for section in ("models", "serving"):
+            for key, entry in getattr(self, section).items():
+                if entry.id != key:
+                    raise ValueError(f"{section}.{key} has the id {entry.id!r}; make them the same")
         return self
 
 
@@ -141,7 +160,7 @@ class Registry:
             models[id] = make(models.get(id))
             return models[id]
 
-        return self._change(put)
+        return self._change("models", put)
 
     def remove(self, id: str) -> Entry:
         """Forget the entry that was registered under `id`, and return it; its files stay.
@@ -158,7 +177,7 @@ class Registry:
                 raise RegistryError(f"{id!r} ships with Pressoir and cannot be removed")
             raise RegistryError(f"nobody registered {id!r}; {_hint(id, models)}")
 
-        return self._change(remove)
+        return self._change("models", remove)
 
     def forget(self, gone: Callable[[Entry], bool], *, dry_run: bool = False) -> list[Entry]:
         """Drop, and return, those of `home`'s entries that are `gone`; with `dry_run` only return them.
@@ -172,7 +191,71 @@ class Registry:
         def forget(models: dict[str, Entry]) -> list[Entry]:
             return [models.pop(entry.id) for entry in list(models.values()) if gone(entry)]
 
-        return self._change(forget)
+        return self._change("models", forget)
+
+    def serving(self, id: str) -> ServingEntry:
+        """The serving configuration that was deployed as `id`.
+
+        Raises:
+            RegistryError: there is none; the nearest id is suggested.
+        """
+        known = self._own().serving
+        if id in known:
+            return known[id]
+        near = nearest(id, known)
+        hint = f"did you mean {near!r}? " if near else ""
+        deployed = ", ".join(sorted(known)) or "none yet: see `pressoir deploy`"
+        raise RegistryError(f"nothing was deployed as {id!r}; {hint}Deployed are: {deployed}")
+
+    def deploy(self, entry: ServingEntry) -> None:
+        """Register a serving configuration in `home`'s file, in the place of one with the same id.
+
+        Raises:
+            RegistryError, StoreError: as `add`.
+        """
+
+        def put(serving: dict[str, ServingEntry]) -> None:
+            serving[entry.id] = entry
+
+        self._change("serving", put)
+
+    def content(self) -> str | None:
+        """The text of `home`'s own file; None where there is none.
+
+        Raises:
+            RegistryError: the file is not valid.
+        """
+        self._own()
+        with disk_errors(self.file):
+            # Not read_text, which would mend line ends: what is written back later must be the same bytes.
+            return self.file.read_bytes().decode("utf-8") if self.file.exists() else None
+
+    def undo_deploy(self, id: str, before: str | None) -> None:
+        """Make the serving configuration `id` what it was in `before`, an earlier `content`.
+
+        The file is then what it was to the byte, unless somebody else changed it meanwhile, who keeps that.
+
+        Raises:
+            RegistryError, StoreError: as `add`.
+        """
+        old = Catalogue() if before is None else _parse(before, self.file)
+
+        def put_back(serving: dict[str, ServingEntry]) -> None:
+            serving.pop(id, None)
+            if id in old.serving:
+                serving[id] = old.serving[id]
+
+        with self._locked():
+            if self.content() == before:
+                return
+            self._edit("serving", put_back)
+            if self._own() != old:
+                return
+            if before is not None:
+                write_text_atomic(self.file, before)
+            else:
+                self.file.unlink()
+                (self.home / SCHEMA_FILE).unlink(missing_ok=True)
 
     def own(self) -> dict[str, Entry]:
         """The entries of `home`'s own file, by id.
@@ -183,30 +266,45 @@ class Registry:
         return self._own().models
 
     def references(self, without: Collection[str] = ()) -> set[str]:
-        """Digests that must stay in the store: of registered models (but these), and what they came from."""
-        own = [entry for entry in self.own().values() if entry.id not in without]
-        return {digest for entry in own for digest in (entry.digest, *entry.lineage.values()) if digest}
+        """Digests that must stay in the store: of what is deployed, and of registered models (but these) and
+        what they came from."""
+        own = self._own()
+        models = [entry for entry in own.models.values() if entry.id not in without]
+        digests = {digest for entry in models for digest in (entry.digest, *entry.lineage.values()) if digest}
+        return digests.union(*(entry.artifacts.values() for entry in own.serving.values()))
 
     def _own(self) -> Catalogue:
         with disk_errors(self.file):
             return read(self.file) if self.file.exists() else Catalogue()
 
-    def _change(self, edit: Callable[[dict[str, Entry]], Result]) -> Result:
-        """Let `edit`, and nobody else meanwhile, change `home`'s entries; the file is replaced whole."""
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else changes `home`'s file inside this block."""
         Store(self.home).check_writable()
         with disk_errors(self.file):
             (self.home / "locks").mkdir(parents=True, exist_ok=True)
             with FileLock(self.home / "locks" / f"{FILE}.lock"):
-                own = self._own()
-                models = dict(own.models)
-                result = edit(models)
-                if models != own.models:
-                    for name in (FILE, SCHEMA_FILE):
-                        for leftover in self.home.glob(f".{name}.*"):  # of a writer that was killed
-                            leftover.unlink()
-                    write_text_atomic(self.home / SCHEMA_FILE, schema())
-                    write_text_atomic(self.file, dump(own.model_copy(update={"models": models})))
-                return result
+                yield
+
+    def _change(
+        self, section: Literal["models", "serving"], edit: Callable[[dict[str, Any]], Result]
+    ) -> Result:
+        """Let `edit`, and nobody else meanwhile, change a section of `home`'s file."""
+        with self._locked():
+            return self._edit(section, edit)
+
+    def _edit(self, section: str, edit: Callable[[dict[str, Any]], Result]) -> Result:
+        """Replace the file whole, where `edit` changes something; hold the lock meanwhile."""
+        own = self._own()
+        entries = dict(getattr(own, section))
+        result = edit(entries)
+        if entries != getattr(own, section):
+            for name in (FILE, SCHEMA_FILE):
+                for leftover in self.home.glob(f".{name}.*"):  # of a writer that was killed
+                    leftover.unlink()
+            write_text_atomic(self.home / SCHEMA_FILE, schema())
+            write_text_atomic(self.file, dump(own.model_copy(update={section: entries})))
+        return result
 
 
 def shipped_file() -> Path:
@@ -222,7 +320,15 @@ def read(path: Path) -> Catalogue:
         RegistryError: it is not JSON (the message names the line), or a field is wrong (it names the field).
     """
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return _parse(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} cannot be read: {error}") from error
+
+
+def _parse(text: str, path: Path) -> Catalogue:
+    """The catalogue of a file's text; raises as `read`."""
+    try:
+        raw: Any = json.loads(text, object_pairs_hook=_unique)
     except _DuplicateError as error:
         raise RegistryError(f"{path}: the key {error} is given twice; keep one") from error
     except json.JSONDecodeError as error:
@@ -230,8 +336,6 @@ def read(path: Path) -> Catalogue:
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend it, or move it away to start "
             "a new one"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path} cannot be read: {error}") from error
     try:
         return Catalogue.model_validate(raw)
     except ValidationError as error:
@@ -284,7 +388,10 @@ def _hint(id: str, known: Collection[str]) -> str:
 
 def dump(catalogue: Catalogue) -> str:
     """The text of a registry file."""
-    return json.dumps(catalogue.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
+    content = catalogue.model_dump(mode="json", by_alias=True)
+    if not catalogue.serving:
+        del content["serving"]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def schema() -> str:

@@ -32,6 +32,6 @@ def evaluate_on_worker(given: cluster.Assignment, topic: str) -> Outcome:
             raise PressoirError(f"{event.model}: nobody waits for it any more")
         if event.kind == "started":
             event = replace(event, detail=f"on worker {worker.address}")
-        worker.log_event(topic, asdict(event))
+        worker.log_event(topic, {"event": asdict(event)})
 
     return cluster.evaluate(given, tell)

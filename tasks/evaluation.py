@@ -11,7 +11,7 @@ from prefect.runtime import task_run
 
 import tasks
 from pressoir.artifact import Store
-from pressoir.evaluation import memory_log, report, run, scoring
+from pressoir.evaluation import cluster, memory_log, report, run, scoring
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.records import Outcome
@@ -33,7 +33,9 @@ def prepare(
     """Look up models and data, estimate, plan; make the run's folder, or go on in `folder`."""
     prepared = run.prepare(config, Store(home), batches=batches, seen=seen)
     if folder is not None:
-        return folder, run.resume(prepared, folder)
+        prepared = run.resume(prepared, folder)
+        cluster.collect_all(prepared.jobs)
+        return folder, prepared
     return run.begin(prepared, config.results)
 
 

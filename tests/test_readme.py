@@ -65,11 +65,10 @@ def test_every_import_is_declared_and_every_dependency_is_imported():
     import sys
     import tomllib
 
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {
         re.split(r"[\[<>=;]", text)[0].strip().replace("-", "_").lower()
-        for text in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-            "dependencies"
-        ]
+        for text in project["dependencies"] + project["optional-dependencies"]["dask"]
     }
     names = {"pyyaml": "yaml", "scikit_learn": "sklearn"}
     declared = {names.get(name, name) for name in declared}

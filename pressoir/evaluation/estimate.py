@@ -35,7 +35,7 @@ from pressoir.evaluation.process import Child
 from pressoir.evaluation.records import Estimate
 
 FOLDER = "estimates"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a formula changes, so that no stored figure of an older one is taken."""
 COMMAND: Sequence[str] = (sys.executable, "-m", "pressoir.evaluation.child")
 _PROBE_S, _POLL_S = 600.0, 0.05

@@ -121,6 +121,10 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
     assert evaluation["entrypoint"] == "flows.batch_evaluation.batch_evaluation"
     assert evaluation["parameters"]["config"]["name"] == "evaluation-demo"
     assert [schedule["active"] for schedule in evaluation["schedules"]] == [False]
+    deploy = json.loads(get(f"{api}/deployments/name/deploy/deploy-demo")[1])
+    assert deploy["entrypoint"] == "flows.deploy.deploy"
+    assert set(deploy["parameters"]["config"]["tiers"]) == {"teacher", "compressed"}
+    assert [schedule["active"] for schedule in deploy["schedules"]] == [False]
     demo = deployments["compress-demo"]
     assert demo["entrypoint"] == "flows.compress.compress"
     assert demo["parameters"]["recipe"]["name"] == "demo"
@@ -201,15 +205,23 @@ def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
             serve_ui(port, free_port())
 
 
-def test_every_deployment_names_a_recipe_that_is_valid():
-    from flows.recipes import read_recipe
+def test_every_deployment_names_a_file_that_is_valid():
+    from flows import recipes
+    from pressoir.evaluation.config import EvaluationConfig
     from pressoir.recipe import Recipe
+    from pressoir.serving.config import ServingConfig
 
-    described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    for deployment in described["deployments"]:
-        assert deployment["entrypoint"] == "flows.compress.compress"
+    kinds = {
+        "flows.compress.compress": ("read_recipe", "recipe", Recipe),
+        "flows.batch_evaluation.batch_evaluation": ("read_evaluation", "config", EvaluationConfig),
+        "flows.deploy.deploy": ("read_serving", "config", ServingConfig),
+    }
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert {deployment["entrypoint"] for deployment in described} == kinds.keys()
+    for deployment in described:
+        step, parameter, kind = kinds[deployment["entrypoint"]]
         assert deployment["schedules"][0]["active"] is False
-        path = deployment["build"][0]["flows.recipes.read_recipe"]["path"]
-        assert read_recipe(str(ROOT / path)) == {
-            "recipe": Recipe.from_yaml(ROOT / path).model_dump(mode="json")
-        }
+        assert parameter in deployment["parameters"]
+        path = ROOT / deployment["build"][0][f"flows.recipes.{step}"]["path"]
+        read = getattr(recipes, step)(str(path))
+        assert kind.model_validate(read[parameter]) == kind.from_yaml(path)

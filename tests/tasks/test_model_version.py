@@ -1,7 +1,15 @@
 """The registered model: what MLflow serves, and which version carries the alias."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -161,3 +169,57 @@ def test_the_same_result_is_one_version(store, publish, run):
     assert "already carries" in again[2]
     assert "nobody holds it" in run.client.get_model_version("tiny", "1").tags["decision"]
     assert len(run.client.search_model_versions("name='tiny'")) == 1
+
+
+@pytest.mark.slow
+def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
+    store, publish, run, tiny_classifier, tmp_path
+):
+    import httpx
+
+    from pressoir.inference.text_classification import TextClassifier
+    from pressoir.sections import RegistryConfig
+    from tasks.model_version import log_version
+
+    artifact = publish()
+    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{(port := probe.getsockname()[1])}"
+    words = (
+        f"models serve --env-manager local --host 127.0.0.1 --port {port} --model-uri models:/tiny@champion"
+    )
+    log = tmp_path / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words.split()],
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": run.uri,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it calls uvicorn
+            },
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{address}/ping").status_code == 200:
+                    break
+            time.sleep(0.2)
+        texts = ["the film was good", "the soup was awful and bland"]
+        asked = {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}}
+        answer = httpx.post(f"{address}/invocations", json=asked, timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert answer.status_code == 200, answer.text
+    expected = TextClassifier.open(tiny_classifier, 1).predict(texts)
+    assert answer.json()["predictions"] == [pytest.approx(one, abs=1e-6) for one in expected]

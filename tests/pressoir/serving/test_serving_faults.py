@@ -64,11 +64,14 @@ class Server:
 
     def __init__(self, process, url, model):
         self.process, self.url, self.graph = process, url, model / "model.onnx"
+        self.met = set()  # faults that it has been through
         self.expected = dict(zip(TEXTS, TextClassifier.open(model, 1).predict(TEXTS), strict=True))
 
     def client(self):
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.url, headers=KEY, timeout=120, limits=limits, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=KEY, timeout=120, limits=limits, trust_env=False, verify=False
+        )
 
     @property
     def workers(self):
@@ -122,6 +125,7 @@ class Server:
 
         asyncio.run(run())
         assert self.process.poll() is None
+        self.met.add(fault.__qualname__.partition(".")[0])
 
 
 @contextmanager
@@ -166,13 +170,13 @@ def leave(server):
             text = TEXTS[index % len(TEXTS)]
             asking = asyncio.create_task(client.post("/classify", json={"text": text, "tier": "basic"}))
             if index % 10 == 0:
-                await asyncio.sleep(index / 10_000)
+                await asyncio.sleep(index / 5_000)
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
             else:
                 server.check(await asking, text)
 
-        await asyncio.gather(*(ask(index) for index in range(2 * CLIENTS)))
+        await asyncio.gather(*(ask(index) for index in range(CLIENTS)))
 
     server.under_load(fault)
 
@@ -205,7 +209,7 @@ def dawdle(server):
 WRONG = {
     "a body that is too large": ({"content": b" " * 200_000}, 413, "too_large"),
     "no JSON": ({"content": b'{"text": '}, 422, "invalid_request"),
-    "no text at all": ({"content": b"\xff\xfe\x00"}, 422, "invalid_request"),
+    "no text at all": ({"content": b"\xff\xfe\x00"}, 400, "invalid_request"),
     "an unknown tier": ({"json": {"text": "good", "tier": "best"}}, 404, "unknown_tier"),
     "a wrong type": ({"json": {"text": 7, "tier": "basic"}}, 422, "invalid_request"),
     "a wrong key": (
@@ -216,17 +220,16 @@ WRONG = {
 }
 
 
-def err(server, kinds=tuple(WRONG)):
-    """Requests that are wrong, many at once."""
+def err(server):
+    """Requests that are wrong, of all kinds, many at once."""
 
     async def fault(client):
-        async def ask(kind):
-            request, status, type = WRONG[kind]
+        async def ask(request, status, type):
             headers = {"Content-Type": "application/json", **request.get("headers", {})}
             answer = await client.post("/classify", **{**request, "headers": headers})
             refused(answer, status, type)
 
-        await asyncio.gather(*(ask(kind) for kind in kinds for _ in range(CLIENTS // len(kinds))))
+        await asyncio.gather(*(ask(*one) for one in 8 * list(WRONG.values())))
 
     server.under_load(fault)
 
@@ -294,9 +297,8 @@ def test_bodies_that_dribble_in_are_refused_and_hold_nobody_up(server):
         assert f"x-request-id: {error['request_id']}" in head.lower()
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_requests_under_load_are_told_in_the_one_shape(server, kind):
-    err(server, (kind,))
+def test_wrong_requests_under_load_are_told_in_the_one_shape(server):
+    err(server)
 
 
 def test_a_reload_under_load_is_not_noticed(server):
@@ -318,13 +320,13 @@ def test_a_killed_worker_is_told_of_and_replaced(server):
 
 
 def test_all_of_it_leaves_nothing_behind(server):
-    def everything():
-        for fault in (leave, dawdle, err, reload, corrupt, kill):
+    faults = (leave, dawdle, err, reload, corrupt, kill)
+    for fault in faults:
+        if fault.__name__ not in server.met:  # what is imported and kept on first use
             fault(server)
-
-    everything()  # what is imported and kept on first use
     memory, descriptors = server.anonymous_bytes, server.descriptors
-    everything()
+    for fault in faults:
+        fault(server)
     for _ in range(200):  # connections that the clients have closed
         if server.descriptors <= descriptors:
             break
