@@ -15,7 +15,7 @@ demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out
 serve: .venv/.demo ## the page on what the demo made: teacher and compressed model side by side, http://127.0.0.1:5001
 	$(BIN)/pressoir serve configs/serving-demo.yaml
 
-test: .venv/.dev ## install, then run every test (about 10 minutes)
+test: .venv/.dev ## install, then run every test (about 25 minutes on two cores)
 	$(BIN)/python -m pytest
 
 lint: .venv/.dev ## check style, formatting and types

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flows.merge_command import ManyValues
 from pressoir.errors import RecipeError
 
+if TYPE_CHECKING:
+    from pressoir.artifact import Store
+    from pressoir.serving.config import ServingConfig
+
 
 @click.command(cls=ManyValues)
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -36,18 +41,21 @@ from pressoir.errors import RecipeError
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show what the workers log.")
 def serve(
-    config: Path, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
+    config: str, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
 ) -> None:
-    """Serve the tiers of CONFIG, a YAML file (see configs/). Ctrl-C or SIGTERM stops it.
+    """Serve the tiers of CONFIG: a YAML file (see configs/), or a name that `pressoir deploy` gave.
+
+    Ctrl-C or SIGTERM stops it.
 
     One line of JSON a request goes to standard output, everything else to standard error.
     """
     from pressoir.artifact import Store
     from pressoir.config import plain, validate
-    from pressoir.serving.config import EXTERNAL, ServingConfig, resolve
+    from pressoir.serving.config import EXTERNAL, resolve
     from pressoir.serving.http.limits import Limits
 
-    parsed = ServingConfig.from_yaml(config, overrides)
+    store = Store()
+    parsed = _configuration(config, overrides, store)
     allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
     from pressoir.serving.http.server import listen
 
@@ -58,7 +66,6 @@ def serve(
         )
     listening = listen(host, port)  # before anything is hashed or loaded
     try:
-        store = Store()
         if not parsed.resolved:
             parsed = resolve(parsed, store)
         from pressoir.serving.http.app import create_app
@@ -79,6 +86,19 @@ def serve(
         parsed.drain_timeout_s,
         lambda: click.echo(f"http://{shown}:{taken}  Ctrl-C stops it", err=True),
     )
+
+
+def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> ServingConfig:
+    """Of a file, or, where the name has not that form, of a deployment."""
+    from pressoir.registry import Registry
+    from pressoir.serving.config import ServingConfig
+    from pressoir.serving.deployment import deployed
+
+    if Path(config).exists() or Path(config).suffix in (".yaml", ".yml"):
+        return ServingConfig.from_yaml(config, overrides)
+    if overrides:
+        raise RecipeError(f"{config!r} was deployed as it is; change its file, and deploy it again")
+    return deployed(config, Registry(store.home))
 
 
 def _log(verbose: bool) -> None:

@@ -52,7 +52,8 @@ class ThreadModel(Calls):
         receivers: list[Callable[[Message], None]] = []
 
         def tell(message: Message) -> None:
-            loop.call_soon_threadsafe(receivers[0], message)
+            with suppress(RuntimeError):  # the loop was closed: nobody waits for it any more
+                loop.call_soon_threadsafe(receivers[0], message)
 
         def settle(result: _Loaded) -> None:
             if loaded.done():  # cancelled
