@@ -9,7 +9,7 @@ tells what that takes, and once in a cgroup as small as the first.
     python benchmarks/evaluation_under_limit.py --config CONFIG --limit-gb 4
 
 A cgroup needs root. Without one the limit is only told (`memory.budget_gb`), and nothing but Pressoir keeps
-to it. About five minutes on two cores. Prints Markdown; the exit code is 1 where a claim does not hold.
+to it. Five to ten minutes on two cores. Prints Markdown; the exit code is 1 where a claim does not hold.
 """
 
 from __future__ import annotations
