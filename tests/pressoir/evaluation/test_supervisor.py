@@ -85,7 +85,7 @@ def test_four_ways_to_fail_are_told_apart_and_the_others_finish(tmp_path):
         "raises": {"raise_at": "8"},
         "fine-2": {},
     }
-    run = make_run(tmp_path, models, max_parallel=3, timeout_s=6)
+    run = make_run(tmp_path, models, max_parallel=3, timeout_s=20)
     found = drive(run)
     assert {model: outcome.verdict for model, outcome in found.items()} == {
         "fine-1": "ok",
