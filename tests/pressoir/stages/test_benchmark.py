@@ -327,7 +327,7 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, context, monk
 def test_a_childs_peak_memory_is_not_its_parents():
     """`ru_maxrss` survives exec: a child of a big process would report the big one's peak."""
     ballast = np.ones(30_000_000)  # 240 MB
-    code = "from pressoir.inference import probe; print(probe.peak_rss_mb(), probe.rss_mb())"
+    code = "from pressoir.inference import probe; now = probe.rss_mb(); print(probe.peak_rss_mb(), now)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, current = map(float, child.stdout.split())
     assert current <= peak < 150 < ballast.nbytes / 1e6 < probing.peak_rss_mb()
