@@ -205,7 +205,7 @@ class Cluster:
             shown(log) as show,
         ):
             for name, job in jobs.items():
-                if (before := cluster.ended_well(journal, job)) is not None:
+                if (before := supervisor.ended_well(journal, job)) is not None:
                     outcomes[name] = before
             for one in plan.skipped:
                 given = Assignment.of(jobs[one.model], estimates[one.model], 1, self.limits)

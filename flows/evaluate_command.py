@@ -83,11 +83,10 @@ def evaluate(
     parsed, folder = _configuration(config, resume, overrides, chosen, auto)
     store = Store()
     looking = analyze_only or list_batches
-    seen = run.survey(parsed)
     if interactive and not looking:
-        parsed, seen = _ask_strategy(parsed, seen)
+        parsed = _ask_strategy(parsed)
     if looking or interactive:
-        prepared = run.prepare(parsed, store, batches=batches, seen=seen, fetch=not looking)
+        prepared = run.prepare(parsed, store, batches=batches, fetch=not looking)
         if list_batches:
             _print_batches(prepared)
         else:
@@ -133,13 +132,13 @@ def _configuration(
     return validate(EvaluationConfig, values, str(path or folder)), folder
 
 
-def _ask_strategy(config: EvaluationConfig, seen: Survey) -> tuple[EvaluationConfig, Survey]:
+def _ask_strategy(config: EvaluationConfig) -> EvaluationConfig:
     from pressoir.evaluation import run
 
+    seen = run.survey(config)
     _print_survey(seen)
     strategy = click.prompt("strategy", type=click.Choice(STRATEGIES), default=seen.strategy)
-    config = config.model_copy(update={"strategy": strategy})
-    return config, run.survey(config)
+    return config.model_copy(update={"strategy": strategy})
 
 
 def _ask_batches(prepared: Prepared) -> tuple[str, ...]:

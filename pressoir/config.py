@@ -11,7 +11,7 @@ import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,6 +79,55 @@ def validate(cls: type[Section], raw: dict[str, Any], source: str) -> Section:
         return cls.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(_all_errors(cls, error, source)) from None
+
+
+class Document(Config):
+    """A configuration that a file holds."""
+
+    LABEL: ClassVar[str] = "configuration"
+    """What it is called where no file is named."""
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Read a file and apply `key.path=value` overrides (values are YAML).
+
+        Relative paths in it are looked up in the current directory, then in the file's folder.
+
+        Raises:
+            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
+        """
+        path = Path(path)
+        return cls.from_dict(read_yaml(path), overrides, source=str(path), folder=path.parent)
+
+    @classmethod
+    def from_dict(
+        cls, raw: Any, overrides: Sequence[str] = (), *, source: str = "", folder: Path | None = None
+    ) -> Self:
+        """Validate a plain mapping; see `from_yaml`."""
+        source = source or cls.LABEL
+        values = plain(raw, overrides, source)
+        if folder is not None:
+            cls._look_beside(values, folder)
+        return validate(cls, values, source)
+
+    @classmethod
+    def load(cls, value: Any) -> Any:
+        """Take such a configuration, a path to one, or a mapping; leave anything else to the validator."""
+        if isinstance(value, (str, Path)):
+            return cls.from_yaml(value)
+        return cls.from_dict(value) if isinstance(value, dict) else value
+
+    @classmethod
+    def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
+        """Make paths that do not exist here, but do in the file's `folder`, point there."""
+
+
+def look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
+    """Make those paths of a section that do not exist here, but do in `folder`, point there."""
+    for field in fields:
+        value = section.get(field)
+        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            section[field] = str(folder / value)
 
 
 class _UniqueKeys(yaml.SafeLoader):

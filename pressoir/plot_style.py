@@ -77,14 +77,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
 
 
-def set_title(axes: Axes, title: str, subtitle: str = "") -> None:
-    """A title at the left, and a line of explanation below it."""
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=24 if subtitle else 12)
+def set_title(axes: Axes, title: str, subtitle: str = "", lift: float = 0) -> None:
+    """A title at the left, and a line of explanation below it, so many points above the usual place."""
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=lift + (24 if subtitle else 12))
     if subtitle:
         axes.annotate(
             subtitle,
             (0, 1),
-            (0, 8),
+            (0, 8 + lift),
             xycoords="axes fraction",
             textcoords="offset points",
             color=MUTED,

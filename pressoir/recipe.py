@@ -7,14 +7,13 @@ the names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from pressoir.config import Config, Positive, checked, plain, read_yaml, validate
+from pressoir.config import Document, Positive, checked, look_beside
 from pressoir.sections import (
     BenchmarkConfig,
     DataConfig,
@@ -30,8 +29,10 @@ from pressoir.sections import (
 )
 
 
-class Recipe(Config):
+class Recipe(Document):
     """A whole run of the compress flow. A stage set to null is left out; the order is fixed."""
+
+    LABEL: ClassVar[str] = "recipe"
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "demo"
     """Name of the run: MLflow experiment, registry id, output folder."""
@@ -110,53 +111,20 @@ class Recipe(Config):
         return (self.registry and self.registry.id) or self.name
 
     @classmethod
-    def from_yaml(cls, path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
-        """Read a recipe file and apply `key.path=value` overrides (values are YAML).
-
-        Relative paths of data files are looked up in the current directory, then in the recipe's folder.
-
-        Raises:
-            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
-        """
-        path = Path(path)
-        return cls.from_dict(read_yaml(path), overrides, source=str(path), folder=path.parent)
-
-    @classmethod
-    def from_dict(
-        cls, raw: Any, overrides: tuple[str, ...] = (), *, source: str = "recipe", folder: Path | None = None
-    ) -> Recipe:
-        """Validate a plain mapping; see `from_yaml`."""
-        raw = plain(raw, overrides, source)
-        if folder is not None:
-            text = raw.get("text") if isinstance(raw.get("text"), dict) else {}
-            for section, fields in (
-                (raw.get("data"), ("train", "validation", "test")),
-                (text, ("calibration",)),
-                (text.get("evaluation"), tuple(text.get("evaluation") or ())),
-            ):
-                if isinstance(section, dict):
-                    _look_beside(folder, section, fields)
-        return validate(cls, raw, source)
+    def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
+        text = raw.get("text")
+        text = text if isinstance(text, dict) else {}
+        for section, fields in (
+            (raw.get("data"), ("train", "validation", "test")),
+            (text, ("calibration",)),
+            (text.get("evaluation"), tuple(text.get("evaluation") or ())),
+        ):
+            if isinstance(section, dict):
+                look_beside(folder, section, fields)
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that `from_yaml` reads back to an equal value."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
-    """Make paths that do not exist here, but do beside the recipe, point there."""
-    for field in fields:
-        value = section.get(field)
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
-            section[field] = str(folder / value)
-
-
-def load(value: Any) -> Any:
-    """Take a recipe, a path to one, or a mapping; leave anything else to the validator."""
-    if isinstance(value, Recipe):
-        return value
-    if isinstance(value, (str, Path)):
-        return Recipe.from_yaml(value)
-    if isinstance(value, dict):
-        return Recipe.from_dict(value)
-    return value
+load = Recipe.load

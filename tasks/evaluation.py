@@ -125,8 +125,7 @@ def shown(log: MemoryLog) -> Iterator[Callable[[Event], None]]:
             log.batch(event.batch)
         elif event.kind == "started":
             if event.pid is not None:
-                with suppress(Exception):
-                    log.watch(event.pid, event.model)
+                log.watch(event.pid, event.model)
             message(f"{event.model}: started, {event.detail}".rstrip(", "))
         elif event.kind == "progress":
             parts[event.model] = event.done / max(event.total, 1)

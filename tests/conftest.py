@@ -97,9 +97,12 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_classifier(tiny_bert, tmp_path_factory):
     """Folder of a classifier (random encoder, random head, BERT type) with its tokenizer."""
+    import torch
+
     from pressoir import models
 
     folder = tmp_path_factory.mktemp("tiny-classifier")
+    torch.manual_seed(0)
     models.save_model(models.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
     models.save_tokenizer(models.load_tokenizer(tiny_bert), folder)
     return folder

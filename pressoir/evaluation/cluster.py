@@ -19,11 +19,9 @@ No Dask and no Prefect is imported here, and no library that runs models.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from pydantic import ValidationError
 
 from pressoir.config import Config
 from pressoir.evaluation import planner, supervisor
@@ -151,16 +149,6 @@ def evaluate(
     return outcome
 
 
-def ended_well(journal: Journal, job: Job) -> Outcome | None:
-    """The outcome of an earlier attempt that did all that is asked for."""
-    for stored in reversed(journal.outcomes(job.model, job.attempt_key)):
-        with suppress(ValidationError):
-            outcome = Outcome.model_validate_json(stored or "null")
-            if outcome.verdict == "ok":
-                return outcome
-    return None
-
-
 def collect(job: Job, into: Journal) -> None:
     """Take over what a run's worker has predicted, and that it ended well; nothing is taken over twice.
 
@@ -204,8 +192,8 @@ def hand_over(job: Job, journal: Journal) -> None:
 def _copy(job: Job, source: Journal, into: Journal) -> None:
     there = into.done(job.key)
     new = [one for one in source.predictions(job.key) if one.sample not in there]
-    outcome = ended_well(source, job)
-    if new or (outcome is not None and ended_well(into, job) is None):
+    outcome = supervisor.ended_well(source, job)
+    if new or (outcome is not None and supervisor.ended_well(into, job) is None):
         attempt = into.begin(job.model, job.attempt_key)
         into.add(job.key, attempt, new)
         into.end(attempt, outcome.model_dump_json() if outcome is not None else "null")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pressoir.config import Config, Fraction, Positive, PositiveReal, checked, plain, read_yaml, validate
+from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
 from pressoir.inference.engines import Runtime
 from pressoir.registry import Task
 from pressoir.sections import DataConfig
@@ -144,8 +144,10 @@ class DaskConfig(Config):
         )
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(Document):
     """A whole batch evaluation."""
+
+    LABEL: ClassVar[str] = "evaluation"
 
     name: Name = "evaluation"
     """Name of the results' folder and of the MLflow experiment."""
@@ -213,29 +215,16 @@ class EvaluationConfig(Config):
         return checked(self, problems)
 
     @classmethod
-    def from_yaml(cls, path: Path | str, overrides: tuple[str, ...] = ()) -> EvaluationConfig:
-        """Read a file; relative paths of data are looked up here, then beside the file.
-
-        Raises:
-            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
-        """
-        path = Path(path)
-        raw = plain(read_yaml(path), overrides, str(path))
+    def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
+        """Of data; they are made whole, so that a run that is resumed from elsewhere finds them."""
         for section in (raw.get("data") or {}).values():
             if isinstance(section, dict):
-                _look_beside(path.parent, section, _PATHS)
+                _make_whole(folder, section, _PATHS)
                 if isinstance(section.get("classification"), dict):
-                    _look_beside(path.parent, section["classification"], _SPLITS)
-        return validate(cls, raw, str(path))
+                    _make_whole(folder, section["classification"], _SPLITS)
 
 
-def load(value: Any) -> Any:
-    """Take a configuration, a path to one, or a mapping; leave anything else to the validator."""
-    if isinstance(value, (str, Path)):
-        return EvaluationConfig.from_yaml(value)
-    if isinstance(value, dict):
-        return validate(EvaluationConfig, plain(value, (), "evaluation"), "evaluation")
-    return value
+load = EvaluationConfig.load
 
 
 def _twice(names: Sequence[str]) -> list[str]:
@@ -246,10 +235,8 @@ _SPLITS = ("train", "validation", "test")
 _PATHS = ("manifest", "source", "reference", "text", "pairs")
 
 
-def _look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
-    """Make paths whole: a run that is resumed from elsewhere finds its data."""
+def _make_whole(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
+    look_beside(folder, section, fields)
     for field in fields:
-        value = section.get(field)
-        if isinstance(value, str):
-            beside = not Path(value).exists() and (folder / value).exists()
-            section[field] = str((folder / value if beside else Path(value)).absolute())
+        if isinstance(section.get(field), str):
+            section[field] = str(Path(section[field]).absolute())

@@ -294,17 +294,7 @@ def _children(
     axes.set_ylim(0, 1.12 * max(peak, budget if budget <= 3 * peak else 0.0, *extra, 0.01))
     axes.set_ylabel("GB (10⁹ bytes)")
     title = f"Memory of the models' processes: at most {peak:.2f} GB at once"
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=40 if subtitle else 26)
-    if subtitle:
-        axes.annotate(
-            subtitle,
-            (0, 1),
-            (0, 24),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=MUTED,
-            fontsize=10,
-        )
+    set_title(axes, title, subtitle, lift=16 if subtitle else 14)  # room for the batches' names
 
 
 def _ram(axes: Axes, log: MemoryStats, times: Sequence[float], seconds: float) -> None:

@@ -131,6 +131,16 @@ def run_plan(
             thread.join()
 
 
+def ended_well(journal: Journal, job: Job) -> Outcome | None:
+    """The outcome of an earlier attempt that did all that is asked for."""
+    for stored in reversed(journal.outcomes(job.model, job.attempt_key)):
+        with suppress(ValidationError):
+            outcome = Outcome.model_validate_json(stored or "null")
+            if outcome.verdict == "ok":
+                return outcome
+    return None
+
+
 @dataclass
 class _Task:
     """A model of the batch that is run, and what became of it so far."""
@@ -208,7 +218,7 @@ class _Supervisor:
         threads = max(1, self._threads // max(side_by_side, 1))
         waiting = []
         for placement in batch.placements:
-            if (before := self._ended_well(self._jobs[placement.model])) is not None:
+            if (before := ended_well(self._journal, self._jobs[placement.model])) is not None:
                 self.news.put(before)
             else:
                 waiting.append(self._task(placement.model, placement.batch_size))
@@ -223,15 +233,6 @@ class _Supervisor:
 
     def _task(self, model: str, batch_size: int) -> _Task:
         return _Task(self._jobs[model], self._estimates[model], batch_size, self._limits.timeout_s)
-
-    def _ended_well(self, job: Job) -> Outcome | None:
-        """The outcome of an earlier attempt that did all that is asked for."""
-        for stored in reversed(self._journal.outcomes(job.model, job.attempt_key)):
-            with suppress(ValidationError):
-                outcome = Outcome.model_validate_json(stored or "null")
-                if outcome.verdict == "ok":
-                    return outcome
-        return None
 
     def _next(self, waiting: list[_Task], side_by_side: int) -> _Task | None:
         """The first task that can be started now; those that can never be are concluded."""

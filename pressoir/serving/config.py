@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -21,14 +21,12 @@ from pressoir import sources
 from pressoir.artifact import Store
 from pressoir.config import (
     Config,
+    Document,
     Fraction,
     NotNegative,
     Positive,
     PositiveReal,
     checked,
-    plain,
-    read_yaml,
-    validate,
 )
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.inference.engines import Runtime
@@ -153,8 +151,10 @@ class BatchingConfig(Config):
     scale for all rows), which makes answers differ from run to run."""
 
 
-class ServingConfig(Config):
+class ServingConfig(Document):
     """A whole server."""
+
+    LABEL: ClassVar[str] = "serving"
 
     name: Id = "serving"
     """Name it is registered by."""
@@ -187,22 +187,15 @@ class ServingConfig(Config):
         return all(tier.resolved for tier in self.tiers.values())
 
     @classmethod
-    def from_yaml(cls, path: Path | str, overrides: tuple[str, ...] = ()) -> ServingConfig:
-        """Read a file; relative model folders are looked up here, then beside the file.
-
-        Raises:
-            RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
-        """
-        path = Path(path)
-        raw = plain(read_yaml(path), overrides, str(path))
+    def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
+        """Of model folders."""
         tiers = raw.get("tiers")
         for tier in tiers.values() if isinstance(tiers, dict) else ():
             model = tier.get("model") if isinstance(tier, dict) else None
             if isinstance(model, str) and model and not Path(model).exists():
-                beside = path.parent / model
+                beside = folder / model
                 if beside.is_dir():
                     tier["model"] = str(beside)
-        return validate(cls, raw, str(path))
 
     def to_yaml(self) -> str:
         """The text of a file that reads back as this configuration."""
@@ -210,13 +203,7 @@ class ServingConfig(Config):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def load(value: Any) -> Any:
-    """Take a configuration, a path to one, or a mapping; leave anything else to the validator."""
-    if isinstance(value, (str, Path)):
-        return ServingConfig.from_yaml(value)
-    if isinstance(value, dict):
-        return validate(ServingConfig, plain(value, (), "serving"), "serving")
-    return value
+load = ServingConfig.load
 
 
 def resolve(config: ServingConfig, store: Store, resolver: Resolver | None = None) -> ServingConfig:

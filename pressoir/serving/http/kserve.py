@@ -32,7 +32,7 @@ from pressoir import __version__
 from pressoir.registry import Task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
-from pressoir.serving.http.status import carried_through, check_ready, key_needed
+from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
 from pressoir.serving.service import Service
 
 _OPTIONS: dict[Task, dict[str, str]] = {
@@ -99,16 +99,7 @@ def routes(backend: Backend) -> APIRouter:
         """What speaks."""
         return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": ["model_repository"]})
 
-    @router.get("/health/live")
-    async def live() -> Response:
-        """Whether the server answers at all."""
-        return JsonAnswer({"live": True})
-
-    @router.get("/health/ready")
-    async def ready() -> Response:
-        """Whether everything was loaded that is to be when the server starts; 503 until then."""
-        check_ready(backend)
-        return JsonAnswer({"ready": True})
+    router.include_router(health(backend))
 
     @router.get("/models/{tier}")
     async def metadata(tier: str, request: Request) -> Response:

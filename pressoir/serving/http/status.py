@@ -39,20 +39,29 @@ def key_needed(request: Request) -> None:
         )
 
 
-def routes(backend: Backend) -> APIRouter:
-    """The endpoints."""
-    router, models = APIRouter(tags=["status"]), backend.service.models
+def health(backend: Backend) -> APIRouter:
+    """Whether it lives and is ready: of the server, and under KServe's prefix."""
+    router = APIRouter(prefix="/health")
 
-    @router.get("/health/live")
+    @router.get("/live")
     async def live() -> Response:
         """Whether the server answers at all."""
         return JsonAnswer({"live": True})
 
-    @router.get("/health/ready")
+    @router.get("/ready")
     async def ready() -> Response:
         """Whether everything was loaded that is to be when the server starts; 503 until then."""
         check_ready(backend)
         return JsonAnswer({"ready": True})
+
+    return router
+
+
+def routes(backend: Backend) -> APIRouter:
+    """The endpoints."""
+    router, models = APIRouter(tags=["status"]), backend.service.models
+
+    router.include_router(health(backend))
 
     @router.get("/stats")
     async def stats() -> Response:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fake_models import COMMAND, MB, drive, expected, make_run
 
-from pressoir.evaluation import cluster
+from pressoir.evaluation import cluster, supervisor
 from pressoir.evaluation.cluster import Assignment, Offer
 from pressoir.evaluation.config import DaskConfig, EvaluationConfig
 from pressoir.evaluation.journal import Journal
@@ -110,7 +110,7 @@ class TestJournals:
         for _ in range(2):
             cluster.collect(run.jobs["m"], journal)
         assert stored(journal, run, "m") == ALL
-        assert cluster.ended_well(journal, run.jobs["m"]) == outcome
+        assert supervisor.ended_well(journal, run.jobs["m"]) == outcome
         assert len(journal.outcomes("m")) == 1
 
     def test_what_was_collected_is_not_run_again_on_one_machine(self, tmp_path, journal):
@@ -125,12 +125,12 @@ class TestJournals:
         assert evaluate(run, "m").verdict == "exception"
         cluster.collect(run.jobs["m"], journal)
         assert len(stored(journal, run, "m")) == 8
-        assert cluster.ended_well(journal, run.jobs["m"]) is None
+        assert supervisor.ended_well(journal, run.jobs["m"]) is None
         run.behave("m")
         assert evaluate(run, "m").verdict == "ok"
         cluster.collect(run.jobs["m"], journal)
         assert stored(journal, run, "m") == ALL
-        assert cluster.ended_well(journal, run.jobs["m"]).samples == 12
+        assert supervisor.ended_well(journal, run.jobs["m"]).samples == 12
 
     def test_what_nobody_was_there_to_collect_is_collected_when_the_run_is_resumed(self, tmp_path):
         run = make_run(tmp_path, {"m": {"raise_at": "8"}, "idle": {}})

@@ -255,11 +255,12 @@ def test_without_a_limit_nothing_is_ranked_or_put_back(tiny_classifier, tiny_dat
 
 def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifier, tiny_data, context):
     model = models.load_classifier(tiny_classifier)
+    victim = "bert.encoder.layer.1.attention.output.dense"
+    model.get_submodule(victim).weight.data *= 30  # so that it matters beside the residual
     texts = list(data.load_split(tiny_data, "validation")["text"])[:12]
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantize.quantizable(model))
     packed = {name: quantize.quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
-    victim = "bert.encoder.layer.1.attention.output.dense"
     packed[victim] = (packed[victim][0] // 48 * 48, packed[victim][1])  # as if it had 2 bits
     scorer = quantize._Scorer(model, reference, packed, kinds, models.load_tokenizer(tiny_classifier))
     ranking = scorer.sensitivity(texts, context)
