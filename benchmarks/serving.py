@@ -3,7 +3,8 @@
 All serve the same files of a classifier, with all CPUs, through the same `TextClassifier`, so that what
 differs is the server:
 
-- Pressoir: `pressoir serve`, as it comes;
+- Pressoir: `pressoir serve`, as it comes; and with `batching.batch_variant`, which computes texts together
+  even where answers then depend on each other (dynamic int8);
 - MLflow: `mlflow models serve --env-manager local`, the pyfunc that the pipeline registers;
 - LitServe, as it comes; and with batches of up to 32 texts that are waited for up to 2 ms.
 
@@ -131,7 +132,10 @@ def main() -> int:
     texts = [text for text, _ in read_table(DEMO / "test.tsv")][: options.texts]
 
     contenders = [
-        Contender("Pressoir", pressoir_server(options.model, work, options.home), classify, classified),
+        Contender(name, pressoir_server(options.model, work, options.home, variant), classify, classified)
+        for name, variant in (("Pressoir", False), ("Pressoir, batches", True))
+    ]
+    contenders += [
         Contender("MLflow", mlflow_server(source, work), invocation, invoked),
     ]
     missing = {}
@@ -201,7 +205,8 @@ def print_results(
         print(
             f"- {level} clients: {found.per_second:.0f} requests/s, {ratio:.1f} times the fastest contender"
         )
-    ours, others = contenders[0], contenders[1:]
+    ours = contenders[0]
+    others = [contender for contender in contenders if not contender.name.startswith("Pressoir")]
     print()
     ahead = []
     for level in LEVELS:
@@ -241,10 +246,10 @@ def invoked(answer: Any) -> dict[str, float]:
     return dict(answer["predictions"][0])
 
 
-def pressoir_server(model: str, work: Path, home: Path) -> Callable[[], Any]:
+def pressoir_server(model: str, work: Path, home: Path, variant: bool) -> Callable[[], Any]:
     """Starts Pressoir."""
-    task = "text-classification"
-    return lambda: pressoir({"tiers": {"demo": {"model": model, "task": task}}}, work, home)
+    tiers = {"demo": {"model": model, "task": "text-classification"}}
+    return lambda: pressoir({"tiers": tiers, "batching": {"batch_variant": variant}}, work, home)
 
 
 def mlflow_server(source: sources.Source, work: Path) -> Callable[[], Any]:

@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION
-from pressoir.inference.tokenization import MAX_TOKENS
+from pressoir.inference.tokenization import most_tokens
 
 # Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds
 # the attention's heads, its output projection, and the two feed-forward projections.
@@ -274,7 +274,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder; where it names no `model_max_length`, 512 is taken.
+    """Load the tokenizer of a model folder; it cuts at its `model_max_length`, or earlier: see `most_tokens`.
 
     Raises:
         SourceError: there is none, or it is broken.
@@ -285,7 +285,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most_tokens(folder))
     return tokenizer
 
 

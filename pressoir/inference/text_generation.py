@@ -19,6 +19,7 @@ from pressoir.inference.sampling import Sampler
 from pressoir.inference.tokenization import LanguageModelTokenizer, TextStream
 
 WINDOWS = 8  # scored in one forward pass
+SCORED = 64  # tokens scored in one forward pass, where each follows all before it
 LOGITS_BYTES = 128_000_000  # most that one forward pass may give, if it takes more than one window
 
 
@@ -134,6 +135,23 @@ class TextGenerator:
             raise PressoirError("the model gives logits that are not finite; its weights are broken")
         mean = total / tokens
         return Perplexity(math.exp(mean) if mean < 700 else math.inf, tokens, mean)
+
+    def log_probabilities(self, ids: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+        """Of every token of `ids` but the first, given all before it, nats: part by part, each (tokens,).
+
+        Raises:
+            PressoirError: there are no ids, or more than the model's context.
+        """
+        if not 1 <= len(ids) <= self.decoder.context:
+            raise PressoirError(
+                f"the text has {len(ids)} tokens; the model takes 1 to {self.decoder.context}, so cut it"
+            )
+        cache = None
+        for start in range(0, len(ids) - 1, SCORED):
+            end = min(start + SCORED, len(ids) - 1)
+            logits, cache = self.decoder.forward(np.asarray([ids[start:end]], dtype=np.int64), cache)
+            expected = np.asarray([ids[start + 1 : end + 1]], dtype=np.int64)
+            yield -negative_log_likelihood(logits, expected)[0]
 
     def _tokens(self, ids: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
         logits, cache = self.decoder.forward(np.asarray([ids], dtype=np.int64), last_only=True)

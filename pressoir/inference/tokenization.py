@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
+from pressoir.inference.engines import read_json
 
 MAX_TOKENS = 512  # where the model's own limit is not given
+_FIRST_POSITION = 2  # RoBERTa's, whose padding is token 1; those before it are not used
 # Classes of transformers that put their own post-processor into the tokenizer, and whether that adds a
 # beginning-of-text token unless `tokenizer_config.json` says otherwise (an end-of-text token, none does).
 _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
@@ -28,13 +30,13 @@ _REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
 class FastTokenizer:
     """The `tokenizer.json` of an encoder; pads to the longest sentence, cuts at `model_max_length`.
 
-    `max_tokens` is a limit of the model's beside the tokenizer's own.
+    `max_tokens` is a limit beside the tokenizer's and the model's own.
     """
 
     def __init__(self, folder: Path, max_tokens: int | None = None) -> None:
         settings, self._tokenizer = _read(folder)
         own = int(settings.get("model_max_length") or MAX_TOKENS)
-        self.model_max_length = min(own, max_tokens or MAX_TOKENS, MAX_TOKENS)
+        self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
         pad = _content(settings.get("pad_token")) or "[PAD]"
         self._tokenizer.enable_truncation(self.model_max_length)
         self._tokenizer.enable_padding(
@@ -119,6 +121,16 @@ class TextStream:
         self._ids = self._ids[-_BEFORE:]
         self._text = self._tokenizer.decode(self._ids)
         self._told = len(self._text)
+
+
+def most_tokens(folder: Path) -> int:
+    """Tokens that the model of a folder has positions for, `MAX_TOKENS` at most and where it does not say."""
+    path = folder / "config.json"
+    config = read_json(path) if path.exists() else {}
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return MAX_TOKENS
+    return min(positions - _FIRST_POSITION * (config.get("pad_token_id") == 1), MAX_TOKENS)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Any]:

@@ -6,7 +6,8 @@ ended, the next one is made of those that may be run together (same operation an
 waiting first, as long as its tokens, padding counted, stay within a budget. If the batch is not full then,
 it waits until its oldest request has waited `max_delay_s`. **Cost.** That delay at most; and answers of
 engines whose rows share one activation scale (dynamic int8; `batch_invariant` is False) depend on what they
-are batched with, so those are run one request at a time unless the configuration says otherwise.
+are computed with. Unless the configuration says otherwise, the texts of a batch are handed to those together,
+which saves messages, but computed one by one, and nothing is waited for.
 
 The queue is bounded: what does not fit is turned away at once, with an estimate of when to come back. A
 request that is cancelled, or whose time is up, leaves the queue; a batch nobody waits for any more is

@@ -237,8 +237,8 @@ def resolve(config: ServingConfig, store: Store, resolver: Resolver | None = Non
 def nearest_tier(name: str, config: ServingConfig) -> str:
     """What to say to somebody who asked for a tier that is not there."""
     near = nearest(name, config.tiers)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"{hint}There are: {', '.join(sorted(config.tiers))}"
+    known = ", ".join(sorted(config.tiers))
+    return f"did you mean {near!r}? there are: {known}" if near else f"there are: {known}"
 
 
 def _find(reference: str, store: Store, resolver: Resolver | None) -> sources.Source | PressoirError:

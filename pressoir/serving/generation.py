@@ -15,6 +15,15 @@ class Usage(NamedTuple):
     """`stop`: the model, or a stop text, ended it; `length`: a limit did."""
 
 
+class Scored(NamedTuple):
+    """How well a model foresees a text."""
+
+    tokens: list[str]
+    """The text's, in its order; empty where a token is a part of a character or of no text."""
+    log_probabilities: list[float]
+    """Of each token but the first, given all before it, nats."""
+
+
 class Generation:
     """`async for piece in generation`; then `usage` is known. `aclose` ends it before its time.
 

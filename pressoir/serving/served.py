@@ -10,7 +10,7 @@ task                      operations
 text-classification       classify
 feature-extraction        embed
 translation               translate
-causal-lm                 generate
+causal-lm                 generate, score
 speech recognition        transcribe
 all of them               example: a small request of its own, checked
 ========================  ===========================================================
@@ -36,7 +36,7 @@ from pressoir.inference.engines import Runtime
 from pressoir.inference.feature_extraction import POOLINGS, SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
-from pressoir.inference.tokenization import FastTokenizer
+from pressoir.inference.tokenization import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
 from pressoir.registry import Task
 from pressoir.runtime import use_threads
@@ -209,8 +209,22 @@ def _generator(job: LoadJob) -> ServedModel:
         counts = {"prompt_tokens": generator.prompt, "completion_tokens": generator.given}
         return {**counts, "finish_reason": reason}, None
 
+    def score(prompt: str, max_length: int | None) -> Steps:
+        """Its tokens as text, and the log-probability of each but the first."""
+        ids = loaded.tokenizer.encode(prompt)
+        if max_length is not None and len(ids) > max_length:
+            raise PressoirError(f"the text has {len(ids)} tokens, and max_length is {max_length}; cut it")
+        scores: list[float] = []
+        for part in loaded.log_probabilities(ids):
+            scores += part.tolist()
+            yield None
+        if not np.isfinite(scores).all():
+            raise RuntimeError("its log-probabilities are not finite; the weights are broken")
+        stream = TextStream(loaded.tokenizer)
+        return {"tokens": [stream.push(id) for id in ids], "log_probabilities": scores}, None
+
     info = {"context": loaded.decoder.context, "batch_invariant": True}
-    return ServedModel({"generate": generate}, info, lambda: generate(EXAMPLE, None, 2))
+    return ServedModel({"generate": generate, "score": score}, info, lambda: generate(EXAMPLE, None, 2))
 
 
 def _recognizer(job: LoadJob) -> ServedModel:

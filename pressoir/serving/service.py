@@ -28,7 +28,7 @@ from pressoir.registry import Task
 from pressoir.serving.checks import as_list, check_text, check_texts, check_waveform
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError
-from pressoir.serving.generation import Generation
+from pressoir.serving.generation import Generation, Scored
 from pressoir.serving.hosting import Hosting
 from pressoir.serving.observer import Observer, SilentObserver
 from pressoir.serving.overlay import overlaid
@@ -225,6 +225,21 @@ class Service:
         settings = overlaid(self.models.config.tiers[name].settings, asked, name)
         check_text(prompt, "the prompt")
         return Generation(self._generate(prompt, name, settings))
+
+    async def score(
+        self,
+        text: str,
+        *,
+        tier: str | None = None,
+        max_length: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Scored:
+        """How probable a causal LM finds each token of a text, of which perplexity is computed."""
+        asked = {"max_length": max_length, "timeout_s": timeout_s}
+        request = self._request("score", "causal-lm", tier, asked, text)
+        async with request as (settings, model), model.slots.slot():
+            answer = await model.calls.call("score", prompt=text, max_length=settings.max_length)
+        return Scored(**answer.body)
 
     async def transcribe(
         self,

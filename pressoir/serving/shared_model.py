@@ -30,13 +30,13 @@ class SharedModel:
         self.calls, self.info = calls, calls.info
         self.ended = calls.ended
         together = config.enabled and (calls.info["batch_invariant"] or config.batch_variant)
-        self._max_tokens = config.max_tokens if together else 0
+        self._max_tokens = config.max_tokens if together else 0  # of what the model computes at once
         self.queue = BatchQueue(
             self._run,
             max_tokens=config.max_tokens,
-            max_delay_s=config.max_delay_ms / 1000,
+            max_delay_s=config.max_delay_ms / 1000 if together else 0.0,
             max_queue=config.max_queue,
-            together=together,
+            together=config.enabled,
             watch=watch,
         )
         self.slots = Slots(config.max_streams, config.max_queue)

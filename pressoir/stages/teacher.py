@@ -44,10 +44,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         history = []
     else:
         model = models.load_classifier(inputs["model"], labels=labels)
-        # RoBERTa's positions begin at 2
-        offset = 2 * (model.config.pad_token_id == 1)
-        positions = getattr(model.config, "max_position_embeddings", 514) - offset
-        tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"], positions)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         history = training.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
     training.save_history(history, context, NAME)
     models.save_model(model, context.out_dir)

@@ -18,6 +18,8 @@ class Limits(Config):
 
     max_body_bytes: Positive = 32 << 20
     """Largest body of a request. A minute of sound is 2 MB as 16-bit samples, and about 20 MB as JSON."""
+    max_head_bytes: Positive = 64 << 10
+    """Largest head (request line and headers) of a request."""
     max_held_bytes: Positive = 256 << 20
     """Most memory that the bodies of all requests take together; beyond that, requests are put off."""
     max_text_characters: Positive = 100_000

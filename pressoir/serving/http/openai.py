@@ -2,6 +2,7 @@
 
 What is not named in a request is the tier's to say: sampling is greedy unless the tier or the request has a
 temperature. Fields that OpenAI has and that would change the answer are refused, others are ignored.
+Log-probabilities are given of a prompt (`echo`, `logprobs`, `max_tokens` 0): perplexity is made of them.
 Embeddings have length 1 here, as clients of this API expect; over KServe v2 they are as the model gives them.
 
 Sources. https://github.com/openai/openai-openapi
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +35,7 @@ from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.chat import ChatTemplate
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.streams import Events, EventStream, event
+from pressoir.serving.service import Service
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}", re.ASCII)
 _MOST_SAMPLES_A_SECOND = 384_000  # two channels at 192 kHz
@@ -174,8 +177,11 @@ def routes(backend: Backend) -> APIRouter:
         tier = backend.tier(request, asked.model, "causal-lm")
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         _check_prompts(backend, tier, prompts, asked.stream)
+        if asked.max_tokens == 0 and asked.echo and not asked.stream:
+            return await _scored(_Form(tier, chat=False), prompts, service, tier, asked.logprobs is not None)
         if asked.logprobs is not None:
-            raise HttpError(422, "not_supported", "logprobs are not given by this server; leave them out")
+            message = "logprobs are given of prompts alone: set echo, max_tokens 0, and no stream"
+            raise HttpError(422, "not_supported", message)
         options = {**asked.options(), "max_new_tokens": asked.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
         form, before = _Form(tier, chat=False), prompts if asked.echo else [""] * len(prompts)
@@ -274,6 +280,27 @@ async def _whole(form: _Form, generations: Sequence[Generation], before: Sequenc
         for index, (start, (text, usage)) in enumerate(zip(before, found, strict=True))
     ]
     return JsonAnswer(form.whole(choices, _counts([usage for _, usage in found])))
+
+
+async def _scored(
+    form: _Form, prompts: Sequence[str], service: Service, tier: str, logprobs: bool
+) -> Response:
+    """The prompts themselves, and how probable their tokens are."""
+    choices, tokens = [], 0
+    for index, prompt in enumerate(prompts):
+        found = await service.score(prompt, tier=tier)
+        choice = form.choice(prompt, "length", index=index)
+        if logprobs:
+            ends = list(accumulate(map(len, found.tokens)))
+            choice["logprobs"] = {
+                "tokens": found.tokens,
+                "token_logprobs": [None, *found.log_probabilities],
+                "top_logprobs": None,
+                "text_offset": [0, *ends[:-1]],
+            }
+        choices.append(choice)
+        tokens += len(found.tokens)
+    return JsonAnswer(form.whole(choices, _counts([Usage(tokens, 0, "length")])))
 
 
 async def _streamed(

@@ -1,8 +1,9 @@
 """HTTP/1.1 on a connection, with the clocks that uvicorn leaves out, and with errors in the server's shape.
 
-uvicorn waits for the head of a request as long as it takes, and for a client that does not read. Here a
-connection that sends no whole head in time is closed, as is one that leaves an answer unread. The time of
-bodies is the gate's (`pressoir.serving.http.gate`), which can still answer.
+uvicorn waits for the head of a request as long as it takes, however long it gets, and for a client that does
+not read. Here a connection that sends no whole head in time, or too long a one, is closed, as is one that
+leaves an answer unread. The time of bodies is the gate's (`pressoir.serving.http.gate`), which can still
+answer.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import os
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pressoir.serving.http.limits import Limits
 from pressoir.serving.http.refusals import HttpError, as_json
 
 
-class TimedProtocol(H11Protocol):
+class TimedProtocol(HttpToolsProtocol):
     """One connection. `protocol_with` gives the class that has its limits."""
 
     limits = Limits()
@@ -29,6 +30,7 @@ class TimedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._head: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection too many; expect a request on any other."""
@@ -44,6 +46,12 @@ class TimedProtocol(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop("_head")
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self.limits.max_head_bytes:
+            message = f"the head of a request has more than {self.limits.max_head_bytes} bytes"
+            self._refuse(HttpError(431, "head_too_large", message))
         elif self._head is None and not self.transport.is_closing():
             self._expect_head()
 

@@ -13,7 +13,7 @@ from serving_http import KEY, SENTENCE, app_of, asked, events, refused
 from pressoir.artifact import Store
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.inference.text_generation import TextGenerator
+from pressoir.inference.text_generation import SCORED, TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.serving.config import ServingConfig
 
@@ -419,12 +419,47 @@ class TestOpenAI:
 
         served(app_of(store, {"chat": (chatty_llama, {}), "plain": (tiny_llama, {})}), work)
 
+    def test_of_prompts_the_log_probabilities_are_given(self, store, tiny_llama):
+        prompts = [" and ".join([SENTENCE] * 8), "the film"]
+
+        async def work(client):
+            asked_for = {"model": "story", "prompt": prompts, "echo": True, "max_tokens": 0, "logprobs": 1}
+            answer = (await client.post("/v1/completions", json=asked_for)).json()
+            generator = TextGenerator.open(tiny_llama, 1)
+            ids = [generator.tokenizer.encode(prompt) for prompt in prompts]
+            assert len(ids[0]) > 2 * SCORED
+            assert answer["usage"] == {
+                "prompt_tokens": sum(map(len, ids)),
+                "completion_tokens": 0,
+                "total_tokens": sum(map(len, ids)),
+            }
+            for prompt, expected, choice in zip(prompts, ids, answer["choices"], strict=True):
+                logits = generator.decoder.forward(np.array([expected]))[0][0].astype(np.float64)
+                right = logits[np.arange(len(expected) - 1), expected[1:]]
+                given = choice["logprobs"]
+                assert choice["text"] == prompt == "".join(given["tokens"])
+                assert given["token_logprobs"][0] is None
+                assert given["token_logprobs"][1:] == pytest.approx(
+                    right - np.log(np.exp(logits[:-1]).sum(axis=1)), abs=1e-4
+                )
+                starts = given["text_offset"]
+                ends = [*starts[1:], len(prompt)]
+                assert [prompt[start:end] for start, end in zip(starts, ends, strict=True)] == given["tokens"]
+            asked_for.pop("logprobs")
+            plain = (await client.post("/v1/completions", json=asked_for)).json()
+            assert [choice["text"] for choice in plain["choices"]] == prompts
+            assert [choice["logprobs"] for choice in plain["choices"]] == [None, None]
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
     def test_what_would_change_the_answer_and_is_not_there_is_refused(self, store, tiny_llama):
         async def work(client):
             for change, status, type in (
                 ({"n": 2}, 422, "invalid_request"),
                 ({"suffix": "the end"}, 422, "invalid_request"),
                 ({"logprobs": 1, "echo": True}, 422, "not_supported"),
+                ({"logprobs": 1, "echo": True, "max_tokens": 0, "stream": True}, 422, "not_supported"),
+                ({"echo": True, "max_tokens": 0, "prompt": SENTENCE * 80}, 422, "invalid_request"),
                 ({"max_tokens": 0}, 422, "invalid_request"),
                 ({"temperature": -1}, 422, "invalid_request"),
                 ({"model": "best"}, 404, "unknown_tier"),

@@ -230,7 +230,7 @@ class TestShape:
             ("POST", "/classify", b'{"text": "\\ud800", "tier": "more"}', 422, "invalid_request", "text"),
             ("POST", "/classify", b'{"text": "a", "tier": "\\ud800"}', 404, "unknown_tier", "\\ud800"),
             ("POST", "/classify", b'{"text": "a"}', 404, "unknown_tier", "name one of: reviews, more"),
-            ("POST", "/classify", b'{"text": "a", "tier": "best"}', 404, "unknown_tier", "There are: more"),
+            ("POST", "/classify", b'{"text": "a", "tier": "best"}', 404, "unknown_tier", "there are: more"),
             ("POST", "/classify", b'{"text": "a", "timeout_s": NaN}', 422, "invalid_request", "timeout_s"),
             ("POST", "/translate", b'{"text": "a"}', 404, "unknown_tier", "no tier is for translation"),
             ("GET", "/classify", b"", 405, "method_not_allowed", "POST"),

@@ -20,13 +20,14 @@ from click.testing import CliRunner
 from serving_http import KEY, SENTENCE, events, refused
 
 from flows.serve_command import serve
-from pressoir.errors import PressoirError, RecipeError
+from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.evaluation.remote import open_predictor, samples_of
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.sections import DataConfig
 from pressoir.serving.http.server import listen
@@ -178,6 +179,13 @@ class TestConnections:
             connection.sendall(b"GET /health")
             assert all_of(connection).startswith(b"HTTP/1.1 408")
 
+    def test_a_head_without_end_is_refused_while_it_comes(self, server):
+        with connected(server) as connection:
+            connection.sendall(b"GET /stats HTTP/1.1\r\n" + b"X-More: again and again\r\n" * 4000)
+            received = all_of(connection)
+        assert received.startswith(b"HTTP/1.1 431")
+        assert b'{"error":{"type":"head_too_large"' in received
+
     def test_what_is_no_http_is_told_in_the_shape(self, server):
         with connected(server) as connection:
             connection.sendall(b"hello\r\n\r\n")
@@ -192,6 +200,8 @@ class TestConnections:
                 assert all_of(one_more).startswith(b"HTTP/1.1 503")
         finally:
             for connection in connections:
+                connection.shutdown(socket.SHUT_WR)
+                all_of(connection)  # until the server has closed it, too
                 connection.close()
 
     def test_many_clients_of_whom_some_leave_get_their_own_answers(self, server, tiny_classifier):
@@ -210,6 +220,7 @@ class TestConnections:
                         )
                     except httpx.TimeoutException:
                         return
+                    assert answer.status_code == 200, answer.text
                     [result] = answer.json()["results"]
                     assert result["probabilities"] == pytest.approx(expected[text], abs=1e-5)
 
@@ -263,9 +274,18 @@ class TestEvaluation:
             first, second = sample.input
             assert row["similarity"] == pytest.approx(encoder.similarity([first], [second])[0], abs=1e-5)
 
-    def test_perplexity_is_refused_with_its_reason(self, predict):
-        with pytest.raises(PressoirError, match="logprobs are not given by this server"):
-            predict("story", DataSetConfig(task="causal-lm"))
+    def test_perplexity(self, predict, tiny_llama, tmp_path):
+        (tmp_path / "text.txt").write_text(f"{SENTENCE} and {SENTENCE}")
+        data = DataSetConfig(task="causal-lm", text=tmp_path / "text.txt")
+        samples, rows = predict("story", data, generation=GenerationConfig(window=16))
+        generator = TextGenerator.open(tiny_llama, 1)
+        for sample, row in zip(samples, rows, strict=True):
+            window = len(generator.tokenizer.encode(sample.input))
+            expected = generator.perplexity(sample.input, window)
+            assert row == {
+                "nll": pytest.approx(expected.nll * expected.tokens, rel=1e-4),
+                "tokens": expected.tokens,
+            }
 
 
 class TestStopping:

@@ -14,6 +14,7 @@ from pressoir.errors import RecipeError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
+from pressoir.reporting import LogReporter
 from pressoir.serving.config import ServingConfig, resolve
 from pressoir.serving.errors import (
     ClosingError,
@@ -89,6 +90,31 @@ def onnx_classifier(tiny_classifier, tmp_path_factory):
     opset = helper.make_opsetid("", 17)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), folder / "model.onnx")
     return folder
+
+
+@pytest.fixture(scope="session")
+def int8_classifier(tiny_classifier, tiny_data, tmp_path_factory):
+    """The tiny classifier as an ONNX graph with int8 weights and activations, its head made to matter."""
+    from pressoir import models
+    from pressoir.sections import ExportConfig, QuantizeConfig
+    from pressoir.stages import StageContext, export, quantize
+
+    folder = tmp_path_factory.mktemp("int8-classifier")
+    model = models.load_classifier(tiny_classifier)
+    model.classifier.weight.data *= 20
+    models.save_model(model, folder / "float")
+    models.save_tokenizer(models.load_tokenizer(tiny_classifier), folder / "float")
+    inputs = {"model": folder / "float", "data": tiny_data}
+    for name, stage, config in (
+        ("int8", quantize, QuantizeConfig(max_accuracy_drop=None)),
+        ("onnx", export, ExportConfig()),
+    ):
+        for part in (name, f"{name}-work"):
+            (folder / part).mkdir()
+        context = StageContext(folder / name, folder / f"{name}-work", LogReporter(), seed=0, threads=1)
+        stage.run(inputs, config, context)
+        inputs["model"] = folder / name
+    return folder / "onnx"
 
 
 class TestTiers:
@@ -358,29 +384,21 @@ class TestConcurrency:
         assert sum(recorder.batches) == 41
         assert max(recorder.batches) > 1
 
-    def test_a_model_whose_rows_depend_on_each_other_is_batched_only_if_told(self, make, tiny_classifier):
-        async def most(**batching):
+    def test_rows_that_depend_on_each_other_are_computed_together_only_if_told(self, make, int8_classifier):
+        texts = [" ".join(SENTENCE.split()[: 1 + index % 11]) for index in range(24)]
+
+        async def answers(**batching):
             recorder = Recorder()
-            service = make({"basic": (tiny_classifier, {})}, recorder, batching=batching)
-            original = service.models._open
+            async with make({"basic": (int8_classifier, {})}, recorder, batching=batching) as service:
+                found = await asyncio.gather(*(service.classify(text) for text in texts))
+            assert max(recorder.batches) > 1
+            return np.array([list(row.values()) for row in found])
 
-            async def as_int8(spec):
-                from pressoir.serving import hosting
-
-                model = await original(spec)
-                model.calls.info["batch_invariant"] = False
-                return hosting.SharedModel(model.calls, service.models.config.batching, recorder_watch)
-
-            def recorder_watch(texts, waited_s, run_s):
-                recorder.batches.append(texts)
-
-            service.models.pool._open = as_int8
-            async with service:
-                await asyncio.gather(*(service.classify(SENTENCE) for _ in range(12)))
-            return max(recorder.batches)
-
-        assert asyncio.run(most()) == 1
-        assert asyncio.run(most(batch_variant=True)) > 1
+        expected = TextClassifier.open(int8_classifier, 1).predict(texts)
+        alone = np.array([list(row.values()) for row in expected])
+        together = asyncio.run(answers(batch_variant=True))
+        assert np.array_equal(asyncio.run(answers()), alone)
+        assert 0 < np.abs(together - alone).max() < 0.05  # one scale for all rows: near, and not the same
 
     def test_a_request_that_takes_too_long_is_told_and_leaves(self, make, tiny_marian):
         async def run():
