@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.merge_command import ManyValues
 from flows.terminal import console, progress, quiet_libraries
@@ -175,7 +175,7 @@ def _print_survey(seen: Survey) -> None:
 def _print_estimates(prepared: Prepared) -> None:
     from pressoir.evaluation.planner import GB
 
-    table = Table("model", "task", "runtime", "fixed GB", "a sample GB", "peak GB", "from", box=None)
+    table = Table(_whole("model"), "task", "runtime", "fixed GB", "a sample GB", "peak GB", "from", box=None)
     for name in prepared.names:
         if name in prepared.refused:
             continue
@@ -191,7 +191,7 @@ def _print_estimates(prepared: Prepared) -> None:
 def _print_plan(prepared: Prepared) -> None:
     from pressoir.evaluation.planner import GB
 
-    table = Table("batch", "models (batch size)", "peak GB", box=None)
+    table = Table("batch", _whole("models (batch size)"), "peak GB", box=None)
     for batch in prepared.plan.batches:
         members = ", ".join(f"{one.model} ({one.batch_size})" for one in batch.placements)
         table.add_row(batch.name, members, f"{batch.peak_bytes / GB:.3f}")
@@ -213,7 +213,7 @@ def _print_result(result: EvaluationResult) -> None:
     from pressoir.evaluation import report_page
 
     columns, rows = report_page.short_table(result.rows)
-    table = Table(*columns[:2], box=None, pad_edge=False)
+    table = Table(*map(_whole, columns[:2]), box=None, pad_edge=False)
     for name in columns[2:]:
         table.add_column(name, justify="right")
     for cells in rows:
@@ -233,6 +233,11 @@ def _print_result(result: EvaluationResult) -> None:
             soft_wrap=True,
         )
         sys.exit(1)
+
+
+def _whole(name: str) -> Column:
+    """A column of ids: what is cut off could not be asked for."""
+    return Column(name, overflow="fold")
 
 
 def _gb(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What a model folder is for, read from its `config.json` alone: no library is loaded."""
+"""What a model folder is for, and what runs it: read from its files alone, no library is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import read_json
+from pressoir.inference.engines import GRAPH, Runtime, read_json
+from pressoir.inference.sequence_to_sequence import ENCODER
 from pressoir.registry import Task
 
 _HEADS: dict[str, Task] = {
@@ -40,3 +41,10 @@ def task_of(folder: Path) -> Task:
         if str(names[0]).endswith(head):
             return task
     return "feature-extraction"
+
+
+def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
+    """The runtime that a folder is run in: what is asked for, else ONNX Runtime where it has a graph."""
+    if asked is not None:
+        return asked
+    return "onnxruntime" if any((folder / name).exists() for name in (GRAPH, ENCODER)) else "pytorch"

@@ -21,6 +21,9 @@ import gc
 import logging
 import os
 import platform
+import select
+import signal
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -134,3 +137,23 @@ def describe_machine(threads: int) -> dict[str, str]:
         "threads": str(threads),
         "system": platform.platform(),
     }
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process as soon as the pipe that is its standard input closes.
+
+    The pipe's other end closes when the parent ends, however it does. The kernel then sends SIGIO, whose
+    default is to end the process, in the midst of native code too, where a thread of Python's that watches
+    the pipe would wait. (`PR_SET_PDEATHSIG` fires when the parent's *thread* ends that started this process.)
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+    import fcntl
+
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    pipe = select.poll()
+    pipe.register(0, 0)
+    if pipe.poll(0):  # it closed before we asked to be told
+        os._exit(1)

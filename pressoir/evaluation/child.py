@@ -19,9 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
-import stat
 import sys
 import time
 import traceback
@@ -29,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pressoir.runtime import limit_threads, release_memory
+from pressoir.runtime import end_with_parent, limit_threads, release_memory
 
 if TYPE_CHECKING:
     from pressoir.evaluation.datasets import DataSet
@@ -254,26 +251,6 @@ def _start_threads() -> None:
     """Start torch's thread pool: under a limit, OpenMP ends the process if it cannot start a thread."""
     if torch := sys.modules.get("torch"):
         torch.ones(1 << 20).exp()
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process as soon as the pipe that is its standard input closes.
-
-    The pipe's other end closes when the parent ends, however it does. The kernel then sends SIGIO, whose
-    default is to end the process, in the midst of native code too, where a thread of Python's that watches
-    the pipe would wait. (`PR_SET_PDEATHSIG` fires when the parent's *thread* ends that started this process.)
-    """
-    if not stat.S_ISFIFO(os.fstat(0).st_mode):
-        return
-    import fcntl
-
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
-    pipe = select.poll()
-    pipe.register(0, 0)
-    if pipe.poll(0):  # it closed before we asked to be told
-        os._exit(1)
 
 
 def _short(error: BaseException) -> str:

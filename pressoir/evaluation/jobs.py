@@ -13,8 +13,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
-from pressoir.inference.engines import GRAPH, Runtime
-from pressoir.inference.sequence_to_sequence import ENCODER
+from pressoir.inference.engines import Runtime
+from pressoir.model_kinds import runtime_of
 from pressoir.registry import Task
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -126,13 +126,6 @@ def parse(line: bytes) -> Loaded | Progress | End | None:
         return _MESSAGE.validate_json(line)
     except ValidationError:
         return None
-
-
-def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
-    """The runtime that a folder is run in: what is asked for, else ONNX Runtime where it has a graph."""
-    if asked is not None:
-        return asked
-    return "onnxruntime" if any((folder / name).exists() for name in (GRAPH, ENCODER)) else "pytorch"
 
 
 def wanted_batch_size(task: Task, asked: int | None, preset: int) -> int:

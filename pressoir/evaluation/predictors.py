@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from pressoir import text as running_text
 from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.jobs import Device, Job, runtime_of
+from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import Sample
+from pressoir.model_kinds import runtime_of
 
 
 class Predictor(Protocol):

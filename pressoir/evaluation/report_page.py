@@ -256,8 +256,9 @@ def _batches(batches: Sequence[BatchResult], plan: EvaluationPlan) -> list[str]:
         peaks = f"{_number_gb(batch.predicted_peak_bytes)} | {_number_gb(batch.measured_peak_bytes)}"
         lines.append(f"| {_cell(batch.name)} | {members} | {peaks} |")
     text = (
-        "Models of a batch run side by side, batches one after another. Measured is what all its children "
-        f"took together at one moment. Budget: {_gb(plan.budget_bytes)}."
+        "Models of a batch run side by side; batches one after another, or, on a cluster, as workers are "
+        "free. Measured is what all children of a batch took together at one moment. Budget: "
+        f"{_gb(plan.budget_bytes)}."
     )
     return ["\n".join(lines), text]
 

@@ -33,12 +33,13 @@ from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, 
 from pressoir.evaluation import datasets, estimate, planner, supervisor
 from pressoir.evaluation.config import EvaluationConfig, ModelConfig, Strategy
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.jobs import Job, Remote, prediction_settings, runtime_of, wanted_batch_size
+from pressoir.evaluation.jobs import Job, Remote, prediction_settings, wanted_batch_size
 from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.memory import GpuMemory, Memory, effective_memory, gpu_memory
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
+from pressoir.model_kinds import runtime_of
 from pressoir.runtime import available_cpus
 from pressoir.sources import UnreachableError
 

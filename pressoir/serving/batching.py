@@ -6,8 +6,8 @@ ended, the next one is made of those that may be run together (same operation an
 waiting first, as long as its tokens, padding counted, stay within a budget. If the batch is not full then,
 it waits until its oldest request has waited `max_delay_s`. **Cost.** That delay at most; and answers of
 engines whose rows share one activation scale (dynamic int8; `batch_invariant` is False) depend on what they
-are computed with. Unless the configuration says otherwise, the texts of a batch are handed to those together,
-which saves messages, but computed one by one, and nothing is waited for.
+are computed with. Unless the configuration says otherwise, a few texts (`max_texts`) are handed to those
+together, which saves messages, but computed one by one, and nothing is waited for.
 
 The queue is bounded: what does not fit is turned away at once, with an estimate of when to come back. A
 request that is cancelled, or whose time is up, leaves the queue; a batch nobody waits for any more is
@@ -55,13 +55,15 @@ class BatchQueue:
         max_tokens: int,
         max_delay_s: float,
         max_queue: int,
+        max_texts: int | None = None,
         together: bool = True,
         watch: Callable[[int, float, float], None] = lambda texts, waited_s, run_s: None,
     ) -> None:
         """`together`: whether requests are batched at all. `watch` is told of each batch: how many texts, how
         long its oldest request had waited, and how long it took."""
         self._run, self._max_tokens, self._max_delay_s = run, max_tokens, max_delay_s
-        self._max_queue, self._together, self._watch = max_queue, together, watch
+        self._max_queue, self._max_texts = max_queue, max_texts
+        self._together, self._watch = together, watch
         self._waiting: deque[_Request] = deque()
         self._batch: list[_Request] = []
         self._working: asyncio.Task[None] | None = None
@@ -159,10 +161,11 @@ class BatchQueue:
             if one.key != oldest.key:
                 continue
             tokens = max(longest, one.tokens)
-            if (texts + len(one.texts)) * tokens > self._max_tokens:
+            number = texts + len(one.texts)
+            if number * tokens > self._max_tokens or (self._max_texts and number > self._max_texts):
                 break
             chosen.append(one)
-            texts, longest = texts + len(one.texts), tokens
+            texts, longest = number, tokens
         return chosen
 
     def _next(self) -> list[_Request]:

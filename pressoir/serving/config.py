@@ -253,8 +253,7 @@ def _find(reference: str, store: Store, resolver: Resolver | None) -> sources.So
 
 
 def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfig:
-    from pressoir.evaluation.jobs import runtime_of
-    from pressoir.model_kinds import task_of
+    from pressoir.model_kinds import runtime_of, task_of
 
     if tier.digest not in (None, source.digest):
         raise RecipeError(

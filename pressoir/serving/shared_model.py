@@ -17,6 +17,8 @@ from pressoir.serving.calls import Calls
 from pressoir.serving.config import BatchingConfig
 from pressoir.serving.errors import QueueFullError
 
+APART = 8
+"""Texts in a message to a model that computes them one by one: an answer waits for those of its message."""
 _SMOOTHING = 0.2
 _LEAST_RETRY_S = 0.05
 
@@ -36,6 +38,7 @@ class SharedModel:
             max_tokens=config.max_tokens,
             max_delay_s=config.max_delay_ms / 1000 if together else 0.0,
             max_queue=config.max_queue,
+            max_texts=None if together else APART,
             together=config.enabled,
             watch=watch,
         )

@@ -22,7 +22,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pressoir.runtime import limit_threads
+from pressoir.runtime import end_with_parent, limit_threads
 
 if TYPE_CHECKING:
     from pressoir.serving.messages import Message
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve one model until the socket closes."""
-    from pressoir.evaluation.child import end_with_parent
-
     end_with_parent()
     descriptor, threads = map(int, sys.argv[1:3])
     limit_threads(threads)

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from pressoir import models
 from pressoir.errors import SourceError
+from pressoir.inference.tokenization import FastTokenizer
 
 LABELS = ["negative", "positive"]
 TEXTS = ["the film was good", "the soup was cold and bland and the hotel was awful", "book"]
@@ -240,12 +241,27 @@ def test_an_encoder_without_a_pooler_gets_a_new_one_with_its_head(tiny_bert, tmp
 # --- tokenizers ---
 
 
-def test_a_tokenizer_without_a_longest_length_gets_512(tiny_classifier):
-    settings = json.loads((tiny_classifier / "tokenizer_config.json").read_text(encoding="utf-8"))
-    tokenizer = models.load_tokenizer(tiny_classifier)
-    assert settings["model_max_length"] >= 512
-    assert tokenizer.model_max_length == 512
-    assert len(tokenizer("good " * 600, truncation=True)["input_ids"]) == 512
+@pytest.mark.parametrize(
+    ("change", "longest"),
+    [
+        ({}, 64),
+        ({"max_position_embeddings": 514}, 512),
+        ({"max_position_embeddings": 66, "pad_token_id": 1}, 64),  # RoBERTa's positions begin at 2
+        ({"max_position_embeddings": None}, 512),
+    ],
+)
+def test_a_tokenizer_without_a_longest_length_gets_what_the_model_has_positions_for(
+    tiny_bert, tmp_path, change, longest
+):
+    settings = json.loads((tiny_bert / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["model_max_length"] > 512
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    for tokenizer in (models.load_tokenizer(folder), FastTokenizer(folder)):
+        assert tokenizer.model_max_length == longest
+        ids = tokenizer(["good " * 600], truncation=True)["input_ids"]
+        assert len(ids[0]) == longest
 
 
 def test_a_shorter_longest_length_is_kept_and_survives_saving(tiny_classifier, tmp_path):

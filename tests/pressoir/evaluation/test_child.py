@@ -20,10 +20,10 @@ from pressoir.evaluation.jobs import (
     Remote,
     parse,
     prediction_settings,
-    runtime_of,
     wanted_batch_size,
 )
 from pressoir.evaluation.journal import Journal, Prediction
+from pressoir.model_kinds import runtime_of
 
 MB = 10**6
 

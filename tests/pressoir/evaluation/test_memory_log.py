@@ -82,7 +82,7 @@ with MemoryLog(Path(sys.argv[1]), interval_s=0.01) as log:
     time.sleep(60)
 """
         process = subprocess.Popen([sys.executable, "-c", program, tmp_path])
-        until(lambda: len(stats(tmp_path).samples) > 3)
+        until(lambda: len(stats(tmp_path).samples) > 3 and stats(tmp_path).batches)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         killed = stats(tmp_path)

@@ -105,6 +105,17 @@ class TestBatches:
 
         asyncio.run(run())
 
+    def test_a_batch_stays_within_its_texts(self):
+        async def run():
+            engine = Engine()
+            queue = queue_of(engine, max_texts=2)
+            tasks = await submit(queue, *"abcde")
+            engine.let.set()
+            await asyncio.gather(*tasks)
+            assert engine.texts == [["a"], ["b", "c"], ["d", "e"]]
+
+        asyncio.run(run())
+
     def test_with_batching_off_everybody_goes_alone(self):
         async def run():
             engine = Engine()

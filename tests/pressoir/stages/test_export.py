@@ -316,7 +316,7 @@ def test_a_float_graph_with_one_wrong_weight_is_refused_and_the_layer_named(
         for node in onnx.load(tmp_path / "model.onnx").graph.node
         if node.op_type == "MatMul" and f"layer.{layer}/output/dense" in node.name
     )
-    corrupt(tmp_path / "model.onnx", node.input[1], lambda w: w * 3)
+    corrupt(tmp_path / "model.onnx", node.input[1], lambda w: w * -100)
     place = rf"first layer to depart is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
         parity(tmp_path, classifier, tiny_data, quantised=False)
