@@ -22,6 +22,7 @@ from flows.merge_command import merge
 from flows.monitor_command import monitor
 from flows.quantize_command import quantize
 from flows.registry_commands import registry
+from flows.search_command import search
 from flows.serve_command import serve
 from flows.shard_commands import shard, unshard, verify
 from flows.terminal import console, progress, quiet_libraries
@@ -29,6 +30,7 @@ from pressoir import __version__
 from pressoir.artifact import Store, copy_folder, disk_errors, write_text_atomic
 from pressoir.errors import PressoirError
 from pressoir.recipe import Recipe
+from pressoir.reference import FILES
 
 if TYPE_CHECKING:
     from pressoir.planning import CompressResult, PlanRow
@@ -152,18 +154,17 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve_ui(prefect_port, mlflow_port)
 
 
-for command in (evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy):
+for command in (search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy):
     main.add_command(command)
 
 
 @main.command()
-@click.argument("of", type=click.Choice(("recipe", "evaluation")), default="recipe")
+@click.argument("of", type=click.Choice(FILES), default="recipe")
 def reference(of: str) -> None:
-    """Print the reference of a configuration file as Markdown: of the recipe, or of an evaluation."""
-    from pressoir.evaluation.config import EvaluationConfig
-    from pressoir.reference import markdown
+    """Print the reference of a kind of configuration file as Markdown."""
+    from pressoir.reference import reference
 
-    click.echo(markdown({"recipe": Recipe, "evaluation": EvaluationConfig}[of]))
+    click.echo(reference(of))
 
 
 def _check_output(output: Path) -> None:

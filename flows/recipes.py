@@ -6,6 +6,7 @@ from typing import Any
 
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.recipe import Recipe
+from pressoir.search.config import SearchConfig
 from pressoir.serving.config import ServingConfig
 
 
@@ -22,3 +23,8 @@ def read_evaluation(path: str) -> dict[str, Any]:
 def read_serving(path: str) -> dict[str, Any]:
     """The whole configuration of a server, as `{"config": {...}}`; raises `RecipeError` likewise."""
     return {"config": ServingConfig.from_yaml(path).model_dump(mode="json")}
+
+
+def read_search(path: str) -> dict[str, Any]:
+    """The whole configuration of a search, its recipe included; raises `RecipeError` likewise."""
+    return {"config": SearchConfig.from_yaml(path).model_dump(mode="json")}

@@ -8,17 +8,29 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pressoir.recipe import Recipe
+FILES = ("recipe", "evaluation", "serving", "search")
+"""The kinds of configuration files."""
 
 
-def markdown(model: type[BaseModel] = Recipe) -> str:
-    """One table a section: field, type, default, meaning."""
+def reference(of: str) -> str:
+    """Markdown of a kind of file; a search's without the recipe in it."""
+    from pressoir.evaluation.config import EvaluationConfig
+    from pressoir.recipe import Recipe
+    from pressoir.search.config import SearchConfig
+    from pressoir.serving.config import ServingConfig
+
+    types: tuple[type[BaseModel], ...] = (Recipe, EvaluationConfig, ServingConfig, SearchConfig)
+    return markdown(dict(zip(FILES, types, strict=True))[of], without="recipe")
+
+
+def markdown(model: type[BaseModel], without: str | None = None) -> str:
+    """One table a section: field, type, default, meaning; `without` is the path of a section left out."""
     sections: list[str] = []
-    _section(model, "", sections)
+    _section(model, "", without, sections)
     return "\n".join(sections)
 
 
-def _section(model: type[BaseModel], path: str, sections: list[str]) -> None:
+def _section(model: type[BaseModel], path: str, without: str | None, sections: list[str]) -> None:
     title = f"`{path}`" if path else "top level"
     summary = " ".join((model.__doc__ or "").split())
     lines = [f"#### {title}\n\n{summary}\n", "| field | type | default | meaning |", "|---|---|---|---|"]
@@ -38,7 +50,8 @@ def _section(model: type[BaseModel], path: str, sections: list[str]) -> None:
             lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |")
     sections.append("\n".join(lines) + "\n")
     for nested_path, nested_model in nested:
-        _section(nested_model, nested_path, sections)
+        if nested_path != without:
+            _section(nested_model, nested_path, without, sections)
 
 
 def _nested(annotation: Any) -> tuple[str, str, type[BaseModel]] | None:

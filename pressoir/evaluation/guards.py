@@ -28,7 +28,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StoreError(
-            f"another process is evaluating into {folder} (it holds {folder / LOCK}); wait until it has "
+            f"another process is working in {folder} (it holds {folder / LOCK}); wait until it has "
             "ended, or start a new run"
         ) from error
     try:

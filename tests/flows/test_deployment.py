@@ -209,12 +209,14 @@ def test_every_deployment_names_a_file_that_is_valid():
     from flows import recipes
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.recipe import Recipe
+    from pressoir.search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 
     kinds = {
         "flows.compress.compress": ("read_recipe", "recipe", Recipe),
         "flows.batch_evaluation.batch_evaluation": ("read_evaluation", "config", EvaluationConfig),
         "flows.deploy.deploy": ("read_serving", "config", ServingConfig),
+        "flows.search.search": ("read_search", "config", SearchConfig),
     }
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     assert {deployment["entrypoint"] for deployment in described} == kinds.keys()

@@ -13,9 +13,8 @@ from pressoir.recipe import Recipe, load
 from pressoir.sections import DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(
-    path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("evaluation-", "serving-"))
-)
+OTHERS = ("evaluation-", "search-", "serving-")
+SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 CONFIG_TYPES = [
     value for value in vars(recipe_module).values() if isinstance(value, type) and issubclass(value, Config)
 ]

@@ -435,7 +435,7 @@ class TestEnding:
 
     def test_a_second_run_over_the_same_folder_is_refused(self, tmp_path):
         run = make_run(tmp_path, {"a": {}})
-        with FileLock(tmp_path / LOCK), pytest.raises(StoreError, match="another process is evaluating into"):
+        with FileLock(tmp_path / LOCK), pytest.raises(StoreError, match="another process is working in"):
             drive(run)
         assert not run.told("a")
         assert drive(run)["a"].verdict == "ok"

@@ -1,0 +1,198 @@
+"""The search flow: from a budget to the recipe that meets it.
+
+`search("configs/search-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a search has
+done stands in its folder: started again, it goes on there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Protocol
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
+from pydantic import BeforeValidator
+
+import tasks
+from flows.compress import pipeline
+from flows.linked import linked_run
+from pressoir import reports
+from pressoir.artifact import Store
+from pressoir.errors import RecipeError
+from pressoir.evaluation.guards import exclusive
+from pressoir.planning import check_inputs
+from pressoir.recipe import Recipe
+from pressoir.reports import AnyRow
+from pressoir.runtime import available_cpus
+from pressoir.search import report, trial
+from pressoir.search.budget import Limits, meets
+from pressoir.search.config import SearchConfig, load
+from pressoir.search.records import Outcome, Trial, describe
+from pressoir.search.report import SearchResult
+from pressoir.search.study import Study
+from pressoir.search.trial import Assignment
+from tasks import search as steps
+from tasks._stage import ProgressArtifact, RunContext
+from tasks.runner import TaskRunner
+from tasks.tracking import Run
+
+
+class Workers(Protocol):
+    """Who carries out trials."""
+
+    size: int
+    """How many at once."""
+
+    def start(self, given: Assignment) -> None:
+        """Begin a trial."""
+
+    def next(self) -> tuple[int, Outcome]:
+        """Wait for one that has ended: its number, and how."""
+
+
+class Here:
+    """Trials one after another, in this process."""
+
+    size = 1
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._given: Assignment | None = None
+
+    def start(self, given: Assignment) -> None:
+        """See `Workers.start`."""
+        self._given = given
+
+    def next(self) -> tuple[int, Outcome]:
+        """See `Workers.next`."""
+        assert self._given is not None
+        return self._given.number, steps.run_trial(self._given, pipeline, self._store.home)
+
+
+@flow(name="search", flow_run_name="{config.name}", validate_parameters=True)
+def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResult:
+    """Find the recipe that meets the budget of `config`; its folder keeps what was tried, for the next run.
+
+    Where none meets it, the result has no winner: it says what is missing, and which recipe is nearest.
+    """
+    from prefect.runtime import flow_run
+
+    store = Store()
+    check_inputs(config.recipe, store)
+    folder = report.begin(config)
+    with exclusive(folder), linked_run(config.name, "flows.search.search", store) as parent:
+        parent.log(
+            params={
+                "budget": config.budget.model_dump(mode="json"),
+                "space": {key: str(choices) for key, choices in config.space.items()},
+                "trials": config.trials,
+                "seed": config.seed,
+                "folder": folder,
+            }
+        )
+        parent.client.log_artifact(parent.run_id, str(folder / report.CONFIG))
+        conditions = trial.conditions_of(config)
+        reference = steps.measure_reference(config, pipeline, store.home, conditions)
+        limits = Limits.of(config.budget, reference)
+        study = Study(folder / report.STUDY, config.space, config.seed)
+        with _workers(config, store) as workers:
+            _try_all(config, study, workers, limits, parent)
+        found = report.conclude(config, study.trials(), reference, limits, conditions)
+        model, rows = None, ()
+        if found.winner is not None:
+            model, rows = _benchmark(report.recipe_of(config, found.winner), store, parent)
+        steps.write_report(config, found, rows, parent)
+        create_markdown_artifact((folder / report.REPORT).read_text(encoding="utf-8"), key="search-report")
+        columns, cells = report.table(found, found.front)
+        create_table_artifact([dict(zip(columns, row, strict=True)) for row in cells], key="pareto-front")
+    return SearchResult(
+        folder=folder.absolute(),
+        found=found,
+        model=model,
+        rows=rows,
+        prefect_run_id=str(flow_run.id),
+        mlflow_run_id=parent.run_id,
+        tracking_uri=parent.uri,
+    )
+
+
+def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Limits, parent: Run) -> None:
+    """Run trials until there are enough; those of an earlier run are told of first."""
+    bar, deadline = ProgressArtifact("search"), config.timeout_s and time.monotonic() + config.timeout_s
+    total, terminal = min(config.trials, study.combinations), tasks.terminal.get()
+    running, done = {}, study.trials()
+    for one in done:
+        steps.track(parent, one)
+
+    def tell(text: str) -> None:
+        get_run_logger().info(text)
+        if terminal is not None:
+            terminal.progress(min(len(done), total), total, "trials")
+            terminal.message(text)
+
+    tell(f"{len(done)} of {total} trials are done; the space has {study.combinations} recipes")
+    while True:
+        while len(running) < workers.size and not (deadline and time.monotonic() > deadline):
+            if (asked := study.ask(config.trials)) is None:
+                break
+            running[asked.number] = asked
+            rivals = [one.outcome.figures for one in done if one.outcome.figures is not None]
+            given = Assignment(
+                number=asked.number,
+                values=asked.values,
+                recipe=config.recipe,
+                limits=limits,
+                proxy=config.proxy,
+                conditions=trial.conditions_of(config),
+                rivals=tuple(figures for figures in rivals if meets(figures, limits)),
+            )
+            tell(f"trial {asked.number}: {describe(asked.values)}")
+            workers.start(given)
+        if not running:
+            return
+        number, outcome = workers.next()
+        one = study.tell(running.pop(number), outcome, limits)
+        done.append(one)
+        steps.track(parent, one)
+        bar.show(100.0 * min(len(done) / total, 1.0), f"trials of {config.name}")
+        tell(f"trial {number}: {_ending(one)}")
+
+
+def _ending(one: Trial) -> str:
+    outcome = one.outcome
+    if outcome.figures is None:
+        return f"{outcome.state} {outcome.reason}"
+    figures = outcome.figures
+    return (
+        f"accuracy {100 * figures.accuracy:.1f} %, {figures.size_mb:.2f} MB, {figures.latency_ms:.2f} ms, "
+        f"after {outcome.seconds:.0f} s"
+    )
+
+
+def _benchmark(recipe: Recipe, store: Store, parent: Run) -> tuple[str, tuple[AnyRow, ...]]:
+    """Digest and figures of the winner, beside its teacher, on the test split: what `compress` would give."""
+    context = RunContext(store, parent, recipe.seed, recipe.threads or available_cpus(), refresh=False)
+    made = pipeline(recipe, TaskRunner(context))
+    folder = store.path(made.report)
+    measured = reports.read(folder / "benchmark.json")
+    parent.log_comparison(measured, folder)
+    return made.final.digest, measured.rows
+
+
+@contextmanager
+def _workers(config: SearchConfig, store: Store) -> Iterator[Workers]:
+    """Who runs the trials; without a cluster, no Dask is imported."""
+    if config.dask is None:
+        yield Here(store)
+        return
+    try:
+        from flows import search_cluster
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
+        ) from error
+    with search_cluster.opened(config.dask, store) as workers:
+        yield workers

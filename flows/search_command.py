@@ -1,0 +1,69 @@
+"""`pressoir search`: from a budget to the recipe that meets it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import console, progress, quiet_libraries
+
+if TYPE_CHECKING:
+    from pressoir.search.report import SearchResult
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field; may be repeated."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
+
+    Results go to results/<name>-<digest>/; run again after a kill, or for more trials, it goes on there. Exit
+    code 1 says that no recipe meets the budget.
+    """
+    from pressoir.search.config import SearchConfig
+
+    parsed = SearchConfig.from_yaml(config, overrides)
+    quiet_libraries(verbose)
+    from flows.search import search as flow
+    from tasks import report_to
+
+    with progress() as reporter, report_to(reporter):
+        result = flow(parsed)
+    _print(result)
+    sys.exit(0 if result.found.winner is not None else 1)
+
+
+def _print(result: SearchResult) -> None:
+    from pressoir.search import report
+
+    found = result.found
+    console.print(f"\n[bold]{escape(found.headline())}[/]\n", soft_wrap=True)
+    columns, rows = report.table(found, found.front)
+    table = Table(box=None, pad_edge=False)
+    for name in columns[:-1]:
+        table.add_column(name, justify="right")
+    table.add_column(columns[-1])
+    for cells in rows:
+        table.add_row(*(escape(cell) for cell in cells))
+    console.print(table)
+    states = [trial.outcome.state for trial in found.trials]
+    console.print(
+        f"\n{len(states)} recipes: {states.count('finished')} trained, {states.count('cut')} cut, "
+        f"{states.count('failed')} failed; above, those that none beats in accuracy, size and latency"
+    )
+    if found.winner is not None:
+        console.print(f"recipe  {escape(str(result.folder / report.WINNER))}", soft_wrap=True)
+        console.print(f"digest  {result.model}")
+    elif found.nearest is not None:
+        console.print(f"nearest {escape(str(result.folder / report.NEAREST))}", soft_wrap=True)
+    console.print(f"report  {escape(str(result.folder / report.REPORT))}", soft_wrap=True)
+    console.print(f"page    {escape(str(result.folder / report.PAGE))}", soft_wrap=True)
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")

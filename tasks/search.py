@@ -1,0 +1,104 @@
+"""The steps of a search as Prefect tasks: the reference, a task a trial, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+
+import tasks
+from pressoir.artifact import Store
+from pressoir.reports import AnyRow
+from pressoir.search import report, trial
+from pressoir.search.config import SearchConfig
+from pressoir.search.measure import Conditions
+from pressoir.search.records import Figures, Outcome, Trial
+from pressoir.search.report import Found
+from pressoir.search.trial import Assignment, Pipeline
+from tasks._stage import ProgressArtifact, stage_task
+from tasks.tracking import Run
+
+
+class TrialReporter:
+    """Tells the log, the terminal and Prefect's page what a trial does."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._terminal, self._bar = name, tasks.terminal.get(), ProgressArtifact(name)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """See `Reporter.progress`."""
+        if self._terminal is not None:
+            self._terminal.progress(done, total, what)  # one bar a stage, for all trials
+        self._bar.show(100.0 * done / max(total, 1), what)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """See `Reporter.metric`; what a trial measured is logged when it has ended."""
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+        get_run_logger().info("%s: %s", self._name, text)
+        if self._terminal is not None:
+            self._terminal.message(f"{self._name}: {text}")
+
+
+@stage_task(name="reference")
+def measure_reference(
+    config: SearchConfig, pipeline: Pipeline, home: Path, conditions: Conditions
+) -> Figures:
+    """Train the teacher, export it, measure it."""
+    return trial.reference(config.recipe, pipeline, Store(home), TrialReporter("teacher"), conditions)
+
+
+@stage_task(name="trial", task_run_name="trial-{given.number}")
+def run_trial(given: Assignment, pipeline: Pipeline, home: Path) -> Outcome:
+    """Carry out one trial, here."""
+    return trial.run(given, pipeline, Store(home), TrialReporter(f"trial {given.number}"))
+
+
+@stage_task(name="report")
+def write_report(config: SearchConfig, found: Found, test: Sequence[AnyRow], parent: Run) -> list[Path]:
+    """Write what was found, and give it to MLflow."""
+    paths = report.write(config, found, test)
+    for path in paths:
+        parent.client.log_artifact(parent.run_id, str(path))
+    chosen = found.winner or found.nearest
+    metrics = _metrics(chosen) if chosen is not None else {}
+    states = [one.outcome.state for one in found.trials]
+    parent.log(
+        metrics={**metrics, "trials": len(states), "trials_cut": states.count("cut")},
+        tags={"meets_budget": found.winner is not None, "task_run": task_run.id},
+    )
+    return paths
+
+
+class _FailedTrialError(Exception):
+    """Ends a nested run as FAILED."""
+
+
+def track(parent: Run, one: Trial) -> None:
+    """Tell MLflow of a trial that has ended: a nested run."""
+    outcome = one.outcome
+    tags = {"state": outcome.state, "trial": str(one.number)}
+    with suppress(_FailedTrialError), parent.nested(f"trial-{one.number}", tags) as nested:
+        nested.log(params=one.values, metrics=_metrics(one))
+        if outcome.reason:
+            nested.log(tags={"mlflow.note.content": outcome.reason})
+        if outcome.digest is not None:
+            nested.log(tags={"digest": outcome.digest})
+        if outcome.state == "failed":
+            raise _FailedTrialError(outcome.reason)
+
+
+def _metrics(one: Trial) -> dict[str, float]:
+    outcome = one.outcome
+    found = {"seconds": outcome.seconds}
+    if outcome.figures is not None:
+        found |= outcome.figures.model_dump()
+    if outcome.predicted is not None:
+        found |= {f"predicted_{name}": value for name, value in outcome.predicted.model_dump().items()}
+    if outcome.short_accuracy is not None:
+        found["short_accuracy"] = outcome.short_accuracy
+    return found
