@@ -44,11 +44,20 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     name = "source"
     if recipe.merge:
         name, current = "merge", run("merge", recipe.merge, data=data, base=ancestor, **parents)
+    origin = current
     if recipe.teacher:
-        name, current = "teacher", run("teacher", recipe.teacher, model=current, data=data)
+        name, current = "teacher", run("teacher", recipe.teacher, model=origin, data=data)
     reference = current
     artifacts = {name: reference}
 
+    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
+    lessons = data
+    if recipe.augment:
+        lessons = run("augment", recipe.augment, model=origin, teacher=reference, data=data)
+    if recipe.vocabulary:
+        current = artifacts["vocabulary"] = run(
+            "vocabulary", recipe.vocabulary, model=reference, data=lessons
+        )
     learners = [
         stage
         for stage in (recipe.distill, recipe.prune)
@@ -57,16 +66,17 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     outputs = None
     if learners:
         config = OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=named)
-        outputs = run("teacher_outputs", config, teacher=reference, data=data, student=student)
+        outputs = run("teacher_outputs", config, teacher=current, data=lessons, student=student)
 
-    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
     if recipe.distill:
         current = artifacts["distill"] = run(
-            "distill", recipe.distill, teacher=reference, outputs=outputs, data=data, student=student
+            "distill", recipe.distill, teacher=current, outputs=outputs, data=lessons, student=student
         )
     if recipe.prune:
         recovery = outputs if recipe.prune.epochs else None
-        current = artifacts["prune"] = run("prune", recipe.prune, model=current, outputs=recovery, data=data)
+        current = artifacts["prune"] = run(
+            "prune", recipe.prune, model=current, outputs=recovery, data=lessons
+        )
     if recipe.quantize:
         current = artifacts["quantize"] = run("quantize", recipe.quantize, model=current, data=data)
     if current is not reference:

@@ -246,8 +246,17 @@ def _accuracy_notes(first: Row, last: Row, sentences: int) -> list[str]:
 
 
 def _payoff(row: Row, parent: Row) -> list[str]:
-    """A note where a stage that is to make the model faster did not, or one that is not to slow it did."""
+    """A note where a stage that is to make the model faster did not, or one that is not to slow it did; and
+    what `vocabulary` gives, which is not speed."""
     against = f"({row.latency_ms_p50:.2f} against {parent.latency_ms_p50:.2f} ms)"
+    if row.stage == "vocabulary":
+        fewer = f"{_percent(1 - row.parameters / parent.parameters)} fewer weights than {_name(parent)}"
+        note = (
+            f"{_name(row)} has {fewer}; a small table of word pieces is read as fast as a large one {against}"
+        )
+        if row.latency_ms_p50 > 1.1 * parent.latency_ms_p50:
+            note += ", but words that it lacks are split into more pieces"
+        return [note + "."]
     if row.latency_ms_p50 > 1.1 * parent.latency_ms_p50:
         return [f"{_name(row)} did not pay off: it is slower than {_name(parent)} {against}."]
     if row.stage == "shard" or row.latency_ms_p50 < 0.95 * parent.latency_ms_p50:

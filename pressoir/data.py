@@ -2,7 +2,9 @@
 
 Whatever the source, the result is a `datasets.DatasetDict` with `train`, `validation` and `test`, columns
 `text` (string) and `label` (class label). A sentence of the test split never stands in another split, and one
-of the validation split never in train: such copies are dropped from the larger side and counted.
+of the validation split never in train: such copies are dropped from the larger side and counted. Where the
+recipe names a file of unlabelled sentences there is a fourth split, `unlabelled`, with the column `text`
+alone; it shares no sentence with the others.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
 INFO = "data.json"
 Row = tuple[str, str]  # text, label name
 Record = dict[str | int, Any] | list[Any]
@@ -34,6 +38,9 @@ def source_digest(config: DataConfig) -> str:
     Raises:
         DataError: a named file does not exist.
     """
+    if config.unlabelled is not None:
+        labelled = source_digest(config.model_copy(update={UNLABELLED: None}))
+        return digest_of([labelled, file_sha256(_existing(UNLABELLED, config.unlabelled))])
     if config.source == "hub":
         folder = Path(config.hub_id or "")
         if folder.is_dir():
@@ -44,6 +51,9 @@ def source_digest(config: DataConfig) -> str:
 
 def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str, int]]:
     """Read, check, split and sub-sample; return the splits and the counts of dropped copies.
+
+    Unlabelled sentences that stand in validation or test are left out before these are sub-sampled, those of
+    train after: what a sub-sample of train leaves aside may come back without its label.
 
     Raises:
         DataError: a file is missing or has a malformed row (named with file and line), a split is too small,
@@ -66,6 +76,7 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
                 f"be held out with each of the {len(labels)} labels on both sides: {error}"
             ) from error
         clean["train"], clean["validation"] = parts["train"], parts["test"]
+    known = forms(clean["validation"]["text"]) | forms(clean["test"]["text"]) if config.unlabelled else set()
     sizes = {
         "train": config.train_samples,
         "validation": config.validation_samples,
@@ -74,7 +85,23 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
     for split, size in sizes.items():
         if size is not None and size < len(clean[split]):
             clean[split] = clean[split].shuffle(seed=seed).select(range(size))
-    return datasets.DatasetDict({split: clean[split] for split in SPLITS}), dropped
+    result = datasets.DatasetDict({split: clean[split] for split in SPLITS})
+    if config.unlabelled is not None:
+        sentences, copies = _read_unlabelled(config.unlabelled, known | forms(clean["train"]["text"]))
+        text = datasets.Features({"text": datasets.Value("string")})
+        result[UNLABELLED] = datasets.Dataset.from_dict({"text": sentences}, features=text)
+        dropped[f"{UNLABELLED}_copies_dropped"] = copies
+    return result, dropped
+
+
+def normal_form(text: str) -> str:
+    """What decides whether two sentences are copies of each other: letter case and spacing do not."""
+    return " ".join(text.lower().split())
+
+
+def forms(texts: Iterable[str]) -> set[str]:
+    """The normal forms of `texts`."""
+    return {normal_form(text) for text in texts}
 
 
 def test_rows(config: DataConfig, seed: int) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
@@ -113,7 +140,7 @@ def _clean(config: DataConfig) -> tuple[tuple[str, ...], dict[str, list[dict[str
     for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
         kept, own = [], set[str]()
         for text, label in raw[split]:
-            form = " ".join(text.lower().split())
+            form = normal_form(text)
             if form in seen or (split == "train" and form in own):
                 continue
             own.add(form)
@@ -137,15 +164,34 @@ def _library() -> Any:
 def save(
     splits: datasets.DatasetDict, dropped: dict[str, int], folder: Path, max_tokens: int
 ) -> dict[str, float]:
-    """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `data.json`; return the counts as metrics."""
-    counts = {f"{split}_rows": len(splits[split]) for split in SPLITS} | dropped
-    for split in SPLITS:
-        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            for row in splits[split]:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `data.json`; return the counts as metrics.
+
+    Where there is an `unlabelled` split it is written likewise.
+    """
+    counts = {f"{split}_rows": len(rows) for split, rows in splits.items()} | dropped
+    for split, rows in splits.items():
+        _write(rows, folder / f"{split}.jsonl")
     info = {"labels": splits["train"].features["label"].names, "max_tokens": max_tokens, **counts}
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
+
+
+def save_extended(source: Path, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write a data folder with `rows` (`text`, `label`) as its training split, all else as in `source`.
+
+    Validation and test are copied byte for byte. Unlabelled sentences are left out: `rows` has them.
+    """
+    for split in SPLITS[1:]:
+        shutil.copyfile(source / f"{split}.jsonl", folder / f"{split}.jsonl")
+    _write(rows, folder / "train.jsonl")
+    facts = {name: fact for name, fact in info(source).items() if not name.startswith(UNLABELLED)}
+    facts["train_rows"] = len(rows)
+    (folder / INFO).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(rows: Iterable[Any], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def info(folder: Path) -> dict[str, Any]:
@@ -158,6 +204,15 @@ def load_split(folder: Path, split: str) -> datasets.Dataset:
     """One split of a saved data folder: columns `text` (str) and `label` (int)."""
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         return _library().Dataset.from_list([json.loads(line) for line in file])
+
+
+def load_unlabelled(folder: Path) -> list[str]:
+    """The unlabelled sentences of a saved data folder; none where the recipe named no file of them."""
+    path = folder / f"{UNLABELLED}.jsonl"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
 
 
 def read_table(path: Path) -> list[Row]:
@@ -174,9 +229,37 @@ def _files(config: DataConfig) -> dict[str, Path]:
         return {split: DEMO / f"{split}.tsv" for split in SPLITS}
     files = {split: path for split in SPLITS if (path := getattr(config, split)) is not None}
     for split, path in files.items():
-        if not path.is_file():
-            raise DataError(f"data.{split}: {path} is not a file (looked from {Path.cwd()})")
+        _existing(split, path)
     return files
+
+
+def _existing(field: str, path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"data.{field}: {path} is not a file (looked from {Path.cwd()})")
+    return path
+
+
+def _read_unlabelled(path: Path, known: set[str]) -> tuple[list[str], int]:
+    """The sentences of a text file, a line each, but blank ones, copies, and those whose form is in `known`.
+
+    Returns them in order, and how many were left out (blank lines not counted).
+    """
+    sentences, seen, lines = [], set(known), 0
+    try:
+        with _existing(UNLABELLED, path).open(encoding="utf-8-sig") as file:
+            for line in file:
+                form = normal_form(line)
+                lines += bool(form)
+                if form and form not in seen:
+                    seen.add(form)
+                    sentences.append(line.strip())
+    except UnicodeDecodeError as error:
+        raise _undecodable(path) from error
+    if not lines:
+        raise DataError(
+            f"data.{UNLABELLED}: {path} has no sentence; write one a line, or leave the field out"
+        )
+    return sentences, lines - len(sentences)
 
 
 def _read_files(config: DataConfig) -> dict[str, list[Row]]:
@@ -200,9 +283,7 @@ def read(path: Path, config: DataConfig) -> Iterator[Row]:
         for line, record in reader(path, config):
             yield _row(record, config, f"{path}, line {line}")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {_first_undecodable(path)}: not UTF-8 text; save the file as UTF-8"
-        ) from error
+        raise _undecodable(path) from error
 
 
 def _row(record: Record, config: DataConfig, place: str) -> Row:
@@ -225,13 +306,14 @@ def _row(record: Record, config: DataConfig, place: str) -> Row:
     return text, label
 
 
-def _first_undecodable(path: Path) -> int:
-    content = path.read_bytes()
+def _undecodable(path: Path) -> DataError:
+    """What to say of a file that is not UTF-8, with the first line that is not."""
+    content, line = path.read_bytes(), 1
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        return content.count(b"\n", 0, error.start) + 1
-    return 1
+        line = content.count(b"\n", 0, error.start) + 1
+    return DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8")
 
 
 def _table(

@@ -19,6 +19,7 @@ from pressoir.recipe import Recipe
 
 PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient, two moments of AdamW, each float32
+INFERENCE_BATCH = 64  # sentences that stages classify at a time
 
 
 def parameter_count(folder: Path) -> int:
@@ -30,11 +31,14 @@ def parameter_count(folder: Path) -> int:
     return total
 
 
-def activation_bytes(config: dict[str, Any], batch_size: int, tokens: int) -> int:
-    """Bytes that training one batch (batch_size, tokens) keeps for the backward pass, float32."""
+def activation_bytes(config: dict[str, Any], batch_size: int, tokens: int, layers: int | None = None) -> int:
+    """Bytes that training one batch (batch_size, tokens) keeps for the backward pass, float32.
+
+    With `layers: 1` it is what one layer computes, which is all that inference holds at a time.
+    """
     hidden = config.get("hidden_size") or config.get("dim", 0)
     heads = config.get("num_attention_heads") or config.get("n_heads", 1)
-    layers = config.get("num_hidden_layers") or config.get("n_layers", 1)
+    layers = layers or config.get("num_hidden_layers") or config.get("n_layers", 1)
     per_layer = tokens * batch_size * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
     return int(2 * layers * per_layer)
 
@@ -63,11 +67,17 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
     if recipe.teacher is None:  # weights are read, packed and moved one by one
         copies |= {"quantize": 1, "shard": 0}
     weights *= copies.get(stage, 2)
+    if stage in ("augment", "vocabulary"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights += activation_bytes(config, INFERENCE_BATCH, recipe.data.max_tokens, layers=1)
     return PROCESS_BYTES + weights
 
 
 def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
-    """Upper estimate of what a run writes: artifacts, checkpoints and the teacher's hidden states."""
+    """Upper estimate of what a run writes: artifacts, checkpoints and the teacher's hidden states.
+
+    `sentences` is the size of the training split before any are added to it.
+    """
     weights = 4 * parameter_count(folder)
     if recipe.teacher is None:
         return 4 * weights  # a merged checkpoint, the float graph, and all packed forms together
@@ -75,7 +85,19 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
     hidden = config.get("hidden_size") or config.get("dim", 0)
     layers = config.get("num_hidden_layers") or config.get("n_layers", 1)
     uses_hidden = any(stage is not None and stage.hidden_weight for stage in (recipe.distill, recipe.prune))
+    if recipe.augment:
+        sentences = sentences * (1 + recipe.augment.copies) + _lines(recipe.data.unlabelled)
     states = 2 * sentences * min(recipe.data.max_tokens, 40) * layers * hidden if uses_hidden else 0
     checkpoints = 2 * 3 * weights  # two of them, each weights and two moments
     artifacts = 5 * weights  # teacher, its graph, student, pruned, and the three int8 ones together
+    if recipe.vocabulary:
+        artifacts += weights
     return checkpoints + artifacts + states
+
+
+def _lines(path: Path | None) -> int:
+    """Lines of a text file; 0 where none is named, or it does not exist (which is told elsewhere)."""
+    if path is None or not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -9,6 +9,7 @@ quantised one (`quantization.json`), whose codes are expanded to float32 on the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForCTC,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
@@ -151,6 +153,15 @@ def load_encoder_decoder(folder: Path) -> PreTrainedModel:
     speech = load_config(folder).model_type in _SPEECH_ENCODER_DECODERS
     auto = AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
     return _load_whole(auto, folder, "an encoder-decoder")
+
+
+def load_masked_lm(folder: Path) -> PreTrainedModel:
+    """Load a masked language model in float32, in evaluation mode.
+
+    Raises:
+        SourceError: the folder does not hold one that transformers knows, or lacks some of its weights.
+    """
+    return _load_whole(AutoModelForMaskedLM, folder, "a masked language model")
 
 
 def load_ctc(folder: Path) -> PreTrainedModel:
@@ -290,9 +301,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files (one fast-tokenizer JSON and its settings, the vocabulary only once)."""
+    """Write the tokenizer's files: one fast-tokenizer JSON without white space, the vocabulary only once, and
+    its settings."""
     tokenizer.save_pretrained(folder)
-    if (folder / "tokenizer.json").exists():
+    path = folder / "tokenizer.json"
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
         for copy in ("vocab.txt", "vocab.json", "merges.txt"):
             (folder / copy).unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ MatMul, Gemm (+ Add)   DynamicQuantizeMatMul; where several read one input, Dyna
                        MatMulIntegerToFloat each
 Attention              QAttention; with q, k or v left in float32, three products and MultiHeadAttention
 Gather                 Gather of codes and of row scales, and their product; a small table is expanded once,
-                       when ONNX Runtime folds constants at load
+                       when ONNX Runtime folds constants at load; of 4-bit blocks: GatherBlockQuantized
 =====================  ====================================================================================
 
 The operators are documented in ONNX Runtime's ContribOperators.md
@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pressoir.errors import ParityError
+from pressoir.quantization import packing, symmetric
 
 if TYPE_CHECKING:
-    from pressoir.stages.quantize import PackedWeight
+    from pressoir.quantization.int8_checkpoint import PackedWeight
 
 MICROSOFT = "com.microsoft"
 # An embedding table of at most this many elements is expanded to float32 when the session is made: fewer
@@ -55,6 +56,8 @@ class Placement:
     """Initializer of the scales."""
     columns: tuple[int, int] | None
     """The layer's columns of an (in, out) matrix that may hold several; None: an embedding (rows, width)."""
+    bits: int = 8
+    """Of a code; those of 4 bits are two a byte, each plus 8."""
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -75,11 +78,15 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
 
 def read_placement(
     model: onnx.ModelProto, placement: Placement
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes (out, in) or (rows, width), and scales (out,) or (rows,), as the graph holds them."""
+) -> tuple[NDArray[np.int8], NDArray[np.float32] | NDArray[np.float16]]:
+    """Codes (out, in) or (rows, width), scales (out,), (rows,) or (rows, blocks), as the graph holds them."""
     tensors = constants(model)
     codes = numpy_helper.to_array(tensors[placement.codes])
-    scales = numpy_helper.to_array(tensors[placement.scales]).reshape(-1)
+    scales = numpy_helper.to_array(tensors[placement.scales])
+    if placement.bits == symmetric.BITS:
+        numbers = packing.unpack(codes, placement.bits, codes.shape[1] * 8 // placement.bits)
+        return numbers.astype(np.int8) + np.int8(symmetric.LOWEST), scales
+    scales = scales.reshape(-1)
     if placement.columns is None:
         return codes, scales
     start, stop = placement.columns
@@ -385,6 +392,9 @@ class _Lowering:
 
     def _gather(self, node: onnx.NodeProto, name: str) -> None:
         layer, ids, output = self.layers[name], node.input[1], node.output[0]
+        if layer.bits == symmetric.BITS:
+            self._gather_blocks(node, name)
+            return
         codes = self._tensor(f"{name}.weight_codes", layer.codes)
         scales = self._tensor(f"{name}.weight_scale", layer.scales[:, None])
         self.placements[name] = Placement(codes, scales, None)
@@ -403,5 +413,33 @@ class _Lowering:
         )
         self._add("Mul", [f"{output}_cast", f"{output}_scale"], [output], f"{node.name}_mul")
 
+    def _gather_blocks(self, node: onnx.NodeProto, name: str) -> None:
+        """A 4-bit table. The operator takes 8 off each code where it is given no zero points."""
+        layer = self.layers[name]
+        numbers = (layer.codes - np.int8(symmetric.LOWEST)).astype(np.uint8)
+        codes = self._tensor(f"{name}.weight_codes", packing.pack(numbers, layer.bits))
+        scales = self._tensor(f"{name}.weight_scale", layer.scales)
+        self.placements[name] = Placement(codes, scales, None, layer.bits)
+        wide = f"{name}.weight_scale_float"  # with scales of half precision the operator rounds what it gives
+        if name not in self.quantised_inputs:
+            self._add("Cast", [scales], [wide], f"{name}.weight_scale_cast", to=onnx.TensorProto.FLOAT)
+            self.quantised_inputs[name] = [wide]
+        self._add(
+            "GatherBlockQuantized",
+            [codes, node.input[1], wide],
+            [node.output[0]],
+            node.name,
+            bits=layer.bits,
+            block_size=layer.block_size,
+            gather_axis=0,
+            quantize_axis=1,
+        )
 
-_CONTRIB = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "MultiHeadAttention"}
+
+_CONTRIB = {
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "MultiHeadAttention",
+    "GatherBlockQuantized",
+}

@@ -28,7 +28,7 @@ from pressoir.stages import StageContext
 
 STAGES = (
     *("text", "merge"),
-    *("data", "teacher", "teacher_outputs", "distill", "prune"),
+    *("data", "teacher", "augment", "vocabulary", "teacher_outputs", "distill", "prune"),
     *("quantize", "export", "shard", "benchmark"),
 )
 Made = TypeVar("Made")
@@ -263,7 +263,7 @@ def key_config(config: BaseModel) -> dict[str, Any]:
     """The configuration as it goes into the key: of a path only its format, of a model if one is named."""
     values = config.model_dump(mode="json")
     if isinstance(config, DataConfig):
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "test", "unlabelled"):
             path = getattr(config, split)
             values[split] = None if path is None else path.suffix.lower()
         values["hub_id"] = config.hub_id is not None

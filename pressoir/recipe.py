@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
 from pressoir.sections import (
+    AugmentConfig,
     BenchmarkConfig,
     DataConfig,
     DistillConfig,
@@ -26,6 +27,7 @@ from pressoir.sections import (
     ShardConfig,
     TeacherConfig,
     TextConfig,
+    VocabularyConfig,
 )
 
 
@@ -56,6 +58,10 @@ class Recipe(Document):
     """Merge models; the result takes the place of `model`."""
     teacher: TeacherConfig | None = TeacherConfig()
     """The model that everything is compared with; null for a causal LM, which is compared with its source."""
+    augment: AugmentConfig | None = None
+    """More text for distilling and pruning."""
+    vocabulary: VocabularyConfig | None = None
+    """A smaller vocabulary, for the student and what is made of it."""
     distill: DistillConfig | None = DistillConfig()
     """Train a smaller student."""
     prune: PruneConfig | None = PruneConfig()
@@ -87,7 +93,8 @@ class Recipe(Document):
         ranked_by = self.registry and self.registry.criterion.metric
         language_model, integer = self.task == "causal-lm", self.quantize and self.quantize.scheme == "int8"
         if language_model:
-            given = [name for name in ("teacher", "distill", "prune") if getattr(self, name) is not None]
+            taught = ("teacher", "augment", "vocabulary", "distill", "prune")
+            given = [name for name in taught if getattr(self, name) is not None]
             if given:
                 problems.append(f"{', '.join(given)}: not for task 'causal-lm'; set to null or leave out")
             if ranked_by == "accuracy":
@@ -97,6 +104,12 @@ class Recipe(Document):
         else:
             if ranked_by == "perplexity":
                 problems.append("registry.criterion.metric: a classifier has no perplexity; choose accuracy")
+            if self.augment and not self.augment.copies and self.data.unlabelled is None:
+                problems.append("augment: copies is 0 and data.unlabelled is not given: nothing to add")
+            if self.vocabulary and self.distill and self.distill.student.model:
+                problems.append(
+                    "vocabulary: a student of its own (distill.student.model) keeps its own words; give one"
+                )
             if self.teacher is None:
                 problems.append("teacher: null is only for task 'causal-lm'")
             if self.quantize and not integer:
@@ -115,7 +128,7 @@ class Recipe(Document):
         text = raw.get("text")
         text = text if isinstance(text, dict) else {}
         for section, fields in (
-            (raw.get("data"), ("train", "validation", "test")),
+            (raw.get("data"), ("train", "validation", "test", "unlabelled")),
             (text, ("calibration",)),
             (text.get("evaluation"), tuple(text.get("evaluation") or ())),
         ):

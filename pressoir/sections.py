@@ -21,6 +21,9 @@ class DataConfig(Config):
     """Validation file; without one, `validation_samples` of train are held out."""
     test: Path | None = None
     """Test file, read once, by the benchmark."""
+    unlabelled: Path | None = None
+    """UTF-8 text, a sentence a line, for `vocabulary` and `augment`; those of validation and test are left
+    out."""
     header: bool = True
     """Whether TSV and CSV files start with a line of column names."""
     text_column: str | int = "text"
@@ -61,6 +64,29 @@ class DataConfig(Config):
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("`labels` must name at least two labels, each once")
         return checked(self, problems)
+
+
+class AugmentConfig(Config):
+    """More text to learn from, labelled by the teacher: altered sentences, and those of `data.unlabelled`."""
+
+    copies: Annotated[int, Field(ge=0)] = 4
+    """Altered copies of every training sentence; 0 takes the unlabelled sentences alone."""
+    replace: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Part of a sentence's replaceable words (negations and function words stay) that is replaced."""
+    method: Literal["auto", "masked_lm", "neighbours"] = "auto"
+    """`masked_lm`: words the base model expects there; `neighbours`: near ones in embedding space; `auto`:
+    the first where the base model has a masked-LM head."""
+    candidates: Positive = 15
+    """Most likely, or nearest, words among which one is drawn."""
+
+
+class VocabularyConfig(Config):
+    """Keep the word pieces that the training text uses, and those that any other text can be spelt with."""
+
+    min_count: Positive = 1
+    """Word pieces that occur less often in the training text go; above 1 that text is split differently."""
+    positions: bool = True
+    """Also cut the table of positions to `data.max_tokens`."""
 
 
 class TextConfig(Config):
@@ -207,7 +233,25 @@ class StudentConfig(Config):
         return checked(self, problems)
 
 
-class DistillConfig(TrainingConfig):
+def _level(value: Any) -> Any:
+    """`true` is int8, `false` is null."""
+    return ("int8" if value else None) if isinstance(value, bool) else value
+
+
+class LearnerConfig(TrainingConfig):
+    """What learning from a teacher has in common."""
+
+    temperature: PositiveReal = 2.0
+    """Softens both distributions before they are compared."""
+    alpha: Fraction = 0.9
+    """Weight of the soft-label loss; the hard labels get 1 − alpha."""
+    hidden_weight: NotNegative = 1.0
+    """Weight (β) of the hidden-state loss; 0 turns it off."""
+    quantization_aware: Annotated[Literal["int8", "int8_q4"] | None, BeforeValidator(_level)] = None
+    """Compute with int8 weights and activations while it trains; `int8_q4`: with 4-bit embeddings."""
+
+
+class DistillConfig(LearnerConfig):
     """Train a smaller student on the teacher's outputs."""
 
     epochs: Annotated[int, Field(ge=0)] = 6
@@ -216,15 +260,9 @@ class DistillConfig(TrainingConfig):
     """Peak learning rate of AdamW."""
     student: StudentConfig = StudentConfig()
     """What the student looks like."""
-    temperature: PositiveReal = 2.0
-    """Softens both distributions before they are compared."""
-    alpha: Fraction = 0.9
-    """Weight of the soft-label loss; the hard labels get 1 − alpha."""
-    hidden_weight: NotNegative = 1.0
-    """Weight (β) of the hidden-state loss; 0 turns it off."""
 
 
-class PruneConfig(TrainingConfig):
+class PruneConfig(LearnerConfig):
     """Remove weights, then recover under the teacher."""
 
     epochs: Annotated[int, Field(ge=0)] = 2
@@ -245,12 +283,6 @@ class PruneConfig(TrainingConfig):
     """Structured only: `uniform` takes the same part in every layer, `global` wherever it costs least."""
     calibration_samples: Positive = 512
     """Training sentences on which importance is measured."""
-    temperature: PositiveReal = 2.0
-    """As in distill, for the recovery."""
-    alpha: Fraction = 0.9
-    """As in distill, for the recovery."""
-    hidden_weight: NotNegative = 1.0
-    """As in distill, for the recovery."""
 
     @model_validator(mode="after")
     def _one_granularity(self) -> PruneConfig:
@@ -292,9 +324,9 @@ class QuantizeConfig(Config):
     algorithm: Literal["rtn", "hqq", "gptq"] = "hqq"
     """Weights only: round to nearest, half-quadratic (no data), or GPTQ (calibration text)."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
-    """Weights only: weights that share a scale and a zero point; null takes 64, and 128 for q2."""
+    """Weights that share a scale (weights only, and 4-bit embeddings); null: 64, 128 for q2, 32 of int8's."""
     embeddings: Literal["int8", "q4", "float"] = "int8"
-    """Weights only: how the token embedding and an output head are stored."""
+    """How the table of word pieces is stored, and, weights only, an output head."""
     act_order: bool = False
     """GPTQ only: quantise columns in the order of falling activation, most important first."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -312,7 +344,10 @@ class QuantizeConfig(Config):
         changed = {
             name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
         }
-        if self.scheme == "int8" and (given := changed - {"scheme", "exclude", "max_accuracy_drop"}):
+        known = {"scheme", "exclude", "max_accuracy_drop", "embeddings", "block_size"}
+        if self.scheme == "int8" and self.block_size is not None and self.embeddings != "q4":
+            problems.append("block_size given, but int8 has blocks only where embeddings is 'q4'")
+        if self.scheme == "int8" and (given := changed - known):
             problems.append(
                 f"{', '.join(sorted(given))} given, but scheme is 'int8'; choose q8, q4, q3 or q2"
             )

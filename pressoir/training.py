@@ -14,6 +14,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from transformers import (
 from pressoir import data, metrics
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.quantization import aware
 from pressoir.reporting import Reporter
-from pressoir.sections import TrainingConfig
+from pressoir.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.stages import StageContext
 
 PROJECTION = "hidden_projection"
@@ -147,7 +149,8 @@ def fit(
 
     With `loss` and `outputs` it learns from the teacher's outputs, else from the labels. `after_step` runs
     after every optimizer step (to keep pruned weights at zero). Checkpoints lie in `context.work_dir`; the
-    last whole one is resumed.
+    last whole one is resumed. With `quantization_aware` in the configuration, training and the choice of the
+    best epoch compute as int8 will; the model that is left is a float one all the same.
     """
     if config.epochs == 0:
         return []
@@ -208,12 +211,21 @@ def fit(
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         # Checkpoints of a small model follow each other within a second, which Trainer takes for a bad clock.
         warnings.filterwarnings("ignore", message="mtime may not be reliable")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _rounding(model, config):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.forward = type(model).forward.__get__(model)  # drop accelerate's autocast wrapper
     if hasattr(model, PROJECTION):
         delattr(model, PROJECTION)
     model.eval()
     return _history(trainer.state.log_history)
+
+
+def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContextManager[None]:
+    """What is in force while `model` trains: simulated int8, where `config` asks for it."""
+    if not isinstance(config, LearnerConfig) or config.quantization_aware is None:
+        return nullcontext()
+    words = 4 if config.quantization_aware == "int8_q4" else 8
+    return aware.simulated(model, words, exclude=(*QuantizeConfig().exclude, PROJECTION))
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pressoir.artifact import Artifact
 from pressoir.sources import Source
 from tasks._stage import RunContext
+from tasks.augment import augment
 from tasks.benchmark import benchmark
 from tasks.data import data
 from tasks.distill import distill
@@ -19,11 +20,12 @@ from tasks.shard import shard
 from tasks.teacher import teacher
 from tasks.teacher_outputs import teacher_outputs
 from tasks.text import text
+from tasks.vocabulary import vocabulary
 
 TASKS = {
     t.name: t
     for t in (
-        *(text, data, merge, teacher, teacher_outputs, distill, prune),
+        *(text, data, merge, teacher, augment, vocabulary, teacher_outputs, distill, prune),
         *(quantize, export, shard, benchmark),
     )
 }

@@ -139,7 +139,8 @@ def log_recipe(run: Run, recipe: Recipe) -> None:
     """Log a recipe: whole as a file, and what is chosen by it as parameters."""
     run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
     chosen = recipe.model_dump(mode="json", include={"name", "task", "model", "seed", "threads", "refresh"})
-    stages = ("merge", "teacher", "distill", "prune", "quantize", "shard", "registry")
+    learnt = ("teacher", "augment", "vocabulary", "distill", "prune")
+    stages = ("merge", *learnt, "quantize", "shard", "registry")
     run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
 
 

@@ -12,17 +12,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("name", ["recipe", "evaluation"])
+@pytest.mark.parametrize("name", ["recipe", "evaluation", "serving", "search"])
 def test_references_are_generated_from_the_types(name):
-    from pressoir.evaluation.config import EvaluationConfig
-    from pressoir.recipe import Recipe
-    from pressoir.reference import markdown
+    from pressoir.reference import reference
 
-    types = {"recipe": (Recipe, "README.md"), "evaluation": (EvaluationConfig, "docs/evaluation.md")}
-    kind, page = types[name]
+    page = "README.md" if name == "recipe" else f"docs/{name}.md"
     text = (ROOT / page).read_text(encoding="utf-8")
     found = text.split(f"<!-- {name} reference -->\n")[1].split(f"<!-- end of {name} reference -->")[0]
-    assert found.strip() == markdown(kind).strip(), (
+    assert found.strip() == reference(name).strip(), (
         f"run `pressoir reference {name}` and put it between the markers of {page}"
     )
 

@@ -17,10 +17,11 @@ NAME, VERSION, KIND = "data", 1, "dataset"
 
 
 def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -> dict[str, float]:
-    """Write the three splits; return their sizes and the number of copies dropped from each.
+    """Write the three splits, and the unlabelled sentences where a file of them is given; return their sizes
+    and the number of copies dropped from each.
 
     Raises:
-        DataError: a row is malformed, or a split is too small.
+        DataError: a row is malformed, a split is too small, or the unlabelled text is missing or not UTF-8.
         SourceError: the hub data set cannot be loaded.
     """
     splits, dropped = data.load(config, context.seed)

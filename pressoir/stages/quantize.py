@@ -1,9 +1,10 @@
 """Store weights in int8: one symmetric scale an output channel, one a row of each embedding table.
 
 **What.** A weight row w becomes codes round(w / s) in −127…127 with s = max|w| / 127. The codes and the
-scales are what the file holds: `model.safetensors` has int8 `<module>.weight` and float32
-`<module>.weight_scale`; biases, norms and excluded modules stay float32. Activations are quantised while the
-model runs, per tensor, to uint8 (dynamic).
+scales are what the file holds, see `pressoir.quantization.int8_checkpoint`; biases, norms and excluded
+modules stay float32. Activations are quantised while the model runs, per tensor, to uint8 (dynamic). With
+`embeddings: q4` the word pieces' table has two codes a byte and a scale a block, see
+`pressoir.quantization.symmetric`: half the bytes at about ten times the rounding error.
 
 **Why.** A quarter of the bytes, and integer matrix products, which CPUs with VNNI run several times faster
 than float ones. Per-channel scales keep a channel of small weights from being rounded away by a neighbour
@@ -12,7 +13,7 @@ with large ones.
 **Cost.** Seconds, plus two passes over the validation split. An activation's scale depends on the whole
 batch, so int8 models are scored one sentence at a time. Where validation accuracy drops by more than
 `max_accuracy_drop`, the layers are ranked by how far each one alone moves the model's output (mean KL
-divergence), and the most sensitive go back to float32 until the limit holds.
+divergence), and the most sensitive go back to float32 (a 4-bit table to int8) until the limit holds.
 
 **Sources.** Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference, CVPR 2018, arXiv:1712.05877; activations follow ONNX `DynamicQuantizeLinear`,
@@ -26,23 +27,42 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pressoir import data, metrics, models
 from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.quantization import int8_checkpoint, symmetric
+from pressoir.quantization.int8_checkpoint import (
+    FORMAT_VERSION,
+    WEIGHTS,
+    PackedWeight,
+    dequantize,
+    dequantized_state,
+    packed_layers,
+    stored,
+)
 from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext
+
+__all__ = [
+    "PackedWeight",
+    "dequantized_state",
+    "dynamic_quantize",
+    "load_simulated",
+    "packed_layers",
+    "quantizable",
+    "quantize_rows",
+    "run",
+]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,26 +71,7 @@ NAME = "quantize"
 VERSION = 1
 KIND = "quantized-model"
 
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
 SENSITIVITY_SAMPLES = 128
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """One quantised layer as it is stored."""
-
-    kind: str
-    """`linear` or `embedding`."""
-    codes: NDArray[np.int8]
-    """(out, in) of a linear layer, (rows, width) of an embedding; −127…127."""
-    scales: NDArray[np.float32]
-    """(out,) or (rows,)."""
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """The float32 weight, exactly codes × scales."""
-        return self.codes.astype(np.float32) * self.scales[:, None]
 
 
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
@@ -92,13 +93,20 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     texts, labels = list(split["text"]), list(split["label"])
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     excluded: dict[str, str] = {}
-    packed: dict[str, tuple[Tensor, Tensor]] = {}  # layer: int8 codes and float32 scales
-    kinds = dict(quantizable(model))
+    widened: dict[str, str] = {}
+    packed: dict[str, tuple[Tensor, Tensor]] = {}  # layer: codes and scales
+    kinds, words = dict(quantizable(model)), word_table(model)
     for name in kinds:
-        if any(name == part or name.startswith(f"{part}.") for part in config.exclude):
+        weight = reference[f"{name}.weight"]
+        if named_by(name, config.exclude):
             excluded[name] = "named in quantize.exclude"
+        elif name == words and config.embeddings == "float":
+            excluded[name] = "quantize.embeddings is float"
+        elif name == words and config.embeddings == "q4":
+            size = symmetric.block_size(weight.shape[1], config.block_size, name)
+            packed[name] = symmetric.quantize(weight, size, name)
         else:
-            packed[name] = quantize_rows(reference[f"{name}.weight"], name)
+            packed[name] = quantize_rows(weight, name)
 
     scorer = _Scorer(model, reference, packed, kinds, tokenizer)
     float_accuracy = metrics.accuracy(scorer.float_logits(texts).argmax(axis=1), labels)
@@ -113,10 +121,15 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         )
         sensitivity = scorer.sensitivity(texts[:SENSITIVITY_SAMPLES], context)
         for name in sorted(sensitivity, key=lambda layer: (-sensitivity[layer], layer)):
-            del packed[name]
-            excluded[name] = f"most sensitive of the layers left: mean KL divergence {sensitivity[name]:.3g}"
+            reason = f"most sensitive of the layers left: mean KL divergence {sensitivity[name]:.3g}"
+            if packed[name][1].ndim == 2:
+                packed[name] = scorer.packed[name] = quantize_rows(reference[f"{name}.weight"], name)
+                widened[name], becomes = reason, "gets 8 bits instead of 4"
+            else:
+                del packed[name]
+                excluded[name], becomes = reason, "stays in float32"
             accuracy = metrics.accuracy(scorer.logits(texts, set(packed)).argmax(axis=1), labels)
-            tell(f"{name} stays in float32: int8 validation accuracy is now {accuracy:.4f}")
+            tell(f"{name} {becomes}: int8 validation accuracy is now {accuracy:.4f}")
             if not _exceeds(float_accuracy - accuracy, limit):
                 break
 
@@ -126,14 +139,8 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         layer = name.removesuffix(".weight")
         if layer in packed and name.endswith(".weight"):
             codes, scales = packed[layer]
-            state[name], state[f"{layer}.weight_scale"] = codes, scales
-            layers[layer] = {
-                "kind": kinds[layer],
-                "bits": 8,
-                "shape": list(codes.shape),
-                "granularity": "output channel" if kinds[layer] == "linear" else "row",
-                "relative_error": _relative_error(tensor, codes, scales),
-            }
+            state[name], state[f"{layer}.weight_scale"] = stored(codes, scales), scales
+            layers[layer] = _describe(kinds[layer], tensor, codes, scales)
         else:
             state[name] = tensor.contiguous()
     save_file(state, out / WEIGHTS, metadata={"format": "pt"})
@@ -148,6 +155,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         "activations": "dynamic",
         "layers": layers,
         "excluded": excluded,
+        **({"widened": widened} if widened else {}),
         "original_bytes": original,
         "new_bytes": new,
         "validation": {
@@ -172,6 +180,17 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         "max_relative_error": max(errors, default=0.0),
         "excluded_layers": float(len(excluded)),
     }
+
+
+def word_table(model: PreTrainedModel) -> str | None:
+    """Name of the table of word pieces; None: the model has none of its own kind."""
+    table = model.get_input_embeddings()
+    return next((name for name, module in model.named_modules() if module is table), None)
+
+
+def named_by(name: str, parts: Sequence[str]) -> bool:
+    """Whether `parts` has a module's name, or a beginning of it by whole dotted parts."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -212,36 +231,6 @@ def dynamic_quantize(activations: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
-def packed_layers(folder: Path) -> dict[str, PackedWeight]:
-    """Codes and scales of every quantised layer of a folder, exactly as stored.
-
-    Raises:
-        SourceError: `quantization.json` or the weights are damaged, or of an unknown format.
-    """
-    _, layers, state = _read(folder)
-    return {
-        name: PackedWeight(
-            kind=layer["kind"],
-            codes=state[f"{name}.weight"].numpy(),
-            scales=state[f"{name}.weight_scale"].numpy(),
-        )
-        for name, layer in layers.items()
-    }
-
-
-def dequantized_state(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a quantised folder in float32; a quantised weight is exactly codes × scales.
-
-    Raises:
-        SourceError: `quantization.json` or the weights are damaged, or of an unknown format.
-    """
-    _, layers, state = _read(folder)
-    for name in layers:
-        codes, scales = state[f"{name}.weight"], state.pop(f"{name}.weight_scale")
-        state[f"{name}.weight"] = codes.float() * scales[:, None]
-    return state
-
-
 def load_simulated(folder: Path) -> PreTrainedModel:
     """Load a quantised folder so that it computes what integer kernels compute, up to float32 rounding.
 
@@ -250,7 +239,7 @@ def load_simulated(folder: Path) -> PreTrainedModel:
     Raises:
         SourceError: the folder is damaged, or of an unknown format.
     """
-    _, layers, _ = _read(folder)
+    layers, _ = int8_checkpoint.read(folder)
     model = models.load_classifier(folder)
     for name, layer in layers.items():
         if layer["kind"] == "linear":
@@ -317,7 +306,7 @@ class _Scorer:
         try:
             for name in layers:
                 module, (codes, scales) = self.model.get_submodule(name), self.packed[name]
-                _assign(module, codes.float() * scales[:, None])
+                _assign(module, dequantize(codes, scales))
                 if self.kinds[name] == "linear":
                     hooks.append(module.register_forward_pre_hook(_quantize_input))
             yield
@@ -345,63 +334,18 @@ def _exceeds(drop: float, limit: float) -> bool:
     return drop > limit + 1e-9  # 0.90 − 0.89 is a little more than 0.01 in binary
 
 
-def _relative_error(weight: Tensor, codes: Tensor, scales: Tensor) -> float:
-    """‖W − Ŵ‖ / ‖W‖ (Frobenius)."""
+def _describe(kind: str, weight: Tensor, codes: Tensor, scales: Tensor) -> dict[str, Any]:
+    """What `quantization.json` says of a layer."""
     norm = float(torch.linalg.vector_norm(weight))
-    difference = float(torch.linalg.vector_norm(weight - codes.float() * scales[:, None]))
-    return difference / norm if norm else 0.0
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """`quantization.json`, its layers, and the raw tensors, all checked against each other."""
-    path = folder / QUANTIZATION
-    advice = "quantise the model again"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {advice}") from error
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON ({error}); {advice}") from error
-    if not isinstance(description, dict):
-        raise SourceError(f"{path} holds a {type(description).__name__}, not an object; {advice}")
-    for field, known in (("format_version", FORMAT_VERSION), ("scheme", "int8"), ("activations", "dynamic")):
-        if description.get(field) != known:
-            raise SourceError(
-                f"{path}: {field} is {description.get(field)!r}, but this version of Pressoir knows "
-                f"{known!r}; use the version that wrote it, or {advice}"
-            )
-    layers = description.get("layers")
-    if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
-        raise SourceError(f"{path}: `layers` is not an object of objects; {advice}")
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise SourceError(f"{folder / WEIGHTS} cannot be read ({error}); {advice}") from error
-    for name, layer in layers.items():
-        codes, scales = state.get(f"{name}.weight"), state.get(f"{name}.weight_scale")
-        if codes is None or scales is None:
-            raise SourceError(f"{folder / WEIGHTS} has no codes or no scales of layer {name}; {advice}")
-        if layer.get("kind") not in ("linear", "embedding") or layer.get("bits") != 8:
-            raise SourceError(
-                f"{path}, layer {name}: kind {layer.get('kind')!r} with {layer.get('bits')!r} bits is not "
-                "known "
-                f"(linear or embedding, 8 bits); {advice}"
-            )
-        if (
-            codes.dtype != torch.int8
-            or scales.dtype != torch.float32
-            or list(codes.shape) != layer.get("shape")
-            or scales.shape != codes.shape[:1]
-        ):
-            raise SourceError(
-                f"{folder / WEIGHTS}, layer {name}: codes {codes.dtype} {list(codes.shape)} and scales "
-                f"{scales.dtype} {list(scales.shape)} do not fit {path.name} ({layer.get('shape')}); {advice}"
-            )
-    orphans = [
-        name
-        for name in state
-        if name.endswith(".weight_scale") and name.removesuffix(".weight_scale") not in layers
-    ]
-    if orphans:
-        raise SourceError(f"{path} does not describe {orphans[0].removesuffix('.weight_scale')}; {advice}")
-    return description, layers, state
+    difference = float(torch.linalg.vector_norm(weight - dequantize(codes, scales)))
+    told = {
+        "kind": kind,
+        "bits": 8,
+        "shape": list(codes.shape),
+        "granularity": "output channel" if kind == "linear" else "row",
+        "relative_error": difference / norm if norm else 0.0,  # Frobenius
+    }
+    if scales.ndim == 1:
+        return told
+    size = codes.shape[1] // scales.shape[1]
+    return told | {"bits": symmetric.BITS, "granularity": f"block of {size}", "block_size": size}

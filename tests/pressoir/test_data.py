@@ -428,6 +428,130 @@ def test_the_same_data_is_saved_as_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
+# --- unlabelled sentences ---
+
+
+def unlabelled_config(folder, lines, **rest):
+    path = folder / "unlabelled.txt"
+    path.write_bytes(lines if isinstance(lines, bytes) else "\n".join(lines).encode())
+    return config_of(folder, unlabelled=path, **rest)
+
+
+def test_unlabelled_sentences_are_a_split_of_their_own_without_blanks_copies_or_known_ones(tmp_path):
+    own = ["a new one", "and another"]
+    known = [ROWS[0][0].upper(), "So-so", TEST_ROWS[0][0], "A  NEW one"]
+    config = unlabelled_config(tmp_path, ["", own[0], *known, "   ", f"  {own[1]} ", ""])
+    splits, dropped = data.load(config, seed=0)
+    assert splits["unlabelled"]["text"][:] == own
+    assert splits["unlabelled"].column_names == ["text"]
+    assert dropped["unlabelled_copies_dropped"] == 4
+    assert pairs(splits, "train") == ROWS
+    assert "unlabelled" not in data.load(config_of(tmp_path), seed=0)[0]
+
+
+def test_unlabelled_text_may_have_a_byte_order_mark_windows_line_ends_and_any_script(tmp_path):
+    content = b"\xef\xbb\xbf" + "C\u2019\u00e9tait bon\u2028fin\r\n\u3068\u3066\u3082\u60aa\u3044".encode()
+    splits, _ = data.load(unlabelled_config(tmp_path, content), seed=0)
+    assert splits["unlabelled"]["text"][:] == [
+        "C\u2019\u00e9tait bon\u2028fin",
+        "\u3068\u3066\u3082\u60aa\u3044",
+    ]
+
+
+def test_no_sentence_of_validation_or_test_comes_in_even_where_these_are_sub_sampled(tmp_path):
+    held_out = {name: [(f"{name} {i}", "ab"[i % 2]) for i in range(20)] for name in ("validation", "test")}
+    lines = [text for rows in held_out.values() for text, _ in rows]
+    config = unlabelled_config(
+        tmp_path,
+        [*lines, "new", *(text for text, _ in many(40))],
+        train=many(40),
+        **held_out,
+        train_samples=30,
+        validation_samples=5,
+        test_samples=5,
+    )
+    splits, dropped = data.load(config, seed=0)
+    train = set(splits["train"]["text"])
+    left_aside = [text for text, _ in many(40) if text not in train]
+    assert len(left_aside) == 10
+    assert splits["unlabelled"]["text"][:] == ["new", *left_aside]  # those of train may come back
+    assert dropped["unlabelled_copies_dropped"] == 40 + 30
+
+
+def test_no_sentence_of_a_validation_split_that_train_gave_comes_in(tmp_path):
+    test = [("x", "a"), ("y", "b")]
+    lines = [text for text, _ in many(40)]
+    config = unlabelled_config(
+        tmp_path, [*lines, "new"], train=many(40), validation=None, test=test, validation_samples=10
+    )
+    assert data.load(config, seed=0)[0]["unlabelled"]["text"][:] == ["new"]
+
+
+def test_unlabelled_sentences_go_beside_any_source(tmp_path):
+    (tmp_path / "more.txt").write_text("a sentence of mine\n", encoding="utf-8")
+    config = DataConfig(unlabelled=tmp_path / "more.txt")
+    assert data.load(config, seed=0)[0]["unlabelled"]["text"][:] == ["a sentence of mine"]
+    assert data.source_digest(config) != data.source_digest(DataConfig())
+
+
+def test_the_source_digest_follows_the_unlabelled_text_and_not_its_place(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    digest = data.source_digest(unlabelled_config(tmp_path / "one", ["a"]))
+    assert data.source_digest(unlabelled_config(tmp_path / "two", ["a"])) == digest
+    assert data.source_digest(unlabelled_config(tmp_path / "two", ["b"])) != digest
+    assert data.source_digest(unlabelled_config(tmp_path / "one", ["a"], train=ROWS[::-1])) != digest
+    assert data.source_digest(config_of(tmp_path / "one", train=ROWS)) != digest
+
+
+def test_an_unlabelled_text_that_is_missing_is_refused_with_its_field(tmp_path):
+    config = config_of(tmp_path, unlabelled=tmp_path / "none.txt")
+    for action in (data.source_digest, lambda c: data.load(c, 0)):
+        with pytest.raises(DataError, match=r"data\.unlabelled: .*none\.txt is not a file"):
+            action(config)
+
+
+def test_an_unlabelled_text_that_is_not_utf8_is_named_with_the_line(tmp_path):
+    lines = [f"line {index}".encode() for index in range(3000)]
+    lines[1999] = b"caf\xe9"
+    message = refusal(unlabelled_config(tmp_path, b"\n".join(lines)))
+    assert "unlabelled.txt, line 2000: not UTF-8 text" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n  \n\t\n"])
+def test_an_unlabelled_text_without_a_sentence_is_refused(tmp_path, content):
+    assert "unlabelled.txt has no sentence" in refusal(unlabelled_config(tmp_path, content))
+
+
+def test_unlabelled_sentences_are_saved_counted_and_read_back(tmp_path):
+    splits, dropped = data.load(unlabelled_config(tmp_path, ["one \u2028 more", "two", "TWO"]), seed=0)
+    out = tmp_path / "out"
+    out.mkdir()
+    metrics = data.save(splits, dropped, out, max_tokens=64)
+    assert (metrics["unlabelled_rows"], metrics["unlabelled_copies_dropped"]) == (2.0, 1.0)
+    assert data.info(out)["unlabelled_rows"] == 2
+    assert data.load_unlabelled(out) == ["one \u2028 more", "two"]
+    data.save(*data.load(config_of(tmp_path), seed=0), tmp_path, max_tokens=64)
+    assert data.load_unlabelled(tmp_path) == []
+
+
+def test_an_extended_folder_differs_in_its_training_split_alone(tmp_path):
+    out, extended = tmp_path / "out", tmp_path / "extended"
+    out.mkdir()
+    extended.mkdir()
+    data.save(*data.load(unlabelled_config(tmp_path, ["one"]), seed=0), out, max_tokens=64)
+    rows = [*data.load_split(out, "train"), {"text": "one", "label": 1}]
+    data.save_extended(out, rows, extended)
+    for split in ("validation", "test"):
+        assert (extended / f"{split}.jsonl").read_bytes() == (out / f"{split}.jsonl").read_bytes()
+    assert data.load_split(extended, "train").to_list() == rows
+    assert data.load_unlabelled(extended) == []
+    facts = data.info(extended)
+    assert (facts["labels"], facts["max_tokens"]) == (["negative", "positive"], 64)
+    assert facts["train_rows"] == len(ROWS) + 1
+    assert "unlabelled_rows" not in facts
+
+
 # --- hub data sets ---
 
 

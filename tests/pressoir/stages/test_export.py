@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 
 from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
-from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
+from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.sections import ExportConfig, QuantizeConfig
-from pressoir.stages import StageContext, export, quantize
+from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
+from pressoir.stages import StageContext, export, quantize, shard
+from pressoir.tensor_bytes import read_header
 
 LABELS = ["negative", "positive"]
+WORDS = "bert.embeddings.word_embeddings"
 
 
 def make_context(folder, reporter):
@@ -80,7 +82,7 @@ def float_onnx(classifier, tiny_data, tmp_path_factory):
 def placements(folder):
     report = json.loads((folder / "export.json").read_text())
     return {
-        name: onnx_graph.Placement(p["codes"], p["scales"], p["columns"] and tuple(p["columns"]))
+        name: onnx_graph.Placement(p["codes"], p["scales"], p["columns"] and tuple(p["columns"]), p["bits"])
         for name, p in report["int8_layers"].items()
     }
 
@@ -90,15 +92,19 @@ def assert_holds_the_checkpoints_numbers(graph_folder, checkpoint):
     layer."""
     graph = onnx.load(graph_folder / "model.onnx")
     raw, state = load_file(checkpoint / "model.safetensors"), quantize.dequantized_state(checkpoint)
-    packed = {name.removesuffix(".weight") for name, tensor in raw.items() if tensor.dtype == torch.int8}
+    integers = (torch.int8, torch.uint8)
+    packed = {name.removesuffix(".weight") for name, tensor in raw.items() if tensor.dtype in integers}
     where = placements(graph_folder)
     assert set(where) == packed
     for name in packed:
         codes, scales = onnx_graph.read_placement(graph, where[name])
         assert codes.dtype == np.int8
-        assert codes.tobytes() == raw[f"{name}.weight"].numpy().tobytes()
+        stored = onnx_graph.constants(graph)[where[name].codes] if where[name].bits == 4 else None
+        bytes_of_codes = codes.tobytes() if stored is None else numpy_helper.to_array(stored).tobytes()
+        assert bytes_of_codes == raw[f"{name}.weight"].numpy().tobytes()
         assert scales.tobytes() == raw[f"{name}.weight_scale"].numpy().tobytes()
-        product = codes.astype(np.float32) * scales[:, None]
+        blocks = codes.reshape(len(codes), scales.size // len(codes), -1).astype(np.float32)
+        product = blocks * scales.reshape(*blocks.shape[:2], 1).astype(np.float32)
         assert product.tobytes() == state[f"{name}.weight"].numpy().tobytes()
     # Nothing of it is there a second time in float32.
     floats = {
@@ -187,6 +193,100 @@ def test_a_large_table_stays_int8_and_is_looked_up_row_by_row(int8, tiny_data, t
     gathered = {node.input[0] for node in graph.graph.node if node.op_type == "Gather"}
     assert "bert.embeddings.word_embeddings.weight_codes" in gathered
     assert figures["label_agreement"] >= 0.97
+
+
+@pytest.fixture(scope="module")
+def blocks(classifier, tiny_data, tmp_path_factory):
+    return to_int8(classifier, tiny_data, tmp_path_factory.mktemp("int8-q4"), embeddings="q4")
+
+
+@pytest.fixture(scope="module")
+def blocks_onnx(blocks, tiny_data, tmp_path_factory):
+    return to_onnx(blocks, tiny_data, tmp_path_factory.mktemp("int8-q4-onnx"))
+
+
+def test_a_four_bit_table_is_looked_up_by_gather_block_quantized_and_has_four_and_a_half_bits(
+    blocks_onnx, blocks
+):
+    folder, figures = blocks_onnx
+    assert_holds_the_checkpoints_numbers(folder, blocks)
+    graph = onnx.load(folder / "model.onnx")
+    (node,) = [node for node in graph.graph.node if node.op_type == "GatherBlockQuantized"]
+    settings = {a.name: a.i for a in node.attribute}
+    assert node.domain == "com.microsoft"
+    assert (settings["bits"], settings["block_size"]) == (4, 32)
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    table, scales = tensors[node.input[0]], tensors[f"{WORDS}.weight_scale"]
+    rows, width = quantize.dequantized_state(blocks)[f"{WORDS}.weight"].shape
+    assert (table.dtype, table.shape) == (np.uint8, (rows, width // 2))
+    assert 8 * (table.nbytes + scales.nbytes) / (rows * width) <= 4.6
+    assert figures["label_agreement"] >= 0.97
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+
+
+def test_a_four_bit_table_gives_the_graph_the_simulated_models_rows_bit_for_bit(
+    blocks_onnx, blocks, tmp_path
+):
+    graph = onnx.load(blocks_onnx[0] / "model.onnx")
+    (node,) = [node for node in graph.graph.node if node.op_type == "GatherBlockQuantized"]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], 1, None))
+    table = quantize.load_simulated(blocks).bert.embeddings.word_embeddings.weight.detach().numpy()
+    onnx.save(graph, tmp_path / "model.onnx")
+    session = make_session(tmp_path / "model.onnx", 1)
+    ids = np.arange(len(table))[None]
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    (rows,) = session.run([node.output[0]], feed)
+    assert np.array_equal(rows[0], table)
+
+
+def test_four_bits_depart_from_int8_and_the_graph_follows_its_own_checkpoint(
+    blocks_onnx, blocks, int8, tiny_data
+):
+    texts = list(data.load_split(tiny_data, "validation")["text"])
+    tokenizer = models.load_tokenizer(blocks)
+
+    def logits(engine):
+        with quantize.one_thread():
+            return TextClassifier(engine, tokenizer, LABELS).logits(texts)
+
+    graph = logits(open_engine(blocks_onnx[0], 1))
+    own, other = (logits(TorchEngine(quantize.load_simulated(f), False)) for f in (blocks, int8))
+    assert np.abs(graph - own).mean() < 0.1 * np.abs(graph - other).mean()
+
+
+@pytest.mark.parametrize("options", [{"opset": 14}, {"opset": 20}, {"fuse": False}])
+def test_a_four_bit_table_survives_other_opsets_and_no_fusion(blocks, tiny_data, tmp_path, options):
+    folder, _ = to_onnx(blocks, tiny_data, tmp_path / "onnx", **options)
+    assert_holds_the_checkpoints_numbers(folder, blocks)
+
+
+@pytest.mark.parametrize("nudge", ["code", "scale"])
+def test_lowering_refuses_a_four_bit_table_that_differs_in_one_number(blocks, tmp_path, nudge):
+    graph = export._fuse(export._trace(models.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
+    layers = quantize.packed_layers(blocks)
+    codes, scales = layers[WORDS].codes.copy(), layers[WORDS].scales.copy()
+    if nudge == "code":
+        codes[3, 5] += 1 if codes[3, 5] < 0 else -1
+    else:
+        scales[7] = np.nextafter(scales[7], np.float16(1))
+    layers[WORDS] = replace(layers[WORDS], codes=codes, scales=scales)
+    with pytest.raises(ParityError, match=r"weights of bert\.embeddings\.word_embeddings:"):
+        onnx_graph.lower(graph, layers)
+
+
+def test_shards_of_a_four_bit_table_answer_as_the_whole_graph_does(blocks_onnx, tiny_data, tmp_path):
+    context = make_context(tmp_path, Silent())
+    shard.run({"model": blocks_onnx[0]}, ShardConfig(shards=2), context)
+    first = read_header(context.out_dir / "shard_00.safetensors")
+    assert {(f"{WORDS}.weight_codes", "U8"), (f"{WORDS}.weight_scale", "F16")} <= {
+        (tensor.name, tensor.dtype) for tensor in first
+    }
+    texts = list(data.load_split(tiny_data, "validation")["text"])[:20]
+    whole, parts = (
+        TextClassifier(open_engine(f, 1), models.load_tokenizer(f), LABELS).logits(texts)
+        for f in (blocks_onnx[0], context.out_dir)
+    )
+    assert np.array_equal(whole, parts)
 
 
 def test_a_layer_that_exclusion_split_still_runs_its_other_projections_in_int8(

@@ -11,9 +11,10 @@ from onnx import helper
 from safetensors.torch import load_file, save_file
 
 from pressoir import data, models
-from pressoir.errors import SourceError
+from pressoir.errors import QuantizationError, SourceError
 from pressoir.inference.engines import OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.quantization import packing
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext, quantize
@@ -339,3 +340,115 @@ def test_float_weights_under_an_int8_description_are_refused(int8, tiny_classifi
     save_file(state, tmp_path / "mixed" / "model.safetensors")
     with pytest.raises(SourceError, match=r"bert\.pooler\.dense: codes torch\.float32"):
         quantize.dequantized_state(tmp_path / "mixed")
+
+
+WORDS = "bert.embeddings.word_embeddings"
+
+
+@pytest.fixture(scope="module")
+def blocks(tiny_classifier, tiny_data, tmp_path_factory):
+    """The same model with its word pieces in 4-bit blocks."""
+    folder = tmp_path_factory.mktemp("int8-q4")
+    context = StageContext(folder, folder / "work", LogReporter(), seed=0, threads=2)
+    return quantise(tiny_classifier, tiny_data, context, embeddings="q4", max_accuracy_drop=None)[0]
+
+
+def test_four_bit_word_pieces_are_stored_two_a_byte_and_read_back_exactly(blocks, int8, tiny_classifier):
+    state, told = load_file(blocks / "model.safetensors"), description(blocks)["layers"][WORDS]
+    original = load_file(tiny_classifier / "model.safetensors")[f"{WORDS}.weight"]
+    packed, scales = state[f"{WORDS}.weight"], state[f"{WORDS}.weight_scale"]
+    rows, width = original.shape
+    assert (packed.dtype, list(packed.shape)) == (torch.uint8, [rows, width // 2])
+    assert (scales.dtype, list(scales.shape)) == (torch.float16, [rows, width // 32])
+    bits = 8 * (packed.numel() + scales.numel() * scales.element_size()) / original.numel()
+    assert bits == 4.5
+    codes = packing.unpack(packed.numpy(), 4, width).astype(np.int8) - 8
+    expected = codes.reshape(rows, -1, 32) * scales.numpy().astype(np.float32)[:, :, None]
+    weight = quantize.dequantized_state(blocks)[f"{WORDS}.weight"]
+    assert np.array_equal(weight.numpy(), expected.reshape(rows, width))
+    layer = quantize.packed_layers(blocks)[WORDS]
+    assert (layer.bits, layer.block_size) == (4, 32)
+    assert np.array_equal(layer.codes, codes)
+    assert np.array_equal(layer.weight, weight.numpy())
+    error = float((original - weight).norm() / original.norm())
+    assert 0.02 < error < 0.1
+    assert told["relative_error"] == pytest.approx(error, rel=1e-4)
+    assert (told["bits"], told["block_size"], told["granularity"]) == (4, 32, "block of 32")
+    other = load_file(int8 / "model.safetensors")  # nothing but that table is stored otherwise
+    for name in set(state) - {f"{WORDS}.weight", f"{WORDS}.weight_scale"}:
+        assert torch.equal(state[name], other[name])
+
+
+def test_the_simulated_model_looks_its_words_up_in_the_four_bit_table(blocks, int8):
+    model, weight = quantize.load_simulated(blocks), quantize.dequantized_state(blocks)[f"{WORDS}.weight"]
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, weight)
+    ids = torch.tensor([[2, 9, 12, 3]])
+    assert not torch.equal(model(input_ids=ids).logits, quantize.load_simulated(int8)(input_ids=ids).logits)
+
+
+def test_embeddings_float_leaves_the_word_pieces_alone(tiny_classifier, tiny_data, context):
+    folder, _ = quantise(tiny_classifier, tiny_data, context, embeddings="float", max_accuracy_drop=None)
+    assert description(folder)["excluded"][WORDS] == "quantize.embeddings is float"
+    state = load_file(folder / "model.safetensors")
+    assert state[f"{WORDS}.weight"].dtype == torch.float32
+    assert state["bert.embeddings.position_embeddings.weight"].dtype == torch.int8
+
+
+def test_blocks_that_do_not_divide_the_width_are_refused_with_those_that_do(
+    tiny_classifier, tiny_data, context
+):
+    with pytest.raises(QuantizationError, match=r"word_embeddings has 32 inputs.*take block_size 16 or 32"):
+        quantise(tiny_classifier, tiny_data, context, embeddings="q4", block_size=64)
+
+
+def test_blocks_without_four_bit_embeddings_are_refused_before_any_work():
+    with pytest.raises(ValueError, match="only where embeddings is 'q4'"):
+        QuantizeConfig(block_size=32)
+    assert QuantizeConfig(embeddings="q4", block_size=16).scheme == "int8"
+
+
+def test_a_four_bit_table_that_costs_too_much_gets_eight_bits_before_it_goes_back_to_float(
+    tiny_classifier, tiny_data, context, monkeypatch, reporter
+):
+    class Scorer(fake_scores(monkeypatch, {WORDS: 1.0})):
+        def logits(self, texts, layers):
+            coarse = WORDS in layers and self.packed[WORDS][1].ndim == 2
+            return self._labels(0.8 if coarse else 0.9, len(texts))
+
+    Scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    monkeypatch.setattr(quantize, "_Scorer", Scorer)
+    folder, figures = quantise(tiny_classifier, tiny_data, context, embeddings="q4", max_accuracy_drop=0.01)
+    told = description(folder)
+    assert figures["validation_accuracy_drop"] == pytest.approx(0)
+    assert told["layers"][WORDS]["bits"] == 8
+    assert list(told["widened"]) == [WORDS]
+    assert set(told["excluded"]) == {"classifier"}
+    assert any("8 bits instead of 4" in text for text in reporter.messages)
+    model, weight = models.load_classifier(folder), load_file(tiny_classifier / "model.safetensors")
+    loaded = model.bert.embeddings.word_embeddings.weight
+    assert (loaded - weight[f"{WORDS}.weight"]).norm() < 0.02 * loaded.norm()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_size": 16}, "do not fit quantization.json"),
+        ({"block_size": 0}, "4 bits is not known"),
+        ({"block_size": "32"}, "4 bits is not known"),
+        ({"block_size": 7}, "do not fit quantization.json"),
+        ({"shape": [1]}, "do not fit quantization.json"),
+        ({"shape": ["a", "b"]}, "do not fit quantization.json"),
+        ({"kind": "linear"}, "4 bits is not known"),
+        ({"bits": 8}, "do not fit quantization.json"),
+    ],
+)
+def test_a_damaged_description_of_a_four_bit_table_is_refused(blocks, tmp_path, fields, message):
+    folder = shutil.copytree(blocks, tmp_path / "int8-q4")
+    layers = description(folder)["layers"]
+    rewrite(folder, layers={**layers, WORDS: {**layers[WORDS], **fields}})
+    with pytest.raises(SourceError, match=message):
+        quantize.load_simulated(folder)
+
+
+def test_the_word_pieces_table_is_found_by_its_use(tiny_classifier):
+    assert quantize.word_table(models.load_classifier(tiny_classifier)) == WORDS

@@ -18,7 +18,7 @@ from pressoir import data, models, training
 from pressoir.errors import RecipeError, SourceError
 from pressoir.reporting import LogReporter
 from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
-from pressoir.stages import StageContext, distill, prune, teacher, teacher_outputs
+from pressoir.stages import StageContext, distill, prune, quantize, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
@@ -320,3 +320,88 @@ def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     scores = training.evaluate(model, models.load_tokenizer(context.out_dir), tiny_data)
     assert np.isfinite(scores["validation_f1"])
+
+
+# Quantisation-aware training.
+
+
+@pytest.fixture(scope="module")
+def itself(tiny_classifier, tiny_data, tmp_path_factory):
+    """Inputs of a recovery of the random classifier under its own outputs."""
+    root = tmp_path_factory.mktemp("itself")
+    context = StageContext(root, root, LogReporter(), seed=0, threads=1)
+    inputs = {"teacher": tiny_classifier, "data": tiny_data}
+    teacher_outputs.run(inputs, OutputsConfig(hidden=False, student=None), context)
+    return {"model": tiny_classifier, "outputs": root, "data": tiny_data}
+
+
+def recovered(itself, context, name, **config):
+    """Recovery epochs of the model under itself, nothing being pruned: the folder of what comes out."""
+    own = fresh(context, name)
+    fields = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-4, "alpha": 1.0, "hidden_weight": 0}
+    fields |= {"granularity": "unstructured", "sparsity": 0.0, **config}
+    prune.run(itself, PruneConfig(**fields), own)
+    return own.out_dir
+
+
+def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learned(itself, context):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = recovered(itself, context, "aware", quantization_aware="int8_q4", epochs=1)
+    plain, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    before = models.load_classifier(itself["model"]).state_dict()
+    assert list(plain.state_dict()) == list(before)
+    for name, tensor in plain.state_dict().items():
+        if name.endswith("weight"):
+            assert not torch.equal(tensor, before[name]), name
+    unaware = models.load_classifier(recovered(itself, context, "unaware", epochs=1)).state_dict()
+    name = "bert.encoder.layer.2.output.dense.weight"
+    assert not torch.equal(plain.state_dict()[name], unaware[name])
+    codes, scales = quantize.quantize_rows(plain.state_dict()[name])
+    assert not torch.equal(codes * scales[:, None], plain.state_dict()[name])  # it is on no grid
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopsAt(LogReporter):
+    """Ends a training at a step, as a kill would."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.messages = step, []
+
+    def progress(self, done, total, what):
+        if done == self.step:
+            raise StoppedError
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_stopped(itself, context):
+    config = {"quantization_aware": "int8", "epochs": 1, "checkpoint_every_steps": 5}
+    whole = recovered(itself, context, "whole", **config)
+    fields = {"batch_size": 16, "learning_rate": 3e-4, "alpha": 1.0, "hidden_weight": 0}
+    given = PruneConfig(granularity="unstructured", sparsity=0.0, **fields, **config)
+    own = dataclasses.replace(fresh(context, "stopped"), reporter=StopsAt(12))
+    with pytest.raises(StoppedError):
+        prune.run(itself, given, own)
+    last = training.last_whole_checkpoint(own.work_dir / "checkpoints")
+    assert last.name == "checkpoint-10"
+    assert (
+        models.load_classifier(last).state_dict().keys() == models.load_classifier(whole).state_dict().keys()
+    )
+    own = dataclasses.replace(own, reporter=StopsAt(None))
+    prune.run(itself, given, own)
+    assert any("resuming from checkpoint-10" in text for text in own.reporter.messages)
+    ours, theirs = (models.load_classifier(folder).state_dict() for folder in (own.out_dir, whole))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], msg=name)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(True, "int8"), (False, None), ("int8_q4", "int8_q4")])
+def test_quantization_aware_is_a_level_and_yes_is_int8(given, taken):
+    assert DistillConfig(quantization_aware=given).quantization_aware == taken

@@ -1,0 +1,158 @@
+"""Augment: more sentences for the student to learn from, labelled by the teacher.
+
+A student learns the teacher's function, and a small labelled set shows little of it. The teacher can be asked
+about any sentence: altered copies of the training sentences (some words replaced, `pressoir.augmentation`),
+and, where the recipe names them, sentences that nobody labelled. Both get the teacher's most likely label;
+`teacher_outputs` then computes its soft labels for them, as for all rows. Validation and test stay as they
+are, byte for byte, and no sentence of theirs comes in. It costs one pass of the teacher over train and all
+that is new, and of the masked language model one a replaced word; training takes longer as the text grows.
+
+Sources: X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351), section 3.2 and appendix A, for the copies;
+I. Turc et al. 2019, "Well-Read Students Learn Better" (arXiv:1908.08962), for unlabelled text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from pressoir import augmentation, data, models
+from pressoir.augmentation import Proposer, Sentence
+from pressoir.errors import RecipeError, SourceError
+from pressoir.inference.engines import TorchEngine
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.reporting import track
+from pressoir.sections import AugmentConfig
+from pressoir.stages import StageContext
+
+NAME, VERSION, KIND = "augment", 1, "dataset"
+BLOCK = 256
+EXAMPLES = 3
+
+
+def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext) -> dict[str, float]:
+    """Write a data folder whose train has the altered copies and the unlabelled sentences too.
+
+    Returns the counts; the part of all words that copies had replaced; and the part of the copies that the
+    teacher gives the label of their original (of the originals: `teacher_agreement_before`).
+
+    Inputs: `model` (the base model), `teacher`, `data`.
+
+    Raises:
+        RecipeError: there is nothing to add.
+        SourceError: `masked_lm` is asked for, and the base model has no such head or no mask token; or its
+            tokenizer does not tell words.
+    """
+    facts = data.info(inputs["data"])
+    rows = list(data.load_split(inputs["data"], "train"))
+    unlabelled = data.load_unlabelled(inputs["data"])
+    if not config.copies and not unlabelled:
+        raise RecipeError(
+            "augment: nothing to add: augment.copies is 0 and data.unlabelled gives no sentence of its own; "
+            "raise the first, set the second, or leave `augment` out"
+        )
+    texts = [row["text"] for row in rows]
+    copies: list[tuple[int, str]] = []
+    figures = dict[str, float]()
+    if config.copies:
+        tokenizer = models.load_tokenizer(inputs["model"])
+        tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
+        originals = augmentation.sentences(texts, tokenizer)
+        propose = _proposer(inputs["model"], config, tokenizer, originals, unlabelled, context)
+        taken = data.forms(unlabelled)
+        for split in data.SPLITS:
+            taken |= data.forms(data.load_split(inputs["data"], split)["text"])
+        copies, figures = _copies(originals, propose, config, taken, context)
+    teacher = models.load_classifier(inputs["teacher"])
+    judge = TextClassifier(TorchEngine(teacher), models.load_tokenizer(inputs["teacher"]), facts["labels"])
+    new = [text for _, text in copies] + unlabelled
+    labels = _label(judge, [*texts, *new] if copies else new, context)
+    if copies:
+        own = np.array([row["label"] for row in rows])
+        figures["teacher_agreement_before"] = float((labels[: len(rows)] == own).mean())
+        labels = labels[len(rows) :]
+        expected = own[[source for source, _ in copies]]
+        figures["teacher_agreement"] = float((labels[: len(copies)] == expected).mean())
+    added = [{"text": text, "label": int(label)} for text, label in zip(new, labels, strict=True)]
+    data.save_extended(inputs["data"], [*rows, *added], context.out_dir)
+    for place in np.linspace(0, len(copies) - 1, min(EXAMPLES, len(copies)), dtype=int).tolist():
+        source, text = copies[place]
+        context.reporter.message(f"augment: {texts[source]!r} → {text!r} ({facts['labels'][labels[place]]})")
+    counts = {"rows_before": len(rows), "train_rows": len(rows) + len(added)}
+    counts |= {"altered_rows": len(copies), "unlabelled_rows": len(unlabelled)}
+    return {name: float(count) for name, count in counts.items()} | figures
+
+
+def _proposer(
+    folder: Path,
+    config: AugmentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    originals: Sequence[Sentence],
+    unlabelled: Sequence[str],
+    context: StageContext,
+) -> Proposer:
+    """What the recipe asks for; with `auto` a masked-LM head where the weights have one."""
+    if config.method != "neighbours":
+        try:
+            model = models.load_masked_lm(folder)
+            return augmentation.MaskedLM(model, tokenizer, config.candidates)
+        except SourceError as error:
+            if config.method == "masked_lm":
+                raise SourceError(f"{error}; set augment.method: neighbours") from error
+            context.reporter.message(
+                "augment: the base model has no masked-LM head; near words in its embedding are taken instead"
+            )
+    embedding: Any = models.load_encoder(folder).get_input_embeddings()
+    text = [*originals, *augmentation.sentences(unlabelled, tokenizer)]
+    return augmentation.Neighbours(embedding.weight, tokenizer, text, config.candidates)
+
+
+def _copies(
+    originals: Sequence[Sentence],
+    propose: Proposer,
+    config: AugmentConfig,
+    taken: set[str],
+    context: StageContext,
+) -> tuple[list[tuple[int, str]], dict[str, float]]:
+    """Altered copies, each with its original's number, none of a form in `taken`; and figures of them.
+
+    The draws of a sentence depend on the seed and its number alone.
+    """
+    found, replaced, words, tried = list[tuple[int, str]](), 0, 0, 0
+    blocks = [range(start, min(start + BLOCK, len(originals))) for start in range(0, len(originals), BLOCK)]
+    for block in track(blocks, len(blocks), "augment: blocks of sentences", context.reporter):
+        draws = {number: random.Random(f"{context.seed} {number}") for number in block}
+        chosen = []  # a copy: its original's number, and the words to replace
+        for number in block:
+            able = originals[number].replaceable
+            count = max(1, round(config.replace * len(able)))
+            for _ in range(config.copies if able else 0):
+                chosen.append((number, draws[number].sample(able, count)))
+        asked = list(dict.fromkeys((number, word) for number, some in chosen for word in some))
+        answers = propose([(originals[number], word) for number, word in asked])
+        proposals = dict(zip(asked, answers, strict=True))
+        for number, some in chosen:
+            new = {w: draws[number].choice(answer) for w in some if (answer := proposals[number, w])}
+            text = augmentation.alter(originals[number].text, new)
+            form = data.normal_form(text)
+            if form not in taken:
+                taken.add(form)
+                found.append((number, text))
+                replaced, words = replaced + len(new), words + originals[number].words
+        tried += len(block) * config.copies
+    share = replaced / max(words, 1)
+    return found, {"copies_dropped": float(tried - len(found)), "words_replaced_fraction": share}
+
+
+def _label(judge: TextClassifier, texts: Sequence[str], context: StageContext) -> NDArray[np.int64]:
+    """The teacher's most likely label of each sentence."""
+    blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
+    told = track(blocks, len(blocks), "augment: labels, blocks of sentences", context.reporter)
+    labels = [judge.logits(block, batch_size=64).argmax(axis=1) for block in told]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *labels])

@@ -1,0 +1,56 @@
+"""What a comparison says of the vocabulary stage; the rest is in stages/test_benchmark.py."""
+
+import pytest
+
+from pressoir.comparison import Benchmark, Row, to_markdown
+
+
+def row(stage, runtime="pytorch", **changes):
+    figures = {
+        **{"accuracy": 0.9, "accuracy_ci_low": 0.87, "accuracy_ci_high": 0.92, "f1": 0.9, "agreement": 1.0},
+        **{"size_mb": 90.0, "parameters": 22_000_000, "latency_ms_p50": 15.0, "latency_ms_p95": 20.0},
+        **{"throughput_per_s": 100.0, "baseline_rss_mb": 200.0, "peak_rss_mb": 500.0, "load_s": 0.5},
+        **{"speedup": 1.0, "compression": 1.0, "accuracy_delta": 0.0},
+    }
+    return Row(stage=stage, runtime=runtime, **{**figures, **changes})
+
+
+def notes(*rows):
+    conditions = {
+        **{
+            "recorded_at": "2026-01-01T00:00:00+00:00",
+            "machine": {},
+            "versions": {},
+            "threads": 2,
+            "seed": 0,
+        },
+        **{"test_sentences": 500, "warmup": 1, "latency_samples": 100, "throughput_batch_size": 32},
+        **{"throughput_batches": 3, "tokenization_ms_p50": 0.1},
+    }
+    return to_markdown(Benchmark(rows=rows, **conditions))
+
+
+SMALL = {"parameters": 11_000_000, "size_mb": 45.0, "compression": 2.0}
+
+
+@pytest.mark.parametrize(("latency", "more"), [(15.1, False), (14.9, False), (18.0, True)])
+def test_a_cut_vocabulary_is_credited_with_its_size_and_not_blamed_for_its_speed(latency, more):
+    text = notes(
+        row("teacher"),
+        row("teacher", "onnxruntime", latency_ms_p50=5.0),
+        row("vocabulary", latency_ms_p50=latency, **SMALL),
+        row("export", "onnxruntime", latency_ms_p50=2.0),
+    )
+    assert "| vocabulary | pytorch | 90.0 % (87.0–92.0) | ±0.0 | 45.0 | 2.0× |" in text
+    assert "vocabulary (pytorch) has 50.0 % fewer weights than teacher (pytorch)" in text
+    assert f"({latency:.2f} against 15.00 ms)" in text
+    assert ("words that it lacks are split into more pieces" in text) is more
+    assert "vocabulary (pytorch) did not pay off" not in text
+    assert "vocabulary (pytorch) is no faster" not in text
+
+
+def test_the_student_is_compared_with_the_cut_model():
+    text = notes(
+        row("teacher"), row("vocabulary", latency_ms_p50=15.0, **SMALL), row("distill", latency_ms_p50=14.9)
+    )
+    assert "distill (pytorch) is no faster than vocabulary (pytorch) (14.90 against 15.00 ms)." in text
