@@ -260,6 +260,8 @@ class DistillConfig(LearnerConfig):
     """Peak learning rate of AdamW."""
     student: StudentConfig = StudentConfig()
     """What the student looks like."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Students that are trained, from the recipe's seed on; the best on validation is kept."""
 
 
 class PruneConfig(LearnerConfig):

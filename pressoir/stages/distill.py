@@ -4,7 +4,8 @@ The student is some of the teacher's layers (it starts from their weights, which
 a smaller checkpoint such as DistilBERT, or a smaller configuration (which starts from random weights and
 needs far more data). The loss adds soft labels, hard labels and hidden states, see
 `training.DistillationLoss`. Halving the layers nearly halves the time of a sentence; it costs a few passes
-over the data with the smaller model.
+over the data with the smaller model. With `seeds` above 1 several students are trained, and the best on
+validation is kept; what chance alone does is then part of the choice, and of the cost.
 
 Sources: G. Hinton et al. 2015 (arXiv:1503.02531); V. Sanh et al. 2019, "DistilBERT" (arXiv:1910.01108) for
 starting from every second layer; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state
@@ -13,20 +14,25 @@ loss.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training
+from pressoir.artifact import write_text_atomic
 from pressoir.errors import RecipeError
 from pressoir.sections import DistillConfig, StudentConfig
 from pressoir.stages import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 
 NAME, VERSION, KIND = "distill", 1, "model"
+FINISHED, SCORES = "student", "scores.json"  # of a seed: its folder, and what is written last
 
 
 def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -38,25 +44,61 @@ def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext
     Raises:
         RecipeError: the student cannot be made from this teacher.
     """
-    torch.manual_seed(context.seed)
+    tokenizer = models.load_tokenizer(inputs.get("student", inputs["teacher"]))
+    tokenizer.model_max_length = models.load_tokenizer(inputs["teacher"]).model_max_length
+    tried: dict[int, dict[str, float]] = {}
+    for seed in range(context.seed, context.seed + config.seeds):
+        attempt = replace(context, seed=seed, out_dir=context.work_dir / f"seed-{seed}")
+        tried[seed] = _train(inputs, config, attempt, tokenizer)
+        if config.seeds > 1:
+            accuracy = tried[seed]["validation_accuracy"]
+            context.reporter.message(f"distill: seed {seed}: validation accuracy {accuracy:.4f}")
+    best = max(tried, key=lambda seed: tried[seed]["validation_accuracy"])  # of equals, the first
+    for path in (context.work_dir / f"seed-{best}" / FINISHED).iterdir():
+        shutil.copy2(path, context.out_dir)
+    (context.out_dir / SCORES).unlink()
+    models.save_tokenizer(tokenizer, context.out_dir)
+    return tried[best] | ({"seed": float(best)} if config.seeds > 1 else {})
+
+
+def _train(
+    inputs: Mapping[str, Path],
+    config: DistillConfig,
+    attempt: StageContext,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, float]:
+    """Train a student with the attempt's seed, unless that was done before; its folder keeps it."""
+    done = attempt.out_dir / FINISHED
+    if (done / SCORES).exists():
+        scores: dict[str, float] = json.loads((done / SCORES).read_text(encoding="utf-8"))
+        return scores
+    shutil.rmtree(done, ignore_errors=True)
+    done.mkdir(parents=True)
+    torch.manual_seed(attempt.seed)
     teacher = models.load_classifier(inputs["teacher"])
     student = make_student(
         teacher, config.student, data.info(inputs["data"])["labels"], inputs.get("student")
     )
-    tokenizer = models.load_tokenizer(inputs.get("student", inputs["teacher"]))
-    tokenizer.model_max_length = models.load_tokenizer(inputs["teacher"]).model_max_length
     ratio = models.count_parameters(student) / models.count_parameters(teacher)
     del teacher
     loss = training.DistillationLoss(config.temperature, config.alpha, config.hidden_weight)
-    outputs = training.TeacherOutputs.open(inputs["outputs"])
+    context = replace(attempt, work_dir=attempt.out_dir, out_dir=done)
     history = training.fit(
-        student, tokenizer, inputs["data"], config, context, what="distill: steps", loss=loss, outputs=outputs
+        student,
+        tokenizer,
+        inputs["data"],
+        config,
+        context,
+        what="distill: steps" if config.seeds == 1 else f"distill, seed {attempt.seed}: steps",
+        loss=loss,
+        outputs=training.TeacherOutputs.open(inputs["outputs"]),
     )
     training.save_history(history, context, NAME)
-    models.save_model(student, context.out_dir)
-    models.save_tokenizer(tokenizer, context.out_dir)
+    models.save_model(student, done)
     scores = training.evaluate(student, tokenizer, inputs["data"])
-    return scores | {"parameters": models.count_parameters(student), "parameters_of_teacher": ratio}
+    scores |= {"parameters": models.count_parameters(student), "parameters_of_teacher": ratio}
+    write_text_atomic(done / SCORES, json.dumps(scores))  # last: it says that the rest is whole
+    return scores
 
 
 def make_student(

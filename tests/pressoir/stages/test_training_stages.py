@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from pressoir import data, models, training
 from pressoir.errors import RecipeError, SourceError
@@ -162,6 +163,38 @@ def test_distilled_student_is_smaller_and_learns_from_the_teacher(trained, conte
     assert result["validation_accuracy"] >= metrics["validation_accuracy"] - 0.1
     assert result["parameters_of_teacher"] < 0.8
     assert models.load_classifier(context.out_dir).config.num_hidden_layers == 2
+
+
+def test_of_several_seeds_the_best_is_kept_and_finished_ones_are_not_trained_again(
+    trained, context, monkeypatch
+):
+    folders, _ = trained
+    random = StudentConfig(config={"num_hidden_layers": 2})
+    brief = {**FAST, "epochs": 1, "student": random, "hidden_weight": 0}
+    alone, weights = {}, {}
+    for seed in (0, 1, 2):
+        one = dataclasses.replace(fresh(context, f"alone-{seed}"), seed=seed)
+        alone[seed] = distill.run(folders, DistillConfig(**brief), one)["validation_accuracy"]
+        weights[seed] = load_file(one.out_dir / "model.safetensors")
+
+    fit, seeds = training.fit, []
+
+    def failing_at_the_third(*args, **kwargs):
+        seeds.append(args[4].seed)
+        if len(seeds) == 3:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", failing_at_the_third)
+    config, several = DistillConfig(**brief, seeds=3), fresh(context, "several")
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(folders, config, several)
+    result = distill.run(folders, config, several)
+    assert seeds == [0, 1, 2, 2]
+    assert result["validation_accuracy"] == alone[result["seed"]] == max(alone.values())
+    kept = load_file(several.out_dir / "model.safetensors")
+    assert kept.keys() == weights[result["seed"]].keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights[result["seed"]].items())
 
 
 def test_a_narrower_student_learns_hidden_states_through_a_projection_that_is_not_kept(trained, context):
