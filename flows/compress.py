@@ -6,7 +6,7 @@ sets to null is left out, and what the store already has is not made again.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -25,14 +25,15 @@ from tasks._stage import RunContext
 from tasks.register import register
 from tasks.runner import TaskRunner
 
+if TYPE_CHECKING:
+    from pressoir.stages.teacher_outputs import OutputsConfig
+
 
 def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing.
 
     What a recipe leaves out is skipped: a classifier is taught, distilled and pruned, a causal LM is not.
     """
-    from pressoir.stages.teacher_outputs import OutputsConfig
-
     base = None if recipe.merge else run.fetch(base_reference(recipe))
     parents = {f"parent_{i}": run.fetch(m) for i, m in enumerate(recipe.merge.models)} if recipe.merge else {}
     ancestor = run.fetch(recipe.merge.base) if recipe.merge and recipe.merge.base else None
@@ -49,24 +50,17 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
         name, current = "teacher", run("teacher", recipe.teacher, model=origin, data=data)
     reference = current
     artifacts = {name: reference}
-
-    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
     lessons = data
     if recipe.augment:
         lessons = run("augment", recipe.augment, model=origin, teacher=reference, data=data)
     if recipe.vocabulary:
-        current = artifacts["vocabulary"] = run(
-            "vocabulary", recipe.vocabulary, model=reference, data=lessons
-        )
-    learners = [
-        stage
-        for stage in (recipe.distill, recipe.prune)
-        if stage and (stage is recipe.distill or stage.epochs)
-    ]
+        current = run("vocabulary", recipe.vocabulary, model=reference, data=lessons)
     outputs = None
-    if learners:
-        config = OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=named)
+    if config := _outputs(recipe):
         outputs = run("teacher_outputs", config, teacher=current, data=lessons, student=student)
+    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
+    if recipe.vocabulary:
+        artifacts["vocabulary"] = current
 
     if recipe.distill:
         current = artifacts["distill"] = run(
@@ -74,18 +68,31 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
         )
     if recipe.prune:
         recovery = outputs if recipe.prune.epochs else None
-        current = artifacts["prune"] = run(
-            "prune", recipe.prune, model=current, outputs=recovery, data=lessons
-        )
+        inputs = {"model": current, "outputs": recovery, "data": lessons}
+        current = artifacts["prune"] = run("prune", recipe.prune, **inputs)
     if recipe.quantize:
         current = artifacts["quantize"] = run("quantize", recipe.quantize, model=current, data=data)
     if current is not reference:
         exported = artifacts["export"] = run("export", recipe.export, model=current, data=data)
     if recipe.shard:
         exported = artifacts["shard"] = run("shard", recipe.shard, model=exported)
-
     report = run("benchmark", recipe.benchmark, data=data, **artifacts)
     return Pressed(artifacts=artifacts, data=data, final=exported, report=report)
+
+
+def _outputs(recipe: Recipe) -> OutputsConfig | None:
+    """Which of the teacher's outputs are learnt from; None where nobody learns."""
+    from pressoir.stages.teacher_outputs import OutputsConfig
+
+    learners = [
+        stage
+        for stage in (recipe.distill, recipe.prune)
+        if stage and (stage is recipe.distill or stage.epochs)
+    ]
+    if not learners:
+        return None
+    student = recipe.distill.student if recipe.distill else None
+    return OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=student)
 
 
 def plan(recipe: Recipe) -> list[PlanRow]:
