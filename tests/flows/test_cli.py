@@ -163,7 +163,7 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     words = (*words, "--set", "distill.student.layers=2", "--output", output)
     killed = command_line(*words, home=home, tmp_path=tmp_path)
     deadline = time.monotonic() + 300
-    while not list((home / "work").glob("*/checkpoints/checkpoint-*5/trainer_state.json")) or not list(
+    while not list((home / "work").glob("*/seed-*/checkpoints/checkpoint-*5/trainer_state.json")) or not list(
         (home / "store" / "teacher_outputs").glob("*/artifact.json")
     ):
         assert time.monotonic() < deadline
