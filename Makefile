@@ -16,7 +16,7 @@ serve: .venv/.demo ## the page on what the demo made: teacher and compressed mod
 	$(BIN)/pressoir serve configs/serving-demo.yaml
 
 # Idle threads of one test must not spin on the CPU of another.
-test: .venv/.dev ## install, then run every test (about 20 minutes on two cores)
+test: .venv/.dev ## install, then run every test (about 25 minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev ## check style, formatting and types
