@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 import warnings
@@ -22,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.errors import PressoirError
 from pressoir.inference.engines import Runtime, accepted_inputs, read_json
-from pressoir.inference.probe import TIMEOUT_S, Probe, peak_rss_mb, rss_mb
+from pressoir.inference.probe import Probe, peak_rss_mb, rss_mb, run_child
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer
-from pressoir.runtime import child_environment, use_threads
+from pressoir.runtime import use_threads
 
 if TYPE_CHECKING:
     import torch
@@ -112,17 +110,7 @@ def probe(folder: Path, threads: int, text: str) -> Probe:
         PressoirError: the child failed; its last line is in the message.
     """
     command = [sys.executable, __file__, str(folder.absolute()), f"--threads={threads}", f"--text={text}"]
-    child = subprocess.run(
-        command,
-        env=child_environment(threads),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    if child.returncode != 0:
-        raise PressoirError(f"loading {folder} failed: {child.stderr.strip().splitlines()[-1]}")
-    return Probe.model_validate_json(child.stdout.strip().splitlines()[-1])
+    return run_child(command, threads, f"{folder} in PyTorch int8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

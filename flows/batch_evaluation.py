@@ -14,9 +14,9 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BeforeValidator
 
+from flows.extras import needs_dask
 from flows.linked import linked_run
 from pressoir.artifact import Store
-from pressoir.errors import RecipeError
 from pressoir.evaluation import run
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.memory_log import MemoryLog
@@ -78,11 +78,7 @@ def _cluster(config: EvaluationConfig) -> Iterator[Cluster | None]:
     if config.dask is None:
         yield None
         return
-    try:
+    with needs_dask():
         from flows import dask_cluster
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
-        ) from error
     with dask_cluster.opened(config, config.dask) as cluster:
         yield cluster

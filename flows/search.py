@@ -18,10 +18,10 @@ from pydantic import BeforeValidator
 
 import tasks
 from flows.compress import pipeline
+from flows.extras import needs_dask
 from flows.linked import linked_run
 from pressoir import reports
 from pressoir.artifact import Store
-from pressoir.errors import RecipeError
 from pressoir.evaluation.guards import exclusive
 from pressoir.planning import check_inputs
 from pressoir.recipe import Recipe
@@ -188,11 +188,7 @@ def _workers(config: SearchConfig, store: Store) -> Iterator[Workers]:
     if config.dask is None:
         yield Here(store)
         return
-    try:
+    with needs_dask():
         from flows import search_cluster
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
-        ) from error
     with search_cluster.opened(config.dask, store) as workers:
         yield workers

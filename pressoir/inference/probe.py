@@ -59,6 +59,15 @@ def probe(
     command = [sys.executable, "-m", "pressoir.inference.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
     command += [f"--runtime={runtime}", f"--threads={threads}", f"--task={task}", f"--text={text}"]
+    return run_child(command, threads, f"{folder} in {runtime}")
+
+
+def run_child(command: Sequence[str], threads: int, what: str) -> Probe:
+    """The `Probe` that a command prints as its last line; `what` it loads is told in errors.
+
+    Raises:
+        PressoirError: it failed, or took more than 15 minutes; its last lines are in the message.
+    """
     try:
         child = subprocess.run(
             command,
@@ -69,12 +78,12 @@ def probe(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise PressoirError(f"loading {folder} in {runtime} did not end within {TIMEOUT_S:.0f} s") from error
+        raise PressoirError(f"loading {what} did not end within {TIMEOUT_S:.0f} s") from error
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines()[-_STDERR_LINES:]
         last = "\n".join(line[:_STDERR_COLUMNS] for line in lines)
         raise PressoirError(
-            f"loading {folder} in {runtime} failed in a fresh process (exit code {child.returncode}):\n{last}"
+            f"loading {what} failed in a fresh process (exit code {child.returncode}):\n{last}"
         )
     return Probe.model_validate_json(child.stdout.strip().splitlines()[-1])
 

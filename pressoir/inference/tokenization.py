@@ -18,7 +18,6 @@ from pressoir.errors import SourceError
 from pressoir.inference.engines import read_json
 
 MAX_TOKENS = 512  # where the model's own limit is not given
-_FIRST_POSITION = 2  # RoBERTa's, whose padding is token 1; those before it are not used
 # Classes of transformers that put their own post-processor into the tokenizer, and whether that adds a
 # beginning-of-text token unless `tokenizer_config.json` says otherwise (an end-of-text token, none does).
 _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
@@ -130,7 +129,12 @@ def most_tokens(folder: Path) -> int:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int):
         return MAX_TOKENS
-    return min(positions - _FIRST_POSITION * (config.get("pad_token_id") == 1), MAX_TOKENS)
+    return min(positions - first_position(config.get("pad_token_id")), MAX_TOKENS)
+
+
+def first_position(pad_token_id: int | None) -> int:
+    """Where a sentence's positions begin: RoBERTa's, whose padding is token 1, at 2; others' at 0."""
+    return 2 if pad_token_id == 1 else 0
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Any]:

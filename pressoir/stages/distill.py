@@ -32,7 +32,7 @@ from pressoir.stages import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 
 NAME, VERSION, KIND = "distill", 1, "model"
-FINISHED, SCORES = "student", "scores.json"  # of a seed: its folder, and what is written last
+SCORES = "scores.json"  # of a seed; written last
 
 
 def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -48,33 +48,38 @@ def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext
     tokenizer.model_max_length = models.load_tokenizer(inputs["teacher"]).model_max_length
     tried: dict[int, dict[str, float]] = {}
     for seed in range(context.seed, context.seed + config.seeds):
-        attempt = replace(context, seed=seed, out_dir=context.work_dir / f"seed-{seed}")
-        tried[seed] = _train(inputs, config, attempt, tokenizer)
+        tried[seed] = _train(inputs, config, context, seed, tokenizer)
         if config.seeds > 1:
             accuracy = tried[seed]["validation_accuracy"]
             context.reporter.message(f"distill: seed {seed}: validation accuracy {accuracy:.4f}")
     best = max(tried, key=lambda seed: tried[seed]["validation_accuracy"])  # of equals, the first
-    for path in (context.work_dir / f"seed-{best}" / FINISHED).iterdir():
-        shutil.copy2(path, context.out_dir)
-    (context.out_dir / SCORES).unlink()
+    for path in _finished(context, best).iterdir():
+        if path.name != SCORES:
+            shutil.copy2(path, context.out_dir)
     models.save_tokenizer(tokenizer, context.out_dir)
     return tried[best] | ({"seed": float(best)} if config.seeds > 1 else {})
+
+
+def _finished(context: StageContext, seed: int) -> Path:
+    """Folder of a seed's student; whole where it has `SCORES`."""
+    return context.work_dir / f"seed-{seed}" / "student"
 
 
 def _train(
     inputs: Mapping[str, Path],
     config: DistillConfig,
-    attempt: StageContext,
+    context: StageContext,
+    seed: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, float]:
-    """Train a student with the attempt's seed, unless that was done before; its folder keeps it."""
-    done = attempt.out_dir / FINISHED
+    """Train a student with a seed, unless that was done before, and return its scores."""
+    done = _finished(context, seed)
     if (done / SCORES).exists():
         scores: dict[str, float] = json.loads((done / SCORES).read_text(encoding="utf-8"))
         return scores
     shutil.rmtree(done, ignore_errors=True)
     done.mkdir(parents=True)
-    torch.manual_seed(attempt.seed)
+    torch.manual_seed(seed)
     teacher = models.load_classifier(inputs["teacher"])
     student = make_student(
         teacher, config.student, data.info(inputs["data"])["labels"], inputs.get("student")
@@ -82,18 +87,18 @@ def _train(
     ratio = models.count_parameters(student) / models.count_parameters(teacher)
     del teacher
     loss = training.DistillationLoss(config.temperature, config.alpha, config.hidden_weight)
-    context = replace(attempt, work_dir=attempt.out_dir, out_dir=done)
+    own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
     history = training.fit(
         student,
         tokenizer,
         inputs["data"],
         config,
-        context,
-        what="distill: steps" if config.seeds == 1 else f"distill, seed {attempt.seed}: steps",
+        own,
+        what="distill: steps" if config.seeds == 1 else f"distill, seed {seed}: steps",
         loss=loss,
         outputs=training.TeacherOutputs.open(inputs["outputs"]),
     )
-    training.save_history(history, context, NAME)
+    training.save_history(history, own, NAME)
     models.save_model(student, done)
     scores = training.evaluate(student, tokenizer, inputs["data"])
     scores |= {"parameters": models.count_parameters(student), "parameters_of_teacher": ratio}

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training, vocabulary
 from pressoir.errors import SourceError
+from pressoir.inference.tokenization import first_position
 from pressoir.sections import VocabularyConfig
 from pressoir.stages import StageContext
 from pressoir.stages.benchmark import size_mb
@@ -141,7 +142,7 @@ def keep_positions(model: PreTrainedModel, tokens: int) -> bool:
     table: Any = _table(model)
     if table is None:
         return False
-    first = 2 * (model.config.pad_token_id == 1)  # as `inference.tokenization.most_tokens` takes it
+    first = first_position(model.config.pad_token_id)
     if table.position_embeddings.padding_idx is not None:
         first = max(first, table.position_embeddings.padding_idx + 1)
     size = min(tokens + first, table.position_embeddings.num_embeddings)

@@ -260,16 +260,21 @@ def test_a_four_bit_table_survives_other_opsets_and_no_fusion(blocks, tiny_data,
     assert_holds_the_checkpoints_numbers(folder, blocks)
 
 
+def nudged(layer, what):
+    """A packed layer with one code, or one scale, moved by the least there is."""
+    codes, scales = layer.codes.copy(), layer.scales.copy()
+    if what == "code":
+        codes[3, 5] += 1 if codes[3, 5] < 0 else -1
+    else:
+        scales[7] = np.nextafter(scales[7], scales.dtype.type(1))
+    return replace(layer, codes=codes, scales=scales)
+
+
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_four_bit_table_that_differs_in_one_number(blocks, tmp_path, nudge):
     graph = export._fuse(export._trace(models.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
     layers = quantize.packed_layers(blocks)
-    codes, scales = layers[WORDS].codes.copy(), layers[WORDS].scales.copy()
-    if nudge == "code":
-        codes[3, 5] += 1 if codes[3, 5] < 0 else -1
-    else:
-        scales[7] = np.nextafter(scales[7], np.float16(1))
-    layers[WORDS] = replace(layers[WORDS], codes=codes, scales=scales)
+    layers[WORDS] = nudged(layers[WORDS], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.embeddings\.word_embeddings:"):
         onnx_graph.lower(graph, layers)
 
@@ -451,12 +456,7 @@ def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_dat
     graph = export._fuse(export._trace(models.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
     layers = quantize.packed_layers(int8)
     victim = "bert.encoder.layer.1.attention.self.key"
-    codes, scales = layers[victim].codes.copy(), layers[victim].scales.copy()
-    if nudge == "code":
-        codes[3, 5] += 1 if codes[3, 5] < 0 else -1
-    else:
-        scales[7] = np.nextafter(scales[7], np.float32(1))
-    layers[victim] = replace(layers[victim], codes=codes, scales=scales)
+    layers[victim] = nudged(layers[victim], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.encoder\.layer\.1\.attention\.self\.key:"):
         onnx_graph.lower(graph, layers)
 
