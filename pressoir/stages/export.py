@@ -34,7 +34,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pressoir import data, models, onnx_graph
+from pressoir import data, first_token, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "export"
-VERSION = 1
+VERSION = 2
 KIND = "onnx"
 
 REPORT = "export.json"
@@ -236,6 +236,8 @@ def first_departure(
         results: Any = engine.session.run(values, feed)
     tolerance = INT8_TOLERANCE if quantised else FLOAT_TOLERANCE
     for (name, expected), actual in zip(outputs, results, strict=True):
+        if actual.ndim < expected.ndim:  # of the first token only, see `pressoir.first_token`
+            expected = expected[:, 0]
         difference = float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-30))
         if not difference <= tolerance:
             return (
@@ -296,6 +298,7 @@ def _fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
         fused.topological_sort()
         result: onnx.ModelProto = fused.model
     onnx_graph.split_skip_layer_norm(result)
+    first_token.choose_early(result)
     return result
 
 

@@ -226,6 +226,7 @@ def test_progress_of_every_part_is_reported_to_its_end(measured):
         "accuracy": (6, 6),
         "latency": (12, 12),
         "throughput": (2, 2),
+        "tokenizers": (12, 12),
     }
 
 
@@ -270,7 +271,26 @@ def test_the_header_says_how_it_was_measured(measured):
     assert (result.latency_samples, result.throughput_batch_size, result.throughput_batches) == (12, 50, 2)
     assert {"cpu", "threads", "system"} <= set(result.machine)
     assert result.versions["torch"] == torch.__version__
-    assert result.tokenization_ms_p50 > 0
+
+
+def test_every_model_has_the_time_of_its_own_tokenizer_the_header_that_of_the_first(measured):
+    result = measured.result
+    assert all(row.tokenization_ms_p50 > 0 for row in result.rows)
+    assert result.tokenization_ms_p50 == result.rows[0].tokenization_ms_p50
+    assert measured.figures["tokenization_ms_p50"] == result.rows[-1].tokenization_ms_p50
+
+
+def test_a_file_without_the_times_of_tokenizers_is_still_read_and_shows_none(tmp_path):
+    before = comparison(row(), row("export", "onnxruntime"))
+    content = json.loads(before.model_dump_json())
+    for one in content["rows"]:
+        del one["tokenization_ms_p50"]
+    (tmp_path / "benchmark.json").write_text(json.dumps(content))
+    old = Benchmark.read(tmp_path / "benchmark.json")
+    assert [one.tokenization_ms_p50 for one in old.rows] == [None, None]
+    table = [line.split(" | ") for line in to_markdown(old).splitlines() if line.startswith("| ")]
+    place = table[0].index("tokenizer ms")
+    assert [cells[place] for cells in table[1:]] == ["–", "–"]
 
 
 def test_metrics_are_the_final_rows_figures_and_all_finite(measured):
@@ -383,6 +403,7 @@ def row(stage="teacher", runtime="pytorch", **changes):
         "parameters": 22_000_000,
         "latency_ms_p50": 15.0,
         "latency_ms_p95": 20.0,
+        "tokenization_ms_p50": 0.05,
         "throughput_per_s": 100.0,
         "baseline_rss_mb": 400.0,
         "peak_rss_mb": 500.0,
@@ -438,10 +459,11 @@ def test_the_table_has_the_headline_and_every_row():
     assert len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| teacher | pytorch | 90.0 % (87.0–92.0) | reference | 90.0 | 1.0× | 15.00 |")
     assert table[3].startswith(
-        "| distill | pytorch | 90.0 % (87.0–92.0) | ±0.0 | 60.0 | 1.5× | 8.00 | 20.00 | 1.9× |"
+        "| distill | pytorch | 90.0 % (87.0–92.0) | ±0.0 | 60.0 | 1.5× | 8.00 | 20.00 | 0.050 | 1.9× |"
     )
     assert (
-        "| 89.1 % (87.0–92.0) | −0.9 | 16.0 | 5.6× | 1.44 | 20.00 | 10.4× | 2346 | 500 | 0.50 |" in table[4]
+        "| 89.1 % (87.0–92.0) | −0.9 | 16.0 | 5.6× | 1.44 | 20.00 | 0.050 | 10.4× | 2346 | 500 | 0.50 |"
+        in table[4]
     )
     assert "Some CPU (features: avx2), 2 threads on 2 CPUs" in text
 

@@ -429,7 +429,9 @@ def test_a_float_graph_with_one_wrong_weight_is_refused_and_the_layer_named(
 
 def test_an_int8_graph_with_wrong_scales_is_refused_and_the_layer_named(int8_onnx, int8, tiny_data, tmp_path):
     (tmp_path / "model.onnx").write_bytes((int8_onnx[0] / "model.onnx").read_bytes())
-    parity(tmp_path, int8, tiny_data, quantised=True)
+    parity(
+        tmp_path, int8, tiny_data, quantised=True, min_label_agreement=0.95
+    )  # of 80, random: some near ties
     corrupt(tmp_path / "model.onnx", "layer.2.attention.self.qkv.weight_scale", lambda s: s * -1000)
     place = r"first layer to depart is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
