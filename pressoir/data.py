@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEMO = Path(__file__).parent / "demo"
 SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
+EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
 Row = tuple[str, str]  # text, label name
 Record = dict[str | int, Any] | list[Any]
@@ -425,3 +426,14 @@ def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
                 row[config.label_column] = names.get(row[config.label_column])
             result[split].append(_row(row, config, f"{place}, row {number}"))
     return result
+
+
+def excerpt(source: Path, folder: Path) -> None:
+    """A data folder of the first sentences of another's training and validation splits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", EXCERPT_TRAIN_ROWS), ("validation", EXCERPT_VALIDATION_ROWS)):
+        with (source / f"{split}.jsonl").open(encoding="utf-8") as file:
+            lines = [line for _, line in zip(range(rows), file, strict=False)]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    facts = info(source) | {"train_rows": EXCERPT_TRAIN_ROWS, "validation_rows": EXCERPT_VALIDATION_ROWS}
+    (folder / INFO).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -53,3 +53,16 @@ def track(items: Iterable[Item], total: int, what: str, reporter: Reporter) -> I
     for done, item in enumerate(items, start=1):
         yield item
         reporter.progress(done, total, what)
+
+
+class Silent:
+    """A reporter that tells nothing."""
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """See `Reporter.progress`."""
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """See `Reporter.metric`."""
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""

@@ -15,7 +15,6 @@ store, where a stage that two trials share is found instead of repeated.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from pressoir.config import Config
 from pressoir.errors import PressoirError, StoreError
 from pressoir.planning import Pressed, Runner
 from pressoir.recipe import Recipe
-from pressoir.reporting import Reporter
+from pressoir.reporting import Reporter, Silent
 from pressoir.runtime import available_cpus
 from pressoir.search import measure
 from pressoir.search.budget import Limits, cannot_cost, cannot_reach
@@ -44,7 +43,6 @@ from pressoir.sources import Source
 Pipeline = Callable[[Recipe, Runner[Artifact]], Pressed[Artifact]]
 """The order of the stages, see `flows.compress.pipeline`."""
 _TRAINED = ("teacher_outputs", "distill", "prune", "quantize")
-_TRAIN_ROWS, _VALIDATION_ROWS = 32, 64
 
 
 class Assignment(Config):
@@ -168,7 +166,11 @@ def untrained(recipe: Recipe) -> Recipe:
         if (section := getattr(recipe, name)) is not None:
             # How it would be trained is set to the defaults, so that recipes of one shape are looked at once.
             usual = {one: type(section).model_fields[one].default for one in LearnerConfig.model_fields}
-            calm = {"epochs": 0, "hidden_weight": 0.0, "quantization_aware": False}
+            calm = {"epochs": 0, "hidden_weight": 0.0, "relation_weight": 0.0, "quantization_aware": None}
+            if (
+                getattr(section, "target", None) is not None
+            ):  # it decides the bits that the target is held against
+                calm["quantization_aware"] = section.quantization_aware
             changes[name] = section.model_copy(update={**usual, **calm})
     if recipe.quantize:
         changes["quantize"] = recipe.quantize.model_copy(update={"max_accuracy_drop": None})
@@ -251,7 +253,7 @@ class ShapeRunner(StoreRunner):
             for name, one in inputs.items()
         }
         if (sentences := moved.get("data")) is not None:
-            excerpt(sentences.folder, self._excerpt)
+            data.excerpt(sentences.folder, self._excerpt)
             moved["data"] = sentences.model_copy(update={"folder": self._excerpt})
         with self._quiet.building():
             made, _ = planning.build_stage(
@@ -259,27 +261,3 @@ class ShapeRunner(StoreRunner):
             )
         self._made.add(made.key)
         return made
-
-
-class Silent:
-    """A reporter that tells nothing."""
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """See `Reporter.progress`."""
-
-    def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """See `Reporter.metric`."""
-
-    def message(self, text: str) -> None:
-        """See `Reporter.message`."""
-
-
-def excerpt(source: Path, folder: Path) -> None:
-    """A data folder of the first sentences of another's training and validation splits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", _TRAIN_ROWS), ("validation", _VALIDATION_ROWS)):
-        with (source / f"{split}.jsonl").open(encoding="utf-8") as file:
-            lines = [line for _, line in zip(range(rows), file, strict=False)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = data.info(source) | {"train_rows": _TRAIN_ROWS, "validation_rows": _VALIDATION_ROWS}
-    (folder / data.INFO).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -7,7 +7,18 @@ classic reference.
 `structured` removes whole attention heads and feed-forward neurons PHYSICALLY: the matrices are smaller, the
 file is smaller, and every runtime is faster. Importance is the first-order Taylor expansion of the loss,
 |activation × gradient| summed over a head or neuron, or the mean absolute activation (no backward pass).
-Costs one pass over the calibration sentences, plus recovery epochs.
+Costs one pass over the calibration sentences, plus recovery epochs. How much goes is given
+(`head_sparsity`, `ffn_sparsity`), or found: the least that brings the model to a `target`, see
+`pressoir.pruning`.
+
+With `rounds` it goes by and by: importance is measured, a part removed and the rest recovered, again and
+again. Of n rounds, after the k-th the part 1 − (1 − k/n)³ of what is to go is gone: much while there is much
+to spare, little at the end. Each round has `epochs // rounds` epochs, the last also those left over, with a
+warm-up and decay of the learning rate of its own. A killed run goes on in the round it was in.
+
+The recovery learns from the teacher's logits, as CoFi's does while it prunes, and from its hidden states
+after every layer, TinyBERT's loss; see `training.DistillationLoss`. CoFi's learned masks, and its choice of
+which layers are matched, are not used.
 
 With `allocation: uniform` every layer keeps the same number of heads and neurons, and plain `from_pretrained`
 reloads the result (heads through the config's `pruned_heads`). With `global` the layers differ: heads still
@@ -15,219 +26,257 @@ reload, but different feed-forward widths need `pressoir.models.load_classifier`
 `intermediate_sizes` in the config.
 
 Sources: S. Han et al. 2015 (arXiv:1506.02626), magnitude; P. Molchanov et al. 2019 (arXiv:1906.10771), Taylor
-importance; P. Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (arXiv:1905.10650), heads.
+importance; P. Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (arXiv:1905.10650), heads; M.
+Zhu & S. Gupta 2017 (arXiv:1710.01878), the cubic schedule; M. Xia et al. 2022, "Structured Pruning Learns
+Compact and Accurate Models" (CoFi, arXiv:2204.00408), and X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351),
+recovery.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import data, models, training
-from pressoir.inference.engines import accepted_inputs
-from pressoir.reporting import track
+from pressoir import models, pruning, training
+from pressoir.artifact import write_text_atomic
+from pressoir.config import Config
+from pressoir.pruning import Kept, Units
+from pressoir.reporting import Reporter
 from pressoir.sections import PruneConfig
 from pressoir.stages import StageContext
 
 NAME, VERSION, KIND = "prune", 1, "model"
-FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
 DEFAULT_SPARSITY, DEFAULT_HEAD_SPARSITY, DEFAULT_FFN_SPARSITY = 0.3, 0.25, 0.5
+REPORT = "rounds.json"  # of rounds, or a target
+CHOICE, DONE = "kept.json", "round.json"  # of a round, in the work folder; the latter is written last
+
+
+class Round(Config):
+    """What a finished round found, did and left."""
+
+    before: Units
+    """Heads and neurons of each layer at its beginning."""
+    after: Units
+    """Those that are left."""
+    parameters_before: int
+    epochs: int
+    """Of recovery, at most."""
+    dial: float | None
+    """Where it stands after the last round, as far as is known in this one; null without a target."""
+    figures: dict[str, float]
+    """Validation accuracy before, right after, and after recovery, and what is left."""
+    measured: dict[str, float]
+    """Size and latency of the int8 graph, where a target asked for it."""
+    history: list[dict[str, float]]
+    """Figures of each epoch; epochs are counted over all rounds."""
 
 
 def run(inputs: Mapping[str, Path], config: PruneConfig, context: StageContext) -> dict[str, float]:
-    """Write the pruned model; return validation accuracy before, right after, and after recovery, and what is
-    left.
+    """Write the pruned model; return validation accuracy before, right after (in the last round), and after
+    recovery, what is left, and with a target what was measured of the int8 graph.
 
     Inputs: `model`, `data`, and, for recovery epochs, `outputs` (of `teacher_outputs`).
+
+    Raises:
+        RecipeError: the target cannot be reached, however much is removed.
     """
-    torch.manual_seed(context.seed)
-    model, tokenizer = models.load_classifier(inputs["model"]), models.load_tokenizer(inputs["model"])
-    figures = {"accuracy_before": training.evaluate(model, tokenizer, inputs["data"])["validation_accuracy"]}
-    parameters = models.count_parameters(model)
+    rounds: list[Round] = []
+    for epochs in epochs_of_rounds(config.epochs, config.rounds):
+        rounds.append(_round(inputs, config.model_copy(update={"epochs": epochs}), context, rounds))
+    for path in _model(context, config.rounds).iterdir():
+        shutil.copy2(path, context.out_dir)
+    if config.epochs:
+        history = [epoch for one in rounds for epoch in one.history]
+        training.save_history(history, context, NAME)
+    first, last = rounds[0], rounds[-1]
+    if config.rounds > 1 or config.target is not None:
+        told = [one.model_dump(exclude={"history", "parameters_before"}) for one in rounds]
+        (context.out_dir / REPORT).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    measured = next((one.measured for one in reversed(rounds) if one.measured), {})
+    return {
+        **last.figures,
+        "accuracy_before": first.figures["accuracy_before"],
+        "parameters_kept": last.figures["parameters"] / first.parameters_before,
+        **{f"int8_{name}": value for name, value in measured.items() if name != "parameters"},
+    }
+
+
+def epochs_of_rounds(epochs: int, rounds: int) -> list[int]:
+    """Recovery epochs of each round: as many each, and the last also those left over."""
+    each = epochs // rounds
+    return [each] * (rounds - 1) + [epochs - each * (rounds - 1)]
+
+
+def share(number: int, rounds: int) -> float:
+    """The part of all that is to go that is gone after round `number`, from 1 (Zhu & Gupta)."""
+    return 1 - (1 - number / rounds) ** 3
+
+
+def _model(context: StageContext, number: int) -> Path:
+    """Folder of the model that a round leaves."""
+    return context.work_dir / f"round-{number}" / "model"
+
+
+def _round(
+    inputs: Mapping[str, Path], config: PruneConfig, context: StageContext, earlier: list[Round]
+) -> Round:
+    """The next round, with `config.epochs` of its own, unless it was finished before."""
+    number, sentences = len(earlier) + 1, inputs["data"]
+    out = _model(context, number)
+    folder, tell = out.parent, context.reporter.message
+    if (folder / DONE).exists():
+        return Round.model_validate_json((folder / DONE).read_text(encoding="utf-8"))
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    title = "prune" if config.rounds == 1 else f"prune, round {number} of {config.rounds}"
+    past = sum(one.epochs for one in earlier)
+    own = StageContext(
+        out, folder, _Later(context.reporter, past), context.seed + number - 1, context.threads
+    )
+
+    torch.manual_seed(own.seed)
+    model = models.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
+    tokenizer = models.load_tokenizer(inputs["model"])
+    figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
+    before, parameters = pruning.units(model), models.count_parameters(model)
     after_step: Callable[[], None] | None = None
+    dial, measured = None, dict[str, float]()
     if config.granularity == "unstructured":
         sparsity = DEFAULT_SPARSITY if config.sparsity is None else config.sparsity
-        after_step = prune_unstructured(model, sparsity)
-        context.reporter.message(
-            f"prune: {sparsity:.0%} of the weights are zero; the matrices stay dense, so no runtime for "
+        sparsity *= share(number, config.rounds)
+        after_step = pruning.zero_smallest(model, sparsity)
+        tell(
+            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so no runtime for "
             "dense matrices gains speed from it"
         )
     else:
-        heads, neurons = importance(model, tokenizer, inputs["data"], config, context)
-        prune_structured(model, heads, neurons, config)
-    figures["accuracy_after_pruning"] = training.evaluate(model, tokenizer, inputs["data"])[
-        "validation_accuracy"
-    ]
+        kept = _choose(model, tokenizer, sentences, config, own, earlier)
+        pruning.remove(model, kept)
+        dial, measured = kept.dial, kept.measured
+        tell(f"{title}: {_told(kept.units)}")
+    figures["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
+    tell(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
+    history: list[dict[str, float]] = []
     if config.epochs:
-        loss = training.DistillationLoss(config.temperature, config.alpha, config.hidden_weight)
-        outputs = training.TeacherOutputs.open(inputs["outputs"])
         history = training.fit(
             model,
             tokenizer,
-            inputs["data"],
+            sentences,
             config,
-            context,
-            what="prune: recovery steps",
-            loss=loss,
-            outputs=outputs,
+            own,
+            what=f"{title}: recovery steps",
+            loss=training.DistillationLoss.of(config),
+            outputs=training.TeacherOutputs.open(inputs["outputs"]),
             after_step=after_step,
         )
-        training.save_history(history, context, NAME)
         if after_step is not None:
             after_step()
-    models.save_model(model, context.out_dir)
-    models.save_tokenizer(tokenizer, context.out_dir)
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    zeros = sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
-    return figures | {
-        **training.evaluate(model, tokenizer, inputs["data"]),
-        "parameters": models.count_parameters(model),
-        "parameters_kept": models.count_parameters(model) / parameters,
-        "zero_weights": zeros,
-    }
+    models.save_model(model, out)
+    models.save_tokenizer(tokenizer, out)
+    figures |= training.evaluate(model, tokenizer, sentences)
+    figures |= {"parameters": models.count_parameters(model), "zero_weights": _zeros(model)}
+    if config.epochs:
+        tell(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
+    done = Round(
+        before=before,
+        after=pruning.units(model),
+        parameters_before=parameters,
+        epochs=config.epochs,
+        dial=dial,
+        figures=figures,
+        measured=measured,
+        history=[{**epoch, "epoch": past + epoch["epoch"]} for epoch in history],
+    )
+    write_text_atomic(folder / DONE, done.model_dump_json())  # last: it says that the rest is whole
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if earlier:
+        shutil.rmtree(_model(context, number - 1), ignore_errors=True)
+    return done
 
 
-def prune_unstructured(model: PreTrainedModel, sparsity: float) -> Callable[[], None]:
-    """Zero the `sparsity` smallest weights of each encoder matrix; return what zeroes them again."""
-    masks: list[tuple[Tensor, Tensor]] = []
-    for module in models.encoder_layers(model).modules():
-        if isinstance(module, nn.Linear):
-            count = int(sparsity * module.weight.numel())
-            smallest = module.weight.detach().abs().flatten().argsort()[:count]
-            mask = torch.ones(module.weight.numel(), dtype=torch.bool)
-            mask[smallest] = False
-            masks.append((module.weight, mask.view_as(module.weight)))
-
-    @torch.no_grad()
-    def apply() -> None:
-        for weight, mask in masks:
-            weight.mul_(mask)
-
-    apply()
-    return apply
-
-
-def importance(
+def _choose(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    sentences: Path,
     config: PruneConfig,
     context: StageContext,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Importance of each layer's heads (heads,) and neurons (neurons,), from calibration sentences.
+    earlier: list[Round],
+) -> Kept:
+    """The units that this round keeps; kept in its folder, for checkpoints fit no other choice."""
+    path = context.work_dir / CHOICE
+    if path.exists():
+        return Kept.model_validate_json(path.read_text(encoding="utf-8"))
+    number = len(earlier) + 1
+    scores = pruning.importance(model, tokenizer, sentences, config, context)
+    whole = earlier[0].before if earlier else pruning.units(model)
+    uniform, part = config.allocation == "uniform", share(number, config.rounds)
+    if (target := config.target) is not None:
 
-    `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
-    `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
-    """
-    parts, layers = models.layout(model), models.encoder_layers(model)
-    rows = data.load_split(folder, "train").shuffle(seed=context.seed)
-    rows = rows.select(range(min(config.calibration_samples, len(rows))))
-    taylor = config.importance == "taylor"
-    seen: dict[tuple[str, int], Tensor] = {}
-    hooks = []
-    for index, layer in enumerate(layers):
-        for part in ("attention_output", "ffn_out"):
+        def cost(candidate: PreTrainedModel) -> Mapping[str, float]:
+            if target.parameters is not None:
+                return {"parameters": models.count_parameters(candidate)}
+            return pruning.int8_cost(candidate, tokenizer, sentences, config, context)
 
-            def keep(
-                module: nn.Module, args: tuple[Tensor, ...], place: tuple[str, int] = (part, index)
-            ) -> None:
-                seen[place] = args[0]
-                if taylor:
-                    args[0].retain_grad()
-
-            hooks.append(layer.get_submodule(parts[part]).register_forward_pre_hook(keep))
-    scores = {
-        (part, index): torch.zeros(int(layer.get_submodule(parts[part]).in_features))  # type: ignore[arg-type]
-        for index, layer in enumerate(layers)
-        for part in ("attention_output", "ffn_out")
-    }
-    head_size = model.config.hidden_size // model.config.num_attention_heads
-    head_scores = [
-        torch.zeros(len(scores["attention_output", index]) // head_size) for index in range(len(layers))
-    ]
-    names = accepted_inputs(model)
-    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-    for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
-        encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
-        mask = encoded["attention_mask"][..., None]
-        with torch.set_grad_enabled(taylor):
-            logits = model(**{name: encoded[name] for name in names if name in encoded}).logits
-            if taylor:
-                F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
-        for (part, index), activation in seen.items():  # activation: (batch, seq, units)
-            if taylor:
-                assert activation.grad is not None
-                effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
-                if part == "attention_output":
-                    per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
-                    head_scores[index] += per_head
-                else:
-                    scores[part, index] += effect.abs().sum(dim=0)
-            else:
-                size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
-                if part == "attention_output":
-                    head_scores[index] += size.view(-1, head_size).sum(dim=1)
-                else:
-                    scores[part, index] += size
-        model.zero_grad(set_to_none=True)
-        seen.clear()
-    for hook in hooks:
-        hook.remove()
-    return head_scores, [scores["ffn_out", index] for index in range(len(layers))]
-
-
-def prune_structured(
-    model: PreTrainedModel, heads: list[Tensor], neurons: list[Tensor], config: PruneConfig
-) -> None:
-    """Remove the least important heads and neurons, in place; the new sizes go into the config."""
-    head_sparsity = DEFAULT_HEAD_SPARSITY if config.head_sparsity is None else config.head_sparsity
-    ffn_sparsity = DEFAULT_FFN_SPARSITY if config.ffn_sparsity is None else config.ffn_sparsity
-    uniform = config.allocation == "uniform"
-    kept_heads = choose(heads, head_sparsity, uniform)
-    kept_neurons = choose(neurons, ffn_sparsity, uniform, FFN_MULTIPLE)
-    parts = models.layout(model)
-    already = {int(k): set(v) for k, v in (getattr(model.config, "pruned_heads", None) or {}).items()}
-    total = model.config.num_attention_heads
-    remove: dict[int, list[int]] = {}
-    for index, kept in enumerate(kept_heads):
-        present = [head for head in range(total) if head not in already.get(index, set())]
-        gone = [head for place, head in enumerate(present) if place not in set(kept.tolist())]
-        if gone:
-            remove[index] = gone
-    if remove:
-        model.prune_heads(remove)
-    for layer, kept in zip(models.encoder_layers(model), kept_neurons, strict=True):
-        models.resize_ffn(layer, parts, kept)
-    widths = [len(kept) for kept in kept_neurons]
-    field = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
-    if len(set(widths)) == 1:
-        setattr(model.config, field, widths[0])
+        # With `global` the new importance has moved units between layers, and the shape with them.
+        last = number == config.rounds
+        if not earlier or (last and not uniform):
+            choices = pruning.steps(scores, uniform, whole)
+            found = pruning.reach(model, choices, target, cost, context)
+            dial, measured = found.dial, found.measured
+        else:
+            dial, measured = earlier[0].dial, {}
+        assert dial is not None
+        kept = pruning.at_dial(scores, dial * part, uniform, whole)
+        kept = kept.model_copy(update={"dial": dial, "measured": measured})
     else:
-        model.config.intermediate_sizes = widths
-
-
-def choose(scores: list[Tensor], sparsity: float, uniform: bool, multiple: int = 1) -> list[Tensor]:
-    """Indices of the units to keep in each layer, ascending; at least one (or `multiple`) stays in every
-    layer.
-
-    `uniform` keeps the same part of every layer; otherwise units of all layers compete, each layer's scores
-    being normalised by their L2 norm first (Molchanov et al.).
-    """
-    if uniform:
-        counts = [len(layer) * (1 - sparsity) for layer in scores]
-    else:
-        normal = torch.cat([layer / (layer.norm() + 1e-12) for layer in scores])
-        owners = torch.cat([torch.full((len(layer),), index) for index, layer in enumerate(scores)])
-        winners = normal.argsort(descending=True)[: round(len(normal) * (1 - sparsity))]
-        counts = [float((owners[winners] == index).sum()) for index in range(len(scores))]
-    kept = []
-    for layer, count in zip(scores, counts, strict=True):
-        step = min(multiple, len(layer))
-        size = min(len(layer), max(step, round(count / step) * step))
-        kept.append(layer.argsort(descending=True)[:size].sort().values)
+        heads = DEFAULT_HEAD_SPARSITY if config.head_sparsity is None else config.head_sparsity
+        neurons = DEFAULT_FFN_SPARSITY if config.ffn_sparsity is None else config.ffn_sparsity
+        kept = pruning.keep(scores, heads * part, neurons * part, uniform, whole)
+    write_text_atomic(path, kept.model_dump_json())
     return kept
+
+
+def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
+    return training.evaluate(model, tokenizer, sentences)["validation_accuracy"]
+
+
+def _zeros(model: PreTrainedModel) -> float:
+    """Part of the weights of all linear layers that is zero."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
+
+
+def _told(left: Units) -> str:
+    """`heads a layer 9, neurons a layer 768`; of layers that differ, each one's number."""
+
+    def numbers(of: tuple[int, ...]) -> str:
+        return " ".join(map(str, of if len(set(of)) > 1 else of[:1]))
+
+    return f"heads a layer {numbers(left.heads)}, neurons a layer {numbers(left.neurons)}"
+
+
+@dataclass(frozen=True)
+class _Later:
+    """Passes on what a round reports; its epochs come after the `past` ones of earlier rounds."""
+
+    reporter: Reporter
+    past: int
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """See `Reporter.progress`."""
+        self.reporter.progress(done, total, what)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """See `Reporter.metric`."""
+        self.reporter.metric(name, value, None if step is None else self.past + step)
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+        self.reporter.message(text)

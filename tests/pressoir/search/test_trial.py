@@ -5,14 +5,16 @@ import json
 import pytest
 import yaml
 
+from pressoir import data
 from pressoir.artifact import Store
 from pressoir.planning import STAGES, load_stage
 from pressoir.recipe import Recipe
+from pressoir.reporting import Silent
 from pressoir.search import trial
 from pressoir.search.budget import Limits
 from pressoir.search.config import ProxyConfig, with_values
 from pressoir.search.measure import Conditions
-from pressoir.search.trial import Assignment, Silent
+from pressoir.search.trial import Assignment
 
 CONDITIONS = Conditions(threads=1, batch_size=1, samples=10)
 FREE = Limits(max_size_mb=None, max_latency_ms=None, min_accuracy=None)
@@ -185,7 +187,7 @@ def test_the_shape_of_a_recipe_is_what_is_left_without_training_and_judging(reci
 
 
 def test_an_excerpt_has_no_test_split(tiny_data, tmp_path):
-    trial.excerpt(tiny_data, tmp_path / "excerpt")
+    data.excerpt(tiny_data, tmp_path / "excerpt")
     assert sorted(path.name for path in (tmp_path / "excerpt").iterdir()) == [
         *("data.json", "train.jsonl", "validation.jsonl")
     ]

@@ -1,0 +1,357 @@
+"""What pruning removes: which units matter least, how many must go to reach a target, and taking them out.
+
+A unit is an attention head or a feed-forward neuron. **The dial** says how much of both goes together: at 0
+nothing, at d the part d of the heads and the part d of the neurons, at 1 all but one head and `FFN_MULTIPLE`
+neurons a layer. It has steps: where a head or `FFN_MULTIPLE` neurons leave, of each layer with `allocation:
+uniform`, of all together with `global`; of more than `MOST_STEPS` an even selection. A target is searched
+among them by bisection, so at most nine models are looked at. Counting weights takes no time; for size and
+latency the int8 graph of each of them is made and measured, then thrown away, which takes seconds.
+
+Sources: P. Molchanov et al. 2019 (arXiv:1906.10771), Taylor importance and its normalisation over layers; P.
+Michel et al. 2019 (arXiv:1905.10650), heads; S. Han et al. 2015 (arXiv:1506.02626), magnitude.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pressoir import data, models
+from pressoir.config import Config
+from pressoir.errors import RecipeError
+from pressoir.inference.engines import accepted_inputs
+from pressoir.reporting import Silent, track
+from pressoir.search import measure
+from pressoir.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
+from pressoir.stages import StageContext, export, quantize
+
+FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
+MOST_STEPS = 256
+LATENCY_SAMPLES = 200  # validation sentences that the median is over
+
+
+class Units(NamedTuple):
+    """How many units each layer has."""
+
+    heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+
+class Importance(NamedTuple):
+    """Of each layer's heads (heads,) and neurons (neurons,)."""
+
+    heads: list[Tensor]
+    neurons: list[Tensor]
+
+
+class Kept(Config):
+    """The units that stay: indices of each layer, ascending, from 0, among those that it has now."""
+
+    heads: tuple[tuple[int, ...], ...]
+    neurons: tuple[tuple[int, ...], ...]
+    dial: float | None = None
+    """Where a target has set the dial."""
+    measured: dict[str, float] = Field(default={})
+    """What the model costs there."""
+
+    @property
+    def units(self) -> Units:
+        """How many they are."""
+        return Units(tuple(map(len, self.heads)), tuple(map(len, self.neurons)))
+
+
+def units(model: PreTrainedModel) -> Units:
+    """The heads and neurons that `model` has now.
+
+    Raises:
+        SourceError: the architecture is not one whose parts are known.
+    """
+    parts, layers = models.layout(model), models.encoder_layers(model)
+
+    def width(layer: nn.Module, part: str) -> int:
+        return int(layer.get_submodule(parts[part]).out_features)  # type: ignore[arg-type]
+
+    size = _head_size(model)
+    return Units(
+        tuple(width(layer, "query") // size for layer in layers),
+        tuple(width(layer, "ffn_in") for layer in layers),
+    )
+
+
+def importance(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: PruneConfig,
+    context: StageContext,
+) -> Importance:
+    """Importance of each layer's heads (heads,) and neurons (neurons,), from calibration sentences.
+
+    `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
+    `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
+    """
+    parts, layers = models.layout(model), models.encoder_layers(model)
+    rows = data.load_split(folder, "train").shuffle(seed=context.seed)
+    rows = rows.select(range(min(config.calibration_samples, len(rows))))
+    taylor = config.importance == "taylor"
+    seen: dict[tuple[str, int], Tensor] = {}
+    hooks = []
+    for index, layer in enumerate(layers):
+        for part in ("attention_output", "ffn_out"):
+
+            def keep(
+                module: nn.Module, args: tuple[Tensor, ...], place: tuple[str, int] = (part, index)
+            ) -> None:
+                seen[place] = args[0]
+                if taylor:
+                    args[0].retain_grad()
+
+            hooks.append(layer.get_submodule(parts[part]).register_forward_pre_hook(keep))
+    head_size, present = _head_size(model), units(model)
+    scores = Importance([torch.zeros(n) for n in present.heads], [torch.zeros(n) for n in present.neurons])
+    names = accepted_inputs(model)
+    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
+        encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
+        mask = encoded["attention_mask"][..., None]
+        with torch.set_grad_enabled(taylor):
+            logits = model(**{name: encoded[name] for name in names if name in encoded}).logits
+            if taylor:
+                F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
+        for (part, index), activation in seen.items():  # activation: (batch, seq, units)
+            if taylor:
+                assert activation.grad is not None
+                effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
+                if part == "attention_output":
+                    per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
+                    scores.heads[index] += per_head
+                else:
+                    scores.neurons[index] += effect.abs().sum(dim=0)
+            else:
+                size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
+                if part == "attention_output":
+                    scores.heads[index] += size.view(-1, head_size).sum(dim=1)
+                else:
+                    scores.neurons[index] += size
+        model.zero_grad(set_to_none=True)
+        seen.clear()
+    for hook in hooks:
+        hook.remove()
+    return scores
+
+
+def keep(scores: Importance, head_sparsity: float, ffn_sparsity: float, uniform: bool, whole: Units) -> Kept:
+    """What stays when those parts of the units of `whole` (what the model once had) are gone."""
+    heads = choose(scores.heads, head_sparsity, uniform, whole=whole.heads)
+    neurons = choose(scores.neurons, ffn_sparsity, uniform, FFN_MULTIPLE, whole.neurons)
+    return Kept(heads=_indices(heads), neurons=_indices(neurons))
+
+
+def choose(
+    scores: list[Tensor],
+    sparsity: float,
+    uniform: bool,
+    multiple: int = 1,
+    whole: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Indices of the units to keep in each layer, ascending; at least one (or `multiple`) stays in every
+    layer.
+
+    `sparsity` is the part that is gone of `whole`, what each layer once had; by default what it has now.
+    `uniform` keeps the same part of every layer; otherwise units of all layers compete, each layer's scores
+    being normalised by their L2 norm first (Molchanov et al.).
+    """
+    whole = whole or [len(layer) for layer in scores]
+    if uniform:
+        counts = [total * (1 - sparsity) for total in whole]
+    else:
+        normal = torch.cat([layer / (layer.norm() + 1e-12) for layer in scores])
+        owners = torch.cat([torch.full((len(layer),), index) for index, layer in enumerate(scores)])
+        winners = normal.argsort(descending=True)[: round(sum(whole) * (1 - sparsity))]
+        counts = [float((owners[winners] == index).sum()) for index in range(len(scores))]
+    kept = []
+    for layer, count in zip(scores, counts, strict=True):
+        step = min(multiple, len(layer))
+        size = min(len(layer), max(step, round(count / step) * step))
+        kept.append(layer.argsort(descending=True)[:size].sort().values)
+    return kept
+
+
+def remove(model: PreTrainedModel, kept: Kept) -> None:
+    """Take out, in place, every unit that is not kept; the new sizes go into the configuration."""
+    already = {int(k): set(v) for k, v in (getattr(model.config, "pruned_heads", None) or {}).items()}
+    total = model.config.num_attention_heads
+    gone: dict[int, list[int]] = {}
+    for index, heads in enumerate(kept.heads):
+        present = [head for head in range(total) if head not in already.get(index, set())]
+        if lost := [head for place, head in enumerate(present) if place not in heads]:
+            gone[index] = lost
+    if gone:
+        model.prune_heads(gone)
+    parts = models.layout(model)
+    for layer, neurons in zip(models.encoder_layers(model), kept.neurons, strict=True):
+        models.resize_ffn(layer, parts, torch.tensor(neurons))
+    widths = list(kept.units.neurons)
+    field = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
+    if len(set(widths)) == 1:
+        setattr(model.config, field, widths[0])
+        if hasattr(model.config, "intermediate_sizes"):  # of an earlier round
+            del model.config.intermediate_sizes
+    else:
+        model.config.intermediate_sizes = widths
+
+
+def zero_smallest(model: PreTrainedModel, sparsity: float) -> Callable[[], None]:
+    """Zero the `sparsity` smallest weights of each encoder matrix; return what zeroes them again."""
+    masks: list[tuple[Tensor, Tensor]] = []
+    for module in models.encoder_layers(model).modules():
+        if isinstance(module, nn.Linear):
+            count = int(sparsity * module.weight.numel())
+            smallest = module.weight.detach().abs().flatten().argsort()[:count]
+            mask = torch.ones(module.weight.numel(), dtype=torch.bool)
+            mask[smallest] = False
+            masks.append((module.weight, mask.view_as(module.weight)))
+
+    @torch.no_grad()
+    def apply() -> None:
+        for weight, mask in masks:
+            weight.mul_(mask)
+
+    apply()
+    return apply
+
+
+def at_dial(scores: Importance, dial: float, uniform: bool, whole: Units) -> Kept:
+    """What stays at a position of the dial."""
+    if dial == 0:
+        every = [[torch.arange(len(layer)) for layer in part] for part in scores]
+        return Kept(heads=_indices(every[0]), neurons=_indices(every[1]), dial=dial)
+    return keep(scores, dial, dial, uniform, whole).model_copy(update={"dial": dial})
+
+
+def steps(scores: Importance, uniform: bool, whole: Units) -> list[Kept]:
+    """What stays at each step of the dial, from all to the least; no two are of the same shape."""
+    heads, neurons = (max(whole.heads), max(whole.neurons)) if uniform else map(sum, whole)
+    dials = sorted(
+        {head / heads for head in range(heads + 1)}
+        | {neuron / neurons for neuron in range(0, neurons, FFN_MULTIPLE)}
+    )
+    if len(dials) > MOST_STEPS:
+        dials = [dials[round(place)] for place in torch.linspace(0, len(dials) - 1, MOST_STEPS).tolist()]
+    shapes: dict[Units, Kept] = {}
+    for dial in dials:
+        kept = at_dial(scores, dial, uniform, whole)
+        shapes.setdefault(kept.units, kept)
+    return list(shapes.values())
+
+
+Cost = Callable[[PreTrainedModel], Mapping[str, float]]
+"""What a model costs: `parameters`, or `size_mb` and `latency_ms`."""
+
+
+def reach(
+    model: PreTrainedModel, choices: Sequence[Kept], target: PruneTarget, cost: Cost, context: StageContext
+) -> Kept:
+    """The first of `choices` (from large to small) with which `model` reaches the target, and its costs.
+
+    Raises:
+        RecipeError: the last one does not reach it either; the message says by how much.
+    """
+    (name, limit), *_ = ((name, value) for name, value in target if value is not None)
+    measured: dict[int, Mapping[str, float]] = {}
+
+    def meets(index: int) -> bool:
+        candidate = copy.deepcopy(model)
+        remove(candidate, choices[index])
+        measured[index] = cost(candidate)
+        context.reporter.message(
+            f"prune: dial at {choices[index].dial:.3f}: {_told(name, measured[index][name])} "
+            f"(target {_told(name, limit)})"
+        )
+        return bool(measured[index][name] <= limit)
+
+    last = len(choices) - 1
+    with torch.random.fork_rng(devices=[]):  # the recovery draws the same numbers, whether this ran or not
+        if not meets(last):
+            least = measured[last][name]
+            raise RecipeError(
+                f"prune.target: {_told(name, limit)} cannot be reached: with one head and {FFN_MULTIPLE} "
+                f"neurons a layer it is still {_told(name, least)}, {_told(name, least - limit)} "
+                f"({(least - limit) / limit:.1%}) too much; raise the target, or first take away layers "
+                "(distill.student.layers) or word pieces (vocabulary)"
+            )
+        found = smallest_removal(meets, last)
+    return choices[found].model_copy(update={"measured": dict(measured[found])})
+
+
+def smallest_removal(meets: Callable[[int], bool], last: int) -> int:
+    """The first step from 0 that meets, where `last` does, and, after one that does, all others do."""
+    first = 0
+    while first < last:
+        middle = (first + last) // 2
+        if meets(middle):
+            last = middle
+        else:
+            first = middle + 1
+    return last
+
+
+def int8_cost(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: PruneConfig,
+    context: StageContext,
+) -> Mapping[str, float]:
+    """Size (MB) and measured latency (ms, median) of the int8 ONNX graph that `model` becomes.
+
+    It is quantised and exported as a recipe does it by default, with the table of word pieces that
+    `quantization_aware` names, on a few sentences of the data `folder`, and thrown away. Timed are validation
+    sentences, one at a time.
+    """
+    words: Literal["q4", "int8"] = "q4" if config.quantization_aware == "int8_q4" else "int8"
+    with tempfile.TemporaryDirectory(dir=context.work_dir) as name:
+        scratch = Path(name)
+        source, packed, graph, work, few = (
+            scratch / part for part in ("model", "int8", "graph", "work", "few")
+        )
+        for part in (packed, graph, work):
+            part.mkdir()
+        models.save_model(model, source)
+        models.save_tokenizer(tokenizer, source)
+        data.excerpt(folder, few)
+        quantize.run(
+            {"model": source, "data": few},
+            QuantizeConfig(embeddings=words, max_accuracy_drop=None),
+            StageContext(packed, work, Silent(), context.seed, context.threads),
+        )
+        export.run(
+            {"model": packed, "data": few},
+            ExportConfig(min_label_agreement=0.0),  # nothing has recovered yet
+            StageContext(graph, work, Silent(), context.seed, context.threads),
+        )
+        conditions = measure.Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
+        return measure.cost(graph, folder, conditions).model_dump()
+
+
+def _indices(layers: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(layer.tolist()) for layer in layers)
+
+
+def _head_size(model: PreTrainedModel) -> int:
+    return int(model.config.hidden_size // model.config.num_attention_heads)
+
+
+def _told(name: str, value: float) -> str:
+    if name == "parameters":
+        return f"{value:,.0f} weights"
+    return f"{value:.3f} MB" if name == "size_mb" else f"{value:.3f} ms"
