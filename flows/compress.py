@@ -57,7 +57,10 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
         current = run("vocabulary", recipe.vocabulary, model=reference, data=lessons)
     outputs = None
     if config := _outputs(recipe):
-        outputs = run("teacher_outputs", config, teacher=current, data=lessons, student=student)
+        whole = reference if recipe.vocabulary else None
+        outputs = run(
+            "teacher_outputs", config, teacher=current, data=lessons, student=student, reference=whole
+        )
     exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
     if recipe.vocabulary:
         artifacts["vocabulary"] = current
@@ -92,7 +95,11 @@ def _outputs(recipe: Recipe) -> OutputsConfig | None:
     if not learners:
         return None
     student = recipe.distill.student if recipe.distill else None
-    return OutputsConfig(hidden=any(stage.hidden_weight > 0 for stage in learners), student=student)
+    return OutputsConfig(
+        hidden=any(stage.hidden_weight > 0 for stage in learners),
+        relations=any(stage.relation_weight > 0 for stage in learners),
+        student=student,
+    )
 
 
 def plan(recipe: Recipe) -> list[PlanRow]:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import safe_open
 
 from pressoir.recipe import Recipe
+from pressoir.sections import LearnerConfig
 
 PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient, two moments of AdamW, each float32
@@ -61,6 +62,11 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
     ):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         activations = activation_bytes(config, training.batch_size, recipe.data.max_tokens)
+        if isinstance(training, LearnerConfig) and training.relation_weight:
+            width = config.get("hidden_size") or config.get("dim", 0)
+            heads = training.relation_heads or max(1, width // 16)
+            # float32: two tensors kept of each of queries, keys and values, about six that pass
+            activations += 4 * 12 * heads * training.batch_size * recipe.data.max_tokens**2
         # the best epoch is read back beside the model in training
         return PROCESS_BYTES + (TRAINING_BYTES_PER_PARAMETER + 4) * parameters + activations
     copies = {"teacher_outputs": 2, "quantize": 3, "export": 5, "shard": 3, "benchmark": 6}
@@ -83,15 +89,20 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
         return 4 * weights  # a merged checkpoint, the float graph, and all packed forms together
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     hidden = config.get("hidden_size") or config.get("dim", 0)
-    layers = config.get("num_hidden_layers") or config.get("n_layers", 1)
+    layers: int = config.get("num_hidden_layers") or config.get("n_layers", 1)
     uses_hidden = any(stage is not None and stage.hidden_weight for stage in (recipe.distill, recipe.prune))
+    uses_relations = any(s is not None and s.relation_weight for s in (recipe.distill, recipe.prune))
     if recipe.augment:
-        sentences = sentences * (1 + recipe.augment.copies) + _lines(recipe.data.unlabelled)
-    states = 2 * sentences * min(recipe.data.max_tokens, 40) * layers * hidden if uses_hidden else 0
+        made = recipe.augment.copies + recipe.augment.spans
+        sentences = sentences * (1 + made) + _lines(recipe.data.unlabelled)
+    kept = (layers if uses_hidden else 0) + (3 if uses_relations else 0)  # vectors a token
+    states: int = 2 * sentences * min(recipe.data.max_tokens, 40) * kept * hidden
     checkpoints = 2 * 3 * weights  # two of them, each weights and two moments
     artifacts = 5 * weights  # teacher, its graph, student, pruned, and the three int8 ones together
     if recipe.vocabulary:
         artifacts += weights
+    if recipe.prune and recipe.prune.rounds > 1:
+        artifacts += 2 * weights  # of two rounds, in the work folder
     return checkpoints + artifacts + states
 
 

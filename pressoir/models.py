@@ -38,12 +38,14 @@ from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION
 from pressoir.inference.tokenization import most_tokens
 
-# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the module that holds
-# the attention's heads, its output projection, and the two feed-forward projections.
+# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the attention's query,
+# key, value and output projections, and the two feed-forward projections.
 LAYOUTS: dict[str, dict[str, str]] = {
     family: {
         "layers": f"{family}.encoder.layer",
         "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
         "attention_output": "attention.output.dense",
         "ffn_in": "intermediate.dense",
         "ffn_out": "output.dense",
@@ -54,6 +56,8 @@ LAYOUTS["camembert"] = LAYOUTS["xlm-roberta"] = LAYOUTS["roberta"]
 LAYOUTS["distilbert"] = {
     "layers": "distilbert.transformer.layer",
     "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
     "attention_output": "attention.out_lin",
     "ffn_in": "ffn.lin1",
     "ffn_out": "ffn.lin2",

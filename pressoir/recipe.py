@@ -104,8 +104,11 @@ class Recipe(Document):
         else:
             if ranked_by == "perplexity":
                 problems.append("registry.criterion.metric: a classifier has no perplexity; choose accuracy")
-            if self.augment and not self.augment.copies and self.data.unlabelled is None:
-                problems.append("augment: copies is 0 and data.unlabelled is not given: nothing to add")
+            made = self.augment and self.augment.copies + self.augment.spans
+            if self.augment and not made and self.data.unlabelled is None:
+                problems.append(
+                    "augment: copies and spans are 0 and data.unlabelled is not given: nothing to add"
+                )
             if self.vocabulary and self.distill and self.distill.student.model:
                 problems.append(
                     "vocabulary: a student of its own (distill.student.model) keeps its own words; give one"

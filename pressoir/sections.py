@@ -70,7 +70,9 @@ class AugmentConfig(Config):
     """More text to learn from, labelled by the teacher: altered sentences, and those of `data.unlabelled`."""
 
     copies: Annotated[int, Field(ge=0)] = 4
-    """Altered copies of every training sentence; 0 takes the unlabelled sentences alone."""
+    """Altered copies of every training sentence; 0 makes none."""
+    spans: Annotated[int, Field(ge=0)] = 0
+    """Parts of every training sentence, from 3 words to all but one, drawn at random; 0 takes none."""
     replace: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Part of a sentence's replaceable words (negations and function words stay) that is replaced."""
     method: Literal["auto", "masked_lm", "neighbours"] = "auto"
@@ -247,6 +249,10 @@ class LearnerConfig(TrainingConfig):
     """Weight of the soft-label loss; the hard labels get 1 − alpha."""
     hidden_weight: NotNegative = 1.0
     """Weight (β) of the hidden-state loss; 0 turns it off."""
+    relation_weight: NotNegative = 0.0
+    """Weight (γ) of the attention-relation loss of the last layer (MiniLM v2); 0 turns it off."""
+    relation_heads: Positive | None = None
+    """Its relation heads; must divide both models' attention width. Null: the most of 16 units or more."""
     quantization_aware: Annotated[Literal["int8", "int8_q4"] | None, BeforeValidator(_level)] = None
     """Compute with int8 weights and activations while it trains; `int8_q4`: with 4-bit embeddings."""
 
@@ -264,11 +270,30 @@ class DistillConfig(LearnerConfig):
     """Students that are trained, from the recipe's seed on; the best on validation is kept."""
 
 
+class PruneTarget(Config):
+    """What pruning is to reach, as its figure at most. Exactly one of the three."""
+
+    parameters: Positive | None = None
+    """Weights of the model, such as `15000000`."""
+    size_mb: PositiveReal | None = None
+    """Size of the int8 ONNX graph with configuration and tokenizer, MB = 10^6 bytes."""
+    latency_ms: PositiveReal | None = None
+    """Measured on this machine: median time of one validation sentence in the int8 ONNX graph."""
+
+    @model_validator(mode="after")
+    def _one_figure(self) -> PruneTarget:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) + " are given" if given else "none is given"
+            raise ValueError(f"a target is one of parameters, size_mb and latency_ms, but {found}")
+        return self
+
+
 class PruneConfig(LearnerConfig):
     """Remove weights, then recover under the teacher."""
 
     epochs: Annotated[int, Field(ge=0)] = 2
-    """Recovery epochs; 0 prunes only."""
+    """Recovery epochs, of all rounds together; 0 prunes only."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
     """Peak learning rate of the recovery."""
     granularity: Literal["unstructured", "structured"] = "structured"
@@ -285,6 +310,10 @@ class PruneConfig(LearnerConfig):
     """Structured only: `uniform` takes the same part in every layer, `global` wherever it costs least."""
     calibration_samples: Positive = 512
     """Training sentences on which importance is measured."""
+    rounds: Annotated[int, Field(ge=1, le=20)] = 1
+    """Times that importance is measured, a part removed and the rest recovered; most goes in the first."""
+    target: PruneTarget | None = None
+    """Structured only, instead of head_sparsity and ffn_sparsity: the least is removed that reaches it."""
 
     @model_validator(mode="after")
     def _one_granularity(self) -> PruneConfig:
@@ -298,9 +327,18 @@ class PruneConfig(LearnerConfig):
             problems.append(
                 "`sparsity` given, but granularity is 'structured'; use head_sparsity and ffn_sparsity"
             )
+        if self.granularity == "unstructured" and self.target is not None:
+            problems.append("`target` given, but granularity is 'unstructured', which makes nothing smaller")
+        if structured and self.target is not None:
+            problems.append(f"`target` finds how much to remove; leave out {' and '.join(structured)}")
         for name in ("sparsity", "head_sparsity", "ffn_sparsity"):
             if getattr(self, name) == 1.0:
                 problems.append(f"{name}: 1.0 would remove everything; give less")
+        if self.rounds > self.epochs > 0:
+            problems.append(
+                f"{self.rounds} rounds of recovery need as many epochs, but `epochs` is {self.epochs}; give "
+                "more epochs, fewer rounds, or 0 epochs (no recovery)"
+            )
         return checked(self, problems)
 
 

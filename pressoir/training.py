@@ -1,11 +1,12 @@
 """One training loop for every stage that trains: transformers' `Trainer`, made quiet and resumable.
 
 Batches are grouped by length, the best epoch on the validation split is kept, and a killed run goes on from
-its last whole checkpoint. The distillation loss (soft labels, hard labels, hidden states) stands here because
-both distilling and recovering from pruning use it.
+its last whole checkpoint. The distillation loss (soft and hard labels, hidden states, attention relations)
+stands here because both distilling and recovering from pruning use it.
 
 Sources: G. Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531) for the
-soft-label loss; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state loss.
+soft-label loss; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state loss; for that of
+relations see `pressoir.relations`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import data, metrics
+from pressoir import data, metrics, relations
+from pressoir.errors import RecipeError
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import aware
@@ -55,37 +57,63 @@ class TeacherOutputs:
     hidden: NDArray[np.float16] | None
     """(tokens of all sentences, matched layers, hidden); None without a hidden-state loss."""
     offsets: NDArray[np.int64]
-    """(sentences + 1): where each sentence's tokens begin in `hidden`."""
+    """(sentences + 1): where each sentence's tokens begin in `hidden` and `relations`."""
+    relations: NDArray[np.float16] | None = None
+    """(tokens of all sentences, 3, width): queries, keys and values of the last layer; None without that
+    loss."""
 
     @classmethod
     def open(cls, folder: Path) -> TeacherOutputs:
         """Open the artifact of the `teacher_outputs` stage."""
-        hidden = folder / "hidden.npy"
+        mapped = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("hidden", "relations")
+            if (folder / f"{name}.npy").exists()
+        }
         return cls(
             np.load(folder / "logits.npy"),
-            np.load(hidden, mmap_mode="r") if hidden.exists() else None,
+            mapped.get("hidden"),
             np.load(folder / "offsets.npy"),
+            mapped.get("relations"),
         )
 
     def batch(self, rows: list[int], length: int) -> dict[str, Tensor]:
-        """Tensors of the sentences `rows`: logits (batch, labels), hidden (batch, length, layers, hidden)."""
+        """Tensors of the sentences `rows`: logits (batch, labels), hidden (batch, length, layers, hidden),
+        relations (batch, length, 3, width); the last two as far as they are there, padded by zeros.
+        """
         tensors = {"teacher_logits": torch.from_numpy(self.logits[rows])}
-        if self.hidden is not None:
-            hidden = np.zeros((len(rows), length, *self.hidden.shape[1:]), dtype=np.float16)
-            for place, row in enumerate(rows):
-                start, end = self.offsets[row], self.offsets[row + 1]
-                hidden[place, : end - start] = self.hidden[start:end]
-            tensors["teacher_hidden"] = torch.from_numpy(hidden)
+        for name, stored in (("hidden", self.hidden), ("relations", self.relations)):
+            if stored is not None:
+                padded = np.zeros((len(rows), length, *stored.shape[1:]), dtype=np.float16)
+                for place, row in enumerate(rows):
+                    start, end = self.offsets[row], self.offsets[row + 1]
+                    padded[place, : end - start] = stored[start:end]
+                tensors[f"teacher_{name}"] = torch.from_numpy(padded)
         return tensors
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """L = α·T²·KL(teacher ‖ student, at temperature T) + (1 − α)·CE + β·MSE(matched hidden states)."""
+    """L = α·T²·KL(teacher ‖ student, at temperature T) + (1 − α)·CE + β·MSE(matched hidden states)
+    + γ·KL(attention relations of the last layers, see `pressoir.relations`).
+    """
 
     temperature: float
     alpha: float
     hidden_weight: float
+    relation_weight: float = 0.0
+    relation_heads: int | None = None
+
+    @classmethod
+    def of(cls, config: LearnerConfig) -> DistillationLoss:
+        """With the weights that `config` gives."""
+        return cls(
+            config.temperature,
+            config.alpha,
+            config.hidden_weight,
+            config.relation_weight,
+            config.relation_heads,
+        )
 
     def __call__(
         self,
@@ -95,6 +123,8 @@ class DistillationLoss:
         hidden: tuple[Tensor, ...] | None = None,
         teacher_hidden: Tensor | None = None,
         mask: Tensor | None = None,
+        vectors: Tensor | None = None,
+        teacher_vectors: Tensor | None = None,
     ) -> Tensor:
         """Scalar loss.
 
@@ -104,6 +134,8 @@ class DistillationLoss:
             hidden: the student's matched layers, each (batch, seq, hidden).
             teacher_hidden: (batch, seq, layers, hidden).
             mask: 1 for tokens, 0 for padding, (batch, seq).
+            vectors: the student's queries, keys and values, (batch, seq, 3, width); `teacher_vectors`
+                likewise, of a width of its own.
         """
         logits, scale = logits.float(), self.temperature
         soft = F.kl_div(
@@ -118,6 +150,9 @@ class DistillationLoss:
             )  # (batch, seq, layers, hidden)
             per_token = difference.square().mean(dim=(2, 3))
             loss = loss + self.hidden_weight * (per_token * mask).sum() / mask.sum()
+        if vectors is not None and teacher_vectors is not None and mask is not None:
+            apart = relations.loss(vectors, teacher_vectors, mask, self.relation_heads)
+            loss = loss + self.relation_weight * apart
         return loss
 
 
@@ -151,6 +186,9 @@ def fit(
     after every optimizer step (to keep pruned weights at zero). Checkpoints lie in `context.work_dir`; the
     last whole one is resumed. With `quantization_aware` in the configuration, training and the choice of the
     best epoch compute as int8 will; the model that is left is a float one all the same.
+
+    Raises:
+        RecipeError: what the teacher said cannot be compared with what this model says.
     """
     if config.epochs == 0:
         return []
@@ -161,6 +199,13 @@ def fit(
         width = outputs.hidden.shape[2]
         if width != model.config.hidden_size:
             model.add_module(PROJECTION, nn.Linear(model.config.hidden_size, width))
+    captured: AbstractContextManager[dict[str, Tensor] | None] = nullcontext()
+    if loss is not None and outputs is not None and loss.relation_weight > 0:
+        captured = relations.captured(model)
+        heads = _check_relations(model, train, outputs, loss)
+        context.reporter.message(f"{what}: attention relations of the last layer in {heads} heads")
+    elif outputs is not None:
+        outputs = replace(outputs, relations=None)  # stored for another stage
     checkpoints = context.work_dir / "checkpoints"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -211,7 +256,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         # Checkpoints of a small model follow each other within a second, which Trainer takes for a bad clock.
         warnings.filterwarnings("ignore", message="mtime may not be reliable")
-        with _rounding(model, config):
+        with _rounding(model, config), captured as trainer.vectors:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.forward = type(model).forward.__get__(model)  # drop accelerate's autocast wrapper
     if hasattr(model, PROJECTION):
@@ -271,6 +316,7 @@ def save_history(history: list[dict[str, float]], context: StageContext, title: 
 
 class _Trainer(Trainer):
     distillation: DistillationLoss | None = None
+    vectors: dict[str, Tensor] | None = None
 
     def compute_loss(
         self,
@@ -285,6 +331,7 @@ class _Trainer(Trainer):
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         teacher_logits = inputs.pop("teacher_logits")
         teacher_hidden = inputs.pop("teacher_hidden", None)
+        teacher_vectors = inputs.pop("teacher_relations", None)
         labels = inputs.pop("labels")
         outputs = model(**inputs, output_hidden_states=teacher_hidden is not None)
         hidden = None
@@ -292,8 +339,16 @@ class _Trainer(Trainer):
             hidden = outputs.hidden_states[1:]
             if (projection := getattr(model, PROJECTION, None)) is not None:
                 hidden = tuple(projection(layer) for layer in hidden)
-        mask = inputs["attention_mask"]
-        loss = self.distillation(outputs.logits, labels, teacher_logits, hidden, teacher_hidden, mask)
+        loss = self.distillation(
+            outputs.logits,
+            labels,
+            teacher_logits,
+            hidden,
+            teacher_hidden,
+            mask=inputs["attention_mask"],
+            vectors=relations.stacked(self.vectors) if self.vectors is not None else None,
+            teacher_vectors=teacher_vectors,
+        )
         return (loss, outputs) if return_outputs else loss
 
 
@@ -364,16 +419,31 @@ def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _check_matching(model: PreTrainedModel, train: Any, outputs: TeacherOutputs) -> None:
-    from pressoir.errors import RecipeError
-
     assert outputs.hidden is not None
     layers = model.config.num_hidden_layers
     if outputs.hidden.shape[1] != layers:
         raise RecipeError(
             f"the student has {layers} layers, but {outputs.hidden.shape[1]} teacher layers are matched"
         )
+    _check_tokens(train, outputs, "hidden states", "hidden_weight")
+
+
+def _check_relations(
+    model: PreTrainedModel, train: Any, outputs: TeacherOutputs, loss: DistillationLoss
+) -> int:
+    """The number of relation heads, once it is sure that relations can be compared."""
+    if outputs.relations is None:
+        raise RecipeError(
+            "relation_weight is above 0, but these teacher outputs have no queries, keys and values; compute "
+            "them with `relations: true`"
+        )
+    _check_tokens(train, outputs, "attention relations", "relation_weight")
+    return relations.count_heads(outputs.relations.shape[2], relations.width(model), loss.relation_heads)
+
+
+def _check_tokens(train: Any, outputs: TeacherOutputs, what: str, field: str) -> None:
     if np.diff(outputs.offsets).tolist() != train["length"][:]:
         raise RecipeError(
-            "teacher and student split the sentences into different tokens, so their hidden states cannot be "
-            "compared; set distill.hidden_weight and prune.hidden_weight to 0"
+            f"teacher and student split the sentences into different tokens, so their {what} cannot be "
+            f"compared; set distill.{field} and prune.{field} to 0"
         )

@@ -2,13 +2,15 @@
 
 A student learns the teacher's function, and a small labelled set shows little of it. The teacher can be asked
 about any sentence: altered copies of the training sentences (some words replaced, `pressoir.augmentation`),
-and, where the recipe names them, sentences that nobody labelled. Both get the teacher's most likely label;
+parts of them (runs of words), and, where the recipe names them, sentences that nobody labelled. All get the
+teacher's most likely label;
 `teacher_outputs` then computes its soft labels for them, as for all rows. Validation and test stay as they
 are, byte for byte, and no sentence of theirs comes in. It costs one pass of the teacher over train and all
 that is new, and of the masked language model one a replaced word; training takes longer as the text grows.
 
 Sources: X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351), section 3.2 and appendix A, for the copies;
-I. Turc et al. 2019, "Well-Read Students Learn Better" (arXiv:1908.08962), for unlabelled text.
+I. Turc et al. 2019, "Well-Read Students Learn Better" (arXiv:1908.08962), for unlabelled text; R. Socher et
+al. 2013, "Recursive Deep Models for Semantic Compositionality" (EMNLP), for what labelled phrases teach.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from pressoir.stages import StageContext
 NAME, VERSION, KIND = "augment", 1, "dataset"
 BLOCK = 256
 EXAMPLES = 3
+SHORTEST_SPAN = 3  # words
 
 
 def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext) -> dict[str, float]:
@@ -52,26 +55,27 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
     facts = data.info(inputs["data"])
     rows = list(data.load_split(inputs["data"], "train"))
     unlabelled = data.load_unlabelled(inputs["data"])
-    if not config.copies and not unlabelled:
+    if not config.copies and not config.spans and not unlabelled:
         raise RecipeError(
-            "augment: nothing to add: augment.copies is 0 and data.unlabelled gives no sentence of its own; "
-            "raise the first, set the second, or leave `augment` out"
+            "augment: nothing to add: augment.copies and augment.spans are 0 and data.unlabelled gives no "
+            "sentence of its own; raise one of the first, set the last, or leave `augment` out"
         )
     texts = [row["text"] for row in rows]
     copies: list[tuple[int, str]] = []
     figures = dict[str, float]()
+    taken = data.forms(unlabelled)
+    for split in data.SPLITS:
+        taken |= data.forms(data.load_split(inputs["data"], split)["text"])
     if config.copies:
         tokenizer = models.load_tokenizer(inputs["model"])
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         originals = augmentation.sentences(texts, tokenizer)
         propose = _proposer(inputs["model"], config, tokenizer, originals, unlabelled, context)
-        taken = data.forms(unlabelled)
-        for split in data.SPLITS:
-            taken |= data.forms(data.load_split(inputs["data"], split)["text"])
         copies, figures = _copies(originals, propose, config, taken, context)
     teacher = models.load_classifier(inputs["teacher"])
     judge = TextClassifier(TorchEngine(teacher), models.load_tokenizer(inputs["teacher"]), facts["labels"])
-    new = [text for _, text in copies] + unlabelled
+    spans = _spans(texts, config.spans, taken, context.seed)
+    new = [text for _, text in copies] + spans + unlabelled
     labels = _label(judge, [*texts, *new] if copies else new, context)
     if copies:
         own = np.array([row["label"] for row in rows])
@@ -85,7 +89,7 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
         source, text = copies[place]
         context.reporter.message(f"augment: {texts[source]!r} → {text!r} ({facts['labels'][labels[place]]})")
     counts = {"rows_before": len(rows), "train_rows": len(rows) + len(added)}
-    counts |= {"altered_rows": len(copies), "unlabelled_rows": len(unlabelled)}
+    counts |= {"altered_rows": len(copies), "span_rows": len(spans), "unlabelled_rows": len(unlabelled)}
     return {name: float(count) for name, count in counts.items()} | figures
 
 
@@ -148,6 +152,21 @@ def _copies(
         tried += len(block) * config.copies
     share = replaced / max(words, 1)
     return found, {"copies_dropped": float(tried - len(found)), "words_replaced_fraction": share}
+
+
+def _spans(texts: Sequence[str], count: int, taken: set[str], seed: int) -> list[str]:
+    """`count` runs of words of each text, none of a form in `taken`; draws depend on seed and place alone."""
+    found = []
+    for number, text in enumerate(texts):
+        draw, words = random.Random(f"{seed} {number} spans"), text.split()
+        for _ in range(count if len(words) > SHORTEST_SPAN else 0):
+            length = draw.randint(SHORTEST_SPAN, len(words) - 1)
+            start = draw.randint(0, len(words) - length)
+            span = " ".join(words[start : start + length])
+            if (form := data.normal_form(span)) not in taken:
+                taken.add(form)
+                found.append(span)
+    return found
 
 
 def _label(judge: TextClassifier, texts: Sequence[str], context: StageContext) -> NDArray[np.int64]:

@@ -2,14 +2,14 @@
 
 The student is some of the teacher's layers (it starts from their weights, which is worth most of the result),
 a smaller checkpoint such as DistilBERT, or a smaller configuration (which starts from random weights and
-needs far more data). The loss adds soft labels, hard labels and hidden states, see
+needs far more data). The loss adds soft labels, hard labels, hidden states and attention relations, see
 `training.DistillationLoss`. Halving the layers nearly halves the time of a sentence; it costs a few passes
 over the data with the smaller model. With `seeds` above 1 several students are trained, and the best on
 validation is kept; what chance alone does is then part of the choice, and of the cost.
 
 Sources: G. Hinton et al. 2015 (arXiv:1503.02531); V. Sanh et al. 2019, "DistilBERT" (arXiv:1910.01108) for
 starting from every second layer; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state
-loss.
+loss; W. Wang et al. 2021, "MiniLMv2" (arXiv:2012.15828) for that of attention relations.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _train(
     )
     ratio = models.count_parameters(student) / models.count_parameters(teacher)
     del teacher
-    loss = training.DistillationLoss(config.temperature, config.alpha, config.hidden_weight)
+    loss = training.DistillationLoss.of(config)
     own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
     history = training.fit(
         student,

@@ -2,21 +2,26 @@
 
 Distilling and recovering from pruning read them in every epoch; running the teacher once instead saves its
 forward pass in each. Costs one pass of the teacher over train, and disk: with hidden states, 2 bytes × tokens
-× matched layers × hidden.
+× matched layers × hidden; with relations, 2 bytes × tokens × 3 × hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DataCollatorWithPadding
 
-from pressoir import models, training
+from pressoir import data, models, relations, training
 from pressoir.config import Config
 from pressoir.errors import RecipeError
+from pressoir.inference.engines import TorchEngine
+from pressoir.inference.text_classification import TextClassifier
 from pressoir.reporting import track
 from pressoir.sections import StudentConfig
 from pressoir.stages import StageContext
@@ -29,14 +34,19 @@ class OutputsConfig(Config):
 
     hidden: bool
     """Also the hidden states of the layers that the student's layers are matched with."""
+    relations: bool = False
+    """Also the queries, keys and values of the last layer, from which attention relations are computed."""
     student: StudentConfig | None
     """The student that will learn from them; None matches every layer of the teacher with itself."""
 
 
 def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext) -> dict[str, float]:
-    """Write `logits.npy`, `offsets.npy` and, where asked, `hidden.npy` (see `training.TeacherOutputs`).
+    """Write `logits.npy`, `offsets.npy` and, where asked, `hidden.npy` and `relations.npy`.
 
-    Inputs: `teacher`, `data`, and `student` where the student is a checkpoint of its own.
+    See `training.TeacherOutputs`.
+
+    Inputs: `teacher`, `data`, and `student` where the student is a checkpoint of its own. Where `teacher` is
+    one of fewer word pieces, `reference` is the whole one: the logits are its, sentence by sentence.
     """
     model = models.load_classifier(inputs["teacher"])
     tokenizer = models.load_tokenizer(inputs["teacher"])
@@ -49,32 +59,62 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
         matched = list(range(teacher_layers))
     else:
         matched = matched_layers(config.student, teacher_layers, inputs.get("student"))
-    hidden = None
+    shapes = {}
     if config.hidden:
-        shape = (int(offsets[-1]), len(matched), model.config.hidden_size)
-        path = context.out_dir / "hidden.npy"
-        hidden = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        shapes["hidden"] = (int(offsets[-1]), len(matched), model.config.hidden_size)
+    if config.relations:
+        shapes["relations"] = (int(offsets[-1]), len(relations.PARTS), relations.width(model))
+    kept: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {
+        name: np.lib.format.open_memmap(
+            context.out_dir / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
+        )
+        for name, shape in shapes.items()
+    }
     order = np.argsort(lengths, kind="stable")
     batches = [order[start : start + 64].tolist() for start in range(0, len(order), 64)]
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
     pad = DataCollatorWithPadding(tokenizer)
-    for batch in track(batches, len(batches), "teacher outputs: batches", context.reporter):
-        padded = pad([{name: rows[row][name] for name in names} for row in batch])
-        with torch.inference_mode():
-            outputs = model(**padded, output_hidden_states=config.hidden)
-        logits[batch] = outputs.logits.numpy()
-        if hidden is not None:
-            chosen = (
-                torch.stack([outputs.hidden_states[layer + 1] for layer in matched], dim=2).half().numpy()
-            )
-            for place, row in enumerate(batch):
-                hidden[offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
-    if hidden is not None:
-        hidden.flush()
+    captured: AbstractContextManager[dict[str, torch.Tensor]] = nullcontext({})
+    if config.relations:
+        captured = relations.captured(model)
+    with captured as seen:
+        for batch in track(batches, len(batches), "teacher outputs: batches", context.reporter):
+            padded = pad([{name: rows[row][name] for name in names} for row in batch])
+            with torch.inference_mode():
+                outputs = model(**padded, output_hidden_states=config.hidden)
+            logits[batch] = outputs.logits.numpy()
+            found = {}
+            if config.hidden:
+                found["hidden"] = torch.stack([outputs.hidden_states[layer + 1] for layer in matched], dim=2)
+            if config.relations:
+                found["relations"] = relations.stacked(seen)
+            for name, states in found.items():  # (batch, seq, …)
+                chosen = states.half().numpy()
+                for place, row in enumerate(batch):
+                    kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
+    for array in kept.values():
+        array.flush()
+    if "reference" in inputs:
+        logits = _logits(inputs["reference"], inputs["data"], context)
     np.save(context.out_dir / "logits.npy", logits)
     np.save(context.out_dir / "offsets.npy", offsets)
     labels = np.asarray(rows["labels"][:])
     return {"train_accuracy": float((logits.argmax(axis=1) == labels).mean()), "tokens": float(offsets[-1])}
+
+
+def _logits(folder: Path, data_folder: Path, context: StageContext) -> NDArray[np.float32]:
+    """What a model with a tokenizer of its own says of the training sentences, (sentences, labels)."""
+    labels = data.info(data_folder)["labels"]
+    classifier = TextClassifier(
+        TorchEngine(models.load_classifier(folder)), models.load_tokenizer(folder), labels
+    )
+    texts = data.load_split(data_folder, "train")["text"][:]
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    blocks = [order[start : start + 1024] for start in range(0, len(order), 1024)]
+    logits = np.zeros((len(texts), len(labels)), dtype=np.float32)
+    for block in track(blocks, len(blocks), "teacher outputs: logits, blocks of sentences", context.reporter):
+        logits[block] = classifier.logits([texts[row] for row in block], batch_size=64)
+    return logits
 
 
 def matched_layers(

@@ -301,7 +301,7 @@ def test_the_parts_of_bert_and_distilbert_are_known(tiny_classifier):
     for model, count in ((models.load_classifier(tiny_classifier), 4), (distilbert, 2)):
         layers = models.encoder_layers(model)
         assert len(layers) == count
-        for part in ("query", "attention_output", "ffn_in", "ffn_out"):
+        for part in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out"):
             assert isinstance(layers[0].get_submodule(models.layout(model)[part]), torch.nn.Linear)
 
 

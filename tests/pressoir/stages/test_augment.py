@@ -335,12 +335,39 @@ def test_unlabelled_sentences_alone_are_labelled_by_the_teacher(run, tiny_data, 
     assert [row["label"] for row in rows[10:]] == expected
     assert set(expected) == {0, 1}
     assert data.load_unlabelled(out) == []  # they are in train now
-    counts = {"rows_before": 10.0, "train_rows": 50.0, "altered_rows": 0.0, "unlabelled_rows": 40.0}
-    assert metrics == counts
+    counts = {"rows_before": 10.0, "train_rows": 50.0, "altered_rows": 0.0, "span_rows": 0.0}
+    assert metrics == {**counts, "unlabelled_rows": 40.0}
+
+
+def test_spans_are_runs_of_words_of_their_sentence_that_no_split_has(
+    run, tiny_bert, tmp_path, wavering_teacher
+):
+    train = ["a b c d e f g h", "one two three", "red green blue grey"]
+    folder = small_data(tmp_path / "d", train, ["B C D"], ["red  green blue", "x"], ["d e f"])
+    out, metrics = run(tiny_bert, folder, copies=0, spans=200)
+    texts = texts_of(out, "train")
+    letters = train[0].split()
+    runs = {" ".join(letters[a:b]) for a in range(8) for b in range(a + 3, 9)} - {train[0], "b c d", "d e f"}
+    assert texts[:3] == train  # "one two three" is too short for a part
+    assert set(texts[3:-1]) == runs | {"green blue grey"}  # its other part stands in test
+    assert texts[-1] == "d e f"
+    assert metrics["span_rows"] == len(texts) - 4 == len(set(texts[3:-1]))
+    model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
+    rows = data.load_split(out, "train").to_list()[3:]
+    logits = _logits(model, tokenizer, [row["text"] for row in rows])
+    clear = (logits[:, 0] - logits[:, 1]).abs() > 1e-3
+    assert clear.any()
+    assert [r["label"] for r, c in zip(rows, clear, strict=True) if c] == logits.argmax(dim=1)[clear].tolist()
+
+
+def test_spans_depend_on_the_seed_alone(run, tiny_bert, tiny_data):
+    folders = [run(tiny_bert, tiny_data, seed=seed, copies=0, spans=1)[0] for seed in (1, 1, 2)]
+    one, same, other = (texts_of(folder, "train") for folder in folders)
+    assert one == same != other
 
 
 def test_nothing_to_add_is_refused(run, tiny_bert, tiny_data):
-    with pytest.raises(RecipeError, match=r"augment\.copies is 0 and data\.unlabelled"):
+    with pytest.raises(RecipeError, match=r"augment\.copies and augment\.spans are 0 and data\.unlabelled"):
         run(tiny_bert, tiny_data, copies=0)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pressoir import data, models, training
+from pressoir import data, models, pruning, training
 from pressoir.errors import RecipeError, SourceError
 from pressoir.reporting import LogReporter
 from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
@@ -109,6 +109,21 @@ def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
             found = batch["teacher_hidden"][0, :length, place].float()
             torch.testing.assert_close(found, expected.hidden_states[layer + 1][0], atol=1e-2, rtol=1e-2)
         assert not batch["teacher_hidden"][0, length:].any()
+
+
+def test_the_logits_are_a_references_where_there_is_one(trained, context):
+    folders, _ = trained
+    model = models.load_classifier(folders["teacher"])
+    with torch.no_grad():
+        model.classifier.weight.neg_()
+        model.classifier.bias.neg_()
+    models.save_model(model, context.work_dir)
+    models.save_tokenizer(models.load_tokenizer(folders["teacher"]), context.work_dir)
+    inputs = {"teacher": folders["teacher"], "data": folders["data"], "reference": context.work_dir}
+    teacher_outputs.run(inputs, OutputsConfig(hidden=True, student=None), context)
+    found, own = (training.TeacherOutputs.open(f) for f in (context.out_dir, folders["every"]))
+    torch.testing.assert_close(torch.tensor(found.logits), -torch.tensor(own.logits), atol=1e-5, rtol=1e-4)
+    assert (found.hidden == own.hidden).all()
 
 
 @pytest.mark.parametrize(
@@ -257,12 +272,12 @@ def test_structured_pruning_physically_removes_heads_and_neurons(trained, contex
 
 def test_global_allocation_gives_layers_different_widths_and_reloads_through_the_loader(trained, context):
     folders, _ = trained
-    config = PruneConfig(allocation="global", head_sparsity=0.4, ffn_sparsity=0.4, epochs=0)
     model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
     heads = [torch.tensor([1.0, 5, 5, 5]), torch.ones(4), torch.tensor([9.0, 0, 0, 0]), torch.ones(4)]
     neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
     neurons[3][:60] = 0
-    prune.prune_structured(model, heads, neurons, config)
+    scores = pruning.Importance(heads, neurons)
+    pruning.remove(model, pruning.keep(scores, 0.4, 0.4, False, pruning.units(model)))
     widths = [layer.intermediate.dense.out_features for layer in models.encoder_layers(model)]
     assert len(set(widths)) > 1
     assert all(width % 16 == 0 for width in widths)
@@ -282,7 +297,7 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
         layer.attention.output.dense.weight[:, 8:16] = 0  # nor does head 1
     for kind in ("taylor", "activation"):
         config = PruneConfig(importance=kind, calibration_samples=64)
-        heads, neurons = prune.importance(model, tokenizer, folders["data"], config, context)
+        heads, neurons = pruning.importance(model, tokenizer, folders["data"], config, context)
         if kind == "taylor":
             assert neurons[2][10:20].max() == 0 < neurons[2][20:].min()
             assert heads[2].argmin() == 1
@@ -291,9 +306,9 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
 
 def test_choose_keeps_the_best_and_never_empties_a_layer():
     scores = [torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1e-9])]
-    kept = prune.choose(scores, 0.9, uniform=False)
+    kept = pruning.choose(scores, 0.9, uniform=False)
     assert all(len(layer) >= 1 for layer in kept)
-    assert prune.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
+    assert pruning.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
 
 
 def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):
@@ -422,7 +437,7 @@ def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_sto
     own = dataclasses.replace(fresh(context, "stopped"), reporter=StopsAt(12))
     with pytest.raises(StoppedError):
         prune.run(itself, given, own)
-    last = training.last_whole_checkpoint(own.work_dir / "checkpoints")
+    last = training.last_whole_checkpoint(own.work_dir / "round-1" / "checkpoints")
     assert last.name == "checkpoint-10"
     assert (
         models.load_classifier(last).state_dict().keys() == models.load_classifier(whole).state_dict().keys()
