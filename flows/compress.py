@@ -57,10 +57,8 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
         current = run("vocabulary", recipe.vocabulary, model=reference, data=lessons)
     outputs = None
     if config := _outputs(recipe):
-        whole = reference if recipe.vocabulary else None
-        outputs = run(
-            "teacher_outputs", config, teacher=current, data=lessons, student=student, reference=whole
-        )
+        judge = {"reference": reference} if recipe.vocabulary else {}
+        outputs = run("teacher_outputs", config, teacher=current, data=lessons, student=student, **judge)
     exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
     if recipe.vocabulary:
         artifacts["vocabulary"] = current

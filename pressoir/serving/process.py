@@ -146,8 +146,7 @@ class _Worker:
 
     async def _end(self, at_once: bool) -> str:
         if at_once and self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                self.process.kill()
+            self._kill()
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -155,14 +154,19 @@ class _Worker:
             async with asyncio.timeout(_EXIT_S):
                 await self.process.wait()
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self.process.kill()
+            self._kill()
             await self.process.wait()
         os.close(self._death)
         await self._logging
         status = self.process.returncode or 0
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         return "\n".join([how, *self._last])
+
+    def _kill(self) -> None:
+        # Not `Process.kill`: it polls first, and of a worker that has just ended takes the status away from
+        # asyncio, which then says 255.
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
 
     async def _keep_log(self) -> None:
         """Hand its log on, and keep its last lines."""
