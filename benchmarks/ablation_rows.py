@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from pressoir.errors import PressoirError, RecipeError, StoreError
 from pressoir.inference.engines import QUANTIZATION, read_json
 from pressoir.planning import Pressed
 from pressoir.recipe import Recipe
-from pressoir.reporting import Reporter
+from pressoir.reporting import Forwarding, Reporter
+from pressoir.search.config import with_values
 from pressoir.search.trial import Pipeline, StoreRunner
 from pressoir.sources import Source
 
@@ -87,29 +87,27 @@ def plain(recipe: Recipe, options: Mapping[str, Option]) -> Recipe:
     return Recipe.from_dict(values, source=BASE)
 
 
-def with_overrides(base: Recipe, overrides: Mapping[str, Any], name: str) -> Recipe:
+def with_overrides(base: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """`base` with other values of some fields.
 
     Raises:
         RecipeError: it does not take them, or lacks the section that they belong to.
     """
-    values = base.model_dump(mode="json")
-    for path, value in overrides.items():
-        node, (*parents, last) = values, path.split(".")
-        for parent in parents:
-            if node.get(parent) is None:
+    for path in overrides:
+        section: Any = base
+        for parent in path.split(".")[:-1]:
+            section = getattr(section, parent, None)
+            if section is None:
                 raise RecipeError(f"{path}: the recipe has no {parent}")
-            node = node[parent]
-        node[last] = copy.deepcopy(value)
-    return Recipe.from_dict(values, source=name)
+    return with_values(base, dict(overrides))
 
 
 def together(base: Recipe, options: Mapping[str, Option]) -> Row:
     """The row of all options that `base` takes alone."""
     overrides: dict[str, Any] = {}
-    for name, option in options.items():
+    for option in options.values():
         try:
-            with_overrides(base, option.alone, name)
+            with_overrides(base, option.alone)
         except PressoirError:
             continue
         overrides |= option.with_others
@@ -123,7 +121,7 @@ def build(row: Row, base: Recipe, pipeline: Pipeline, store: Store, reporter: Re
         StoreError: the store cannot be used, which no other row could do without.
     """
     try:
-        recipe = with_overrides(base, row.overrides, row.name)
+        recipe = with_overrides(base, row.overrides)
         runner = Timed(recipe, store, reporter)
         row.made = pipeline(recipe, runner)
     except StoreError:
@@ -201,23 +199,16 @@ class Timed(StoreRunner):
         return artifact
 
 
-class _Ticking:
-    """A reporter that also has the time noted, every few seconds in which a stage tells of progress."""
+class _Ticking(Forwarding):
+    """Passes on, and has the time noted, every few seconds in which a stage tells of progress."""
 
     def __init__(self, reporter: Reporter, note: Callable[[bool], None]) -> None:
-        self._reporter, self._note, self._last = reporter, note, time.monotonic()
+        super().__init__(reporter)
+        self._note, self._last = note, time.monotonic()
 
     def progress(self, done: int, total: int, what: str) -> None:
         """See `Reporter.progress`."""
-        self._reporter.progress(done, total, what)
+        super().progress(done, total, what)
         if time.monotonic() - self._last > 5:
             self._note(False)
             self._last = time.monotonic()
-
-    def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """See `Reporter.metric`."""
-        self._reporter.metric(name, value, step)
-
-    def message(self, text: str) -> None:
-        """See `Reporter.message`."""
-        self._reporter.message(text)

@@ -55,6 +55,25 @@ def track(items: Iterable[Item], total: int, what: str, reporter: Reporter) -> I
         reporter.progress(done, total, what)
 
 
+class Forwarding:
+    """A reporter that passes everything on; those that change one thing derive from it."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """See `Reporter.progress`."""
+        self._reporter.progress(done, total, what)
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """See `Reporter.metric`."""
+        self._reporter.metric(name, value, step)
+
+    def message(self, text: str) -> None:
+        """See `Reporter.message`."""
+        self._reporter.message(text)
+
+
 class Silent:
     """A reporter that tells nothing."""
 

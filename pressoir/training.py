@@ -36,12 +36,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import data, metrics, relations
+from pressoir import data, metrics, models, relations
 from pressoir.errors import RecipeError
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import aware
-from pressoir.reporting import Reporter
+from pressoir.reporting import Reporter, track
 from pressoir.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.stages import StageContext
 
@@ -285,6 +285,18 @@ def evaluate(
         f"{split}_accuracy": metrics.accuracy(predicted, expected),
         f"{split}_f1": metrics.f1(predicted, expected),
     }
+
+
+def logits_of(
+    folder: Path, labels: list[str], texts: list[str], what: str, reporter: Reporter
+) -> NDArray[np.float32]:
+    """What the classifier in `folder` says of `texts`, (sentences, labels), told in blocks of 1,024."""
+    model = models.load_classifier(folder)
+    classifier = TextClassifier(TorchEngine(model), models.load_tokenizer(folder), labels)
+    blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
+    told = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
+    found = [classifier.logits(block, batch_size=64) for block in told]
+    return np.concatenate([np.zeros((0, len(labels)), dtype=np.float32), *found])
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -166,10 +166,8 @@ def untrained(recipe: Recipe) -> Recipe:
         if (section := getattr(recipe, name)) is not None:
             # How it would be trained is set to the defaults, so that recipes of one shape are looked at once.
             usual = {one: type(section).model_fields[one].default for one in LearnerConfig.model_fields}
-            calm = {"epochs": 0, "hidden_weight": 0.0, "relation_weight": 0.0, "quantization_aware": None}
-            if (
-                getattr(section, "target", None) is not None
-            ):  # it decides the bits that the target is held against
+            calm = {"epochs": 0, "hidden_weight": 0.0}
+            if getattr(section, "target", None):  # which is held against a graph of the bits that this names
                 calm["quantization_aware"] = section.quantization_aware
             changes[name] = section.model_copy(update={**usual, **calm})
     if recipe.quantize:

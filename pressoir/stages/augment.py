@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pressoir import augmentation, data, models
+from pressoir import augmentation, data, models, training
 from pressoir.augmentation import Proposer, Sentence
 from pressoir.errors import RecipeError, SourceError
-from pressoir.inference.engines import TorchEngine
-from pressoir.inference.text_classification import TextClassifier
 from pressoir.reporting import track
 from pressoir.sections import AugmentConfig
 from pressoir.stages import StageContext
@@ -72,11 +69,13 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
         originals = augmentation.sentences(texts, tokenizer)
         propose = _proposer(inputs["model"], config, tokenizer, originals, unlabelled, context)
         copies, figures = _copies(originals, propose, config, taken, context)
-    teacher = models.load_classifier(inputs["teacher"])
-    judge = TextClassifier(TorchEngine(teacher), models.load_tokenizer(inputs["teacher"]), facts["labels"])
     spans = _spans(texts, config.spans, taken, context.seed)
     new = [text for _, text in copies] + spans + unlabelled
-    labels = _label(judge, [*texts, *new] if copies else new, context)
+    asked = [*texts, *new] if copies else new
+    logits = training.logits_of(
+        inputs["teacher"], facts["labels"], asked, "augment: labels", context.reporter
+    )
+    labels = logits.argmax(axis=1)
     if copies:
         own = np.array([row["label"] for row in rows])
         figures["teacher_agreement_before"] = float((labels[: len(rows)] == own).mean())
@@ -167,11 +166,3 @@ def _spans(texts: Sequence[str], count: int, taken: set[str], seed: int) -> list
                 taken.add(form)
                 found.append(span)
     return found
-
-
-def _label(judge: TextClassifier, texts: Sequence[str], context: StageContext) -> NDArray[np.int64]:
-    """The teacher's most likely label of each sentence."""
-    blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
-    told = track(blocks, len(blocks), "augment: labels, blocks of sentences", context.reporter)
-    labels = [judge.logits(block, batch_size=64).argmax(axis=1) for block in told]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *labels])

@@ -37,7 +37,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ from pressoir import models, pruning, training
 from pressoir.artifact import write_text_atomic
 from pressoir.config import Config
 from pressoir.pruning import Kept, Units
-from pressoir.reporting import Reporter
+from pressoir.reporting import Forwarding, Reporter
 from pressoir.sections import PruneConfig
 from pressoir.stages import StageContext
 
@@ -144,7 +143,8 @@ def _round(
     torch.manual_seed(own.seed)
     model = models.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
     tokenizer = models.load_tokenizer(inputs["model"])
-    figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
+    known = earlier[-1].figures["validation_accuracy"] if earlier else None
+    figures = {"accuracy_before": _accuracy(model, tokenizer, sentences) if known is None else known}
     before, parameters = pruning.units(model), models.count_parameters(model)
     after_step: Callable[[], None] | None = None
     dial, measured = None, dict[str, float]()
@@ -262,21 +262,13 @@ def _told(left: Units) -> str:
     return f"heads a layer {numbers(left.heads)}, neurons a layer {numbers(left.neurons)}"
 
 
-@dataclass(frozen=True)
-class _Later:
+class _Later(Forwarding):
     """Passes on what a round reports; its epochs come after the `past` ones of earlier rounds."""
 
-    reporter: Reporter
-    past: int
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """See `Reporter.progress`."""
-        self.reporter.progress(done, total, what)
+    def __init__(self, reporter: Reporter, past: int) -> None:
+        super().__init__(reporter)
+        self._past = past
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """See `Reporter.metric`."""
-        self.reporter.metric(name, value, None if step is None else self.past + step)
-
-    def message(self, text: str) -> None:
-        """See `Reporter.message`."""
-        self.reporter.message(text)
+        super().metric(name, value, None if step is None else self._past + step)

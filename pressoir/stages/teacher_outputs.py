@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import DataCollatorWithPadding
 
 from pressoir import data, models, relations, training
 from pressoir.config import Config
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import TorchEngine
-from pressoir.inference.text_classification import TextClassifier
 from pressoir.reporting import track
 from pressoir.sections import StudentConfig
 from pressoir.stages import StageContext
@@ -72,6 +69,9 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     }
     order = np.argsort(lengths, kind="stable")
     batches = [order[start : start + 64].tolist() for start in range(0, len(order), 64)]
+    reference = inputs.get("reference")
+    if reference is not None and not kept:
+        batches = []  # nothing of this model is needed but how it splits words
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
     pad = DataCollatorWithPadding(tokenizer)
     captured: AbstractContextManager[dict[str, torch.Tensor]] = nullcontext({})
@@ -94,27 +94,20 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
                     kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
     for array in kept.values():
         array.flush()
-    if "reference" in inputs:
-        logits = _logits(inputs["reference"], inputs["data"], context)
+    if reference is not None:
+        facts, texts = data.info(inputs["data"]), data.load_split(inputs["data"], "train")["text"][:]
+        ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        logits[ascending] = training.logits_of(
+            reference,
+            facts["labels"],
+            [texts[row] for row in ascending],
+            "teacher outputs: logits",
+            context.reporter,
+        )
     np.save(context.out_dir / "logits.npy", logits)
     np.save(context.out_dir / "offsets.npy", offsets)
     labels = np.asarray(rows["labels"][:])
     return {"train_accuracy": float((logits.argmax(axis=1) == labels).mean()), "tokens": float(offsets[-1])}
-
-
-def _logits(folder: Path, data_folder: Path, context: StageContext) -> NDArray[np.float32]:
-    """What a model with a tokenizer of its own says of the training sentences, (sentences, labels)."""
-    labels = data.info(data_folder)["labels"]
-    classifier = TextClassifier(
-        TorchEngine(models.load_classifier(folder)), models.load_tokenizer(folder), labels
-    )
-    texts = data.load_split(data_folder, "train")["text"][:]
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    blocks = [order[start : start + 1024] for start in range(0, len(order), 1024)]
-    logits = np.zeros((len(texts), len(labels)), dtype=np.float32)
-    for block in track(blocks, len(blocks), "teacher outputs: logits, blocks of sentences", context.reporter):
-        logits[block] = classifier.logits([texts[row] for row in block], batch_size=64)
-    return logits
 
 
 def matched_layers(

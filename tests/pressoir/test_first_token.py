@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pressoir import data, first_token, models, onnx_graph
 from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.reporting import Silent
 from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.stages import StageContext, export, quantize
 
@@ -228,11 +229,6 @@ def test_int8_labels_agree_with_those_of_the_late_choice(tiny_classifier, tiny_d
             torch.nn.init.normal_(parameter, std=0.5)
     models.save_model(model, tmp_path / "model")
     models.save_tokenizer(tokenizer, tmp_path / "model")
-
-    class Silent:
-        def progress(self, done, total, what): ...
-        def metric(self, name, value, step=None): ...
-        def message(self, text): ...
 
     def stage(run, name, config, source):
         out, work = tmp_path / name, tmp_path / f"{name}-work"

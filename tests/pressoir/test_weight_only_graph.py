@@ -13,6 +13,7 @@ from pressoir import decoder_trace, models, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _fill, _ModelWeights
 from pressoir.quantization.checkpoint import open_packed
+from pressoir.reporting import Silent
 from pressoir.sections import QuantizeConfig
 from pressoir.skeleton import build
 from pressoir.stages import StageContext, quantize
@@ -20,12 +21,6 @@ from pressoir.stages import StageContext, quantize
 LEVELS = ("q8", "q4", "q3", "q2")
 BITS = {"q8": 8, "q4": 4, "q3": 3, "q2": 2}
 PARTS = ("weight", "weight_scale", "weight_zero_point")
-
-
-class Silent:
-    def progress(self, done, total, what): ...
-    def metric(self, name, value, step=None): ...
-    def message(self, text): ...
 
 
 def pack(model, folder, **config):

@@ -16,6 +16,7 @@ from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.reporting import Silent
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stages import StageContext, export, quantize, shard
 from pressoir.tensor_bytes import read_header
@@ -28,12 +29,6 @@ def make_context(folder, reporter):
     for name in ("out", "work"):
         (folder / name).mkdir(parents=True)
     return StageContext(folder / "out", folder / "work", reporter, seed=0, threads=2)
-
-
-class Silent:
-    def progress(self, done, total, what): ...
-    def metric(self, name, value, step=None): ...
-    def message(self, text): ...
 
 
 def to_int8(model, tiny_data, folder, **config):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from pydantic import ValidationError
+from stopping import StoppedError, StopsAt
 
 from pressoir import models, pruning, training
 from pressoir.errors import RecipeError
@@ -218,25 +219,6 @@ def test_of_many_steps_an_even_selection_is_searched():
 # Going on after a kill.
 
 
-class StoppedError(Exception):
-    pass
-
-
-class StopsInTheSecondRound(LogReporter):
-    """Ends the stage at a step, as a kill would."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step, self.said = step, []
-
-    def progress(self, done, total, what):
-        if "round 2" in what and done == self.step:
-            raise StoppedError
-
-    def message(self, text):
-        self.said.append(text)
-
-
 def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one_it_was_in(
     inputs, context, monkeypatch
 ):
@@ -252,7 +234,7 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
     for folder in (context.out_dir, context.work_dir):
         shutil.rmtree(folder)
         folder.mkdir()
-    stopped = dataclasses.replace(context, reporter=StopsInTheSecondRound(12))
+    stopped = dataclasses.replace(context, reporter=StopsAt(12, "round 2"))
     with pytest.raises(StoppedError):
         prune.run(inputs, config, stopped)
     fits, fit = [], training.fit
@@ -267,10 +249,10 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
     monkeypatch.setattr(training, "fit", counted)
     monkeypatch.setattr(pruning, "importance", never)
     monkeypatch.setattr(pruning, "reach", never)
-    again = dataclasses.replace(context, reporter=StopsInTheSecondRound(None))
+    again = dataclasses.replace(context, reporter=StopsAt(None, "round 2"))
     assert prune.run(inputs, config, again) == pytest.approx(figures)
     assert fits == ["prune, round 2 of 2: recovery steps"]
-    assert any("resuming from checkpoint-10" in text for text in again.reporter.said)
+    assert any("resuming from checkpoint-10" in text for text in again.reporter.messages)
     ours = weights_of(loaded(context.out_dir))
     for name in whole:
         torch.testing.assert_close(ours[name], whole[name], msg=name)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from stopping import StoppedError, StopsAt
 
 from pressoir import data, models, pruning, training
 from pressoir.errors import RecipeError, SourceError
@@ -111,7 +112,8 @@ def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
         assert not batch["teacher_hidden"][0, length:].any()
 
 
-def test_the_logits_are_a_references_where_there_is_one(trained, context):
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_logits_are_a_references_where_there_is_one(trained, context, hidden):
     folders, _ = trained
     model = models.load_classifier(folders["teacher"])
     with torch.no_grad():
@@ -120,10 +122,11 @@ def test_the_logits_are_a_references_where_there_is_one(trained, context):
     models.save_model(model, context.work_dir)
     models.save_tokenizer(models.load_tokenizer(folders["teacher"]), context.work_dir)
     inputs = {"teacher": folders["teacher"], "data": folders["data"], "reference": context.work_dir}
-    teacher_outputs.run(inputs, OutputsConfig(hidden=True, student=None), context)
+    teacher_outputs.run(inputs, OutputsConfig(hidden=hidden, student=None), context)
     found, own = (training.TeacherOutputs.open(f) for f in (context.out_dir, folders["every"]))
     torch.testing.assert_close(torch.tensor(found.logits), -torch.tensor(own.logits), atol=1e-5, rtol=1e-4)
-    assert (found.hidden == own.hidden).all()
+    assert found.offsets.tolist() == own.offsets.tolist()
+    assert (found.hidden == own.hidden).all() if hidden else found.hidden is None
 
 
 @pytest.mark.parametrize(
@@ -408,25 +411,6 @@ def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learne
     assert not torch.equal(plain.state_dict()[name], unaware[name])
     codes, scales = quantize.quantize_rows(plain.state_dict()[name])
     assert not torch.equal(codes * scales[:, None], plain.state_dict()[name])  # it is on no grid
-
-
-class StoppedError(Exception):
-    pass
-
-
-class StopsAt(LogReporter):
-    """Ends a training at a step, as a kill would."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step, self.messages = step, []
-
-    def progress(self, done, total, what):
-        if done == self.step:
-            raise StoppedError
-
-    def message(self, text):
-        self.messages.append(text)
 
 
 def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_stopped(itself, context):
