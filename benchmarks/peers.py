@@ -13,8 +13,8 @@ Each tool's settings are those that its documentation gives for a transformer on
 tool that cannot be installed, or fails, stays in the table with the reason.
 
 Everything is measured as the benchmark stage measures it: accuracy on the recipe's whole test split (dynamic
-int8 at batch 1, since its scale depends on the batch), times of all contenders in turn in one process, a
-sentence or a batch each, memory and load time in a fresh process.
+int8 at batch 1, since its scale depends on the batch), times of all contenders in turn in one process,
+memory and load time in a fresh process.
 
     pressoir compress configs/demo.yaml
     python benchmarks/peers.py --recipe configs/demo.yaml
@@ -52,7 +52,7 @@ from pressoir.metrics import wilson_interval
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.runtime import available_cpus, describe_machine, thread_environment, use_threads
-from pressoir.stages.benchmark import size_mb, time_in_turn, versions
+from pressoir.stages.benchmark import BATCHES_A_TURN, size_mb, time_in_turn, versions
 
 FASTER, SMALLER = 2.5, 3.5
 """The goal: how many times, against the fastest and the smallest of the peers."""
@@ -173,6 +173,7 @@ def measure(
         [[classifier.encode(batch) for batch in batches] for classifier in classifiers],
         min(config.warmup, 1),
         lambda done, total: reporter.progress(done, total, "throughput"),
+        turn=BATCHES_A_TURN,
     )  # (contenders, batches)
     p50, p95 = np.percentile(latency_ms, [50, 95], axis=1)
     per_s = size * len(batches) / (batch_ms.sum(axis=1) / 1e3)

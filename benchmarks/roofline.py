@@ -8,7 +8,7 @@ exported; the figures of speed are real, for none depends on the values of weigh
 beside the measured median at batch 1: all multiply-adds at the speed that this machine's integer product
 reaches where it is large; all bytes at the speed of copying as many as the weights have; and as many
 operators as ONNX Runtime runs at the time that an operator on one number takes. A second table sets session
-settings side by side, in blocks. Nothing else should run meanwhile.
+settings side by side. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulInt
 ATTENTIONS = {"Attention", "QAttention", "MultiHeadAttention"}
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 CHAIN = 200  # operators
-ROUNDS, REST_S, WARMUP = 5, 0.2, 10
 
 
 class Session:
@@ -150,7 +149,7 @@ def roofline(graph: Path, tokens: int, threads: int, samples: int, work: Path) -
 
 
 def timed(engines: Mapping[str, Engine], feed: Inputs, samples: int) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of every run of each engine, all in turn."""
+    """Milliseconds of every run of each engine, in turn."""
     times = time_in_turn(list(engines.values()), [[feed] * samples] * len(engines), warmup=20)
     return dict(zip(engines, times, strict=True))
 
@@ -265,22 +264,6 @@ def _median_s(call: Any, count: int) -> float:
     return float(np.median(_seconds(call, count)))
 
 
-def apart(engines: Mapping[str, Engine], feed: Inputs, samples: int) -> dict[str, list[float]]:
-    """Milliseconds of every run of each engine, in ROUNDS blocks each, in turn.
-
-    Not run by run: threads that spin after a run would take the core from the engine that comes next. Before
-    a block all of them have had time to go to sleep.
-    """
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    names = list(engines)
-    for number in range(ROUNDS):
-        for name in names[number:] + names[:number]:
-            time.sleep(REST_S)
-            own = _seconds(lambda engine=engines[name]: engine.run(feed), samples // ROUNDS + WARMUP)
-            times[name] += [1e3 * one for one in own[WARMUP:]]
-    return times
-
-
 def settings(graph: Path, tokens: int, threads: int, samples: int) -> None:
     """Print p50 and p95 with each session setting."""
     stop: dict[str, Any] = {"force_spinning_stop": "1"}
@@ -295,7 +278,7 @@ def settings(graph: Path, tokens: int, threads: int, samples: int) -> None:
         "I/O binding": Session(graph, threads, binding=True, **stop),
     }
     feed = sentence(engines[next(iter(engines))].session, tokens)  # type: ignore[attr-defined]
-    times = apart(engines, feed, samples)
+    times = timed(engines, feed, samples)
     print("\n| session | p50 ms | p95 ms | against the first |\n|---|---:|---:|---:|")
     first = np.median(next(iter(times.values())))
     for name, own in times.items():

@@ -1,19 +1,19 @@
 """Measure every artifact of a run side by side: accuracy, speed, size, memory, load time.
 
 Timings of two programs run one after the other differ by whatever else the machine did meanwhile. So all
-models are loaded into ONE process and timed in turn, sentence by sentence: a disturbance hits all of them
+models are loaded into ONE process and timed in turn, ten sentences at a time: a disturbance hits all of them
 alike. The order of the turns follows a Williams square (E. J. Williams 1949, Aust. J. Sci. Res. A 2:149), in
-which every model comes right after every other equally often, and each timed call follows an untimed call of
-the same model on another sentence: what is timed is a model in steady use, not the recovery of the CPU's
-caches and thread pools from its neighbour. Quoted are medians and p95. Tokenisation is done beforehand; each
-model's own tokenizer is timed by itself, the tokenizers in turn, for a smaller vocabulary may cut words into
-more pieces.
+which every model comes right after every other equally often. A turn begins with five untimed sentences: what
+is timed is a model in steady use, not the recovery of the CPU's caches from its neighbour, nor a core shared
+with the neighbour's threads, which spin for some milliseconds after a call. Quoted are medians and p95.
+Tokenisation is done beforehand; each model's own tokenizer is timed by itself, the tokenizers in turn, for a
+smaller vocabulary may cut words into more pieces.
 
 The PyTorch rows run as a good engineer would run them: scaled-dot-product attention, `inference_mode`,
 dynamic padding, the same number of threads. Memory and load time come from a fresh process a model
 (`pressoir.inference.probe`).
 
-Costs about twice the sum of all timed calls, plus a few seconds a model to start its process.
+Costs about one and a half times the sum of all timed calls, plus a few seconds a model to start its process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier
 
 NAME = "benchmark"
-VERSION = 2
+VERSION = 3
 KIND = "report"
 
 RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
@@ -62,6 +63,9 @@ _MODEL_FILES = (
 # Initializers that belong to a quantised tensor without being weights.
 _NOT_WEIGHTS = ("_scale", "_scales", "_zero_point", "_zero_points", "_zp", ".scale", ".zero_point")
 
+TURN = 10
+"""Sentences timed in one turn of a model; half as many before them are not timed."""
+BATCHES_A_TURN = 2
 TOKENIZED = 300
 """Sentences over which a tokenizer's median is taken, at most."""
 
@@ -125,6 +129,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         [[classifier.encode(batch) for batch in batches] for classifier in classifiers],
         min(config.warmup, 1),
         lambda done, total: context.reporter.progress(done, total, "throughput"),
+        turn=BATCHES_A_TURN,
     )  # (models, batches)
 
     tokenizing_ms: NDArray[np.float64] = np.median(
@@ -255,24 +260,32 @@ def time_in_turn(
     warmup: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     clock: Callable[[], int] = time.perf_counter_ns,
+    turn: int = TURN,
 ) -> NDArray[np.float64]:
     """Time every engine on every one of its `batches[engine]`, in turn; return milliseconds (engines,
     batches).
 
-    Each engine is first called `warmup` times. Then, at each of its turns, it runs the batch before untimed
-    and this one timed.
+    Each engine is first called `warmup` times. Then, at each of its turns, it runs half as many batches as a
+    turn has, those before, untimed, and the next `turn` ones timed. `progress` counts turns.
     """
     for engine, own in zip(engines, batches, strict=True):
         for call in range(warmup):
             engine.run(own[call % len(own)])
+    count = len(batches[0])
 
-    def timed(engine: int, batch: int) -> float:
-        engines[engine].run(batches[engine][batch - 1])
-        start = clock()
-        engines[engine].run(batches[engine][batch])
-        return (clock() - start) / 1e6
+    def timed(engine: int, number: int) -> list[float]:
+        run, own, first = engines[engine].run, batches[engine], number * turn
+        for batch in range(first - max(1, turn // 2), first):
+            run(own[batch % count])
+        times = []
+        for inputs in own[first : first + turn]:
+            start = clock()
+            run(inputs)
+            times.append((clock() - start) / 1e6)
+        return times
 
-    return np.asarray(in_turn(len(engines), len(batches[0]), timed, progress), dtype=np.float64)
+    taken = in_turn(len(engines), math.ceil(count / turn), timed, progress)
+    return np.asarray([list(itertools.chain.from_iterable(own)) for own in taken], dtype=np.float64)
 
 
 def in_turn(

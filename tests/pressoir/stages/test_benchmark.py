@@ -62,21 +62,30 @@ def test_every_batch_is_timed_on_every_engine(fakes):
     assert times.tolist() == [[5, 7, 1, 2], [10, 14, 2, 4], [15, 21, 3, 6]]
 
 
-def test_engines_take_turns_sentence_by_sentence_after_their_warm_up(fakes):
+def test_engines_take_turns_of_some_sentences_after_their_warm_up(fakes):
     engines, clock, calls = fakes
-    benchmark.time_in_turn(engines, [[1.0, 2.0, 3.0]] * 3, warmup=2, clock=clock)
+    benchmark.time_in_turn(engines, [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3, warmup=2, clock=clock, turn=2)
     warm_up, rounds = calls[:6], calls[6:]
     assert warm_up == [(name, batch) for name in "ABC" for batch in (1.0, 2.0)]
     order = "".join(name for name, _ in rounds)
-    assert order == "AABBCC" + "BBCCAA" + "CCAABB"
+    assert order == "AAABBBCCC" + "BBBCCCAAA" + "CCAABB"  # the last turn has one batch left to time
 
 
-def test_each_timed_call_follows_an_untimed_one_of_the_same_engine_on_the_batch_before(fakes):
+def test_a_turn_begins_untimed_with_the_batches_before_it(fakes):
     engines, clock, calls = fakes
-    benchmark.time_in_turn(engines, [[1.0, 2.0, 3.0]] * 3, warmup=0, clock=clock)
-    pairs = list(zip(calls[::2], calls[1::2], strict=True))
-    assert all(untimed[0] == timed[0] for untimed, timed in pairs)
-    assert [(untimed[1], timed[1]) for untimed, timed in pairs] == [(3, 1)] * 3 + [(1, 2)] * 3 + [(2, 3)] * 3
+    timed = []
+
+    def clock_of_calls():
+        timed.append(len(calls))
+        return clock()
+
+    batches = [[10 * engine + batch for batch in range(8)] for engine in range(3)]
+    benchmark.time_in_turn(engines, batches, warmup=0, clock=clock_of_calls, turn=4)
+    assert [inputs for name, inputs in calls if name == "A"][:6] == [6, 7, 0, 1, 2, 3]
+    assert [inputs for name, inputs in calls if name == "A"][6:] == [2, 3, 4, 5, 6, 7]
+    measured = [calls[before] for before, after in zip(timed[::2], timed[1::2], strict=True)]
+    assert all(after == before + 1 for before, after in zip(timed[::2], timed[1::2], strict=True))
+    assert [inputs for name, inputs in measured if name == "B"] == list(range(10, 18))
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -224,8 +233,8 @@ def test_progress_of_every_part_is_reported_to_its_end(measured):
     assert measured.progress == {
         "load time and memory": (6, 6),
         "accuracy": (6, 6),
-        "latency": (12, 12),
-        "throughput": (2, 2),
+        "latency": (2, 2),  # turns of ten
+        "throughput": (1, 1),
         "tokenizers": (12, 12),
     }
 
