@@ -54,7 +54,7 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     if recipe.augment:
         lessons = run("augment", recipe.augment, model=origin, teacher=reference, data=data)
     if recipe.vocabulary:
-        current = run("vocabulary", recipe.vocabulary, model=reference, data=lessons)
+        current = run("vocabulary", recipe.vocabulary, model=reference, data=data)
     outputs = None
     if config := _outputs(recipe):
         judge = {"reference": reference} if recipe.vocabulary else {}

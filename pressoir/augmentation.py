@@ -3,7 +3,7 @@
 A word is a run of letters that the tokenizer splits off, with all its pieces; what replaces it is a whole
 word of one piece, so an altered sentence is tokenised as naturally as any. There are two sources of
 replacements behind one interface (`Proposer`): `MaskedLM` asks a masked language model what it expects in the
-word's place, one pass a replaced word; `Neighbours` takes the words of the text that lie nearest in the
+word's place, one pass a replaced word; `Neighbours` takes the words of the vocabulary that lie nearest in the
 embedding, a few matrix products.
 
 Negations and function words stay, and never replace another word: changing them says something else, or
@@ -150,27 +150,20 @@ def alter(text: str, replacements: Mapping[Word, str]) -> str:
 
 
 class Neighbours:
-    """Replaces a word by those of the text whose input embedding is nearest, by cosine.
+    """Replaces a word by those of the vocabulary whose input embedding is nearest, by cosine.
 
-    Only words of one piece that occur in the text replace another, so that no new piece enters the text; and
-    only such words are replaced: the pieces of a longer word lie near other pieces, not near like words.
+    The text need not have them: a student learns words that nobody wrote there. Only words of one piece are
+    replaced: the pieces of a longer word lie near other pieces, not near like words.
     """
 
     BLOCK = 256
-    """Words whose neighbours are looked for at a time: memory is `BLOCK` × words of the text × 4 bytes."""
+    """Words whose neighbours are looked for at a time: memory is `BLOCK` × words × 4 bytes."""
 
-    def __init__(
-        self,
-        embedding: Tensor,
-        tokenizer: PreTrainedTokenizerBase,
-        text: Sequence[Sentence],
-        candidates: int,
-    ) -> None:
-        """`embedding` is (vocabulary, hidden); `text` is all that words are taken from."""
+    def __init__(self, embedding: Tensor, tokenizer: PreTrainedTokenizerBase, candidates: int) -> None:
+        """`embedding` is (vocabulary, hidden)."""
         self.words, self.candidates = whole_words(tokenizer), candidates
-        pieces = {word.pieces[0] for sentence in text for word in sentence.replaceable if word.is_one_piece}
-        self.ids = torch.tensor(sorted(pieces & self.words.keys()), dtype=torch.long)
-        self.vectors = F.normalize(embedding.detach()[self.ids].float(), dim=1)  # (words of the text, hidden)
+        self.ids = torch.tensor(sorted(self.words), dtype=torch.long)
+        self.vectors = F.normalize(embedding.detach()[self.ids].float(), dim=1)  # (words, hidden)
         self._row = {index: row for row, index in enumerate(self.ids.tolist())}
         self._found = dict[int, list[str]]()
 
@@ -184,7 +177,7 @@ class Neighbours:
 
     def _look_up(self, wanted: list[int]) -> None:
         rows = torch.tensor([self._row[index] for index in wanted])
-        cosines = self.vectors[rows] @ self.vectors.T  # (wanted, words of the text)
+        cosines = self.vectors[rows] @ self.vectors.T  # (wanted, words)
         cosines[torch.arange(len(rows)), rows] = -torch.inf  # a word is no neighbour of itself
         count = min(self.candidates, len(self.ids) - 1)
         for index, best in zip(wanted, self.ids[cosines.topk(count, dim=1).indices].tolist(), strict=True):

@@ -30,7 +30,7 @@ from pressoir.reporting import track
 from pressoir.sections import AugmentConfig
 from pressoir.stages import StageContext
 
-NAME, VERSION, KIND = "augment", 1, "dataset"
+NAME, VERSION, KIND = "augment", 2, "dataset"
 BLOCK = 256
 EXAMPLES = 3
 SHORTEST_SPAN = 3  # words
@@ -67,7 +67,7 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
         tokenizer = models.load_tokenizer(inputs["model"])
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         originals = augmentation.sentences(texts, tokenizer)
-        propose = _proposer(inputs["model"], config, tokenizer, originals, unlabelled, context)
+        propose = _proposer(inputs["model"], config, tokenizer, context)
         copies, figures = _copies(originals, propose, config, taken, context)
     spans = _spans(texts, config.spans, taken, context.seed)
     new = [text for _, text in copies] + spans + unlabelled
@@ -96,8 +96,6 @@ def _proposer(
     folder: Path,
     config: AugmentConfig,
     tokenizer: PreTrainedTokenizerBase,
-    originals: Sequence[Sentence],
-    unlabelled: Sequence[str],
     context: StageContext,
 ) -> Proposer:
     """What the recipe asks for; with `auto` a masked-LM head where the weights have one."""
@@ -112,8 +110,7 @@ def _proposer(
                 "augment: the base model has no masked-LM head; near words in its embedding are taken instead"
             )
     embedding: Any = models.load_encoder(folder).get_input_embeddings()
-    text = [*originals, *augmentation.sentences(unlabelled, tokenizer)]
-    return augmentation.Neighbours(embedding.weight, tokenizer, text, config.candidates)
+    return augmentation.Neighbours(embedding.weight, tokenizer, config.candidates)
 
 
 def _copies(

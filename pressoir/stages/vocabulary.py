@@ -1,10 +1,11 @@
 """Vocabulary: keep the word pieces that the training text uses, and those that any other text is spelt with.
 
 **What.** The rows of the token embedding that no sentence of the training split (and of the unlabelled text)
-looks up are left out, and their pieces leave the tokenizer. Special tokens and single characters (`a`,
-`##a`) stay, so that any text can still be split. `positions` also cuts the table of positions to the tokens
-that a sentence may have. Pieces keep their order, ids are dense again, rows are copied bit for bit: text
-whose pieces all stay gets the same logits. The tokenizer is a usual fast one that transformers loads.
+looks up are left out, and their pieces leave the tokenizer. Text that `augment` made is not counted. Special
+tokens and single characters (`a`, `##a`) stay, so that any text can still be split. `positions` also cuts the
+table of positions to the tokens that a sentence may have. Pieces keep their order, ids are dense again, rows
+are copied bit for bit: text whose pieces all stay gets the same logits. The tokenizer is a usual fast one
+that transformers loads.
 
 **Why.** In a small encoder most weights are token embeddings: 11.7 of the 22.7 million of a 6-layer MiniLM.
 Those of words that never come up cost disk and memory and give nothing.

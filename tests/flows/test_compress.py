@@ -117,6 +117,16 @@ def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
     ]
 
 
+def test_text_that_augment_makes_is_learnt_from_but_does_not_decide_the_vocabulary(recipe, fake_stages):
+    from flows.compress import compress
+
+    compress(set_(recipe, augment={"copies": 1}, vocabulary={}))
+    assert fake_stages.index("augment") < fake_stages.index("distill")
+    fake_stages.clear()
+    compress(set_(recipe, augment={"copies": 2}, vocabulary={}))
+    assert fake_stages[:3] == ["augment", "teacher_outputs", "distill"]
+
+
 def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
     from flows.compress import compress, plan
 
