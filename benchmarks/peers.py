@@ -28,7 +28,6 @@ figures. Prints Markdown.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 import sys
@@ -52,7 +51,7 @@ from pressoir.metrics import wilson_interval
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.runtime import available_cpus, describe_machine, thread_environment, use_threads
-from pressoir.stages.benchmark import BATCHES_A_TURN, size_mb, time_in_turn, versions
+from pressoir.stages.benchmark import sentences_to_time, size_mb, time_classifiers, versions
 
 FASTER, SMALLER = 2.5, 3.5
 """The goal: how many times, against the fastest and the smallest of the peers."""
@@ -157,26 +156,9 @@ def measure(
         correct.append(int((classifier.logits(texts).argmax(axis=1) == expected).sum()))
         classifiers.append(classifier)
         reporter.progress(done, len(folders), "accuracy")
-    sample = np.random.default_rng(run.recipe.seed).permutation(len(texts))
-    timed = list(itertools.islice(itertools.cycle(sample), config.latency_samples))
-    size, cycle = config.throughput_batch_size, itertools.cycle(texts)
-    batches = [list(itertools.islice(cycle, size)) for _ in range(config.throughput_batches)]
-    engines = [classifier.engine for classifier in classifiers]
-    latency_ms = time_in_turn(
-        engines,
-        [[classifier.encode([texts[index]]) for index in timed] for classifier in classifiers],
-        config.warmup,
-        lambda done, total: reporter.progress(done, total, "latency"),
-    )  # (contenders, samples)
-    batch_ms = time_in_turn(
-        engines,
-        [[classifier.encode(batch) for batch in batches] for classifier in classifiers],
-        min(config.warmup, 1),
-        lambda done, total: reporter.progress(done, total, "throughput"),
-        turn=BATCHES_A_TURN,
-    )  # (contenders, batches)
+    sample = sentences_to_time(texts, config.latency_samples, run.recipe.seed)
+    latency_ms, per_s = time_classifiers(classifiers, sample, texts, config, reporter)
     p50, p95 = np.percentile(latency_ms, [50, 95], axis=1)
-    per_s = size * len(batches) / (batch_ms.sum(axis=1) / 1e3)
     rows = []
     for i, (contender, folder) in enumerate(folders.items()):
         traced = folder / peers_torch.MODEL

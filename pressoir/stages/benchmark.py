@@ -41,6 +41,7 @@ from pressoir.inference.engines import GRAPH, Engine, Runtime
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.model_kinds import task_of
+from pressoir.reporting import Reporter
 from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig
 from pressoir.stages import StageContext
@@ -109,29 +110,12 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
 
     test = load_split(inputs["data"], "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])
-    sample = _sample(texts, config.latency_samples, context.seed)
     use_threads(context.threads)
 
     contenders = _contenders(folders, texts, info(inputs["data"])["labels"], context)
     classifiers = [contender.classifier for contender in contenders]
-    engines = [classifier.engine for classifier in classifiers]
-    size = config.throughput_batch_size
-    cycle = itertools.cycle(texts)  # in their own order
-    batches = [list(itertools.islice(cycle, size)) for _ in range(config.throughput_batches)]
-    latency_ms = time_in_turn(
-        engines,
-        [[classifier.encode([text]) for text in sample] for classifier in classifiers],
-        config.warmup,
-        lambda done, total: context.reporter.progress(done, total, "latency"),
-    )  # (models, samples)
-    batch_ms = time_in_turn(
-        engines,
-        [[classifier.encode(batch) for batch in batches] for classifier in classifiers],
-        min(config.warmup, 1),
-        lambda done, total: context.reporter.progress(done, total, "throughput"),
-        turn=BATCHES_A_TURN,
-    )  # (models, batches)
-
+    sample = sentences_to_time(texts, config.latency_samples, context.seed)
+    latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
     tokenizing_ms: NDArray[np.float64] = np.median(
         in_turn(
             len(classifiers),
@@ -142,7 +126,6 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         axis=1,
     )  # (models,)
 
-    throughput_per_s = size * len(batches) / (batch_ms.sum(axis=1) / 1e3)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
@@ -152,7 +135,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         test_sentences=len(texts),
         warmup=config.warmup,
         latency_samples=config.latency_samples,
-        throughput_batch_size=size,
+        throughput_batch_size=config.throughput_batch_size,
         throughput_batches=config.throughput_batches,
         tokenization_ms_p50=float(tokenizing_ms[0]),
         rows=_rows(contenders, expected, latency_ms, tokenizing_ms, throughput_per_s),
@@ -254,6 +237,36 @@ def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) 
     plots.latency_distribution(samples, folder / "latency_distribution.png")
 
 
+def time_classifiers(
+    classifiers: Sequence[TextClassifier],
+    sample: Sequence[str],
+    texts: Sequence[str],
+    config: BenchmarkConfig,
+    reporter: Reporter,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Time all models, in turn, on each sentence of `sample`, and on batches of `texts` in their own order.
+
+    Returns milliseconds a sentence, (models, sentences), and sentences a second in batches, (models,).
+    """
+    engines = [classifier.engine for classifier in classifiers]
+    latency_ms = time_in_turn(
+        engines,
+        [[classifier.encode([text]) for text in sample] for classifier in classifiers],
+        config.warmup,
+        lambda done, total: reporter.progress(done, total, "latency"),
+    )
+    size, cycle = config.throughput_batch_size, itertools.cycle(texts)
+    batches = [list(itertools.islice(cycle, size)) for _ in range(config.throughput_batches)]
+    batch_ms = time_in_turn(
+        engines,
+        [[classifier.encode(batch) for batch in batches] for classifier in classifiers],
+        min(config.warmup, 1),
+        lambda done, total: reporter.progress(done, total, "throughput"),
+        turn=BATCHES_A_TURN,
+    )  # (models, batches)
+    return latency_ms, size * len(batches) / (batch_ms.sum(axis=1) / 1e3)
+
+
 def time_in_turn(
     engines: Sequence[Engine],
     batches: Sequence[Sequence[Inputs]],
@@ -347,7 +360,7 @@ def count_weights(folder: Path) -> int:
     return total
 
 
-def _sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
+def sentences_to_time(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` sentences in random order, each once before any twice."""
     rng, chosen = np.random.default_rng(seed), list[int]()
     while len(chosen) < count:

@@ -143,8 +143,10 @@ def _round(
     torch.manual_seed(own.seed)
     model = models.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
     tokenizer = models.load_tokenizer(inputs["model"])
-    known = earlier[-1].figures["validation_accuracy"] if earlier else None
-    figures = {"accuracy_before": _accuracy(model, tokenizer, sentences) if known is None else known}
+    if earlier:
+        figures = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
+    else:
+        figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
     before, parameters = pruning.units(model), models.count_parameters(model)
     after_step: Callable[[], None] | None = None
     dial, measured = None, dict[str, float]()

@@ -382,6 +382,8 @@ def test_auto_takes_the_masked_lm_head_where_there_is_one_and_near_words_elsewhe
         out, _ = run(model, folder, copies=8, candidates=20)
         used = {word for text in texts_of(out, "train") for word in text.split()}
         assert used > known  # both draw on the whole vocabulary
+        near, _ = run(model, folder, copies=8, candidates=20, method="neighbours")
+        assert (texts_of(out, "train") != texts_of(near, "train")) == head
         assert any("no masked-LM head" in line for line in context.reporter.messages) != head
 
 

@@ -115,9 +115,9 @@ def test_garbage_collection_waits_for_the_timing_and_comes_back_after_a_failure(
 
 def test_the_sample_is_the_seeds_and_takes_each_sentence_once_before_any_twice():
     texts = [str(number) for number in range(20)]
-    chosen = benchmark._sample(texts, 30, seed=3)
-    assert chosen == benchmark._sample(texts, 30, seed=3)
-    assert chosen != benchmark._sample(texts, 30, seed=4)
+    chosen = benchmark.sentences_to_time(texts, 30, seed=3)
+    assert chosen == benchmark.sentences_to_time(texts, 30, seed=3)
+    assert chosen != benchmark.sentences_to_time(texts, 30, seed=4)
     assert sorted(chosen[:20]) == sorted(texts)
     assert len(set(chosen[20:])) == 10
 
