@@ -307,16 +307,20 @@ class _Supervisor:
             self.stopped.wait(_POLL_S)
         for child, task in self._running.items():
             child.watch()
-            for message in child.read():
-                if isinstance(message, Loaded):
-                    self._tell("loaded", task, child)
-                elif isinstance(message, Progress):
-                    self._tell("progress", task, child)
+            self._hear(task, child)
+
+    def _hear(self, task: _Task, child: Child) -> None:
+        """Pass on what the child has said since, message by message."""
+        for message in child.read():
+            if isinstance(message, Loaded):
+                self._tell("loaded", task, child)
+            elif isinstance(message, Progress):
+                self._tell("progress", task, child, progress=message)
 
     def _close(self, child: Child) -> list[_Task]:
         """Take note of an attempt that has ended; give its task back if it is to be tried again."""
         task = self._running.pop(child)
-        child.read()
+        self._hear(task, child)
         child.close()
         ended = child.cause()
         task.left_s -= child.seconds
@@ -381,8 +385,9 @@ class _Supervisor:
         task: _Task,
         child: Child | None = None,
         detail: str = "",
+        progress: Progress | None = None,
     ) -> None:
-        progress = child.progress if child is not None else None
+        progress = progress or (child.progress if child is not None else None)
         self.news.put(
             Event(
                 kind,

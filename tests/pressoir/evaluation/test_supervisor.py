@@ -76,6 +76,13 @@ def test_every_model_is_run_and_its_figures_come_back(tmp_path):
     ]
 
 
+def test_messages_that_come_at_once_are_told_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "wait", lambda pipes, seconds: time.sleep(1.0))  # a parent that is late
+    events = []
+    drive(make_run(tmp_path, {"a": {}}, batch_size=5), on_event=events.append)
+    assert [event.done for event in events if event.kind == "progress"] == [0, 0, 5, 10, 12]
+
+
 def test_four_ways_to_fail_are_told_apart_and_the_others_finish(tmp_path):
     models = {
         "fine-1": {},
