@@ -27,6 +27,8 @@ from pressoir import data, metrics, models
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import hqq, rtn, symmetric
+from pressoir.quantization.int8 import word_table
+from pressoir.quantization.int8_checkpoint import dequantized_state
 from pressoir.reporting import Reporter
 from pressoir.runtime import use_threads
 from pressoir.sections import ExportConfig, QuantizeConfig
@@ -67,7 +69,7 @@ def main() -> None:
     rows = data.load_split(options.data, options.split)
     texts, labels = list(rows["text"]), list(rows["label"])
     model = models.load_classifier(options.model)
-    words = f"{quantize.word_table(model)}.weight"
+    words = f"{word_table(model)}.weight"
     table = model.get_parameter(words).detach()
     grids(table)
     with tempfile.TemporaryDirectory() as work, progress() as reporter:
@@ -146,9 +148,7 @@ def measure(
     words = next(name for name in state if name.endswith("word_embeddings.weight"))
     stored = [state[name] for name in (words, f"{words}_scale") if name in state]
     original = load_file(model / "model.safetensors")[words]
-    error = float(
-        (original - quantize.dequantized_state(contexts[0].out_dir)[words]).norm() / original.norm()
-    )
+    error = float((original - dequantized_state(contexts[0].out_dir)[words]).norm() / original.norm())
     engine = OnnxEngine(contexts[1].out_dir / "model.onnx", contexts[1].threads, batch_invariant=False)
     classifier = TextClassifier(engine, models.load_tokenizer(model), ["0", "1"])
     bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in stored) / original.numel()

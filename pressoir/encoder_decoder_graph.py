@@ -32,8 +32,9 @@ from pressoir.decoder_trace import remove_identities, share_dimensions
 from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH
 from pressoir.inference.sequence_to_sequence import DECODER, ENCODER
+from pressoir.quantization.int8 import quantize_rows
+from pressoir.quantization.int8_checkpoint import PackedWeight
 from pressoir.stages.export import quiet
-from pressoir.stages.quantize import PackedWeight, quantize_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -356,7 +356,7 @@ def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> N
 def _load_special(folder: Path, config: Any) -> PreTrainedModel:
     """Build the architecture, cut it to the widths its config names, and fill it."""
     if (folder / QUANTIZATION).exists():
-        from pressoir.stages.quantize import dequantized_state
+        from pressoir.quantization.int8_checkpoint import dequantized_state
 
         state = dequantized_state(folder)
     else:

@@ -143,7 +143,7 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
     if runtime == "onnxruntime":
         return OnnxEngine(folder / GRAPH, threads, batch_invariant)
     if quantised:
-        from pressoir.stages.quantize import load_simulated
+        from pressoir.quantization.int8 import load_simulated
 
         return TorchEngine(load_simulated(folder), batch_invariant)
     from pressoir.models import load_classifier

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pressoir.quantization import symmetric
+from pressoir.quantization.int8 import dynamic_quantize, named_by, quantizable, quantize_rows, word_table
 from pressoir.quantization.int8_checkpoint import dequantize
-from pressoir.stages.quantize import dynamic_quantize, named_by, quantizable, quantize_rows, word_table
 
 Rounding = Callable[[Tensor], Tensor]
 

@@ -39,8 +39,10 @@ from pressoir.errors import ParityError
 from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.model_kinds import task_of
+from pressoir.quantization import int8, int8_checkpoint
+from pressoir.runtime import one_thread
 from pressoir.sections import ExportConfig
-from pressoir.stages import StageContext, quantize
+from pressoir.stages import StageContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,7 +87,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         graph = _fuse(graph, context.work_dir)
     placements: dict[str, onnx_graph.Placement] = {}
     if quantised:
-        packed = quantize.packed_layers(source)
+        packed = int8_checkpoint.packed_layers(source)
         placements = onnx_graph.lower(graph, packed)
         tell(f"{len(placements)} int8 layers written into the graph, codes and scales as stored")
     onnx_graph.remove_unused(graph)
@@ -96,7 +98,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         shutil.copyfile(source / QUANTIZATION, out / QUANTIZATION)
     models.save_tokenizer(tokenizer, out)
 
-    model = quantize.load_simulated(source) if quantised else models.load_classifier(source)
+    model = int8.load_simulated(source) if quantised else models.load_classifier(source)
     sentences = _sentences(inputs["data"], config.parity_samples)
     if len(sentences) < config.parity_samples:
         tell(
@@ -157,7 +159,7 @@ def check_parity(
     engine = OnnxEngine(graph, threads, batch_invariant=not quantised)
     actual = TextClassifier(engine, tokenizer, labels).logits(sentences)
     torch_engine = TorchEngine(model, batch_invariant=not quantised)
-    with quantize.one_thread() if quantised else contextlib.nullcontext():
+    with one_thread() if quantised else contextlib.nullcontext():
         expected = TextClassifier(torch_engine, tokenizer, labels).logits(sentences)
     differences = np.abs(actual.astype(np.float64) - expected).max(axis=1)
     agreement = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))

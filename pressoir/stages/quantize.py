@@ -37,32 +37,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pressoir import data, metrics, models
-from pressoir.errors import SourceError
 from pressoir.inference.engines import QUANTIZATION, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.quantization import int8_checkpoint, symmetric
-from pressoir.quantization.int8_checkpoint import (
-    FORMAT_VERSION,
-    WEIGHTS,
-    PackedWeight,
-    dequantize,
-    dequantized_state,
-    packed_layers,
-    stored,
-)
+from pressoir.quantization import symmetric
+from pressoir.quantization.int8 import named_by, quantizable, quantize_input, quantize_rows, word_table
+from pressoir.quantization.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
+from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext
-
-__all__ = [
-    "PackedWeight",
-    "dequantized_state",
-    "dynamic_quantize",
-    "load_simulated",
-    "packed_layers",
-    "quantizable",
-    "quantize_rows",
-    "run",
-]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -182,86 +164,6 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     }
 
 
-def word_table(model: PreTrainedModel) -> str | None:
-    """Name of the table of word pieces; None: the model has none of its own kind."""
-    table = model.get_input_embeddings()
-    return next((name for name, module in model.named_modules() if module is table), None)
-
-
-def named_by(name: str, parts: Sequence[str]) -> bool:
-    """Whether `parts` has a module's name, or a beginning of it by whole dotted parts."""
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
-def quantizable(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Name and kind (`linear`, `embedding`) of every module that int8 can hold, in the model's order."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name, "linear"
-        elif isinstance(module, nn.Embedding):
-            yield name, "embedding"
-
-
-def quantize_rows(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
-    """Symmetric int8 codes (rows, columns) and float32 scales (rows,) of a float32 matrix.
-
-    Raises:
-        SourceError: the matrix has NaN or infinite values; `name` is told.
-    """
-    if not torch.isfinite(weight).all():
-        raise SourceError(f"{name}.weight has NaN or infinite values and cannot be quantised; train it again")
-    scales = weight.abs().amax(dim=1) / 127
-    # A row of zeros, or of numbers so small that the scale underflows, gets codes 0.
-    scales = torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
-    codes = torch.clamp(torch.round(weight / scales[:, None]), -127, 127).to(torch.int8)
-    return codes.contiguous(), scales.contiguous()
-
-
-def dynamic_quantize(activations: Tensor) -> Tensor:
-    """What `activations` become under ONNX `DynamicQuantizeLinear`: uint8 and back, one scale a tensor.
-
-    The range always includes 0, so that 0 stays 0; rounding is half to even.
-    """
-    low, high = activations.min().clamp(max=0), activations.max().clamp(min=0)
-    if high == low:
-        return activations
-    scale = (high - low) / 255
-    zero_point = torch.clamp(torch.round(-low / scale), 0, 255)
-    codes = torch.clamp(torch.round(activations / scale) + zero_point, 0, 255)
-    return (codes - zero_point) * scale
-
-
-def load_simulated(folder: Path) -> PreTrainedModel:
-    """Load a quantised folder so that it computes what integer kernels compute, up to float32 rounding.
-
-    Weights are dequantised, and the input of every quantised linear layer goes through `dynamic_quantize`.
-
-    Raises:
-        SourceError: the folder is damaged, or of an unknown format.
-    """
-    layers, _ = int8_checkpoint.read(folder)
-    model = models.load_classifier(folder)
-    for name, layer in layers.items():
-        if layer["kind"] == "linear":
-            model.get_submodule(name).register_forward_pre_hook(_quantize_input)
-    return model
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread: at batch 1 more gain little, and cost much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (dynamic_quantize(args[0]), *args[1:])
-
-
 class _Scorer:
     """Runs one model with any subset of its layers in int8, one sentence at a time."""
 
@@ -308,7 +210,7 @@ class _Scorer:
                 module, (codes, scales) = self.model.get_submodule(name), self.packed[name]
                 _assign(module, dequantize(codes, scales))
                 if self.kinds[name] == "linear":
-                    hooks.append(module.register_forward_pre_hook(_quantize_input))
+                    hooks.append(module.register_forward_pre_hook(quantize_input))
             yield
         finally:
             for hook in hooks:

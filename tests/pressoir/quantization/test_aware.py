@@ -6,6 +6,7 @@ from transformers import BertConfig
 
 from pressoir import models
 from pressoir.quantization import aware
+from pressoir.quantization.int8 import dynamic_quantize, load_simulated, quantize_rows
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext, quantize
@@ -32,7 +33,7 @@ def int8(tiny_classifier, tiny_data, tmp_path_factory):
 
 @pytest.mark.parametrize(("bits", "words"), [(8, "int8"), (4, "q4")])
 def test_one_sentence_is_computed_exactly_as_the_quantised_model_computes_it(model, int8, bits, words):
-    expected = quantize.load_simulated(int8[words])(input_ids=IDS).logits
+    expected = load_simulated(int8[words])(input_ids=IDS).logits
     plain = model(input_ids=IDS).logits
     with aware.simulated(model, bits, exclude=("classifier",)):
         assert torch.equal(model(input_ids=IDS).logits, expected)
@@ -55,8 +56,8 @@ def test_a_layers_gradients_are_those_of_the_rounded_product():
     torch.manual_seed(0)
     layer, value = torch.nn.Linear(16, 4), torch.randn(3, 16, requires_grad=True)
     outward = torch.randn(3, 4)
-    rounded = quantize.dynamic_quantize(value.detach())
-    codes, scales = quantize.quantize_rows(layer.weight.detach())
+    rounded = dynamic_quantize(value.detach())
+    codes, scales = quantize_rows(layer.weight.detach())
     weight = codes.float() * scales[:, None]
     found = aware._linear(layer)(value)
     torch.testing.assert_close(found, torch.nn.functional.linear(rounded, weight, layer.bias))
@@ -97,7 +98,7 @@ def test_nothing_stays_behind_even_after_an_error(model):
 
 def test_half_precision_activations_stay_half_precision():
     value = torch.randn(5, 8, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
-    rounded = aware.straight_through(value, quantize.dynamic_quantize)
+    rounded = aware.straight_through(value, dynamic_quantize)
     assert rounded.dtype == torch.bfloat16
     assert 0 < (rounded - value).abs().max() < 0.05
 

@@ -16,7 +16,10 @@ from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
 from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.quantization.int8 import load_simulated
+from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.reporting import Silent
+from pressoir.runtime import one_thread
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stages import StageContext, export, quantize, shard
 from pressoir.tensor_bytes import read_header
@@ -86,7 +89,7 @@ def assert_holds_the_checkpoints_numbers(graph_folder, checkpoint):
     """Codes, scales and their products in model.onnx equal the safetensors' bit for bit, for every int8
     layer."""
     graph = onnx.load(graph_folder / "model.onnx")
-    raw, state = load_file(checkpoint / "model.safetensors"), quantize.dequantized_state(checkpoint)
+    raw, state = load_file(checkpoint / "model.safetensors"), dequantized_state(checkpoint)
     integers = (torch.int8, torch.uint8)
     packed = {name.removesuffix(".weight") for name, tensor in raw.items() if tensor.dtype in integers}
     where = placements(graph_folder)
@@ -151,12 +154,12 @@ def test_int8_agrees_with_the_simulated_model_far_better_than_with_the_float_one
     tokenizer = models.load_tokenizer(int8)
 
     def logits(engine):
-        with quantize.one_thread():
+        with one_thread():
             return TextClassifier(engine, tokenizer, LABELS).logits(texts)
 
     graph, simulated = (
         logits(open_engine(folder, 1)),
-        logits(TorchEngine(quantize.load_simulated(int8), False)),
+        logits(TorchEngine(load_simulated(int8), False)),
     )
     plain = logits(TorchEngine(models.load_classifier(classifier)))
     assert 0 < np.mean(plain.argmax(axis=1)) < 1  # both labels occur
@@ -212,7 +215,7 @@ def test_a_four_bit_table_is_looked_up_by_gather_block_quantized_and_has_four_an
     assert (settings["bits"], settings["block_size"]) == (4, 32)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     table, scales = tensors[node.input[0]], tensors[f"{WORDS}.weight_scale"]
-    rows, width = quantize.dequantized_state(blocks)[f"{WORDS}.weight"].shape
+    rows, width = dequantized_state(blocks)[f"{WORDS}.weight"].shape
     assert (table.dtype, table.shape) == (np.uint8, (rows, width // 2))
     assert 8 * (table.nbytes + scales.nbytes) / (rows * width) <= 4.6
     assert figures["label_agreement"] >= 0.97
@@ -225,7 +228,7 @@ def test_a_four_bit_table_gives_the_graph_the_simulated_models_rows_bit_for_bit(
     graph = onnx.load(blocks_onnx[0] / "model.onnx")
     (node,) = [node for node in graph.graph.node if node.op_type == "GatherBlockQuantized"]
     graph.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], 1, None))
-    table = quantize.load_simulated(blocks).bert.embeddings.word_embeddings.weight.detach().numpy()
+    table = load_simulated(blocks).bert.embeddings.word_embeddings.weight.detach().numpy()
     onnx.save(graph, tmp_path / "model.onnx")
     session = make_session(tmp_path / "model.onnx", 1)
     ids = np.arange(len(table))[None]
@@ -241,11 +244,11 @@ def test_four_bits_depart_from_int8_and_the_graph_follows_its_own_checkpoint(
     tokenizer = models.load_tokenizer(blocks)
 
     def logits(engine):
-        with quantize.one_thread():
+        with one_thread():
             return TextClassifier(engine, tokenizer, LABELS).logits(texts)
 
     graph = logits(open_engine(blocks_onnx[0], 1))
-    own, other = (logits(TorchEngine(quantize.load_simulated(f), False)) for f in (blocks, int8))
+    own, other = (logits(TorchEngine(load_simulated(f), False)) for f in (blocks, int8))
     assert np.abs(graph - own).mean() < 0.1 * np.abs(graph - other).mean()
 
 
@@ -268,7 +271,7 @@ def nudged(layer, what):
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_four_bit_table_that_differs_in_one_number(blocks, tmp_path, nudge):
     graph = export._fuse(export._trace(models.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
-    layers = quantize.packed_layers(blocks)
+    layers = packed_layers(blocks)
     layers[WORDS] = nudged(layers[WORDS], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.embeddings\.word_embeddings:"):
         onnx_graph.lower(graph, layers)
@@ -392,7 +395,7 @@ def corrupt(graph_path, contains, change):
 
 
 def parity(folder, checkpoint, tiny_data, quantised, **config):
-    model = quantize.load_simulated(checkpoint) if quantised else models.load_classifier(checkpoint)
+    model = load_simulated(checkpoint) if quantised else models.load_classifier(checkpoint)
     texts = list(data.load_split(tiny_data, "validation")["text"])
     return export.check_parity(
         folder / "model.onnx",
@@ -451,7 +454,7 @@ def test_a_graph_that_gives_nan_never_passes(float_onnx, int8_onnx, int8, classi
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_data, tmp_path, nudge):
     graph = export._fuse(export._trace(models.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
-    layers = quantize.packed_layers(int8)
+    layers = packed_layers(int8)
     victim = "bert.encoder.layer.1.attention.self.key"
     layers[victim] = nudged(layers[victim], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.encoder\.layer\.1\.attention\.self\.key:"):

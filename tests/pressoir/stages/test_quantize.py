@@ -4,18 +4,24 @@ import json
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import helper
 from safetensors.torch import load_file, save_file
 
 from pressoir import data, models
 from pressoir.errors import QuantizationError, SourceError
-from pressoir.inference.engines import OnnxEngine, TorchEngine
+from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import packing
+from pressoir.quantization.int8 import (
+    dynamic_quantize,
+    load_simulated,
+    quantizable,
+    quantize_rows,
+)
+from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.reporting import LogReporter
+from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
 from pressoir.stages import StageContext, quantize
 
@@ -51,7 +57,7 @@ def test_every_linear_and_embedding_but_the_excluded_is_stored_as_int8_codes_wit
     state, original = load_file(int8 / "model.safetensors"), load_file(tiny_classifier / "model.safetensors")
     packed = {n.removesuffix(".weight") for n, t in state.items() if t.dtype == torch.int8}
     model = models.load_classifier(tiny_classifier)
-    assert packed == {name for name, _ in quantize.quantizable(model)} - {"classifier"}
+    assert packed == {name for name, _ in quantizable(model)} - {"classifier"}
     assert packed == set(description(int8)["layers"])
     for name in packed:
         codes, scales = state[f"{name}.weight"], state[f"{name}.weight_scale"]
@@ -70,7 +76,7 @@ def test_the_description_tells_shape_granularity_error_and_bytes_of_each_layer(i
     told, original = description(int8), load_file(tiny_classifier / "model.safetensors")
     assert (told["format_version"], told["scheme"], told["activations"]) == (1, "int8", "dynamic")
     assert told["excluded"] == {"classifier": "named in quantize.exclude"}
-    state = quantize.dequantized_state(int8)
+    state = dequantized_state(int8)
     for name, layer in told["layers"].items():
         weight = original[f"{name}.weight"]
         expected = ((weight - state[f"{name}.weight"]).norm() / weight.norm()).item()
@@ -84,8 +90,8 @@ def test_the_description_tells_shape_granularity_error_and_bytes_of_each_layer(i
 
 
 def test_the_dequantised_state_is_exactly_codes_times_scales(int8):
-    raw, state = load_file(int8 / "model.safetensors"), quantize.dequantized_state(int8)
-    for name, layer in quantize.packed_layers(int8).items():
+    raw, state = load_file(int8 / "model.safetensors"), dequantized_state(int8)
+    for name, layer in packed_layers(int8).items():
         codes, scales = raw[f"{name}.weight"].numpy(), raw[f"{name}.weight_scale"].numpy()
         expected = codes.astype(np.float32) * scales[:, None]
         assert np.array_equal(state[f"{name}.weight"].numpy(), expected)
@@ -105,67 +111,18 @@ def test_the_figures_are_those_of_the_description(made, tiny_data):
     assert figures["excluded_layers"] == 1
     labels = data.load_split(tiny_data, "validation")["label"]
     simulated = TextClassifier(
-        TorchEngine(quantize.load_simulated(folder), batch_invariant=False),
+        TorchEngine(load_simulated(folder), batch_invariant=False),
         models.load_tokenizer(folder),
         ["a", "b"],
     )
-    with quantize.one_thread():
+    with one_thread():
         predicted = simulated.logits(list(data.load_split(tiny_data, "validation")["text"])).argmax(axis=1)
     assert figures["validation_accuracy"] == np.mean(predicted == np.asarray(labels))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_rows_survive_the_round_trip_within_half_a_step_whatever_their_sizes(seed):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = 10.0 ** torch.randint(-12, 12, (17, 1), generator=generator)
-    weight = torch.randn(17, 33, generator=generator) * sizes
-    weight[3] = 0
-    weight[5] = 1e-42  # below the smallest normal number: a scale would underflow
-    codes, scales = quantize.quantize_rows(weight)
-    assert codes.dtype == torch.int8
-    assert codes.abs().max() <= 127
-    assert torch.isfinite(scales).all()
-    assert (scales > 0).all()
-    kept = [row for row in range(17) if row not in (3, 5)]
-    error = (weight - codes.float() * scales[:, None]).abs()
-    assert (error[kept] <= scales[kept, None] * 0.5001).all()
-    assert not codes[[3, 5]].any()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_refused_with_its_name(value):
-    weight = torch.ones(2, 2)
-    weight[1, 1] = value
-    with pytest.raises(SourceError, match=r"encoder\.dense\.weight has NaN or infinite"):
-        quantize.quantize_rows(weight, "encoder.dense")
-
-
-@pytest.mark.parametrize("kind", ["both signs", "positive", "negative", "zeros", "halves", "tiny"])
-def test_activations_are_quantised_bit_for_bit_as_onnx_does(kind, tmp_path):
-    x = np.random.default_rng(0).normal(size=(1, 7, 40)).astype(np.float32)
-    x = {
-        "both signs": x,
-        "positive": np.abs(x) + 3,
-        "negative": -np.abs(x) - 3,
-        "zeros": np.zeros_like(x),
-        "halves": (np.arange(280, dtype=np.float32).reshape(1, 7, 40) % 511 - 255) / 2,
-        "tiny": x * np.float32(1e-20),
-    }[kind]
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
-    ]
-    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 7, 40]) for n in ("x", "logits")]
-    graph = helper.make_graph(nodes, "g", value[:1], value[1:])
-    opsets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
-    expected = OnnxEngine(tmp_path / "m.onnx", threads=1).run({"x": x})
-    assert np.array_equal(quantize.dynamic_quantize(torch.from_numpy(x)).numpy(), expected)
-
-
 def test_only_the_inputs_of_quantised_linear_layers_are_rounded_in_the_simulated_model(int8):
     seen = {}
-    model = quantize.load_simulated(int8)
+    model = load_simulated(int8)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(
@@ -179,7 +136,7 @@ def test_only_the_inputs_of_quantised_linear_layers_are_rounded_in_the_simulated
     classifier_input = {}
     model.classifier.register_forward_pre_hook(lambda _m, args: classifier_input.update(x=args[0]))
     model(input_ids=ids)
-    rounded = quantize.dynamic_quantize(classifier_input["x"])
+    rounded = dynamic_quantize(classifier_input["x"])
     assert not torch.equal(classifier_input["x"], rounded)  # excluded: stays in float32
 
 
@@ -260,8 +217,8 @@ def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifie
     model.get_submodule(victim).weight.data *= 30  # so that it matters beside the residual
     texts = list(data.load_split(tiny_data, "validation")["text"])[:12]
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    kinds = dict(quantize.quantizable(model))
-    packed = {name: quantize.quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
+    kinds = dict(quantizable(model))
+    packed = {name: quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
     packed[victim] = (packed[victim][0] // 48 * 48, packed[victim][1])  # as if it had 2 bits
     scorer = quantize._Scorer(model, reference, packed, kinds, models.load_tokenizer(tiny_classifier))
     ranking = scorer.sensitivity(texts, context)
@@ -284,10 +241,10 @@ def test_pruned_heads_and_uneven_feed_forward_widths_load_from_int8(
     models.save_tokenizer(models.load_tokenizer(tiny_classifier), tmp_path / "pruned")
     folder, _ = quantise(tmp_path / "pruned", tiny_data, context)
     loaded = models.load_classifier(folder)
-    for name, tensor in quantize.dequantized_state(folder).items():
+    for name, tensor in dequantized_state(folder).items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert loaded.bert.encoder.layer[2].attention.self.query.weight.shape == (16, 32)
-    quantize.load_simulated(folder)(input_ids=torch.tensor([[2, 5, 6, 3]]))
+    load_simulated(folder)(input_ids=torch.tensor([[2, 5, 6, 3]]))
 
 
 def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, context):
@@ -327,7 +284,7 @@ def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, c
 )
 def test_a_damaged_folder_is_refused_with_what_is_wrong(int8, damage, message):
     damage(int8)
-    readers = (quantize.dequantized_state, quantize.load_simulated, quantize.packed_layers)
+    readers = (dequantized_state, load_simulated, packed_layers)
     for read in (*readers, models.load_classifier):
         with pytest.raises(SourceError, match=message):
             read(int8)
@@ -339,7 +296,7 @@ def test_float_weights_under_an_int8_description_are_refused(int8, tiny_classifi
     state["bert.pooler.dense.weight"] = state["bert.pooler.dense.weight"].float()
     save_file(state, tmp_path / "mixed" / "model.safetensors")
     with pytest.raises(SourceError, match=r"bert\.pooler\.dense: codes torch\.float32"):
-        quantize.dequantized_state(tmp_path / "mixed")
+        dequantized_state(tmp_path / "mixed")
 
 
 WORDS = "bert.embeddings.word_embeddings"
@@ -364,9 +321,9 @@ def test_four_bit_word_pieces_are_stored_two_a_byte_and_read_back_exactly(blocks
     assert bits == 4.5
     codes = packing.unpack(packed.numpy(), 4, width).astype(np.int8) - 8
     expected = codes.reshape(rows, -1, 32) * scales.numpy().astype(np.float32)[:, :, None]
-    weight = quantize.dequantized_state(blocks)[f"{WORDS}.weight"]
+    weight = dequantized_state(blocks)[f"{WORDS}.weight"]
     assert np.array_equal(weight.numpy(), expected.reshape(rows, width))
-    layer = quantize.packed_layers(blocks)[WORDS]
+    layer = packed_layers(blocks)[WORDS]
     assert (layer.bits, layer.block_size) == (4, 32)
     assert np.array_equal(layer.codes, codes)
     assert np.array_equal(layer.weight, weight.numpy())
@@ -380,10 +337,10 @@ def test_four_bit_word_pieces_are_stored_two_a_byte_and_read_back_exactly(blocks
 
 
 def test_the_simulated_model_looks_its_words_up_in_the_four_bit_table(blocks, int8):
-    model, weight = quantize.load_simulated(blocks), quantize.dequantized_state(blocks)[f"{WORDS}.weight"]
+    model, weight = load_simulated(blocks), dequantized_state(blocks)[f"{WORDS}.weight"]
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, weight)
     ids = torch.tensor([[2, 9, 12, 3]])
-    assert not torch.equal(model(input_ids=ids).logits, quantize.load_simulated(int8)(input_ids=ids).logits)
+    assert not torch.equal(model(input_ids=ids).logits, load_simulated(int8)(input_ids=ids).logits)
 
 
 def test_embeddings_float_leaves_the_word_pieces_alone(tiny_classifier, tiny_data, context):
@@ -447,8 +404,4 @@ def test_a_damaged_description_of_a_four_bit_table_is_refused(blocks, tmp_path, 
     layers = description(folder)["layers"]
     rewrite(folder, layers={**layers, WORDS: {**layers[WORDS], **fields}})
     with pytest.raises(SourceError, match=message):
-        quantize.load_simulated(folder)
-
-
-def test_the_word_pieces_table_is_found_by_its_use(tiny_classifier):
-    assert quantize.word_table(models.load_classifier(tiny_classifier)) == WORDS
+        load_simulated(folder)

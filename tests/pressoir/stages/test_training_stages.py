@@ -18,9 +18,10 @@ from stopping import StoppedError, StopsAt
 
 from pressoir import data, models, pruning, training
 from pressoir.errors import RecipeError, SourceError
+from pressoir.quantization.int8 import quantize_rows
 from pressoir.reporting import LogReporter
 from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
-from pressoir.stages import StageContext, distill, prune, quantize, teacher, teacher_outputs
+from pressoir.stages import StageContext, distill, prune, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
@@ -409,7 +410,7 @@ def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learne
     unaware = models.load_classifier(recovered(itself, context, "unaware", epochs=1)).state_dict()
     name = "bert.encoder.layer.2.output.dense.weight"
     assert not torch.equal(plain.state_dict()[name], unaware[name])
-    codes, scales = quantize.quantize_rows(plain.state_dict()[name])
+    codes, scales = quantize_rows(plain.state_dict()[name])
     assert not torch.equal(codes * scales[:, None], plain.state_dict()[name])  # it is on no grid
 
 
