@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (about 8 minutes with the install, then seconds)
+demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (8 to 10 minutes with the install, then seconds)
 	$(BIN)/pressoir compress configs/demo.yaml --output out/demo
 
 serve: .venv/.demo ## the page on what the demo made: teacher and compressed model side by side, http://127.0.0.1:5001
