@@ -17,7 +17,7 @@ serve: .venv/.demo ## the page on what the demo made: teacher and compressed mod
 
 # Idle threads of one test must not spin on the CPU of another.
 test: .venv/.dev ## install, then run every test (about 25 minutes on two cores)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff check .
