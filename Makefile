@@ -15,7 +15,8 @@ demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out
 serve: .venv/.demo ## the page on what the demo made: teacher and compressed model side by side, http://127.0.0.1:5001
 	$(BIN)/pressoir serve configs/serving-demo.yaml
 
-# Idle threads of one test must not spin on the CPU of another.
+# Idle threads of one test must not spin on the CPU of another. Files keep their order: those with few but long tests,
+# which a reordering puts last, come early.
 test: .venv/.dev ## install, then run every test (about 25 minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -259,6 +259,23 @@ def context(tmp_path, reporter):
     return StageContext(Path(tmp_path / "out"), Path(tmp_path / "work"), reporter, seed=0, threads=2)
 
 
+@pytest.fixture(scope="session")
+def cold_start():
+    """What `no_cold_starts` tells of each model."""
+    from pressoir.inference.probe import Probe
+
+    return Probe(import_s=3.0, load_s=0.5, baseline_rss_mb=400.0, peak_rss_mb=500.0)
+
+
+@pytest.fixture
+def no_cold_starts(monkeypatch, cold_start):
+    """Stand in for the fresh processes in which the benchmark opens each model, which take seconds each.
+
+    tests/pressoir/stages/test_benchmark.py has a real one, and real runs of the command line have all.
+    """
+    monkeypatch.setattr("pressoir.stages.benchmark.probe", lambda *call: cold_start)
+
+
 # A skipped test proves nothing: in CI every skip must stand here, by a part of its reason.
 ALLOWED_SKIPS = {
     "cannot mount": "tests of a full or read-only disk mount a tmpfs, which needs root",

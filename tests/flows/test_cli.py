@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -177,7 +178,8 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     try:
         until(distilling, "a checkpoint of the student", 300)
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         killed.stdout.close()
     teacher = next((home / "store" / "teacher").glob("*/artifact.json")).read_text()
@@ -198,6 +200,10 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     assert yaml.safe_load((output / "recipe.yaml").read_text())["distill"]["epochs"] == 15
     assert not list((home / "work").iterdir())
 
+    third = command_line(*words, home=home, tmp_path=tmp_path)
+    told = third.communicate(timeout=300)[0]
+    assert third.returncode == 0, told
+    assert told.count("found in the store") == 10
     only = command_line(*words, "--set", "benchmark.warmup=2", home=home, tmp_path=tmp_path)
     told = only.communicate(timeout=300)[0]
     assert told.count("found in the store") == 9

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from real_evaluation import until
 
-pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "home")]
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "home", "no_cold_starts")]
 
 
 @pytest.fixture
@@ -39,16 +39,6 @@ def values(real_recipe, tmp_path):
 def quiet(caplog):
     """Prefect's own log is not what is tested."""
     caplog.set_level(logging.CRITICAL, logger="prefect")
-
-
-@pytest.fixture(autouse=True)
-def no_cold_starts(monkeypatch):
-    """What opening a model in a fresh process costs says nothing of a search, and takes seconds a model."""
-    from pressoir.inference.probe import Probe
-    from pressoir.stages import benchmark
-
-    cost = Probe(import_s=1, load_s=1, baseline_rss_mb=1, peak_rss_mb=1)
-    monkeypatch.setattr(benchmark, "probe", lambda *call: cost)
 
 
 @pytest.fixture
@@ -222,7 +212,6 @@ def told(folder):
 def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, tmp_path):
     from prefect.settings import PREFECT_API_URL
 
-    values["trials"] = 3
     processes = []
 
     def start(place):
@@ -267,7 +256,7 @@ def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, 
                 process.kill()
     [one], [two] = (list((tmp_path / place).glob("tiny-*")) for place in ("whole", "killed"))
     assert told(two) == told(one)
-    assert "2 of 3 trials are done" in log("killed")
+    assert "2 of 4 trials are done" in log("killed")
 
 
 @pytest.mark.slow

@@ -190,23 +190,14 @@ def folders(tiny_classifier, tiny_data, tmp_path_factory):
     return {name: made[name] for name in ["data", *STAGES]}
 
 
-COST = probing.Probe(import_s=3.0, load_s=0.5, baseline_rss_mb=400.0, peak_rss_mb=500.0)
-
-
-@pytest.fixture
-def no_children(monkeypatch):
-    """Stand in for the fresh processes, which take seconds each; `test_a_cold_start_…` has a real one."""
-    monkeypatch.setattr(benchmark, "probe", lambda *call: COST)
-
-
 @pytest.fixture(scope="module")
-def measured(folders, tmp_path_factory):
+def measured(folders, cold_start, tmp_path_factory):
     """The stage run once over all folders: what it asked for, reported, returned and wrote."""
     asked, reporter = [], Recorder()
     out = tmp_path_factory.mktemp("benchmark")
     context = StageContext(out, tmp_path_factory.mktemp("work"), reporter, seed=0, threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "probe", lambda *call: asked.append(call) or COST)
+        patch.setattr(benchmark, "probe", lambda *call: asked.append(call) or cold_start)
         figures = benchmark.run(folders, CONFIG, context)
     result = Benchmark.read(out / "benchmark.json")
     return SimpleNamespace(asked=asked, progress=reporter.last, out=out, figures=figures, result=result)
@@ -223,10 +214,10 @@ def test_a_row_for_each_folder_in_order_with_the_runtime_it_holds(measured):
     ]
 
 
-def test_each_cold_start_is_asked_for_in_the_rows_runtime(measured, folders):
+def test_each_cold_start_is_asked_for_in_the_rows_runtime(measured, folders, cold_start):
     expected = [(folders[s], row.runtime, 1) for s, row in zip(STAGES, measured.result.rows, strict=True)]
     assert [call[:3] for call in measured.asked] == expected
-    assert {row.peak_rss_mb for row in measured.result.rows} == {COST.peak_rss_mb}
+    assert {row.peak_rss_mb for row in measured.result.rows} == {cold_start.peak_rss_mb}
 
 
 def test_progress_of_every_part_is_reported_to_its_end(measured):
@@ -380,7 +371,7 @@ def test_a_child_that_hangs_is_an_error(tmp_path, monkeypatch):
         probing.probe(tmp_path, "pytorch", threads=1, text="good")
 
 
-def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_children):
+def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_cold_starts):
     model = models.load_classifier(folders["teacher"])
     model.classifier.bias.data.fill_(math.nan)
     save(model, folders["teacher"], tmp_path / "broken")
@@ -388,7 +379,7 @@ def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_
         benchmark.run({"data": folders["data"], "prune": tmp_path / "broken"}, CONFIG, context)
 
 
-def test_labels_in_another_order_than_the_datas_are_refused(folders, tmp_path, context, no_children):
+def test_labels_in_another_order_than_the_datas_are_refused(folders, tmp_path, context, no_cold_starts):
     model = models.load_classifier(folders["teacher"])
     model.config.id2label = {0: "positive", 1: "negative"}
     save(model, folders["teacher"], tmp_path / "swapped")
