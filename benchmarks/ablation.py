@@ -34,7 +34,7 @@ import matplotlib as mpl
 import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
-from flows.terminal import progress, quiet_libraries
+from flows.commands.terminal import progress, quiet_libraries
 from pressoir import comparison, data, planning
 from pressoir.artifact import Artifact, Store, write_text_atomic
 from pressoir.comparison import Benchmark, points

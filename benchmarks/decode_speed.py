@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flows.terminal import console, progress
+from flows.commands.terminal import console, progress
 from pressoir import models, text
 from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder

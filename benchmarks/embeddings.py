@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from flows.terminal import console, progress
+from flows.commands.terminal import console, progress
 from pressoir import data, metrics, models
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.terminal import console, progress
+from flows.commands.terminal import console, progress
 from pressoir import sources
 from pressoir.inference.audio import read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer

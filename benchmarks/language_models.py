@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flows.terminal import console, progress
+from flows.commands.terminal import console, progress
 from pressoir import sources
 from pressoir.artifact import Artifact, Store
 from pressoir.planning import build_stage

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flows.terminal import console, progress
+from flows.commands.terminal import console, progress
 from pressoir import sources
 from pressoir.artifact import Store
 from pressoir.inference.engines import read_json

@@ -41,7 +41,7 @@ import peers_onnx
 import peers_torch
 from peers_contenders import OURS, ROWS, Contender, Run, contenders, find
 
-from flows.terminal import progress
+from flows.commands.terminal import progress
 from pressoir import data
 from pressoir.artifact import Store
 from pressoir.comparison import points

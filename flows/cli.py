@@ -16,16 +16,16 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from flows.deploy_command import deploy
-from flows.evaluate_command import evaluate
-from flows.merge_command import merge
-from flows.monitor_command import monitor
-from flows.quantize_command import quantize
-from flows.registry_commands import registry
-from flows.search_command import search
-from flows.serve_command import serve
-from flows.shard_commands import shard, unshard, verify
-from flows.terminal import console, progress, quiet_libraries
+from flows.commands.deploy import deploy
+from flows.commands.evaluate import evaluate
+from flows.commands.merge import merge
+from flows.commands.monitor import monitor
+from flows.commands.quantize import quantize
+from flows.commands.registry import registry
+from flows.commands.search import search
+from flows.commands.serve import serve
+from flows.commands.shard import shard, unshard, verify
+from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir import __version__
 from pressoir.artifact import Store, copy_folder, disk_errors, write_text_atomic
 from pressoir.errors import PressoirError
@@ -149,7 +149,7 @@ def store_gc(older_than_days: float, dry_run: bool) -> None:
 @click.option("--mlflow-port", default=5000, show_default=True, help="Port of MLflow's page.")
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Start Prefect's and MLflow's pages on this machine; Ctrl-C stops both."""
-    from flows.ui import serve_ui
+    from flows.commands.ui import serve_ui
 
     serve_ui(prefect_port, mlflow_port)
 

@@ -155,7 +155,7 @@ class TestCluster:
 
 def test_without_a_cluster_no_dask_is_imported():
     program = (
-        "import sys, flows.batch_evaluation, flows.evaluate_command, pressoir.evaluation.cluster\n"
+        "import sys, flows.batch_evaluation, flows.commands.evaluate, pressoir.evaluation.cluster\n"
         "print(*{'dask', 'distributed', 'prefect_dask'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

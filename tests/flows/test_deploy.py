@@ -358,7 +358,7 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
 
 def run(*words):
     from flows.cli import main
-    from flows.deploy_command import deploy
+    from flows.commands.deploy import deploy
 
     if "deploy" not in main.commands:
         main.add_command(deploy)

@@ -175,7 +175,9 @@ def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, 
     import psutil
 
     ports = {"prefect": free_port(), "mlflow": free_port()}
-    program = "import sys; from flows.ui import serve_ui; serve_ui(int(sys.argv[1]), int(sys.argv[2]))"
+    program = (
+        "import sys; from flows.commands.ui import serve_ui; serve_ui(int(sys.argv[1]), int(sys.argv[2]))"
+    )
     ui = start("-c", program, *map(str, ports.values()), log="ui.log")
     wait_for(lambda: "Ctrl-C stops both" in (tmp_path / "ui.log").read_text() or None, 240, "the pages")
     assert get(f"http://127.0.0.1:{ports['prefect']}/api/health")[0] == 200
@@ -192,7 +194,7 @@ def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, 
 
 
 def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
-    from flows.ui import serve_ui
+    from flows.commands.ui import serve_ui
     from pressoir.errors import RecipeError
 
     monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "home"))

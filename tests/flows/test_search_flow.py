@@ -294,7 +294,7 @@ def test_two_workers_find_what_one_process_finds(values, home, built, tmp_path):
 
 def test_without_a_cluster_no_dask_is_imported():
     program = (
-        "import sys, flows.search, flows.search_command\n"
+        "import sys, flows.search, flows.commands.search\n"
         "print(*{'dask', 'distributed', 'prefect_dask'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 from serving_http import KEY, SENTENCE, events, refused
 
-from flows.serve_command import serve
+from flows.commands.serve import serve
 from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
@@ -32,7 +32,9 @@ from pressoir.inference.translation import Translator
 from pressoir.sections import DataConfig
 from pressoir.serving.http.server import listen
 
-PROGRAM = "from flows.cli import main; from flows.serve_command import serve; main.add_command(serve); main()"
+PROGRAM = (
+    "from flows.cli import main; from flows.commands.serve import serve; main.add_command(serve); main()"
+)
 LIMITS = ("max_body_bytes=100000", "body_timeout_s=0.5", "header_timeout_s=0.5", "max_connections=150")
 
 

@@ -10,8 +10,8 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.merge_command import ManyValues
-from flows.terminal import console, progress, quiet_libraries
+from flows.commands.merge import ManyValues
+from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.errors import RecipeError
 
 if TYPE_CHECKING:

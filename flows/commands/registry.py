@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import console
+from flows.commands.terminal import console
 from pressoir.artifact import Store
 from pressoir.errors import SourceError
 from pressoir.registry import Entry, Registry, Task, read, shipped_file

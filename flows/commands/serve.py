@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.merge_command import ManyValues
+from flows.commands.merge import ManyValues
 from pressoir.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from flows import monitor_command
 from flows.cli import _Group
+from flows.commands import monitor
 from pressoir import monitor as monitoring
 
 
 def run(*words):
     group = _Group("pressoir")
-    group.add_command(monitor_command.monitor)
+    group.add_command(monitor.monitor)
     return CliRunner().invoke(group, ["monitor", "--interval", "0.1", *map(str, words)])
 
 
@@ -39,7 +39,7 @@ def terminal(monkeypatch):
     """A terminal of 100 × 30; its value is called for what was written."""
     written = io.StringIO()
     monkeypatch.setattr(
-        monitor_command,
+        monitor,
         "console",
         Console(file=written, force_terminal=True, width=100, height=30, _environ={"TERM": "xterm"}),
     )
@@ -146,7 +146,7 @@ def test_it_ends_with_the_process_it_watches(child, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_a_summary(number, tmp_path):
-    program = "from flows.monitor_command import monitor; monitor()"
+    program = "from flows.commands.monitor import monitor; monitor()"
     log = tmp_path / "log"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "--interval", "0.1", "--log", str(log)],

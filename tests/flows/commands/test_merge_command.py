@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from flows.cli import main
-from flows.merge_command import ManyValues, merge
+from flows.commands.merge import ManyValues, merge
 
 
 @pytest.fixture(scope="module")

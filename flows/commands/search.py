@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import console, progress, quiet_libraries
+from flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from pressoir.search.report import SearchResult

@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from flows.terminal import console
+from flows.commands.terminal import console
 from pressoir.errors import StoreError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import click
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from flows.standalone import stage_output
-from flows.terminal import console, progress
+from flows.commands.standalone import stage_output
+from flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
     from pressoir.sections import DataConfig

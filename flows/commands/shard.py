@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from flows.standalone import stage_output
-from flows.terminal import console, progress
+from flows.commands.standalone import stage_output
+from flows.commands.terminal import console, progress
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 

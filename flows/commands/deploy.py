@@ -9,8 +9,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.merge_command import ManyValues
-from flows.terminal import console, progress, quiet_libraries
+from flows.commands.merge import ManyValues
+from flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from pressoir.serving.deployment import DeployResult

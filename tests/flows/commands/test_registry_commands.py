@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from flows import registry_commands
 from flows.cli import main
+from flows.commands import registry
 from pressoir.artifact import StageKey, Store, folder_digest
 from pressoir.registry import Registry
 
@@ -40,11 +40,11 @@ def make_model(folder, value=1.0):
 
 
 def test_help_is_there_for_every_command():
-    for words in ((), *([name] for name in registry_commands.registry.commands)):
+    for words in ((), *([name] for name in registry.registry.commands)):
         result = run(*words, "--help")
         assert result.exit_code == 0
         assert "Usage:" in result.output
-    assert set(registry_commands.registry.commands) == {"add", "list", "show", "verify", "remove", "gc"}
+    assert set(registry.registry.commands) == {"add", "list", "show", "verify", "remove", "gc"}
 
 
 # --- add ---
@@ -136,7 +136,7 @@ def test_a_broken_registry_is_told_by_its_line_and_kept(model, home):
 def on_terminal(width, monkeypatch, *words):
     """What a command prints on a terminal of that width, and how it ended."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    monkeypatch.setattr(registry_commands, "console", console)
+    monkeypatch.setattr(registry, "console", console)
     result = run(*words)
     return console.file.getvalue(), result.exit_code
 
