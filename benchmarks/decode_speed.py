@@ -27,7 +27,8 @@ from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder
 from pressoir.runtime import available_cpus, describe_machine, use_threads
 from pressoir.sections import ExportConfig, QuantizeConfig
-from pressoir.stages import StageContext, export, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize
 
 LEVELS = ("q8", "q4", "q3", "q2")
 

@@ -32,7 +32,8 @@ from pressoir.quantization.int8_checkpoint import dequantized_state
 from pressoir.reporting import Reporter
 from pressoir.runtime import use_threads
 from pressoir.sections import ExportConfig, QuantizeConfig
-from pressoir.stages import StageContext, export, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize
 
 FORMS = {
     "float32": {"embeddings": "float"},

@@ -34,7 +34,7 @@ from pressoir.metrics import TextScore, bleu, cer, chrf, wer
 from pressoir.reporting import Reporter
 from pressoir.runtime import available_cpus, describe_machine, use_threads
 from pressoir.sections import ExportConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 WARM_UP = 5
 

@@ -139,7 +139,7 @@ def quantize(options: argparse.Namespace) -> dict[str, float]:
     from pressoir.quantization import weight_only
     from pressoir.reporting import LogReporter
     from pressoir.sections import QuantizeConfig, TextConfig
-    from pressoir.stages import StageContext
+    from pressoir.stage import StageContext
 
     out, data = options.work / "out", options.work / "data"
     for folder in (out, data):

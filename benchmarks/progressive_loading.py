@@ -119,7 +119,8 @@ def make_models(options: argparse.Namespace, work: Path) -> tuple[int, int, int]
     from pressoir import models
     from pressoir.reporting import LogReporter
     from pressoir.sections import ShardConfig
-    from pressoir.stages import StageContext, shard
+    from pressoir.stage import StageContext
+    from pressoir.stages import shard
 
     hidden = next(width for limit, width in WIDTHS if options.parameters_m <= limit)
     inner = hidden * 8 // 3 // 64 * 64

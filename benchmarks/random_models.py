@@ -303,7 +303,7 @@ def t5(hidden: int, layers: int, names: int) -> Make:
 
 def _context(folder: Path) -> Any:
     from pressoir.reporting import LogReporter
-    from pressoir.stages import StageContext
+    from pressoir.stage import StageContext
 
     work = folder.with_name(f"{folder.name}.work")
     for path in (folder, work):

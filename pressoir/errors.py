@@ -57,3 +57,7 @@ class QuantizationError(PressoirError):
 
 class RegistryError(PressoirError):
     """The registry file, or an id in it, is wrong."""
+
+
+class UnreachableError(SourceError):
+    """The hub or a server did not answer; the only source error that trying again can cure."""

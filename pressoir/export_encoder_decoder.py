@@ -41,7 +41,7 @@ from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.inference.vocabulary import TOKENIZER, PythonVocabulary
 from pressoir.model_kinds import task_of
 from pressoir.sections import ExportConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT
 
 NAME = "export"

@@ -37,7 +37,7 @@ from pressoir.inference.probe import Probe, probe
 from pressoir.reporting import Reporter
 from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig, TextConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.stages.benchmark import LATENCIES, RESULT, TABLE, in_turn, size_mb, versions
 
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
-from pressoir.errors import SourceError
+from pressoir.errors import SourceError, UnreachableError
 from pressoir.sharding import LoadingCancelledError
-from pressoir.sources import UnreachableError
 
 ATTEMPTS = 5
 BACKOFF_S = 0.5

@@ -24,7 +24,7 @@ from pressoir.reports import AnyRow
 from pressoir.runtime import use_threads
 from pressoir.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.sources import Source
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 STAGES = (
     *("text", "merge"),

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import skeleton, sources
+from pressoir import errors, skeleton, sources
 from pressoir.artifact import Store
 from pressoir.errors import PressoirError, ShardError
 from pressoir.late_weights import LateWeights
@@ -164,7 +164,7 @@ class ProgressiveLoader:
             base = entry.urls.base
             place = base if is_url(base) else sources.locate_entry(entry, store)[1]
             source = open_source(place, store.home)
-        except sources.UnreachableError:
+        except errors.UnreachableError:
             if not entry.urls.mirrors:
                 raise
             source = open_source(sources.locate_entry(entry, store)[1], store.home)

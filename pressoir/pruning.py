@@ -32,7 +32,8 @@ from pressoir.inference.engines import accepted_inputs
 from pressoir.reporting import Silent, track
 from pressoir.search import measure
 from pressoir.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
-from pressoir.stages import StageContext, export, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize
 
 FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
 MOST_STEPS = 256

@@ -12,10 +12,9 @@ from typing import Literal
 from pressoir import sharding, sources
 from pressoir.artifact import Store, file_sha256
 from pressoir.config import Config
-from pressoir.errors import PressoirError, RegistryError, ShardError, SourceError
+from pressoir.errors import PressoirError, RegistryError, ShardError, SourceError, UnreachableError
 from pressoir.registry import Entry, Registry
 from pressoir.registry_entry import check_graphs, content
-from pressoir.sources import UnreachableError
 
 
 class Finding(Config):

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from pressoir.artifact import MANIFEST, Store, disk_errors, file_sha256, folder_digest
-from pressoir.errors import SourceError
+from pressoir.errors import SourceError, UnreachableError
 
 if TYPE_CHECKING:
     from pressoir.registry import Entry
@@ -59,10 +59,6 @@ class Source(BaseModel):
     def stage(self) -> str:
         """What stands for a stage's name where a model was not made by one."""
         return "source"
-
-
-class UnreachableError(SourceError):
-    """The hub or a server did not answer; the only source error that trying again can cure."""
 
 
 def resolve(reference: str, store: Store | None = None) -> Source:

@@ -43,7 +43,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import aware
 from pressoir.reporting import Reporter, track
 from pressoir.sections import LearnerConfig, QuantizeConfig, TrainingConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 PROJECTION = "hidden_projection"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.artifact import Store
-from pressoir.sources import Source, UnreachableError, resolve
+from pressoir.errors import UnreachableError
+from pressoir.sources import Source, resolve
 from tasks._stage import stage_task
 
 

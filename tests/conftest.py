@@ -9,7 +9,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
 
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 GOOD = "good great lovely fine superb charming warm bright".split()
 BAD = "bad awful dull poor weak bland cold grim".split()

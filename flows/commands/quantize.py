@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pressoir.inference.side_by_side import Side
     from pressoir.sections import ExportConfig, QuantizeConfig
     from pressoir.sources import Source
-    from pressoir.stages import StageContext
+    from pressoir.stage import StageContext
 
 LEVELS = ("q8", "q4", "q3", "q2", "int8")
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -19,7 +19,7 @@ from pressoir.artifact import disk_errors, replace_folder
 from pressoir.errors import StoreError
 from pressoir.reporting import Reporter
 from pressoir.runtime import available_cpus, use_threads
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 
 @contextmanager

@@ -85,10 +85,10 @@ def main(arguments: Sequence[str] | None = None, open_model: Open | None = None)
 
 def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     """Predict what the journal lacks, and say how it ended. `open_model` is by default `open_predictor`."""
+    from pressoir.errors import UnreachableError
     from pressoir.evaluation.allowance import is_out_of_memory, peak_resident_bytes
     from pressoir.evaluation.jobs import End
     from pressoir.evaluation.journal import Journal
-    from pressoir.sources import UnreachableError
 
     figures = _Figures()
     verdict, detail = "ok", ""
@@ -235,9 +235,8 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
 
 def _checking_files(job: Job, step: Callable[[], Any]) -> Any:
     """Do a step that reads the model's files; what it finds wrong with them is the model's verdict."""
-    from pressoir.errors import QuantizationError, ShardError, SourceError
+    from pressoir.errors import QuantizationError, ShardError, SourceError, UnreachableError
     from pressoir.evaluation.allowance import is_out_of_memory
-    from pressoir.sources import UnreachableError
 
     try:
         return step()

@@ -29,7 +29,7 @@ import yaml
 from pressoir import model_kinds, sources
 from pressoir.artifact import Store, disk_errors, write_text_atomic
 from pressoir.config import Config, read_yaml, validate
-from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError
+from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
 from pressoir.evaluation import datasets, estimate, planner, supervisor
 from pressoir.evaluation.config import EvaluationConfig, ModelConfig, Strategy
 from pressoir.evaluation.datasets import DataSet
@@ -41,7 +41,6 @@ from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
 from pressoir.model_kinds import runtime_of
 from pressoir.runtime import available_cpus
-from pressoir.sources import UnreachableError
 
 CONFIG, PLAN, JOURNAL = "config.yaml", "plan.json", "journal.sqlite"
 SHORTER_TOGETHER = 4

@@ -49,7 +49,7 @@ from pressoir.quantization.source import SourceModel
 from pressoir.reporting import Reporter
 from pressoir.runtime import release_memory
 from pressoir.sections import QuantizeConfig, TextConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 BITS = {"q8": 8, "q4": 4, "q3": 3, "q2": 2}
 METADATA = "metadata.json"

@@ -12,11 +12,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from pressoir.errors import RecipeError
+from pressoir.errors import RecipeError, UnreachableError
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
-from pressoir.sources import UnreachableError
 
 KEY = "PRESSOIR_API_KEY"
 """Environment variable of the server's API key."""

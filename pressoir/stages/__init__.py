@@ -1,39 +1,6 @@
-"""The stages: one file each, one pure operation each.
+"""The stages: one file each, one pure operation each; each composes the rooms below by the task of its model.
 
 A stage module has `NAME`, `VERSION` (raised whenever its result would change), `KIND` (of what it makes) and
 `run(inputs, config, context) -> metrics`. `inputs` are folders by name; everything the stage makes goes into
 `context.out_dir`, which the store publishes only when `run` returns.
 """
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
-
-from pressoir.reporting import Reporter
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage is given besides its inputs and its configuration."""
-
-    out_dir: Path
-    """Empty folder that becomes the artifact."""
-    work_dir: Path
-    """Folder that outlives a crash, for checkpoints."""
-    reporter: Reporter
-    seed: int
-    threads: int
-
-
-class Stage(Protocol):
-    """A stage module."""
-
-    NAME: str
-    VERSION: int
-    KIND: str
-
-    def run(self, inputs: Mapping[str, Path], config: Any, context: StageContext) -> dict[str, float]:
-        """Do the work; return figures, fractions 0–1 and units in the names."""

@@ -28,7 +28,7 @@ from pressoir.augmentation import Proposer, Sentence
 from pressoir.errors import RecipeError, SourceError
 from pressoir.reporting import track
 from pressoir.sections import AugmentConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "augment", 2, "dataset"
 BLOCK = 256

@@ -44,7 +44,7 @@ from pressoir.model_kinds import task_of
 from pressoir.reporting import Reporter
 from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier

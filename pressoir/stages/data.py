@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pressoir import data
 from pressoir.sections import DataConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "data", 1, "dataset"
 

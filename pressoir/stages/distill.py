@@ -28,7 +28,7 @@ from pressoir import data, models, training
 from pressoir.artifact import write_text_atomic
 from pressoir.errors import RecipeError
 from pressoir.sections import DistillConfig, StudentConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 
 NAME, VERSION, KIND = "distill", 1, "model"

@@ -42,7 +42,7 @@ from pressoir.model_kinds import task_of
 from pressoir.quantization import int8, int8_checkpoint
 from pressoir.runtime import one_thread
 from pressoir.sections import ExportConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -41,7 +41,7 @@ from pressoir.merging.evaluation import MergeReport, evaluate
 from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
 from pressoir.sections import MergeConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.tensor_bytes import INDEX, checkpoint_tensors
 
 NAME = "merge"

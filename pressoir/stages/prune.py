@@ -49,7 +49,7 @@ from pressoir.config import Config
 from pressoir.pruning import Kept, Units
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.sections import PruneConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "prune", 1, "model"
 DEFAULT_SPARSITY, DEFAULT_HEAD_SPARSITY, DEFAULT_FFN_SPARSITY = 0.3, 0.25, 0.5

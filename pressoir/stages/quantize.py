@@ -44,7 +44,7 @@ from pressoir.quantization.int8 import named_by, quantizable, quantize_input, qu
 from pressoir.quantization.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
 from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

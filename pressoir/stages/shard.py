@@ -43,7 +43,7 @@ from pressoir.sharding import (
 )
 from pressoir.sharding_info import describe
 from pressoir.sources import PICKLES
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.tensor_bytes import INDEX, TensorBytes, checkpoint_tensors, same_bytes, write_safetensors
 
 NAME = "shard"

@@ -21,7 +21,7 @@ from pressoir.config import Config
 from pressoir.errors import RecipeError
 from pressoir.reporting import track
 from pressoir.sections import StudentConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"
 

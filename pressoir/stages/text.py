@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pressoir import text
 from pressoir.sections import TextConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 NAME = "text"
 VERSION = 1

@@ -34,7 +34,7 @@ from pressoir import data, models, training, vocabulary
 from pressoir.errors import SourceError
 from pressoir.inference.tokenization import first_position
 from pressoir.sections import VocabularyConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.stages.benchmark import size_mb
 
 NAME, VERSION, KIND = "vocabulary", 1, "model"

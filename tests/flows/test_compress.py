@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pressoir import errors
+
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "home")]
 
 ORDER = [
@@ -322,8 +324,7 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
 def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monkeypatch, offline, tries):
     from prefect import flow
 
-    from pressoir import sources
-    from pressoir.sources import UnreachableError
+    from pressoir.errors import UnreachableError
     from tasks import fetch as module
 
     seen = []
@@ -346,7 +347,7 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
     with pytest.raises(UnreachableError):
         fetching()
     assert len(seen) == tries
-    assert sources.UnreachableError is UnreachableError
+    assert errors.UnreachableError is UnreachableError
 
 
 def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):

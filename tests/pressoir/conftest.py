@@ -247,7 +247,7 @@ def exported(request, tmp_path_factory):
     """`exported("tiny_nllb", int8=False)`: the folder of that export, which passed its parity gate."""
     from pressoir import export_encoder_decoder
     from pressoir.sections import ExportConfig
-    from pressoir.stages import StageContext
+    from pressoir.stage import StageContext
 
     made = {}
 

@@ -14,7 +14,8 @@ from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
 from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.sources import Source
-from pressoir.stages import StageContext, export, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize
 
 LEVELS = ("q8", "q4", "q3", "q2")
 

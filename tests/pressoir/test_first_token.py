@@ -14,7 +14,8 @@ from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.reporting import Silent
 from pressoir.sections import ExportConfig, QuantizeConfig
-from pressoir.stages import StageContext, export, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize
 
 HIDDEN, TOKENS = 8, 6
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 40, "max_position_embeddings": 34}

@@ -24,7 +24,8 @@ from pressoir.inference import probe as probing
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.reporting import LogReporter
 from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
-from pressoir.stages import StageContext, benchmark, export, quantize, shard
+from pressoir.stage import StageContext
+from pressoir.stages import benchmark, export, quantize, shard
 
 CONFIG = BenchmarkConfig(warmup=1, prompts=3, prompt_tokens=12, new_tokens=5)
 CONTENDERS = ["source", "source_onnx", "quantize", "export", "shard"]

@@ -16,7 +16,8 @@ from pressoir.inference import packed_streams
 from pressoir.quantization import packing
 from pressoir.sections import ShardConfig
 from pressoir.sharding import verify
-from pressoir.stages import StageContext, shard
+from pressoir.stage import StageContext
+from pressoir.stages import shard
 from pressoir.unsharding import unshard
 
 ROWS, BLOCKS, BLOCK = 6, 2, 32

@@ -22,7 +22,8 @@ from pressoir.reporting import LogReporter
 from pressoir.sections import ShardConfig
 from pressoir.shard_sources import FolderSource
 from pressoir.sharding import LoadingCancelledError, read_manifest, verify
-from pressoir.stages import StageContext, shard
+from pressoir.stage import StageContext
+from pressoir.stages import shard
 
 IDS = torch.arange(40).reshape(2, 20)
 PATIENCE_S = 60  # of a test that waits for another thread; never reached unless it fails

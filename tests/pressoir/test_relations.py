@@ -11,7 +11,8 @@ from pressoir import data, models, relations, training
 from pressoir.errors import RecipeError
 from pressoir.reporting import LogReporter
 from pressoir.sections import DistillConfig, PruneConfig, StudentConfig
-from pressoir.stages import StageContext, distill, teacher_outputs
+from pressoir.stage import StageContext
+from pressoir.stages import distill, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
 
 BRIEF = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-3, "hidden_weight": 0}

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 
 from pressoir import http_ranges, sources
 from pressoir.artifact import Store
-from pressoir.errors import ShardError, SourceError
+from pressoir.errors import ShardError, SourceError, UnreachableError
 from pressoir.reporting import LogReporter
 from pressoir.sections import ShardConfig
 from pressoir.shard_sources import FolderSource, HttpSource, download_folder, fetch, open_source
 from pressoir.sharding import LoadingCancelledError, read_manifest
-from pressoir.sources import UnreachableError
-from pressoir.stages import StageContext, shard
+from pressoir.stage import StageContext
+from pressoir.stages import shard
 
 SHARD = "shard_01.safetensors"
 

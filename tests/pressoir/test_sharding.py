@@ -15,7 +15,8 @@ from pressoir import models
 from pressoir.errors import ShardError, SourceError
 from pressoir.sections import ShardConfig
 from pressoir.sharding import partition, read_manifest, recommended_shards, verify
-from pressoir.stages import StageContext, shard
+from pressoir.stage import StageContext
+from pressoir.stages import shard
 from pressoir.tensor_bytes import TensorBytes, checkpoint_tensors, write_safetensors
 from pressoir.unsharding import unshard
 

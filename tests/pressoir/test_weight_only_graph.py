@@ -16,7 +16,8 @@ from pressoir.quantization.checkpoint import open_packed
 from pressoir.reporting import Silent
 from pressoir.sections import QuantizeConfig
 from pressoir.skeleton import build
-from pressoir.stages import StageContext, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import quantize
 
 LEVELS = ("q8", "q4", "q3", "q2")
 BITS = {"q8": 8, "q4": 4, "q3": 3, "q2": 2}

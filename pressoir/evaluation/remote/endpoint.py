@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
-from pressoir.errors import PressoirError, RecipeError
+from pressoir.errors import PressoirError, RecipeError, UnreachableError
 from pressoir.evaluation.jobs import Remote
-from pressoir.sources import UnreachableError
 
 ATTEMPTS = 4
 BACKOFF_S = 0.5

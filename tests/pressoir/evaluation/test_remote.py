@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from pressoir.errors import DataError, PressoirError, RecipeError
+from pressoir.errors import DataError, PressoirError, RecipeError, UnreachableError
 from pressoir.evaluation import child, datasets
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
@@ -26,7 +26,6 @@ from pressoir.evaluation.records import Estimate
 from pressoir.evaluation.remote import endpoint, open_predictor, samples_of
 from pressoir.evaluation.supervisor import Limits, run_plan
 from pressoir.sections import DataConfig
-from pressoir.sources import UnreachableError
 
 MODEL = "org/press"
 KEY = "sk-very-secret"

@@ -4,7 +4,7 @@ import pytest
 
 from pressoir.reporting import LogReporter
 from pressoir.sections import ExportConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 TINY = ("tiny_llama", "tiny_gpt2", "tiny_qwen2")
 

@@ -108,7 +108,8 @@ def test_pytorch_keeps_only_the_last_logits_when_told_so(tiny_llama):
 def test_an_altered_shard_is_not_opened(tiny_graphs, tmp_path):
     from pressoir.reporting import LogReporter
     from pressoir.sections import ShardConfig
-    from pressoir.stages import StageContext, shard
+    from pressoir.stage import StageContext
+    from pressoir.stages import shard
 
     context = StageContext(tmp_path, tmp_path, LogReporter(), seed=0, threads=1)
     shard.run({"model": tiny_graphs["tiny_llama"]}, ShardConfig(shards=2), context)

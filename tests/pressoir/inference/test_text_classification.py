@@ -13,7 +13,8 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import load_classifier, load_tokenizer, save_model, save_tokenizer
 from pressoir.reporting import LogReporter
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
-from pressoir.stages import StageContext, export, quantize, shard
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize, shard
 
 TEXTS = [
     "the film was good",

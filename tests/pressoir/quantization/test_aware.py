@@ -9,7 +9,8 @@ from pressoir.quantization import aware
 from pressoir.quantization.int8 import dynamic_quantize, load_simulated, quantize_rows
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
-from pressoir.stages import StageContext, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import quantize
 
 IDS = torch.tensor([[2, 9, 12, 31, 6, 3]])
 

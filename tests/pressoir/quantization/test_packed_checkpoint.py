@@ -13,7 +13,7 @@ from pressoir.errors import QuantizationError, SourceError
 from pressoir.quantization import checkpoint, tensor_files, weight_only
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 
 @pytest.fixture(scope="session")

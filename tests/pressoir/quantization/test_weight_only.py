@@ -16,7 +16,7 @@ from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.source import SourceModel
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 
 CLAIMS = {"q8": 8.7, "q4": 4.6, "q3": 3.6, "q2": 2.6}
 """Most bits a weight of matrix products, scales and zero points included, at the default block size."""

@@ -7,14 +7,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from pressoir.errors import RecipeError
+from pressoir.errors import RecipeError, UnreachableError
 from pressoir.registry import Task
 from pressoir.serving import client
 from pressoir.serving.client import Server
 from pressoir.serving.config import TierConfig
 from pressoir.serving.deployment import DeploymentError
 from pressoir.serving.http import kserve
-from pressoir.sources import UnreachableError
 
 
 @pytest.fixture

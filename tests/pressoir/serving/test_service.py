@@ -97,7 +97,8 @@ def int8_classifier(tiny_classifier, tiny_data, tmp_path_factory):
     """The tiny classifier as an ONNX graph with int8 weights and activations, its head made to matter."""
     from pressoir import models
     from pressoir.sections import ExportConfig, QuantizeConfig
-    from pressoir.stages import StageContext, export, quantize
+    from pressoir.stage import StageContext
+    from pressoir.stages import export, quantize
 
     folder = tmp_path_factory.mktemp("int8-classifier")
     model = models.load_classifier(tiny_classifier)

@@ -21,7 +21,8 @@ from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.reporting import LogReporter
 from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
-from pressoir.stages import StageContext, benchmark, export, quantize, shard
+from pressoir.stage import StageContext
+from pressoir.stages import benchmark, export, quantize, shard
 
 CONFIG = BenchmarkConfig(warmup=1, latency_samples=12, throughput_batch_size=50, throughput_batches=2)
 STAGES = ["teacher", "teacher_onnx", "distill", "quantize", "export", "shard"]

@@ -21,7 +21,8 @@ from pressoir.quantization.int8_checkpoint import dequantized_state, packed_laye
 from pressoir.reporting import Silent
 from pressoir.runtime import one_thread
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
-from pressoir.stages import StageContext, export, quantize, shard
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize, shard
 from pressoir.tensor_bytes import read_header
 
 LABELS = ["negative", "positive"]

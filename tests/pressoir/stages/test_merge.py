@@ -22,7 +22,7 @@ from pressoir.errors import MergeError
 from pressoir.merging import child, evaluation
 from pressoir.reporting import LogReporter
 from pressoir.sections import MergeConfig
-from pressoir.stages import StageContext
+from pressoir.stage import StageContext
 from pressoir.stages import merge as stage
 
 

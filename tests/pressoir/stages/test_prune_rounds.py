@@ -13,7 +13,8 @@ from pressoir import models, pruning, training
 from pressoir.errors import RecipeError
 from pressoir.reporting import LogReporter
 from pressoir.sections import PruneConfig, PruneTarget
-from pressoir.stages import StageContext, prune, teacher_outputs
+from pressoir.stage import StageContext
+from pressoir.stages import prune, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
 
 QUICK = {"epochs": 0, "calibration_samples": 32}

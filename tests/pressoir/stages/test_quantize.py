@@ -23,7 +23,8 @@ from pressoir.quantization.int8_checkpoint import dequantized_state, packed_laye
 from pressoir.reporting import LogReporter
 from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
-from pressoir.stages import StageContext, quantize
+from pressoir.stage import StageContext
+from pressoir.stages import quantize
 
 
 def quantise(model, tiny_data, context, **config):

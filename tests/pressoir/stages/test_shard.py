@@ -18,7 +18,8 @@ from pressoir.errors import ShardError
 from pressoir.inference.engines import OnnxEngine, open_engine
 from pressoir.reporting import LogReporter
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
-from pressoir.stages import StageContext, export, quantize, shard
+from pressoir.stage import StageContext
+from pressoir.stages import export, quantize, shard
 
 
 def run_stage(stage, inputs, config, folder):

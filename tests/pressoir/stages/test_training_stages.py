@@ -21,7 +21,8 @@ from pressoir.errors import RecipeError, SourceError
 from pressoir.quantization.int8 import quantize_rows
 from pressoir.reporting import LogReporter
 from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
-from pressoir.stages import StageContext, distill, prune, teacher, teacher_outputs
+from pressoir.stage import StageContext
+from pressoir.stages import distill, prune, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}

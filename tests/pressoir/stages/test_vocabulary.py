@@ -27,7 +27,8 @@ from pressoir.sections import (
     TeacherConfig,
     VocabularyConfig,
 )
-from pressoir.stages import StageContext, distill, export, quantize, teacher, teacher_outputs
+from pressoir.stage import StageContext
+from pressoir.stages import distill, export, quantize, teacher, teacher_outputs
 from pressoir.stages import vocabulary as stage
 from pressoir.stages.benchmark import size_mb
 from pressoir.stages.teacher_outputs import OutputsConfig
