@@ -1,4 +1,4 @@
-"""What each CPU setting of `pressoir.runtime` buys: time, CPU use and peak memory, with and without it.
+"""What each CPU setting of `pressoir.system.runtime` buys: time, CPU use and peak memory, with and without it.
 
 python benchmarks/cpu_settings.py
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands.terminal import console, progress
-from pressoir.runtime import (
+from pressoir.system.runtime import (
     LOW_MEMORY_LOADING,
     available_cpus,
     describe_machine,
@@ -251,7 +251,7 @@ def release(folder: Path) -> dict[str, float]:
 
 
 def load(folder: Path, copied: bool = False) -> Any:
-    """The model by the options of `pressoir.runtime`; or, copied, from a file that was read into memory."""
+    """The model by the options of `pressoir.system.runtime`; or, copied, from a file that was read into memory."""
     from transformers import BertConfig, BertForSequenceClassification
 
     if not copied:

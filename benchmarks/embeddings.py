@@ -30,10 +30,10 @@ from pressoir.quantization import hqq, rtn, symmetric
 from pressoir.quantization.int8 import word_table
 from pressoir.quantization.int8_checkpoint import dequantized_state
 from pressoir.reporting import Reporter
-from pressoir.runtime import use_threads
 from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
+from pressoir.system.runtime import use_threads
 
 FORMS = {
     "float32": {"embeddings": "float"},

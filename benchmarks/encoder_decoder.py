@@ -32,9 +32,9 @@ from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.translation import Translator
 from pressoir.metrics import TextScore, bleu, cer, chrf, wer
 from pressoir.reporting import Reporter
-from pressoir.runtime import available_cpus, describe_machine, use_threads
 from pressoir.sections import ExportConfig
 from pressoir.stage import StageContext
+from pressoir.system.runtime import available_cpus, describe_machine, use_threads
 
 WARM_UP = 5
 

@@ -32,13 +32,13 @@ from typing import Any
 import yaml
 
 from pressoir.artifact import Store
-from pressoir.cgroups import Files, hierarchies
 from pressoir.evaluation import memory_log, planner, report, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.guards import ended_by_sigterm
 from pressoir.evaluation.journal import Journal
-from pressoir.evaluation.memory import process_tree
-from pressoir.runtime import available_cpus, describe_machine
+from pressoir.system.cgroups import Files, hierarchies
+from pressoir.system.memory import process_tree
+from pressoir.system.runtime import available_cpus, describe_machine
 from pressoir.tensor_bytes import WEIGHTS
 
 GB = 10**9
@@ -270,12 +270,12 @@ def is_child(pid: int) -> bool:
 
 def all_at_once(config: Path, journal: Path) -> None:
     """The other way: every model loaded, then each run at the batch size that it would like."""
-    from pressoir.runtime import limit_threads
+    from pressoir.system.runtime import limit_threads
 
     limit_threads(available_cpus())
     from pressoir.evaluation import child
-    from pressoir.evaluation.allowance import peak_resident_bytes
     from pressoir.evaluation.predictors import open_predictor
+    from pressoir.system.allowance import peak_resident_bytes
 
     prepared = run.prepare(EvaluationConfig.from_yaml(config), Store())
     jobs = {

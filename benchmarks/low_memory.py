@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pressoir.runtime import available_cpus, child_environment, use_threads
+from pressoir.system.runtime import available_cpus, child_environment, use_threads
 
 GOAL_PART, GOAL_MB = 0.6, 600.0
 VOCABULARY, HIDDEN, FEED_FORWARD, HEADS = 32_000, 1536, 4096, 12

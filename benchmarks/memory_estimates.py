@@ -34,7 +34,7 @@ from pressoir.errors import SourceError
 from pressoir.evaluation import datasets, estimate
 from pressoir.evaluation.jobs import End, Job, parse
 from pressoir.model_kinds import task_of
-from pressoir.runtime import available_cpus, child_environment, describe_machine
+from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 GOAL_COVERED, GOAL_RATIO = 0.95, 1.5
 CLASSIFICATION, SPEECH = "text-classification", "automatic-speech-recognition"

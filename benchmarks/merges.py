@@ -15,8 +15,8 @@ from pressoir.artifact import Store
 from pressoir.inference.engines import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
-from pressoir.runtime import available_cpus
 from pressoir.sections import MergeConfig, TextConfig
+from pressoir.system.runtime import available_cpus
 
 METHODS = ("linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough")
 

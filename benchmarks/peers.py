@@ -50,8 +50,8 @@ from pressoir.inference.probe import Probe
 from pressoir.metrics import wilson_interval
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
-from pressoir.runtime import available_cpus, describe_machine, thread_environment, use_threads
 from pressoir.stages.benchmark import sentences_to_time, size_mb, time_classifiers, versions
+from pressoir.system.runtime import available_cpus, describe_machine, thread_environment, use_threads
 
 FASTER, SMALLER = 2.5, 3.5
 """The goal: how many times, against the fastest and the smallest of the peers."""

@@ -18,8 +18,8 @@ from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed
 from pressoir.recipe import Recipe
-from pressoir.runtime import available_cpus
 from pressoir.sources import Source
+from pressoir.system.runtime import available_cpus
 
 if TYPE_CHECKING:
     from pressoir.planning import Unbuilt

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pressoir.errors import PressoirError
 from pressoir.inference.engines import GRAPH
-from pressoir.runtime import describe_machine
+from pressoir.system.runtime import describe_machine
 
 OPTIMUM_TARGETS = ("avx512_vnni", "avx512", "avx2")
 """Instruction sets that optimum-cli has settings for, the best first; each is a CPU feature, or its start."""

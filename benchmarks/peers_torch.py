@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.inference.engines import Runtime, accepted_inputs, read_json
-from pressoir.inference.probe import Probe, peak_rss_mb, rss_mb, run_child
+from pressoir.inference.probe import Probe, run_child
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer
-from pressoir.runtime import use_threads
+from pressoir.system.memory import peak_rss_mb, rss_mb
+from pressoir.system.runtime import use_threads
 
 if TYPE_CHECKING:
     import torch

@@ -33,7 +33,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pressoir.runtime import available_cpus, child_environment, describe_machine
+from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 GOAL = 1.15
 VOCABULARY = 32_000
@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> float:
     from transformers.models.llama import modeling_llama  # noqa: F401 -- imports are not what is measured
 
     from pressoir.progressive import ProgressiveLoader
-    from pressoir.runtime import use_threads
+    from pressoir.system.runtime import use_threads
 
     use_threads(options.threads)
     ids = torch.arange(options.prompt_tokens)[None] % VOCABULARY  # (1, prompt)

@@ -15,8 +15,8 @@ from typing import Any
 from unittest import mock
 
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.runtime import available_cpus
 from pressoir.sections import DataConfig
+from pressoir.system.runtime import available_cpus
 
 SEED = 0
 RATE = 16_000

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pressoir.inference.engines import GRAPH, Engine, OnnxEngine, Runtime
-from pressoir.runtime import available_cpus, describe_machine
 from pressoir.stages.benchmark import Inputs, time_in_turn
+from pressoir.system.runtime import available_cpus, describe_machine
 
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}
 ATTENTIONS = {"Attention", "QAttention", "MultiHeadAttention"}

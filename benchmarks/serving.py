@@ -41,7 +41,7 @@ from loopback import HOST, Load, Server, ask_all, free_port, load, post, pressoi
 from pressoir import sources
 from pressoir.artifact import Store
 from pressoir.data import DEMO, read_table
-from pressoir.runtime import available_cpus, child_environment, describe_machine
+from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 LEVELS = (1, 8, 32)
 CHECKING = 8
@@ -276,8 +276,8 @@ def save_pyfunc(source: sources.Source, work: Path) -> Path:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from pressoir.artifact import folder_digest
     from pressoir.inference.predictor import open_predictor
+    from pressoir.system.files import folder_digest
     from tasks.model_version import CODE
 
     folder, stage, key = source.folder.resolve(), "model", "served"

@@ -29,8 +29,8 @@ from typing import Any
 from loopback import Server, ask_all, post, pressoir
 
 from pressoir.data import DEMO, read_table
-from pressoir.evaluation.memory import process_tree, pss_bytes
-from pressoir.runtime import available_cpus, describe_machine
+from pressoir.system.memory import process_tree, pss_bytes
+from pressoir.system.runtime import available_cpus, describe_machine
 
 GOAL = 0.05
 REQUESTS = 200

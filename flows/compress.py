@@ -18,8 +18,8 @@ from pressoir import planning, reports
 from pressoir.artifact import Store
 from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
 from pressoir.recipe import Recipe, load
-from pressoir.runtime import available_cpus
 from pressoir.sources import Source
+from pressoir.system.runtime import available_cpus
 from tasks import tracking
 from tasks._stage import RunContext
 from tasks.register import register

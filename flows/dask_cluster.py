@@ -26,7 +26,6 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from pressoir.artifact import disk_errors
 from pressoir.errors import RecipeError
 from pressoir.evaluation import cluster, run, supervisor
 from pressoir.evaluation.cluster import Assignment, Offer
@@ -38,6 +37,7 @@ from pressoir.evaluation.planner import GB
 from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
+from pressoir.system.files import disk_errors
 from tasks.cluster_evaluation import evaluate_on_worker
 from tasks.evaluation import shown
 

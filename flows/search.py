@@ -26,7 +26,6 @@ from pressoir.evaluation.guards import exclusive
 from pressoir.planning import check_inputs
 from pressoir.recipe import Recipe
 from pressoir.reports import AnyRow
-from pressoir.runtime import available_cpus
 from pressoir.search import report, trial
 from pressoir.search.budget import Limits, meets
 from pressoir.search.config import SearchConfig, load
@@ -34,6 +33,7 @@ from pressoir.search.records import Outcome, Trial, describe
 from pressoir.search.report import SearchResult
 from pressoir.search.study import Study
 from pressoir.search.trial import Assignment
+from pressoir.system.runtime import available_cpus
 from tasks import search as steps
 from tasks._stage import ProgressArtifact, RunContext
 from tasks.runner import TaskRunner

@@ -9,7 +9,6 @@ run could take for finished work.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -28,8 +27,17 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from pressoir.errors import StoreError
+from pressoir.system.files import (
+    MANIFEST,
+    copy_folder,
+    disk_errors,
+    files_of,
+    flush,
+    folder_digest,
+    remove,
+    replace_folder,
+)
 
-MANIFEST = "artifact.json"
 # Packages whose version can change what a stage computes, not only how fast.
 DECISIVE_PACKAGES = (
     *("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx"),
@@ -93,25 +101,6 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of one file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_digest(folder: Path, files: list[Path] | None = None) -> tuple[str, int]:
-    """Digest and size in bytes of `folder`: SHA-256 over the name, length and content of each file.
-
-    `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those.
-    """
-    total, digest = 0, hashlib.sha256()
-    for path in sorted(files if files is not None else _files(folder)):
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        digest.update(f"{len(name)}:{name}:{size}:{file_sha256(path)}\n".encode())
-        total += size
-    return digest.hexdigest(), total
-
-
 class Store:
     """A folder of finished artifacts, safe for several processes at once."""
 
@@ -156,17 +145,17 @@ class Store:
         target, work = self.root / key.stage / name, self.home / "work" / name
         with disk_errors(self.home), self._lock(name, tell):
             for leftover in target.parent.glob(f".{name}-*"):
-                _remove(leftover)
+                remove(leftover)
             found = None if refresh else self._read(target)
             if found is not None and self.verify(found):
                 os.utime(target / MANIFEST)  # the time of last use, for gc
-                _remove(work)  # of a process that was killed after it had published
+                remove(work)  # of a process that was killed after it had published
                 return found, True
             if refresh:
-                _remove(work)
+                remove(work)
             elif target.exists():
                 tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; building it again")
-                _remove(target)
+                remove(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
             draft = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
@@ -175,9 +164,9 @@ class Store:
                 metrics = dict(make(draft, work))
                 artifact = self._publish(draft, target, key, name, metrics)
             except BaseException:
-                _remove(draft)
+                remove(draft)
                 raise
-            _remove(work)
+            remove(work)
             return artifact, False
 
     def artifacts(self) -> Iterator[Artifact]:
@@ -219,9 +208,9 @@ class Store:
                 with FileLock(self._lock_path(name), timeout=0):
                     if not _unused_since(limit, folder):  # somebody came between
                         continue
-                    size = sum(path.stat().st_size for path in _files(folder))
+                    size = sum(path.stat().st_size for path in files_of(folder))
                     if not dry_run:
-                        _remove(folder)
+                        remove(folder)
                     removed.append((folder.relative_to(self.home).as_posix(), size))
             except Timeout:
                 continue  # somebody is building it
@@ -276,14 +265,14 @@ class Store:
             environment={"python": platform.python_version(), **key.environment},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        files = _files(draft)
+        files = files_of(draft)
         for path in (*files, *{path.parent for path in files}):
-            _flush(path)
+            flush(path)
         (draft / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _flush(draft / MANIFEST)
-        _flush(draft)
+        flush(draft / MANIFEST)
+        flush(draft)
         replace_folder(draft, target)
-        _flush(target.parent)
+        flush(target.parent)
         return artifact
 
     def _read(self, folder: Path) -> Artifact | None:
@@ -318,73 +307,6 @@ def default_home() -> Path:
     return Path(os.environ.get("PRESSOIR_HOME") or ".pressoir").expanduser()
 
 
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk, or one that cannot be written, into a `StoreError` that says what to do."""
-    try:
-        yield
-    except Exception as error:
-        if _is_disk_full(error):
-            raise StoreError(
-                f"no space left on the disk of {where}; free some (`pressoir store gc`) and start again: "
-                "finished steps are kept, the one that failed left nothing behind"
-            ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(
-                f"{error.filename or where}: {error.strerror or error}; use a folder that you own"
-            ) from error
-        raise
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary sibling is flushed to the disk, then renamed over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        _flush(draft)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy an artifact's folder without its manifest, atomically; files share blocks where they can."""
-    with disk_errors(target):
-        draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-        draft.mkdir(parents=True)
-        try:
-            for path in _files(source):
-                copy = draft / path.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                _reflink(path, copy)
-            replace_folder(draft, target)
-        except BaseException:
-            _remove(draft)
-            raise
-
-
-def replace_folder(draft: Path, target: Path) -> None:
-    """Put a finished draft in the place of `target`, which may exist; nobody sees a mixture of both."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-    target.rename(old)
-    try:
-        draft.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    _remove(old)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-
-
 def _mtime(path: Path) -> float:
     """When `path` was last changed; 0 where another process has just removed it."""
     try:
@@ -395,40 +317,6 @@ def _mtime(path: Path) -> float:
 
 def _unused_since(limit: float, folder: Path) -> bool:
     return folder.is_dir() and (_mtime(folder / MANIFEST) or _mtime(folder)) <= limit
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reflink(source: Path, target: Path) -> None:
-    """Copy a file, sharing its blocks where the file system can (FICLONE), else byte by byte."""
-    try:
-        import fcntl
-
-        with source.open("rb") as reader, target.open("wb") as writer:
-            fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())
-    except (ImportError, OSError):
-        shutil.copyfile(source, target)
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk; native writers hide ENOSPC in their message."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _version(package: str) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pressoir import artifact, sharding
+from pressoir import sharding
 from pressoir.artifact import Artifact
 from pressoir.errors import PressoirError, ShardError, SourceError
 from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.system import files
 from pressoir.tensor_bytes import INDEX, checkpoint_tensors, read_header
 
 
@@ -37,13 +38,13 @@ def check(folder: Path) -> list[Finding]:
     folders = [folder] if _is_model(folder) else sorted(path for path in folder.iterdir() if _is_model(path))
     if not folders:
         raise ShardError(
-            f"{folder} holds no model: no {sharding.MANIFEST}, {artifact.MANIFEST}, *.safetensors or *.onnx"
+            f"{folder} holds no model: no {sharding.MANIFEST}, {files.MANIFEST}, *.safetensors or *.onnx"
         )
     return [finding for path in folders for finding in _check(path)]
 
 
 def _is_model(folder: Path) -> bool:
-    names = (sharding.MANIFEST, artifact.MANIFEST, INDEX, "*.safetensors", "*.onnx")
+    names = (sharding.MANIFEST, files.MANIFEST, INDEX, "*.safetensors", "*.onnx")
     return folder.is_dir() and any(path.is_file() for name in names for path in folder.glob(name))
 
 
@@ -52,9 +53,9 @@ def _check(folder: Path) -> Iterator[Finding]:
     if (folder / sharding.MANIFEST).exists():
         known = True
         yield _finding(folder, f"the SHA-256 of every file that {sharding.MANIFEST} names", sharding.verify)
-    if (folder / artifact.MANIFEST).exists():
+    if (folder / files.MANIFEST).exists():
         known = True
-        yield _finding(folder, f"the digest in {artifact.MANIFEST}", _check_digest)
+        yield _finding(folder, f"the digest in {files.MANIFEST}", _check_digest)
     if not known:
         yield _finding(folder, "headers and lengths only: there are no checksums", _check_structure)
 
@@ -68,12 +69,12 @@ def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> Find
 
 
 def _check_digest(folder: Path) -> None:
-    path = folder / artifact.MANIFEST
+    path = folder / files.MANIFEST
     try:
         expected = Artifact.model_validate_json(path.read_text(encoding="utf-8")).digest
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not an artifact's manifest: {error}") from error
-    found = artifact.folder_digest(folder)[0]
+    found = files.folder_digest(folder)[0]
     if found != expected:
         raise SourceError(f"{folder} has digest {found}, but {path.name} says {expected}: a file was altered")
 

@@ -35,10 +35,10 @@ from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, h
 from pressoir.inference.engines import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.inference.probe import Probe, probe
 from pressoir.reporting import Reporter
-from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.stages.benchmark import LATENCIES, RESULT, TABLE, in_turn, size_mb, versions
+from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
     from pressoir.inference.decoding import Decoder

@@ -21,10 +21,10 @@ from pressoir.config import Config
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.reports import AnyRow
-from pressoir.runtime import use_threads
 from pressoir.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
+from pressoir.system.runtime import use_threads
 
 STAGES = (
     *("text", "merge"),

@@ -14,11 +14,12 @@ import yaml
 from pydantic import Field, FiniteFloat
 
 from pressoir import sharding, sources
-from pressoir.artifact import MANIFEST, Artifact, Store, disk_errors, file_sha256, folder_digest
+from pressoir.artifact import Artifact, Store
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.inference.engines import read_json
 from pressoir.registry import Entry, Registry, Task, Urls, check_id
+from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
 
 NO_LICENCE = "NOASSERTION"
 # Model cards write identifiers in lower case; these are they as SPDX does.

@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pressoir.artifact import file_sha256
 from pressoir.errors import ShardError
 from pressoir.inference.engines import GRAPH
 from pressoir.sections import ShardConfig
+from pressoir.system.files import file_sha256
 from pressoir.tensor_bytes import TensorBytes
 
 MANIFEST = "shard_manifest.json"

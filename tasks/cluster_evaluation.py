@@ -14,7 +14,7 @@ from pressoir.errors import PressoirError
 from pressoir.evaluation import cluster
 from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.supervisor import Event
-from pressoir.runtime import available_cpus
+from pressoir.system.runtime import available_cpus
 from tasks._stage import stage_task
 
 

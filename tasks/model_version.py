@@ -21,8 +21,8 @@ from pressoir.artifact import Artifact, Store
 from pressoir.inference.predictor import open_predictor
 from pressoir.registry import promotion
 from pressoir.reports import AnyRow
-from pressoir.runtime import available_cpus
 from pressoir.sections import RegistryConfig
+from pressoir.system.runtime import available_cpus
 from tasks import tracking
 
 CODE = Path(__file__).with_name("pyfunc_model.py")

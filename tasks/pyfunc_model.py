@@ -13,10 +13,11 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from pressoir.artifact import Store, folder_digest
+from pressoir.artifact import Store
 from pressoir.errors import StoreError
 from pressoir.inference.predictor import open_predictor
-from pressoir.runtime import available_cpus
+from pressoir.system.files import folder_digest
+from pressoir.system.runtime import available_cpus
 
 
 class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]

@@ -22,9 +22,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 from pydantic import BaseModel
 
-from pressoir.artifact import MANIFEST, Artifact, Store
+from pressoir.artifact import Artifact, Store
 from pressoir.recipe import Recipe
 from pressoir.reports import AnyBenchmark
+from pressoir.system.files import MANIFEST
 
 MLFLOW_PORT = 5000
 """Where `flows.commands.ui` serves MLflow when nothing else is said."""

@@ -29,8 +29,8 @@ from flows.commands.terminal import console
 from pressoir.errors import StoreError
 
 if TYPE_CHECKING:
-    from pressoir.evaluation.memory import ProcessMemory
-    from pressoir.monitor import Sample, Sampler, Summary
+    from pressoir.system.memory import ProcessMemory
+    from pressoir.system.monitor import Sample, Sampler, Summary
 
 _FIRST_S = 0.2
 """CPU use needs a moment to compare with."""
@@ -64,7 +64,7 @@ def monitor(threshold: float, interval: float, log: Path | None, pid: int | None
 
     With --pid, limits are those of that process: a container can be watched from outside.
     """
-    from pressoir.monitor import Sampler, Summary
+    from pressoir.system.monitor import Sampler, Summary
 
     sampler = Sampler(threshold, () if pid is None else (pid,), "self" if pid is None else pid)
     started_with, summary = sampler.watched, Summary()
@@ -190,7 +190,7 @@ def _line(sample: Sample) -> str:
 
 
 def _view(sample: Sample, threshold: float, interval_s: float) -> RenderableType:
-    from pressoir.monitor import level
+    from pressoir.system.monitor import level
 
     bars = Table.grid(padding=(0, 2))
     # name, bar, percent, level, and what there is; besides them two columns each for frame, margin and gaps

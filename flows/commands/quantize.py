@@ -181,8 +181,8 @@ def _two_stages(
     source: Source, data: Path, stages: Mapping[str, tuple[Any, Any]], context: StageContext
 ) -> None:
     """Quantise, export what came out of it, and describe both."""
-    from pressoir.inference.probe import peak_rss_mb
     from pressoir.quantization_metadata import ONNX, QUANTIZED
+    from pressoir.system.memory import peak_rss_mb
 
     folders = {"quantize": QUANTIZED, "export": ONNX}
     model, figures, peaks = source.folder, {}, {}
@@ -198,8 +198,8 @@ def _encoder_decoder(
     source: Source, config: QuantizeConfig, export_config: ExportConfig, context: StageContext
 ) -> None:
     from pressoir import export_encoder_decoder
-    from pressoir.inference.probe import peak_rss_mb
     from pressoir.quantization_metadata import ONNX
+    from pressoir.system.memory import peak_rss_mb
 
     out = _folder(context, ONNX, context.out_dir)
     figures = export_encoder_decoder.run(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pressoir.artifact import disk_errors, replace_folder
 from pressoir.errors import StoreError
 from pressoir.reporting import Reporter
-from pressoir.runtime import available_cpus, use_threads
 from pressoir.stage import StageContext
+from pressoir.system.files import disk_errors, replace_folder
+from pressoir.system.runtime import available_cpus, use_threads
 
 
 @contextmanager

@@ -6,7 +6,7 @@ much takes nobody with it.
 **What.** Read the job, load the data and the model, leave out what the journal already has, and predict the
 rest, the longest first, in batches as large as the allowance lets be. A batch is committed to the journal as
 soon as it is done, so that a kill loses the batch in work at most. When an allocation fails, the batch is
-halved and tried again; see `pressoir.evaluation.allowance`.
+halved and tried again; see `pressoir.system.allowance`.
 
 Messages to the parent go to what was standard output (`pressoir.evaluation.jobs`); whatever libraries print
 goes to the log, which is standard error. Standard input is a pipe that nothing is written to: when it closes,
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pressoir.runtime import end_with_parent, limit_threads, release_memory
+from pressoir.system.runtime import end_with_parent, limit_threads, release_memory
 
 if TYPE_CHECKING:
     from pressoir.evaluation.datasets import DataSet
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None, open_model: Open | None = None)
 def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     """Predict what the journal lacks, and say how it ended. `open_model` is by default `open_predictor`."""
     from pressoir.errors import UnreachableError
-    from pressoir.evaluation.allowance import is_out_of_memory, peak_resident_bytes
     from pressoir.evaluation.jobs import End
     from pressoir.evaluation.journal import Journal
+    from pressoir.system.allowance import is_out_of_memory, peak_resident_bytes
 
     figures = _Figures()
     verdict, detail = "ok", ""
@@ -130,8 +130,8 @@ class _Figures:
 
 def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_model: Open | None) -> None:
     from pressoir.evaluation import datasets
-    from pressoir.evaluation.allowance import data_limit
     from pressoir.evaluation.jobs import Loaded, Progress
+    from pressoir.system.allowance import data_limit
 
     data = datasets.load(job.data, job.samples, job.seed)
     samples = _checking_files(job, lambda: _samples(job, data))
@@ -162,9 +162,9 @@ def _predict(
     tell: Tell,
 ) -> None:
     """Predict and commit batch by batch."""
-    from pressoir.evaluation.allowance import BatchSize, is_out_of_memory, map_large_blocks
     from pressoir.evaluation.jobs import Progress
     from pressoir.evaluation.journal import Prediction
+    from pressoir.system.allowance import BatchSize, is_out_of_memory, map_large_blocks
 
     total, longest = len(length_of), max(length_of.values())
     waiting = sorted(waiting, key=lambda one: -length_of[one.id])
@@ -236,7 +236,7 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
 def _checking_files(job: Job, step: Callable[[], Any]) -> Any:
     """Do a step that reads the model's files; what it finds wrong with them is the model's verdict."""
     from pressoir.errors import QuantizationError, ShardError, SourceError, UnreachableError
-    from pressoir.evaluation.allowance import is_out_of_memory
+    from pressoir.system.allowance import is_out_of_memory
 
     try:
         return step()

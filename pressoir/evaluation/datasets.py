@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pressoir import text
-from pressoir.artifact import digest_of, file_sha256
+from pressoir.artifact import digest_of
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
 from pressoir.registry import Task
+from pressoir.system.files import file_sha256
 
 EMBEDDED_PAIRS = Path(__file__).parents[1] / "demo" / "pairs.tsv"
 """Sentences of reviews in twos, graded by Pressoir's authors from 0 (unrelated) to 5 (the same meaning), with

@@ -24,15 +24,16 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from pressoir.artifact import digest_of, write_text_atomic
+from pressoir.artifact import digest_of
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.formula import MARGIN
 from pressoir.evaluation.formula import estimate as estimate
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal, Prediction
-from pressoir.evaluation.memory import effective_memory
 from pressoir.evaluation.process import Child
 from pressoir.evaluation.records import Estimate
+from pressoir.system.files import write_text_atomic
+from pressoir.system.memory import effective_memory
 
 FOLDER = "estimates"
 FORMAT = 2

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pressoir.artifact import disk_errors
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.evaluation.memory import effective_memory
-from pressoir.monitor import Monitor, Sample
+from pressoir.system.files import disk_errors
+from pressoir.system.memory import effective_memory
+from pressoir.system.monitor import Monitor, Sample
 
 SAMPLES = "memory_samples.jsonl"
 GB = 10**9

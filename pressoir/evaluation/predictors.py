@@ -85,7 +85,7 @@ def open_predictor(job: Job, data: DataSet) -> Predictor:
     runtime = runtime_of(job.folder, job.runtime)
     device = _device(job.device) if runtime == "pytorch" else "cpu"
     if runtime == "pytorch":
-        from pressoir.runtime import use_threads
+        from pressoir.system.runtime import use_threads
 
         use_threads(job.threads)
     predictor: Predictor

@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pressoir.cgroups import ROOT, Files, hierarchies
-from pressoir.evaluation.allowance import tells_of_memory
 from pressoir.evaluation.jobs import End, Job, Loaded, Progress, parse
-from pressoir.evaluation.memory import pss_bytes
 from pressoir.evaluation.records import Verdict
-from pressoir.runtime import child_environment
+from pressoir.system.allowance import tells_of_memory
+from pressoir.system.cgroups import ROOT, Files, hierarchies
+from pressoir.system.memory import pss_bytes
+from pressoir.system.runtime import child_environment
 
 WEIGH_S = 0.25
 """Time between two looks at a child's memory: reading it takes the kernel milliseconds a gigabyte."""

@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pressoir.artifact import disk_errors, write_text_atomic
 from pressoir.config import Config
 from pressoir.errors import PressoirError
 from pressoir.evaluation import scoring
@@ -40,6 +39,7 @@ from pressoir.evaluation.planner import EvaluationPlan, Placement
 from pressoir.evaluation.records import Outcome, Verdict
 from pressoir.inference.engines import Runtime
 from pressoir.registry import Task
+from pressoir.system.files import disk_errors, write_text_atomic
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
 MEMORY, PAGE = "memory_stats.json", "report.md"

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from pressoir import model_kinds, sources
-from pressoir.artifact import Store, disk_errors, write_text_atomic
+from pressoir.artifact import Store
 from pressoir.config import Config, read_yaml, validate
 from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
 from pressoir.evaluation import datasets, estimate, planner, supervisor
@@ -35,12 +35,13 @@ from pressoir.evaluation.config import EvaluationConfig, ModelConfig, Strategy
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job, Remote, prediction_settings, wanted_batch_size
 from pressoir.evaluation.journal import Journal, Prediction, prediction_key
-from pressoir.evaluation.memory import GpuMemory, Memory, effective_memory, gpu_memory
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
 from pressoir.model_kinds import runtime_of
-from pressoir.runtime import available_cpus
+from pressoir.system.files import disk_errors, write_text_atomic
+from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory
+from pressoir.system.runtime import available_cpus
 
 CONFIG, PLAN, JOURNAL = "config.yaml", "plan.json", "journal.sqlite"
 SHORTER_TOGETHER = 4

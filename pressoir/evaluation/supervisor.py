@@ -40,16 +40,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from pressoir.artifact import disk_errors
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.guards import ended_by_sigterm, exclusive
 from pressoir.evaluation.jobs import Job, Loaded, Progress
 from pressoir.evaluation.journal import Journal
-from pressoir.evaluation.memory import effective_memory
 from pressoir.evaluation.planner import Batch, EvaluationPlan, largest_batch
 from pressoir.evaluation.process import Child, Ended
 from pressoir.evaluation.records import Estimate, Outcome, Verdict
-from pressoir.runtime import available_cpus
+from pressoir.system.files import disk_errors
+from pressoir.system.memory import effective_memory
+from pressoir.system.runtime import available_cpus
 
 COMMAND = (sys.executable, "-m", "pressoir.evaluation.child")
 _POLL_S = 0.1

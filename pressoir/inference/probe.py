@@ -27,7 +27,8 @@ from pressoir.config import Config
 from pressoir.errors import PressoirError
 from pressoir.inference.engines import GRAPH, Runtime
 from pressoir.inference.packed_streams import has_streams
-from pressoir.runtime import child_environment
+from pressoir.system.memory import peak_rss_mb, rss_mb
+from pressoir.system.runtime import child_environment
 
 TIMEOUT_S = 900.0
 NEW_TOKENS = 8  # that a language model goes on
@@ -88,25 +89,6 @@ def run_child(command: Sequence[str], threads: int, what: str) -> Probe:
     return Probe.model_validate_json(child.stdout.strip().splitlines()[-1])
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MB."""
-    if (value := _status("VmHWM")) is not None:
-        return value
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def rss_mb() -> float:
-    """Resident memory of this process now, MB."""
-    if (value := _status("VmRSS")) is not None:
-        return value
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / 1e6
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The child: load, run the model once, print a `Probe` as one JSON line."""
     parser = argparse.ArgumentParser(prog="pressoir.inference.probe", description="Measure one cold start.")
@@ -163,15 +145,6 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
     for module in modules:
         with suppress(ImportError):  # opening the folder will say what is missing
             import_module(module)
-
-
-def _status(field: str) -> float | None:
-    """A field of `/proc/self/status` in MB; None where the system has none."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024 / 1e6  # the kernel's "kB" are KiB
-    return None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.configuration import CONFIG, architecture
 from pressoir.merging.preflight import MergePlan
 from pressoir.reporting import Reporter
-from pressoir.runtime import child_environment
+from pressoir.system.runtime import child_environment
 from pressoir.tensor_bytes import INDEX, WEIGHTS, write_safetensors
 
 ARCHITECTURE = "architecture.json"

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pressoir.evaluation.memory import effective_memory
 from pressoir.merging.checkpoint import Checkpoint
+from pressoir.system.memory import effective_memory
 
 SHARD_BYTES = 1_000_000_000
 """mergekit collects this much of the result before it writes a file."""

@@ -35,10 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pressoir import quantization_plots, sources, text
-from pressoir.artifact import folder_digest
 from pressoir.errors import DataError, QuantizationError
 from pressoir.inference.engines import QUANTIZATION, read_json
-from pressoir.inference.probe import peak_rss_mb as peak_so_far_mb
 from pressoir.inference.tokenization import LanguageModelTokenizer
 from pressoir.quantization import allocation, checkpoint, gptq, hqq, packer, rtn, sensitivity, tensor_files
 from pressoir.quantization.calibration import DecoderStream
@@ -47,9 +45,11 @@ from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
 from pressoir.quantization.source import SourceModel
 from pressoir.reporting import Reporter
-from pressoir.runtime import release_memory
 from pressoir.sections import QuantizeConfig, TextConfig
 from pressoir.stage import StageContext
+from pressoir.system.files import folder_digest
+from pressoir.system.memory import peak_rss_mb as peak_so_far_mb
+from pressoir.system.runtime import release_memory
 
 BITS = {"q8": 8, "q4": 4, "q3": 3, "q2": 2}
 METADATA = "metadata.json"

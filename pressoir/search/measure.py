@@ -17,9 +17,9 @@ from pressoir.artifact import Artifact, StageKey, Store
 from pressoir.config import Config, Positive
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
-from pressoir.runtime import describe_machine, use_threads
 from pressoir.search.records import Cost, Figures
 from pressoir.stages.benchmark import size_mb, time_in_turn
+from pressoir.system.runtime import describe_machine, use_threads
 
 VERSION = 1
 _WARMUP = 10

@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 
-from pressoir.artifact import write_text_atomic
 from pressoir.comparison import points, times
 from pressoir.config import Config
 from pressoir.recipe import Recipe
@@ -29,6 +28,7 @@ from pressoir.search.budget import Limits, Miss
 from pressoir.search.config import SearchConfig, with_values
 from pressoir.search.measure import Conditions
 from pressoir.search.records import Figures, Trial
+from pressoir.system.files import write_text_atomic
 
 CONFIG, STUDY, WINNER, NEAREST = "search.yaml", "study.db", "winner.yaml", "nearest.yaml"
 TRIALS, REPORT, PAGE, PICTURE = "trials.json", "report.md", "pareto.html", "pareto.png"

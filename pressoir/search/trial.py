@@ -30,7 +30,6 @@ from pressoir.errors import PressoirError, StoreError
 from pressoir.planning import Pressed, Runner
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter, Silent
-from pressoir.runtime import available_cpus
 from pressoir.search import measure
 from pressoir.search.budget import Limits, cannot_cost, cannot_reach
 from pressoir.search.config import ProxyConfig, SearchConfig, with_values
@@ -39,6 +38,7 @@ from pressoir.search.quiet import Quiet
 from pressoir.search.records import Cost, Figures, Outcome
 from pressoir.sections import LearnerConfig
 from pressoir.sources import Source
+from pressoir.system.runtime import available_cpus
 
 Pipeline = Callable[[Recipe, Runner[Artifact]], Pressed[Artifact]]
 """The order of the stages, see `flows.compress.pipeline`."""

@@ -18,7 +18,6 @@ from pressoir import sources
 from pressoir.artifact import Store
 from pressoir.errors import PressoirError
 from pressoir.registry import Task
-from pressoir.runtime import available_cpus
 from pressoir.serving.calls import Calls
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
@@ -30,6 +29,7 @@ from pressoir.serving.shared_model import SharedModel
 from pressoir.serving.sharing import ModelSpec, Sharing, analyse
 from pressoir.serving.statistics import labels, statistics
 from pressoir.serving.thread import ThreadModel
+from pressoir.system.runtime import available_cpus
 
 log = logging.getLogger("pressoir")
 

@@ -13,10 +13,10 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from pressoir.runtime import child_environment
 from pressoir.serving.calls import Calls
 from pressoir.serving.errors import LoadError, from_failure
 from pressoir.serving.messages import LENGTHS, Message, pack, unpack
+from pressoir.system.runtime import child_environment
 
 _EXIT_S = 5.0  # that a worker gets to end by itself
 _LINES, _COLUMNS = 12, 300
@@ -67,7 +67,7 @@ class ProcessModel(Calls):
 
     async def measure(self) -> int:
         """See `Calls.measure`; 0 once the worker has ended."""
-        from pressoir.evaluation.memory import pss_bytes
+        from pressoir.system.memory import pss_bytes
 
         return await asyncio.to_thread(pss_bytes, self.pid)
 

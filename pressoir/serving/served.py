@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.artifact import folder_digest
 from pressoir.config import Config, Positive
 from pressoir.errors import PressoirError, SourceError
 from pressoir.inference.audio import check_waveforms
@@ -39,9 +38,10 @@ from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.tokenization import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
 from pressoir.registry import Task
-from pressoir.runtime import use_threads
 from pressoir.serving.turns import Operations, Steps
 from pressoir.sources import check_model_folder, model_files
+from pressoir.system.files import folder_digest
+from pressoir.system.runtime import use_threads
 
 EXAMPLE = "The film was good."
 _EXAMPLE_S = 0.5  # of silence

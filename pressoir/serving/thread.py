@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pressoir.runtime import release_memory
 from pressoir.serving.calls import Calls
 from pressoir.serving.errors import LoadError
 from pressoir.serving.messages import Message
 from pressoir.serving.turns import Turns, failure
+from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
 """What a model tells of itself and what it takes, or why there is none."""
@@ -103,8 +103,8 @@ def _main(
     tell: Callable[[Message], None],
     settle: Callable[[_Loaded], None],
 ) -> None:
-    from pressoir.evaluation.memory import pss_bytes
     from pressoir.serving.served import LoadJob, open_served
+    from pressoir.system.memory import pss_bytes
 
     try:
         with _loading:

@@ -66,7 +66,7 @@ class Turns:
 
 def failure(error: Exception) -> dict[str, Any]:
     """What to say of an error. What is no fault of the request's goes to the log with its traceback."""
-    from pressoir.evaluation.allowance import is_out_of_memory
+    from pressoir.system.allowance import is_out_of_memory
 
     if is_out_of_memory(error):
         traceback.print_exception(error)

@@ -22,7 +22,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pressoir.runtime import end_with_parent, limit_threads
+from pressoir.system.runtime import end_with_parent, limit_threads
 
 if TYPE_CHECKING:
     from pressoir.serving.messages import Message

@@ -42,9 +42,9 @@ from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.model_kinds import task_of
 from pressoir.reporting import Reporter
-from pressoir.runtime import describe_machine, use_threads
 from pressoir.sections import BenchmarkConfig
 from pressoir.stage import StageContext
+from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier

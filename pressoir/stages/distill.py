@@ -25,11 +25,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training
-from pressoir.artifact import write_text_atomic
 from pressoir.errors import RecipeError
 from pressoir.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
+from pressoir.system.files import write_text_atomic
 
 NAME, VERSION, KIND = "distill", 1, "model"
 SCORES = "scores.json"  # of a seed; written last

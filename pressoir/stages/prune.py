@@ -44,12 +44,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import models, pruning, training
-from pressoir.artifact import write_text_atomic
 from pressoir.config import Config
 from pressoir.pruning import Kept, Units
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.sections import PruneConfig
 from pressoir.stage import StageContext
+from pressoir.system.files import write_text_atomic
 
 NAME, VERSION, KIND = "prune", 1, "model"
 DEFAULT_SPARSITY, DEFAULT_HEAD_SPARSITY, DEFAULT_FFN_SPARSITY = 0.3, 0.25, 0.5

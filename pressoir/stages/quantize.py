@@ -42,9 +42,9 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import symmetric
 from pressoir.quantization.int8 import named_by, quantizable, quantize_input, quantize_rows, word_table
 from pressoir.quantization.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
-from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
+from pressoir.system.runtime import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from pressoir import artifact, execution_order
+from pressoir import execution_order
 from pressoir.errors import ShardError, SourceError
 from pressoir.inference.engines import GRAPH
 from pressoir.sections import ShardConfig
@@ -44,6 +44,7 @@ from pressoir.sharding import (
 from pressoir.sharding_info import describe
 from pressoir.sources import PICKLES
 from pressoir.stage import StageContext
+from pressoir.system import files
 from pressoir.tensor_bytes import INDEX, TensorBytes, checkpoint_tensors, same_bytes, write_safetensors
 
 NAME = "shard"
@@ -213,7 +214,7 @@ def _copy_others(
     source: Path, out: Path, patterns: Sequence[str], names: Set[str] = frozenset()
 ) -> list[Path]:
     """Copy what belongs to the model besides its weights, told by `patterns` and `names`; return copies."""
-    skip = {*names, MANIFEST, INFO, artifact.MANIFEST}
+    skip = {*names, MANIFEST, INFO, files.MANIFEST}
     copies = []
     for path in sorted(source.iterdir()):
         if not path.is_file() or path.name in skip or _matches(path, patterns):
@@ -230,4 +231,4 @@ def _matches(path: Path, patterns: Sequence[str]) -> bool:
 
 
 def _record(path: Path) -> FileRecord:
-    return FileRecord(file=path.name, sha256=artifact.file_sha256(path), bytes=path.stat().st_size)
+    return FileRecord(file=path.name, sha256=files.file_sha256(path), bytes=path.stat().st_size)

@@ -18,16 +18,9 @@ from filelock import FileLock
 from safetensors.numpy import save_file
 
 from pressoir import artifact as artifact_module
-from pressoir.artifact import (
-    MANIFEST,
-    StageKey,
-    Store,
-    default_home,
-    folder_digest,
-    replace_folder,
-    write_text_atomic,
-)
+from pressoir.artifact import StageKey, Store, default_home
 from pressoir.errors import StoreError
+from pressoir.system.files import MANIFEST, folder_digest, replace_folder, write_text_atomic
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")

@@ -11,10 +11,10 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from pressoir import monitor as module
 from pressoir.errors import PressoirError
-from pressoir.evaluation.memory import GpuMemory
-from pressoir.monitor import Monitor, Sampler, Summary, level
+from pressoir.system import monitor as module
+from pressoir.system.memory import GpuMemory
+from pressoir.system.monitor import Monitor, Sampler, Summary, level
 
 GB = 10**9
 

@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from pressoir import sharding
-from pressoir.artifact import Store, file_sha256
+from pressoir.artifact import Store
 from pressoir.errors import RegistryError, ShardError
 from pressoir.registry import Entry, Registry
 from pressoir.registry_entry import Details, register
 from pressoir.registry_verify import is_gone, verify
+from pressoir.system.files import file_sha256
 
 
 @pytest.fixture

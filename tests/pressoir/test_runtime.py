@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pressoir import runtime
-from pressoir.cgroups import CpuLimit
+from pressoir.system import runtime
+from pressoir.system.cgroups import CpuLimit
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ def run(program, **environment):
 
 
 def test_the_module_itself_loads_no_numeric_library():
-    loaded = run("import json, sys, pressoir.runtime; print(json.dumps(sorted(sys.modules)))")
+    loaded = run("import json, sys, pressoir.system.runtime; print(json.dumps(sorted(sys.modules)))")
     assert not {"numpy", "torch", "transformers", "onnxruntime", "numexpr", "tokenizers"} & set(loaded)
 
 
 def test_limits_set_first_reach_every_library():
     found = run(
         "import json, os\n"
-        "from pressoir.runtime import limit_threads\n"
+        "from pressoir.system.runtime import limit_threads\n"
         "told = limit_threads(1)\n"
         "import torch\n"
         "names = ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS']\n"
-        "from pressoir.runtime import use_threads\n"
+        "from pressoir.system.runtime import use_threads\n"
         "use_threads(told); use_threads(told)\n"
         "torch.ones(4) @ torch.ones(4)\n"
         "use_threads(told)\n"
@@ -80,7 +80,7 @@ def test_limits_set_late_still_reach_torch_and_the_log_tells_of_numpy():
         "told = []\n"
         "handler = logging.Handler(); handler.emit = lambda record: told.append(record.getMessage())\n"
         "logging.getLogger('pressoir').addHandler(handler)\n"
-        "from pressoir.runtime import limit_threads\n"
+        "from pressoir.system.runtime import limit_threads\n"
         "limit_threads(3)\n"
         "print(json.dumps([torch.get_num_threads(), told]))"
     )

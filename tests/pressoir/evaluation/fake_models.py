@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pressoir.evaluation import child
-from pressoir.runtime import limit_threads
+from pressoir.system.runtime import limit_threads
 
 COMMAND = (sys.executable, __file__)
 MB = 10**6

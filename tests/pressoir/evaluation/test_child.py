@@ -11,7 +11,6 @@ import pytest
 
 from pressoir.errors import PressoirError, ShardError
 from pressoir.evaluation import child
-from pressoir.evaluation.allowance import BatchSize, data_limit, is_out_of_memory, peak_resident_bytes
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.jobs import (
     Job,
@@ -24,6 +23,7 @@ from pressoir.evaluation.jobs import (
 )
 from pressoir.evaluation.journal import Journal, Prediction
 from pressoir.model_kinds import runtime_of
+from pressoir.system.allowance import BatchSize, data_limit, is_out_of_memory, peak_resident_bytes
 
 MB = 10**6
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pressoir.cgroups import Files, cpu_limit, cpu_seconds, hierarchies
-from pressoir.evaluation import memory
-from pressoir.evaluation.memory import effective_memory, memory_pressure, process_tree, pss_bytes
+from pressoir.system import memory
+from pressoir.system.cgroups import Files, cpu_limit, cpu_seconds, hierarchies
+from pressoir.system.memory import effective_memory, memory_pressure, process_tree, pss_bytes
 
 GB = 1024**3
 V1_UNLIMITED = 9223372036854771712
@@ -599,8 +599,8 @@ class TestRealCgroup:
 import json, sys
 from pathlib import Path
 (Path(sys.argv[1]) / "cgroup.procs").write_text("0")
-from pressoir.evaluation.memory import effective_memory
-from pressoir.runtime import available_cpus
+from pressoir.system.memory import effective_memory
+from pressoir.system.runtime import available_cpus
 before = effective_memory()
 held = bytearray(b"x") * 60_000_000
 after = effective_memory()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pressoir.cgroups import Files, hierarchies
+from pressoir.system.cgroups import Files, hierarchies
 
 LIMIT = 2_000_003_072  # a multiple of the page
 PROGRAM = """

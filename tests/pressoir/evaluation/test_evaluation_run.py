@@ -12,8 +12,8 @@ from pressoir.errors import DataError, RecipeError
 from pressoir.evaluation import run as evaluation
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.journal import Journal, Prediction
-from pressoir.evaluation.memory import effective_memory
 from pressoir.evaluation.planner import GB
+from pressoir.system.memory import effective_memory
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 from fake_models import COMMAND, MB, drive, expected, make_run
 from filelock import FileLock
 
-from pressoir.cgroups import Files, hierarchies
 from pressoir.errors import StoreError
 from pressoir.evaluation import supervisor
 from pressoir.evaluation.guards import LOCK
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.process import oom_kills
 from pressoir.evaluation.supervisor import run_plan
+from pressoir.system.cgroups import Files, hierarchies
 
 ALL = {str(i) for i in range(12)}
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pressoir import models
-from pressoir.artifact import folder_digest
 from pressoir.errors import DataError, QuantizationError, SourceError
 from pressoir.quantization import checkpoint, packer, weight_only
 from pressoir.quantization.calibration import DecoderStream
@@ -17,6 +16,7 @@ from pressoir.quantization.source import SourceModel
 from pressoir.reporting import LogReporter
 from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
+from pressoir.system.files import folder_digest
 
 CLAIMS = {"q8": 8.7, "q4": 4.6, "q3": 3.6, "q2": 2.6}
 """Most bits a weight of matrix products, scales and zero points included, at the default block size."""

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-from pressoir.artifact import folder_digest
 from pressoir.errors import PressoirError, RecipeError, SourceError
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.feature_extraction import SentenceEncoder
@@ -17,6 +16,7 @@ from pressoir.serving.messages import LENGTHS, Message, pack, unpack
 from pressoir.serving.served import LoadJob, groups, open_served
 from pressoir.serving.turns import Turns
 from pressoir.sources import model_files
+from pressoir.system.files import folder_digest
 
 TEXTS = ["the film was good", "the book was bad and dull and the soup was cold", "the game was fine"]
 

@@ -23,8 +23,8 @@ import pytest
 import yaml
 from serving_http import KEY, refused
 
-from pressoir.evaluation.memory import process_tree
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.system.memory import process_tree
 
 CLIENTS = 64
 TEXTS = [f"the {noun} was {word}" for noun in ("film", "soup", "song") for word in ("good", "bad and cold")]

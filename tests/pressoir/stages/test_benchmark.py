@@ -23,6 +23,7 @@ from pressoir.reporting import LogReporter
 from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import benchmark, export, quantize, shard
+from pressoir.system import memory
 
 CONFIG = BenchmarkConfig(warmup=1, latency_samples=12, throughput_batch_size=50, throughput_batches=2)
 STAGES = ["teacher", "teacher_onnx", "distill", "quantize", "export", "shard"]
@@ -351,7 +352,7 @@ def test_a_childs_peak_memory_is_not_its_parents():
     code = "from pressoir.inference import probe; now = probe.rss_mb(); print(probe.peak_rss_mb(), now)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, current = map(float, child.stdout.split())
-    assert current <= peak < 150 < ballast.nbytes / 1e6 < probing.peak_rss_mb()
+    assert current <= peak < 150 < ballast.nbytes / 1e6 < memory.peak_rss_mb()
 
 
 def test_a_child_that_fails_is_an_error_with_its_last_lines(tmp_path):

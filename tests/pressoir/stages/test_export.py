@@ -19,10 +19,10 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization.int8 import load_simulated
 from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.reporting import Silent
-from pressoir.runtime import one_thread
 from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize, shard
+from pressoir.system.runtime import one_thread
 from pressoir.tensor_bytes import read_header
 
 LABELS = ["negative", "positive"]

@@ -21,10 +21,10 @@ from pressoir.quantization.int8 import (
 )
 from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.reporting import LogReporter
-from pressoir.runtime import one_thread
 from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import quantize
+from pressoir.system.runtime import one_thread
 
 
 def quantise(model, tiny_data, context, **config):

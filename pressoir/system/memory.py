@@ -18,7 +18,7 @@ A process's memory is its proportional set size (PSS): pages that several proces
 them, so that the sum over processes is what they really take together. Resident size (RSS) counts shared
 pages in each; it stands in where the kernel does not tell the PSS, and that is told.
 
-Bytes are bytes; nothing here loads a model or a heavy library. Sources: see `pressoir.cgroups`;
+Bytes are bytes; nothing here loads a model or a heavy library. Sources: see `pressoir.system.cgroups`;
 Linux kernel documentation, accounting/psi.rst, filesystems/proc.rst (smaps_rollup).
 """
 
@@ -29,11 +29,12 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pressoir.cgroups import ROOT, Files, hierarchies
+from pressoir.system.cgroups import ROOT, Files, hierarchies
 
 MACHINE = "machine"
 """What `limit_source` says where no cgroup is tighter than the machine's own memory."""
@@ -358,3 +359,31 @@ def _nvidia_smi(program: str) -> tuple[GpuMemory, ...]:
             percent = float(busy) if busy.isdigit() else None
             found.append(GpuMemory(name, int(total) << 20, int(used) << 20, percent))
     return tuple(found)
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MB."""
+    if (value := _status("VmHWM")) is not None:
+        return value
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def rss_mb() -> float:
+    """Resident memory of this process now, MB."""
+    if (value := _status("VmRSS")) is not None:
+        return value
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def _status(field: str) -> float | None:
+    """A field of `/proc/self/status` in MB; None where the system has none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024 / 1e6  # the kernel's "kB" are KiB
+    return None

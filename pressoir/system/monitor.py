@@ -1,7 +1,7 @@
 """Watch a machine while it works: CPU, RAM, swap, GPUs, temperature, and the memory of chosen processes.
 
 Percentages are of what there really is: RAM of the effective limit (the tightest cgroup's, see
-`pressoir.evaluation.memory`), CPU of the cgroup's quota where there is one. A percentage of the host's would
+`pressoir.system.memory`), CPU of the cgroup's quota where there is one. A percentage of the host's would
 stay low until the container is killed.
 
 A `Sampler` takes one sample when asked; a `Monitor` is a block with a thread that asks at every interval::
@@ -31,9 +31,9 @@ from typing import Any, Literal
 
 import psutil
 
-from pressoir.cgroups import ROOT, CpuLimit, cpu_limit, cpu_seconds
 from pressoir.errors import PressoirError
-from pressoir.evaluation.memory import (
+from pressoir.system.cgroups import ROOT, CpuLimit, cpu_limit, cpu_seconds
+from pressoir.system.memory import (
     GpuMemory,
     ProcessMemory,
     effective_memory,

@@ -1,0 +1,136 @@
+"""Files and folders that survive a crash: digests, atomic writes, copies that share blocks where they can."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pressoir.errors import StoreError
+
+MANIFEST = "artifact.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of one file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, files: list[Path] | None = None) -> tuple[str, int]:
+    """Digest and size in bytes of `folder`: SHA-256 over the name, length and content of each file.
+
+    `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those.
+    """
+    total, digest = 0, hashlib.sha256()
+    for path in sorted(files if files is not None else files_of(folder)):
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        digest.update(f"{len(name)}:{name}:{size}:{file_sha256(path)}\n".encode())
+        total += size
+    return digest.hexdigest(), total
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk, or one that cannot be written, into a `StoreError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error):
+            raise StoreError(
+                f"no space left on the disk of {where}; free some (`pressoir store gc`) and start again: "
+                "finished steps are kept, the one that failed left nothing behind"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreError(
+                f"{error.filename or where}: {error.strerror or error}; use a folder that you own"
+            ) from error
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary sibling is flushed to the disk, then renamed over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush(draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy an artifact's folder without its manifest, atomically; files share blocks where they can."""
+    with disk_errors(target):
+        draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(parents=True)
+        try:
+            for path in files_of(source):
+                copy = draft / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _reflink(path, copy)
+            replace_folder(draft, target)
+        except BaseException:
+            remove(draft)
+            raise
+
+
+def replace_folder(draft: Path, target: Path) -> None:
+    """Put a finished draft in the place of `target`, which may exist; nobody sees a mixture of both."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    target.rename(old)
+    try:
+        draft.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    remove(old)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reflink(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can (FICLONE), else byte by byte."""
+    try:
+        import fcntl
+
+        with source.open("rb") as reader, target.open("wb") as writer:
+            fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())
+    except (ImportError, OSError):
+        shutil.copyfile(source, target)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk; native writers hide ENOSPC in their message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
