@@ -36,7 +36,6 @@ from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, bui
 
 from flows.commands.terminal import progress, quiet_libraries
 from pressoir import comparison, data, planning
-from pressoir.artifact import Artifact, Store
 from pressoir.comparison import Benchmark, points
 from pressoir.errors import PressoirError
 from pressoir.inference.text_classification import TextClassifier
@@ -44,6 +43,8 @@ from pressoir.metrics import accuracy
 from pressoir.plot_style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.files import write_text_atomic
 from pressoir.system.runtime import available_cpus, thread_environment, use_threads
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field
 
 from pressoir import planning
-from pressoir.artifact import Artifact, Store
 from pressoir.config import Config, Document
 from pressoir.errors import PressoirError, RecipeError, StoreError
 from pressoir.inference.engines import QUANTIZATION, read_json
@@ -21,6 +20,8 @@ from pressoir.reporting import Forwarding, Reporter
 from pressoir.search.config import with_values
 from pressoir.search.trial import Pipeline, StoreRunner
 from pressoir.sources import Source
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.files import write_text_atomic
 
 TEACHER, BASE, ALL = "teacher", "base", "all together"

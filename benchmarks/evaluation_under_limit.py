@@ -31,11 +31,11 @@ from typing import Any
 
 import yaml
 
-from pressoir.artifact import Store
 from pressoir.evaluation import memory_log, planner, report, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.guards import ended_by_sigterm
 from pressoir.evaluation.journal import Journal
+from pressoir.store.store import Store
 from pressoir.system.cgroups import Files, hierarchies
 from pressoir.system.memory import process_tree
 from pressoir.system.runtime import available_cpus, describe_machine

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from flows.commands.terminal import console, progress
 from pressoir import sources
-from pressoir.artifact import Artifact, Store
 from pressoir.planning import build_stage
 from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 LEVELS, ALGORITHMS = ("q8", "q4", "q3", "q2"), ("rtn", "hqq", "gptq")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from flows.commands.terminal import console, progress
 from pressoir import sources
-from pressoir.artifact import Store
 from pressoir.inference.engines import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
 from pressoir.sections import MergeConfig, TextConfig
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 METHODS = ("linear", "slerp", "ties", "dare_ties", "dare_linear", "passthrough")

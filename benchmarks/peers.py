@@ -43,7 +43,6 @@ from peers_contenders import OURS, ROWS, Contender, Run, contenders, find
 
 from flows.commands.terminal import progress
 from pressoir import data
-from pressoir.artifact import Store
 from pressoir.comparison import points
 from pressoir.errors import PressoirError
 from pressoir.inference.probe import Probe
@@ -51,6 +50,7 @@ from pressoir.metrics import wilson_interval
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.stages.benchmark import sentences_to_time, size_mb, time_classifiers, versions
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, describe_machine, thread_environment, use_threads
 
 FASTER, SMALLER = 2.5, 3.5

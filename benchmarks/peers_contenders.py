@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import peers_onnx
 import peers_torch
 
-from pressoir.artifact import Artifact, Store
 from pressoir.errors import PressoirError
 from pressoir.inference.engines import GRAPH, OnnxEngine, Runtime
 from pressoir.inference.probe import Probe, probe
@@ -19,6 +18,8 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed
 from pressoir.recipe import Recipe
 from pressoir.sources import Source
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ from typing import Any
 from loopback import HOST, Load, Server, ask_all, free_port, load, post, pressoir, running
 
 from pressoir import sources
-from pressoir.artifact import Store
 from pressoir.data import DEMO, read_table
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 LEVELS = (1, 8, 32)

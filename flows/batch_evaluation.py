@@ -16,11 +16,11 @@ from pydantic import BeforeValidator
 
 from flows.extras import needs_dask
 from flows.linked import linked_run
-from pressoir.artifact import Store
 from pressoir.evaluation import run
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.run import EvaluationResult
+from pressoir.store.store import Store
 from tasks import evaluation as steps
 
 if TYPE_CHECKING:

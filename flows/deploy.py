@@ -16,10 +16,10 @@ from prefect.transactions import Transaction, transaction
 from pydantic import BeforeValidator
 
 from flows.linked import linked_run
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError
 from pressoir.serving.config import ServingConfig, load
 from pressoir.serving.deployment import DeploymentError, DeployResult, entry
+from pressoir.store.store import Store
 from tasks import deploy as steps
 from tasks.serving_version import ALIAS, model_name
 

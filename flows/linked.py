@@ -9,7 +9,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from pressoir.artifact import Store
+from pressoir.store.store import Store
 from tasks import tracking
 
 

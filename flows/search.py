@@ -21,7 +21,6 @@ from flows.compress import pipeline
 from flows.extras import needs_dask
 from flows.linked import linked_run
 from pressoir import reports
-from pressoir.artifact import Store
 from pressoir.evaluation.guards import exclusive
 from pressoir.planning import check_inputs
 from pressoir.recipe import Recipe
@@ -33,6 +32,7 @@ from pressoir.search.records import Outcome, Trial, describe
 from pressoir.search.report import SearchResult
 from pressoir.search.study import Study
 from pressoir.search.trial import Assignment
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from tasks import search as steps
 from tasks._stage import ProgressArtifact, RunContext

@@ -14,11 +14,11 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from flows import dask_cluster
 from flows.compress import pipeline
-from pressoir.artifact import Store
 from pressoir.errors import StoreError
 from pressoir.evaluation.config import DaskConfig
 from pressoir.search.records import Outcome
 from pressoir.search.trial import Assignment
+from pressoir.store.store import Store
 from tasks.search import run_trial
 
 _WHOLE = 10**9

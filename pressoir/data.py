@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pressoir.artifact import digest_of
 from pressoir.errors import DataError, SourceError
 from pressoir.sections import DataConfig
+from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pressoir import sharding
-from pressoir.artifact import Artifact
 from pressoir.errors import PressoirError, ShardError, SourceError
 from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.store.artifact import Artifact
 from pressoir.system import files
 from pressoir.tensor_bytes import INDEX, checkpoint_tensors, read_header
 

@@ -16,7 +16,6 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from pydantic import BaseModel
 
 from pressoir import sources
-from pressoir.artifact import Artifact, StageKey, Store
 from pressoir.config import Config
 from pressoir.recipe import Recipe
 from pressoir.reporting import Reporter
@@ -24,6 +23,8 @@ from pressoir.reports import AnyRow
 from pressoir.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
+from pressoir.store.artifact import Artifact, StageKey
+from pressoir.store.store import Store
 from pressoir.system.runtime import use_threads
 
 STAGES = (

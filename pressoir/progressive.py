@@ -30,12 +30,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pressoir import errors, skeleton, sources
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError, ShardError
 from pressoir.late_weights import LateWeights
 from pressoir.registry import Registry
 from pressoir.shard_sources import Source, is_url, open_source
 from pressoir.sharding import LoadingCancelledError, ShardRecord
+from pressoir.store.store import Store
 
 if TYPE_CHECKING:
     from pressoir.inference.decoders import TorchDecoder

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from filelock import FileLock
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from pressoir.artifact import Store, default_home
 from pressoir.config import Config
 from pressoir.errors import RegistryError
 from pressoir.sections import Criterion
+from pressoir.store.store import Store, default_home
 from pressoir.system.files import disk_errors, write_text_atomic
 
 FILE = "models.json"

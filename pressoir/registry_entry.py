@@ -14,11 +14,12 @@ import yaml
 from pydantic import Field, FiniteFloat
 
 from pressoir import sharding, sources
-from pressoir.artifact import Artifact, Store
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.inference.engines import read_json
 from pressoir.registry import Entry, Registry, Task, Urls, check_id
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
 
 NO_LICENCE = "NOASSERTION"

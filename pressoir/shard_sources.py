@@ -16,7 +16,6 @@ from threading import Event
 
 from filelock import FileLock
 
-from pressoir.artifact import default_home
 from pressoir.errors import ShardError
 from pressoir.http_ranges import Server
 from pressoir.sharding import (
@@ -30,6 +29,7 @@ from pressoir.sharding import (
     parse_manifest,
     read_manifest,
 )
+from pressoir.store.store import default_home
 from pressoir.system.files import disk_errors
 from pressoir.tensor_bytes import CHUNK_BYTES
 

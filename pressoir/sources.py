@@ -26,8 +26,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
-from pressoir.artifact import Store
 from pressoir.errors import SourceError, UnreachableError
+from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.artifact import digest_of
 from pressoir.errors import DataError
 from pressoir.sections import DataConfig, TextConfig
+from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 
 INFO = "text.json"

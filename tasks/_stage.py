@@ -28,9 +28,10 @@ from prefect.states import Completed
 from pydantic import BaseModel
 
 from pressoir import planning
-from pressoir.artifact import Artifact, Store
 from pressoir.reporting import Reporter
 from pressoir.sources import Source
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from tasks import terminal, tracking
 
 stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)

@@ -18,13 +18,13 @@ from prefect.logging import get_run_logger
 from prefect.transactions import Transaction, get_transaction
 
 import tasks
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError, RecipeError, RegistryError
 from pressoir.registry import Registry, ServingEntry
 from pressoir.serving import deployment, smoke
 from pressoir.serving.client import KEY, Server
 from pressoir.serving.config import ServingConfig, resolve
 from pressoir.serving.sharing import analyse
+from pressoir.store.store import Store
 from pressoir.system.files import disk_errors
 from tasks import serving_version
 from tasks._stage import stage_task

@@ -10,7 +10,6 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 import tasks
-from pressoir.artifact import Store
 from pressoir.evaluation import cluster, memory_log, report, run, scoring
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.memory_log import MemoryLog
@@ -18,6 +17,7 @@ from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.report import Report, Result, Row
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
+from pressoir.store.store import Store
 from tasks._stage import ProgressArtifact, stage_task
 from tasks.tracking import Run
 

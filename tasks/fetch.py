@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pressoir.artifact import Store
 from pressoir.errors import UnreachableError
 from pressoir.sources import Source, resolve
+from pressoir.store.store import Store
 from tasks._stage import stage_task
 
 

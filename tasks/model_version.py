@@ -17,11 +17,12 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
-from pressoir.artifact import Artifact, Store
 from pressoir.inference.predictor import open_predictor
 from pressoir.registry import promotion
 from pressoir.reports import AnyRow
 from pressoir.sections import RegistryConfig
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from tasks import tracking
 

@@ -13,9 +13,9 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from pressoir.artifact import Store
 from pressoir.errors import StoreError
 from pressoir.inference.predictor import open_predictor
+from pressoir.store.store import Store
 from pressoir.system.files import folder_digest
 from pressoir.system.runtime import available_cpus
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pressoir.artifact import Artifact
 from pressoir.sources import Source
+from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext
 from tasks.augment import augment
 from tasks.benchmark import benchmark

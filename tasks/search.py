@@ -10,7 +10,6 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 import tasks
-from pressoir.artifact import Store
 from pressoir.reports import AnyRow
 from pressoir.search import report, trial
 from pressoir.search.config import SearchConfig
@@ -18,6 +17,7 @@ from pressoir.search.measure import Conditions
 from pressoir.search.records import Figures, Outcome, Trial
 from pressoir.search.report import Found
 from pressoir.search.trial import Assignment, Pipeline
+from pressoir.store.store import Store
 from tasks._stage import ProgressArtifact, stage_task
 from tasks.tracking import Run
 

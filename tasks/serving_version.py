@@ -17,11 +17,12 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from pressoir.artifact import Artifact, Store
 from pressoir.errors import RegistryError
 from pressoir.registry import nearest
 from pressoir.serving.config import EXTERNAL, ServingConfig
 from pressoir.serving.deployment import fingerprint
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 from tasks import tracking
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect.states import State
 
-from pressoir.artifact import Artifact
 from pressoir.sections import TextConfig
+from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 
 

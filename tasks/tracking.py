@@ -22,9 +22,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 from pydantic import BaseModel
 
-from pressoir.artifact import Artifact, Store
 from pressoir.recipe import Recipe
 from pressoir.reports import AnyBenchmark
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 
 MLFLOW_PORT = 5000

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pressoir.artifact import Artifact
 from pressoir.sections import VocabularyConfig
+from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 
 

@@ -60,7 +60,10 @@ def test_no_flow_file_is_named_like_an_installed_package():
 
 @pytest.mark.parametrize(
     "modules",
-    ["pressoir", "pressoir.errors, pressoir.recipe, pressoir.artifact, pressoir.registry, pressoir.planning"],
+    [
+        "pressoir",
+        "pressoir.errors, pressoir.recipe, pressoir.store.store, pressoir.registry, pressoir.planning",
+    ],
 )
 def test_importing_the_library_loads_no_heavy_package(modules):
     program = f"import sys, {modules}; print(*sys.modules)"

@@ -72,8 +72,8 @@ def evaluate(
 
     Results go to results/<run>/. Exit code 1 says that some model did not end well; the report says why.
     """
-    from pressoir.artifact import Store
     from pressoir.evaluation import run
+    from pressoir.store.store import Store
 
     chosen: dict[str, Any] = {"samples": samples, "strategy": strategy, "max_parallel": max_parallel}
     if probe:

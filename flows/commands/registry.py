@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.terminal import console
-from pressoir.artifact import Store
 from pressoir.errors import SourceError
 from pressoir.registry import Entry, Registry, Task, read, shipped_file
+from pressoir.store.store import Store
 
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
 # Below this width the table shows what tells models apart, and leaves the rest to `show`.

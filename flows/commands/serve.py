@@ -13,8 +13,8 @@ from flows.commands.merge import ManyValues
 from pressoir.errors import RecipeError
 
 if TYPE_CHECKING:
-    from pressoir.artifact import Store
     from pressoir.serving.config import ServingConfig
+    from pressoir.store.store import Store
 
 
 @click.command(cls=ManyValues)
@@ -49,10 +49,10 @@ def serve(
 
     One line of JSON a request goes to standard output, everything else to standard error.
     """
-    from pressoir.artifact import Store
     from pressoir.config import plain, validate
     from pressoir.serving.config import EXTERNAL, resolve
     from pressoir.serving.http.limits import Limits
+    from pressoir.store.store import Store
 
     store = Store()
     parsed = _configuration(config, overrides, store)

@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError, RecipeError
+from pressoir.store.store import Store
 from tasks.tracking import MLFLOW_PORT, database_lock, prepare_database, tracking_uri
 
 HOST = "127.0.0.1"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pressoir import text
-from pressoir.artifact import digest_of
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
 from pressoir.registry import Task
+from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 
 EMBEDDED_PAIRS = Path(__file__).parents[1] / "demo" / "pairs.tsv"

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from pressoir.artifact import digest_of
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.formula import MARGIN
 from pressoir.evaluation.formula import estimate as estimate
@@ -32,6 +31,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal, Prediction
 from pressoir.evaluation.process import Child
 from pressoir.evaluation.records import Estimate
+from pressoir.store.artifact import digest_of
 from pressoir.system.files import write_text_atomic
 from pressoir.system.memory import effective_memory
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pressoir.artifact import digest_of
 from pressoir.errors import StoreError
+from pressoir.store.artifact import digest_of
 
 CODE_VERSION = 1
 """Raised whenever a prediction of the same model on the same sample would change."""

@@ -27,7 +27,6 @@ from typing import Any
 import yaml
 
 from pressoir import model_kinds, sources
-from pressoir.artifact import Store
 from pressoir.config import Config, read_yaml, validate
 from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
 from pressoir.evaluation import datasets, estimate, planner, supervisor
@@ -39,6 +38,7 @@ from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
 from pressoir.model_kinds import runtime_of
+from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory
 from pressoir.system.runtime import available_cpus

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pressoir.artifact import digest_of
 from pressoir.config import (
     Config,
     Document,
@@ -25,6 +24,7 @@ from pressoir.config import (
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
 from pressoir.recipe import Recipe
+from pressoir.store.artifact import digest_of
 
 SECTIONS = ("augment", "vocabulary", "distill", "prune", "quantize", "export", "shard")
 """Sections of a recipe that may differ between trials: teacher and data are what trials are compared by."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from pressoir import data
-from pressoir.artifact import Artifact, StageKey, Store
 from pressoir.config import Config, Positive
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
 from pressoir.search.records import Cost, Figures
 from pressoir.stages.benchmark import size_mb, time_in_turn
+from pressoir.store.artifact import Artifact, StageKey
+from pressoir.store.store import Store
 from pressoir.system.runtime import describe_machine, use_threads
 
 VERSION = 1

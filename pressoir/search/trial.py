@@ -24,7 +24,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from pressoir import data, planning, sources
-from pressoir.artifact import Artifact, Store
 from pressoir.config import Config
 from pressoir.errors import PressoirError, StoreError
 from pressoir.planning import Pressed, Runner
@@ -38,6 +37,8 @@ from pressoir.search.quiet import Quiet
 from pressoir.search.records import Cost, Figures, Outcome
 from pressoir.sections import LearnerConfig
 from pressoir.sources import Source
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 Pipeline = Callable[[Recipe, Runner[Artifact]], Pressed[Artifact]]

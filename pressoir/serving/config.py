@@ -18,7 +18,6 @@ import yaml
 from pydantic import Field, model_validator
 
 from pressoir import sources
-from pressoir.artifact import Store
 from pressoir.config import (
     Config,
     Document,
@@ -31,6 +30,7 @@ from pressoir.config import (
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.inference.engines import Runtime
 from pressoir.registry import Id, Sha256, Task, nearest
+from pressoir.store.store import Store
 
 EXTERNAL = "models:/"
 """How a model of an outer registry begins, which only a resolver of that registry can find."""

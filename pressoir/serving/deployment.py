@@ -14,11 +14,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pressoir import registry_verify, sources
-from pressoir.artifact import Artifact, Store, digest_of
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError
 from pressoir.registry import Entry, Registry, ServingEntry
 from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.store.artifact import Artifact, digest_of
+from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 
 

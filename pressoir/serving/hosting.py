@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pressoir import sources
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError
 from pressoir.registry import Task
 from pressoir.serving.calls import Calls
@@ -29,6 +28,7 @@ from pressoir.serving.shared_model import SharedModel
 from pressoir.serving.sharing import ModelSpec, Sharing, analyse
 from pressoir.serving.statistics import labels, statistics
 from pressoir.serving.thread import ThreadModel
+from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 log = logging.getLogger("pressoir")

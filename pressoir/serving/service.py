@@ -23,7 +23,6 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.artifact import Store
 from pressoir.registry import Task
 from pressoir.serving.checks import as_list, check_text, check_texts, check_waveform
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
@@ -33,6 +32,7 @@ from pressoir.serving.hosting import Hosting
 from pressoir.serving.observer import Observer, SilentObserver
 from pressoir.serving.overlay import overlaid
 from pressoir.serving.shared_model import SharedModel
+from pressoir.store.store import Store
 
 Result = TypeVar("Result")
 

@@ -19,11 +19,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError
 from pressoir.serving.client import Server
 from pressoir.serving.config import ServingConfig
 from pressoir.serving.deployment import DeploymentError
+from pressoir.store.store import Store
 
 HOST = "127.0.0.1"
 _START_S = 60.0  # interpreter and libraries, on a busy machine

@@ -8,8 +8,8 @@ import time
 import pytest
 from page_actions import HOSTILE, opened
 
-from pressoir.artifact import Store
 from pressoir.serving.config import ServingConfig, resolve
+from pressoir.store.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

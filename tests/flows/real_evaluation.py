@@ -89,9 +89,9 @@ def until(condition, what, seconds=120):
 
 
 def main(config, resumed=None):
-    from pressoir.artifact import Store
     from pressoir.evaluation import memory_log, report, run, scoring
     from pressoir.evaluation.config import load
+    from pressoir.store.store import Store
 
     parsed = load(config)
     prepared = run.prepare(parsed, Store())

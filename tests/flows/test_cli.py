@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from real_evaluation import until
 
-from pressoir.artifact import Store
+from pressoir.store.store import Store
 
 
 def run(*words):

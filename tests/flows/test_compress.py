@@ -200,8 +200,8 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
 def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
     from flows.compress import compress
     from pressoir import sources
-    from pressoir.artifact import Store
     from pressoir.registry import Registry
+    from pressoir.store.store import Store
 
     result = compress(recipe)
     entry = Registry(home).get("tiny")
@@ -299,8 +299,8 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
     from mlflow import MlflowClient
 
     from flows.compress import compress
-    from pressoir.artifact import Store
     from pressoir.errors import ParityError
+    from pressoir.store.store import Store
     from tasks.tracking import tracking_uri
 
     def fail(inputs, config, context):

@@ -26,9 +26,9 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
     import pandas as pd
 
     from flows.compress import compress, plan
-    from pressoir.artifact import Store
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.registry import Registry
+    from pressoir.store.store import Store
     from tasks.model_version import _global_tracking_uri
 
     path = tmp_path / "tiny.yaml"

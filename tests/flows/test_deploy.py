@@ -309,7 +309,8 @@ def fault(name, values, server, monkeypatch, home):
 @pytest.fixture(scope="module", params=["nothing was deployed", "something was deployed"])
 def place(request, tmp_path_factory, tiny_classifier, database, prefect_harness):
     """A home, and a server; each failed deployment leaves both as they are, so that the next can be tried."""
-    from pressoir.artifact import StageKey, Store
+    from pressoir.store.artifact import StageKey
+    from pressoir.store.store import Store
 
     home = tmp_path_factory.mktemp("home")
     shutil.copy(database, home)

@@ -71,7 +71,7 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
     from flows.compress import compress
     from flows.search import search
     from pressoir import data
-    from pressoir.artifact import Store
+    from pressoir.store.store import Store
 
     read = []
     load_split = data.load_split

@@ -17,9 +17,11 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import save_file
 
-from pressoir import artifact as artifact_module
-from pressoir.artifact import StageKey, Store, default_home
 from pressoir.errors import StoreError
+from pressoir.store import artifact as artifact_module
+from pressoir.store.artifact import StageKey
+from pressoir.store.store import Store, default_home
+from pressoir.system import files
 from pressoir.system.files import MANIFEST, folder_digest, replace_folder, write_text_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +40,14 @@ DAY = 86400
 CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from pressoir import artifact
-from pressoir.artifact import Artifact, StageKey, Store
+from pressoir.store import store as module
+from pressoir.store.artifact import Artifact, StageKey
+from pressoir.store.store import Store
 
 home, point, flags = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 told = []
 die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-rename, write_text, replace = Path.rename, Path.write_text, artifact.replace_folder
+rename, write_text, replace = Path.rename, Path.write_text, module.replace_folder
 
 def make(out, work):
     with (flags / "builds").open("a") as log:
@@ -76,9 +79,9 @@ elif point == "in_manifest":
         die()
     Path.write_text = half
 elif point == "before_rename":
-    artifact.replace_folder = die
+    module.replace_folder = die
 elif point == "after_rename":
-    artifact.replace_folder = lambda draft, target: (replace(draft, target), die())
+    module.replace_folder = lambda draft, target: (replace(draft, target), die())
 elif point == "between_renames":
     def second(path, target):
         if path.name.startswith("."):
@@ -591,7 +594,7 @@ def test_a_copy_that_fails_leaves_the_older_one_and_no_draft(store, tmp_path, mo
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact_module, "_reflink", fail)
+    monkeypatch.setattr(files, "_reflink", fail)
     with pytest.raises(StoreError, match="no space left"):
         store.copy(new, tmp_path / "out" / "copy")
     assert (tmp_path / "out" / "copy" / "file.txt").read_text() == "old"
@@ -622,7 +625,7 @@ def test_a_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(draft):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact_module, "_flush", fail)
+    monkeypatch.setattr(files, "flush", fail)
     with pytest.raises(OSError, match="No space"):
         write_text_atomic(path, "b")
     assert path.read_text(encoding="utf-8") == "ä"
@@ -677,7 +680,7 @@ def test_a_home_below_somebody_elses_closed_folder_is_refused(tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from pressoir.artifact import Store
+from pressoir.store.store import Store
 from pressoir.errors import StoreError
 os.setuid(65534)
 try:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pressoir import decoder_trace, export_causal_lm, models, planning, weight_layers, weight_only_graph
-from pressoir.artifact import Store
 from pressoir.errors import ParityError, SourceError
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
@@ -16,6 +15,7 @@ from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
+from pressoir.store.store import Store
 
 LEVELS = ("q8", "q4", "q3", "q2")
 

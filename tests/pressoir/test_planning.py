@@ -5,10 +5,10 @@ import shutil
 import pytest
 
 from pressoir import planning
-from pressoir.artifact import Store
 from pressoir.errors import DataError, RegistryError, StoreError
 from pressoir.recipe import Recipe
 from pressoir.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from pressoir.store.store import Store
 
 SPLITS = ("train", "validation", "test")
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pressoir.artifact import StageKey, Store
 from pressoir.errors import RegistryError, SourceError
 from pressoir.registry import Registry
 from pressoir.registry_entry import Details, describe, register
+from pressoir.store.artifact import StageKey
+from pressoir.store.store import Store
 from pressoir.system.files import file_sha256, folder_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

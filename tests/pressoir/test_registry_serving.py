@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pressoir.artifact import Store
 from pressoir.errors import RegistryError
 from pressoir.registry import Entry, Registry, ServingEntry, Urls, read
+from pressoir.store.store import Store
 
 
 def deployed(id="shop", **changes):
@@ -100,7 +100,7 @@ class TestUndo:
 
 
 def test_a_store_keeps_what_is_served(registry, tmp_path):
-    from pressoir.artifact import StageKey
+    from pressoir.store.artifact import StageKey
 
     store = Store(registry.home)
 

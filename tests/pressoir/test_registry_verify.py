@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from pressoir import sharding
-from pressoir.artifact import Store
 from pressoir.errors import RegistryError, ShardError
 from pressoir.registry import Entry, Registry
 from pressoir.registry_entry import Details, register
 from pressoir.registry_verify import is_gone, verify
+from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
 
 

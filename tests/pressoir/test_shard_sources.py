@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 
 from pressoir import http_ranges, sources
-from pressoir.artifact import Store
 from pressoir.errors import ShardError, SourceError, UnreachableError
 from pressoir.reporting import LogReporter
 from pressoir.sections import ShardConfig
@@ -26,6 +25,7 @@ from pressoir.shard_sources import FolderSource, HttpSource, download_folder, fe
 from pressoir.sharding import LoadingCancelledError, read_manifest
 from pressoir.stage import StageContext
 from pressoir.stages import shard
+from pressoir.store.store import Store
 
 SHARD = "shard_01.safetensors"
 

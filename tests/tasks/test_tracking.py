@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    from pressoir.artifact import Store
+    from pressoir.store.store import Store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Store(tmp_path / "home")
@@ -119,7 +119,7 @@ def test_the_page_is_on_the_server_or_where_the_ui_will_be():
 @pytest.mark.slow
 def test_processes_that_start_at_once_share_one_new_database(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from pressoir.artifact import Store\n"
+        "import sys; from pathlib import Path; from pressoir.store.store import Store\n"
         "from tasks.tracking import parent_run\n"
         "store = Store(Path(sys.argv[1]))\n"
         "with parent_run('tiny', 'flows', store, {}) as run: print(run.experiment_id)\n"

@@ -16,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from pressoir import __version__
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.serving.config import ServingConfig
 from pressoir.serving.http import kserve, openai, pages, status, tasks
@@ -26,6 +25,7 @@ from pressoir.serving.http.limits import Limits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import ErrorAnswer, HttpError, answer_error
 from pressoir.serving.service import Service
+from pressoir.store.store import Store
 
 _ERRORS = {
     401: "The key is missing or wrong.",

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import Request
 
-from pressoir.artifact import Store
 from pressoir.errors import PressoirError
 from pressoir.registry import Task
 from pressoir.serving.config import ServingConfig, TierConfig
@@ -16,6 +15,7 @@ from pressoir.serving.http.limits import Limits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError
 from pressoir.serving.service import Service
+from pressoir.store.store import Store
 
 log = logging.getLogger("pressoir")
 

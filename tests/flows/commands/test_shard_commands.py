@@ -154,7 +154,8 @@ def test_verify_of_a_plain_model_says_that_it_has_no_checksums(tiny_llama, tmp_p
 
 
 def test_verify_of_an_artifact_compares_its_digest(tiny_llama, tmp_path):
-    from pressoir.artifact import StageKey, Store
+    from pressoir.store.artifact import StageKey
+    from pressoir.store.store import Store
 
     def make(out, work):
         shutil.copytree(tiny_llama, out, dirs_exist_ok=True)

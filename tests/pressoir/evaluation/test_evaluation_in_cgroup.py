@@ -15,7 +15,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 (Path(sys.argv[1]) / "cgroup.procs").write_text("0")
-from pressoir.artifact import Store
+from pressoir.store.store import Store
 from pressoir.evaluation import run
 from pressoir.evaluation.config import load
 prepared = run.prepare(load(json.loads(sys.argv[3])), Store(Path(sys.argv[2])))

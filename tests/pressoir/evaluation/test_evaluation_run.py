@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pressoir.artifact import Store
 from pressoir.errors import DataError, RecipeError
 from pressoir.evaluation import run as evaluation
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.journal import Journal, Prediction
 from pressoir.evaluation.planner import GB
+from pressoir.store.store import Store
 from pressoir.system.memory import effective_memory
 
 

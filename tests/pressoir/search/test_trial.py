@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from pressoir import data
-from pressoir.artifact import Store
 from pressoir.planning import STAGES, load_stage
 from pressoir.recipe import Recipe
 from pressoir.reporting import Silent
@@ -15,6 +14,7 @@ from pressoir.search.budget import Limits
 from pressoir.search.config import ProxyConfig, with_values
 from pressoir.search.measure import Conditions
 from pressoir.search.trial import Assignment
+from pressoir.store.store import Store
 
 CONDITIONS = Conditions(threads=1, batch_size=1, samples=10)
 FREE = Limits(max_size_mb=None, max_latency_ms=None, min_accuracy=None)

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 
-from pressoir.artifact import StageKey, Store
 from pressoir.errors import RegistryError
 from pressoir.registry import Registry
 from pressoir.registry_entry import Details, register
 from pressoir.serving import deployment
 from pressoir.serving.config import ServingConfig, resolve
 from pressoir.serving.deployment import DeploymentError
+from pressoir.store.artifact import StageKey
+from pressoir.store.store import Store
 
 
 @pytest.fixture

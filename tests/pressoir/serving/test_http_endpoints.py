@@ -10,12 +10,12 @@ import pytest
 import soundfile
 from serving_http import KEY, SENTENCE, app_of, asked, events, refused
 
-from pressoir.artifact import Store
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import SCORED, TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.serving.config import ServingConfig
+from pressoir.store.store import Store
 
 
 @pytest.fixture

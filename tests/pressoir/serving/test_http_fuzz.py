@@ -14,10 +14,10 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from serving_http import KEY, app_of
 
-from pressoir.artifact import Store
 from pressoir.serving.http.limits import Limits
 from pressoir.serving.http.protocol import protocol_with
 from pressoir.serving.http.server import listen
+from pressoir.store.store import Store
 
 EXAMPLES = 7  # of each kind, of each endpoint
 TIERS = ("reviews", "vectors", "french", "story", "speech")

@@ -7,10 +7,10 @@ import logging
 import pytest
 from serving_http import KEY, SENTENCE, app_of, asked, refused
 
-from pressoir.artifact import Store
 from pressoir.errors import RecipeError
 from pressoir.serving.http.gate import KEY_VARIABLE
 from pressoir.serving.http.limits import Limits
+from pressoir.store.store import Store
 
 
 @pytest.fixture

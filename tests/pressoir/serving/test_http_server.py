@@ -373,8 +373,8 @@ class TestStarting:
     def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(
         self, config, tmp_path, tiny_classifier
     ):
-        from pressoir.artifact import Store
         from pressoir.serving.config import ServingConfig, resolve
+        from pressoir.store.store import Store
 
         resolved = resolve(ServingConfig.from_yaml(config), Store(tmp_path))
         broken = resolved.tiers["reviews"].model_copy(update={"digest": "0" * 64})

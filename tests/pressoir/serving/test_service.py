@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pressoir.artifact import Store
 from pressoir.errors import RecipeError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
@@ -25,6 +24,7 @@ from pressoir.serving.errors import (
     WorkerDiedError,
 )
 from pressoir.serving.service import Service, TranslationService
+from pressoir.store.store import Store
 
 SENTENCE = "the book was bad and dull and the soup was cold"
 

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import yaml
 
-from pressoir.artifact import Store
 from pressoir.errors import RecipeError
 from pressoir.serving.config import ServingConfig, TierSettings, load, resolve
 from pressoir.serving.errors import RequestError
 from pressoir.serving.overlay import overlaid
 from pressoir.serving.sharing import analyse
+from pressoir.store.store import Store
 
 
 @pytest.fixture

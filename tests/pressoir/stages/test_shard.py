@@ -364,7 +364,7 @@ def test_all_that_is_damaged_is_told_at_once(sharded):
 
 
 def test_a_failed_run_leaves_no_manifest(exported, context, monkeypatch):
-    monkeypatch.setattr(shard.artifact, "file_sha256", lambda path: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr(shard.files, "file_sha256", lambda path: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         shard.run({"model": exported}, ShardConfig(), context)
     assert not (context.out_dir / sharding.MANIFEST).exists()

@@ -9,8 +9,6 @@ run could take for finished work.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -19,14 +17,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
 
 from pressoir.errors import StoreError
+from pressoir.store.artifact import Artifact, StageKey, digest_of
 from pressoir.system.files import (
     MANIFEST,
     copy_folder,
@@ -37,68 +33,6 @@ from pressoir.system.files import (
     remove,
     replace_folder,
 )
-
-# Packages whose version can change what a stage computes, not only how fast.
-DECISIVE_PACKAGES = (
-    *("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx"),
-    *("safetensors", "mergekit"),
-)
-
-
-class Artifact(BaseModel):
-    """The finished output of one stage, as written in its folder's `artifact.json`."""
-
-    # A metric that is not finite is written as a string: `null`, pydantic's default, would not be read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-    kind: str
-    """What the folder holds: `dataset`, `model`, `quantized-model`, `onnx`, `report`, …"""
-    stage: str
-    """The stage that made it."""
-    key: str
-    """SHA-256 of what decides the result; with `stage`, the place in the store."""
-    digest: str
-    """SHA-256 over every file but this one: name, length, content."""
-    size_bytes: int
-    """Sum of those files' lengths."""
-    parents: dict[str, str]
-    """Digest of each input, by the name the stage knows it by."""
-    config_digest: str
-    """SHA-256 of the stage's configuration."""
-    metrics: dict[str, float]
-    """The stage's figures; fractions 0–1, units in the names."""
-    environment: dict[str, str]
-    """Versions of the interpreter and the decisive packages."""
-    created_at: str
-    """UTC time, ISO 8601."""
-
-
-class StageKey(BaseModel):
-    """Everything that decides a stage's result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    version: int
-    kind: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    seed: int
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Versions that go into the key."""
-        return {name: _version(name) for name in DECISIVE_PACKAGES}
-
-    def hash(self) -> str:
-        """The key: hex SHA-256 over the canonical JSON of all fields and the environment."""
-        return digest_of({**self.model_dump(mode="json"), "environment": self.environment})
-
-
-def digest_of(value: Any) -> str:
-    """Hex SHA-256 of a JSON-able value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -317,10 +251,3 @@ def _mtime(path: Path) -> float:
 
 def _unused_since(limit: float, folder: Path) -> bool:
     return folder.is_dir() and (_mtime(folder / MANIFEST) or _mtime(folder)) <= limit
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
