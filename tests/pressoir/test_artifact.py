@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ from pressoir.system import files
 from pressoir.system.files import MANIFEST, folder_digest, replace_folder, write_text_atomic
 
 ROOT = Path(__file__).parents[2]
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="only Linux tells the path of an open file"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 FIELDS = {
     "stage": "prune",
@@ -137,6 +141,39 @@ def small_disk(tmp_path):
         pytest.skip("this machine does not let root mount a tmpfs")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk_calls(monkeypatch):
+    """What goes to the disk, in order: ("fsync", path, bytes, or None of a folder) and ("rename", from, to).
+
+    The calls are carried out; a flushed path is that of the handle when it was flushed.
+    """
+    calls, fsync = [], os.fsync
+
+    def record_fsync(handle):
+        path, status = Path(f"/proc/self/fd/{handle}").readlink(), os.fstat(handle)
+        calls.append(("fsync", path, None if stat.S_ISDIR(status.st_mode) else status.st_size))
+        fsync(handle)
+
+    def recording(rename):
+        def record(source, target, **options):
+            calls.append(("rename", Path(source), Path(target)))
+            rename(source, target, **options)
+
+        return record
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "rename", recording(os.rename))
+    monkeypatch.setattr(os, "replace", recording(os.replace))
+    return calls
+
+
+def around_the_rename(calls, target):
+    """The draft that became `target`, and what was flushed before that and after, in order."""
+    (at,) = (i for i, call in enumerate(calls) if call[0] == "rename" and call[2] == target)
+    before, after = ([call[1:] for call in part if call[0] == "fsync"] for part in (calls[:at], calls[at:]))
+    return calls[at][1], before, after
 
 
 def key(**changes):
@@ -630,6 +667,76 @@ def test_a_text_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         write_text_atomic(path, "b")
     assert path.read_text(encoding="utf-8") == "ä"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+# --- what is on the disk, and when ---
+
+
+def make_tree(out, work):
+    (out / "sub").mkdir()
+    (out / "sub" / "weights.bin").write_bytes(b"w" * 1000)
+    (out / "config.json").write_text("{}", encoding="utf-8")
+    return {}
+
+
+def publish(store, refresh, disk_calls):
+    """Build the tree, over an older one with `refresh`; return its folder and `around_the_rename`."""
+    if refresh:
+        store.build(key(), make())
+        disk_calls.clear()
+    made, found = store.build(key(), make_tree, refresh=refresh)
+    assert not found
+    return store.path(made), *around_the_rename(disk_calls, store.path(made))
+
+
+@needs_proc
+@pytest.mark.parametrize("refresh", [False, True], ids=["new", "refresh"])
+def test_every_file_is_whole_on_the_disk_before_the_rename_that_publishes_it(store, refresh, disk_calls):
+    folder, draft, before, _ = publish(store, refresh, disk_calls)
+    files = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert {path.as_posix() for path in files} == {"config.json", "sub/weights.bin", MANIFEST}
+    flushed = {path.relative_to(draft): size for path, size in before if size is not None}
+    assert flushed == files
+
+
+@needs_proc
+@pytest.mark.parametrize("refresh", [False, True], ids=["new", "refresh"])
+def test_the_manifest_is_the_last_file_on_the_disk_and_the_folder_that_names_it_follows(
+    store, refresh, disk_calls
+):
+    _, draft, before, _ = publish(store, refresh, disk_calls)
+    assert [path for path, size in before if size is not None][-1] == draft / MANIFEST
+    manifest = [path for path, _ in before].index(draft / MANIFEST)
+    assert draft in [path for path, _ in before[manifest:]]
+
+
+@needs_proc
+@pytest.mark.parametrize("refresh", [False, True], ids=["new", "refresh"])
+def test_folders_within_are_on_the_disk_before_the_rename(store, refresh, disk_calls):
+    _, draft, before, _ = publish(store, refresh, disk_calls)
+    assert {path for path, size in before if size is None} >= {draft, draft / "sub"}
+
+
+@needs_proc
+@pytest.mark.parametrize("refresh", [False, True], ids=["new", "refresh"])
+def test_the_rename_that_publishes_is_on_the_disk_before_a_build_returns(store, refresh, disk_calls):
+    folder, _, _, after = publish(store, refresh, disk_calls)
+    assert (folder.parent, None) in after
+
+
+@needs_proc
+@pytest.mark.parametrize("older", [False, True], ids=["new", "replaced"])
+def test_a_text_is_on_the_disk_before_its_rename_and_the_rename_before_it_returns(
+    tmp_path, older, disk_calls
+):
+    path = tmp_path / "file.json"
+    if older:
+        path.write_text("an older text", encoding="utf-8")
+    write_text_atomic(path, "ä text")
+    draft, before, after = around_the_rename(disk_calls, path)
+    assert draft.parent == path.parent
+    assert before == [(draft, len("ä text".encode()))]
+    assert after == [(path.parent, None)]
 
 
 # --- a disk that cannot be used ---
