@@ -25,7 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from pressoir import sources
-from pressoir.artifact import DECISIVE_PACKAGES, MANIFEST, Artifact, StageKey, Store
+from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
+from pressoir.store.store import Store
+from pressoir.system.files import MANIFEST
 from pressoir.planning import STAGES, Planner, load_stage, stage_key
 from pressoir.recipe import Recipe
 from pressoir.sections import (
