@@ -15,7 +15,7 @@ from pressoir.config import Config, Document
 from pressoir.errors import PressoirError, RecipeError, StoreError
 from pressoir.inference.engines import QUANTIZATION, read_json
 from pressoir.planning import Pressed
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.search.config import with_values
 from pressoir.search.trial import Pipeline, StoreRunner

@@ -25,7 +25,7 @@ from flows.commands.terminal import console, progress
 from pressoir import models, text
 from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder
-from pressoir.sections import ExportConfig, QuantizeConfig
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 from pressoir.system.runtime import available_cpus, describe_machine, use_threads

@@ -29,8 +29,8 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import hqq, rtn, symmetric
 from pressoir.quantization.int8 import word_table
 from pressoir.quantization.int8_checkpoint import dequantized_state
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 from pressoir.system.runtime import use_threads

@@ -31,8 +31,8 @@ from pressoir.inference.audio import read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.translation import Translator
 from pressoir.metrics import TextScore, bleu, cer, chrf, wer
+from pressoir.recipe.sections import ExportConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import available_cpus, describe_machine, use_threads
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.commands.terminal import console, progress
 from pressoir import sources
 from pressoir.planning import build_stage
-from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
+from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus

@@ -137,8 +137,8 @@ def quantize(options: argparse.Namespace) -> dict[str, float]:
     use_threads(options.threads)
     from pressoir import text
     from pressoir.quantization import weight_only
+    from pressoir.recipe.sections import QuantizeConfig, TextConfig
     from pressoir.reporting import LogReporter
-    from pressoir.sections import QuantizeConfig, TextConfig
     from pressoir.stage import StageContext
 
     out, data = options.work / "out", options.work / "data"

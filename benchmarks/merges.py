@@ -14,7 +14,7 @@ from pressoir import sources
 from pressoir.inference.engines import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
-from pressoir.sections import MergeConfig, TextConfig
+from pressoir.recipe.sections import MergeConfig, TextConfig
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 

@@ -47,7 +47,7 @@ from pressoir.comparison import points
 from pressoir.errors import PressoirError
 from pressoir.inference.probe import Probe
 from pressoir.metrics import wilson_interval
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.stages.benchmark import sentences_to_time, size_mb, time_classifiers, versions
 from pressoir.store.store import Store

@@ -16,7 +16,7 @@ from pressoir.inference.engines import GRAPH, OnnxEngine, Runtime
 from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.sources import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store

@@ -117,8 +117,8 @@ def make_models(options: argparse.Namespace, work: Path) -> tuple[int, int, int]
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from pressoir import models
+    from pressoir.recipe.sections import ShardConfig
     from pressoir.reporting import LogReporter
-    from pressoir.sections import ShardConfig
     from pressoir.stage import StageContext
     from pressoir.stages import shard
 

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 from pressoir.system.runtime import available_cpus
 
 SEED = 0
@@ -342,7 +342,7 @@ def unchecked() -> Iterator[None]:
 def exported(source: Path, folder: Path) -> None:
     """ONNX of whatever the checkpoint is."""
     from pressoir.model_kinds import task_of
-    from pressoir.sections import ExportConfig
+    from pressoir.recipe.sections import ExportConfig
     from pressoir.stages import export
 
     data = {"data": _text_data(folder)} if task_of(source) == "text-classification" else {}
@@ -353,7 +353,7 @@ def exported(source: Path, folder: Path) -> None:
 def int8(source: Path, folder: Path) -> None:
     """An int8 encoder-decoder or CTC model in ONNX."""
     from pressoir import export_encoder_decoder
-    from pressoir.sections import ExportConfig
+    from pressoir.recipe.sections import ExportConfig
 
     with unchecked():
         export_encoder_decoder.run({"model": source}, ExportConfig(), _context(folder), int8=True)
@@ -363,7 +363,7 @@ def quantised(scheme: str) -> Callable[[Path, Path], None]:
     """A checkpoint in fewer bits."""
 
     def make(source: Path, folder: Path) -> None:
-        from pressoir.sections import QuantizeConfig
+        from pressoir.recipe.sections import QuantizeConfig
         from pressoir.stages import quantize
 
         given = {"max_accuracy_drop": None} if scheme == "int8" else {"algorithm": "rtn"}

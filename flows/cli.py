@@ -28,7 +28,7 @@ from flows.commands.shard import shard, unshard, verify
 from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir import __version__
 from pressoir.errors import PressoirError
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
 from pressoir.store.store import Store
 from pressoir.system.files import copy_folder, disk_errors, write_text_atomic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pressoir.evaluation.config import EvaluationConfig
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.search.config import SearchConfig
 from pressoir.serving.config import ServingConfig
 

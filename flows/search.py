@@ -23,7 +23,7 @@ from flows.linked import linked_run
 from pressoir import reports
 from pressoir.evaluation.guards import exclusive
 from pressoir.planning import check_inputs
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reports import AnyRow
 from pressoir.search import report, trial
 from pressoir.search.budget import Limits, meets

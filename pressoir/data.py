@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pressoir.errors import DataError, SourceError
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
 

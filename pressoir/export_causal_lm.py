@@ -44,7 +44,7 @@ from pressoir.inference.engines import GRAPH
 from pressoir.inference.parity import Parity, compare
 from pressoir.inference.tokenization import LanguageModelTokenizer
 from pressoir.quantization.checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
-from pressoir.sections import ExportConfig, TextConfig
+from pressoir.recipe.sections import ExportConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT
 

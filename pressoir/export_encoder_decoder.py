@@ -40,7 +40,7 @@ from pressoir.inference.engines import QUANTIZATION, read_json
 from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.inference.vocabulary import TOKENIZER, PythonVocabulary
 from pressoir.model_kinds import task_of
-from pressoir.sections import ExportConfig
+from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT
 

@@ -34,8 +34,8 @@ from pressoir.errors import PressoirError
 from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, headline, to_markdown
 from pressoir.inference.engines import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.inference.probe import Probe, probe
+from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import BenchmarkConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.stages.benchmark import LATENCIES, RESULT, TABLE, in_turn, size_mb, versions
 from pressoir.system.runtime import describe_machine, use_threads

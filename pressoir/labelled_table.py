@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pressoir import data, models
 from pressoir.errors import DataError
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 
 def save_demo(folder: Path) -> None:

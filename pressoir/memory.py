@@ -15,8 +15,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from pressoir.recipe import Recipe
-from pressoir.sections import LearnerConfig
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import LearnerConfig
 
 PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient, two moments of AdamW, each float32

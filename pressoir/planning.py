@@ -17,10 +17,10 @@ from pydantic import BaseModel
 
 from pressoir import sources
 from pressoir.config import Config
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.reports import AnyRow
-from pressoir.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
 from pressoir.store.artifact import Artifact, StageKey

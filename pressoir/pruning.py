@@ -29,9 +29,9 @@ from pressoir import data, models
 from pressoir.config import Config
 from pressoir.errors import RecipeError
 from pressoir.inference.engines import accepted_inputs
+from pressoir.recipe.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
 from pressoir.reporting import Silent, track
 from pressoir.search import measure
-from pressoir.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 

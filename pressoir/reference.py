@@ -15,7 +15,7 @@ FILES = ("recipe", "evaluation", "serving", "search")
 def reference(of: str) -> str:
     """Markdown of a kind of file; a search's without the recipe in it."""
     from pressoir.evaluation.config import EvaluationConfig
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
     from pressoir.search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 

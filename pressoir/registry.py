@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.sections import Criterion
+from pressoir.recipe.sections import Criterion
 from pressoir.store.store import Store, default_home
 from pressoir.system.files import disk_errors, write_text_atomic
 

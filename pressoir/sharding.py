@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pressoir.errors import ShardError
 from pressoir.inference.engines import GRAPH
-from pressoir.sections import ShardConfig
+from pressoir.recipe.sections import ShardConfig
 from pressoir.system.files import file_sha256
 from pressoir.tensor_bytes import TensorBytes
 

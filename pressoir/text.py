@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import DataError
-from pressoir.sections import DataConfig, TextConfig
+from pressoir.recipe.sections import DataConfig, TextConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 

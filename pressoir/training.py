@@ -41,8 +41,8 @@ from pressoir.errors import RecipeError
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import aware
+from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
-from pressoir.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.stage import StageContext
 
 PROJECTION = "hidden_projection"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.states import State
 
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 

@@ -18,9 +18,9 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
 from pressoir.inference.predictor import open_predictor
+from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry import promotion
 from pressoir.reports import AnyRow
-from pressoir.sections import RegistryConfig
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus

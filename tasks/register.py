@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 from prefect.logging import get_run_logger
 
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry import Entry, Registry, Urls
 from pressoir.reports import AnyRow
-from pressoir.sections import RegistryConfig
 from pressoir.sources import Source
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, stage_task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.states import State
 
-from pressoir.sections import TextConfig
+from pressoir.recipe.sections import TextConfig
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 

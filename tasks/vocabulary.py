@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pressoir.sections import VocabularyConfig
+from pressoir.recipe.sections import VocabularyConfig
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 

@@ -81,7 +81,7 @@ def tiny_bert(tmp_path_factory):
 def tiny_data(tmp_path_factory):
     """A saved data folder of 400/80/80 learnable sentences, beside the TSV files it came from."""
     from pressoir import data
-    from pressoir.sections import DataConfig
+    from pressoir.recipe.sections import DataConfig
 
     folder = tmp_path_factory.mktemp("tiny-data")
     rows = sentences(560)
@@ -223,7 +223,7 @@ def tiny_lm(request):
 def tiny_text(tmp_path_factory):
     """A text folder: calibration, and two evaluation texts `good` and `bad`, 32 tokens a window."""
     from pressoir import text
-    from pressoir.sections import TextConfig
+    from pressoir.recipe.sections import TextConfig
 
     files = tmp_path_factory.mktemp("tiny-text-files")
     rows = sentences(400, seed=7)

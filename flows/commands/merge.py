@@ -17,7 +17,7 @@ from flows.commands.standalone import stage_output
 from flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
-    from pressoir.sections import DataConfig
+    from pressoir.recipe.sections import DataConfig
 
 METHODS = ("linear", "slerp", "ties", "dare_ties", "dare", "dare_linear", "passthrough")
 _NUMBER = re.compile(r"-\.?\d")
@@ -124,7 +124,7 @@ def merge(
     """
     from pressoir.config import plain, validate
     from pressoir.merging.preflight import preflight
-    from pressoir.sections import MergeConfig
+    from pressoir.recipe.sections import MergeConfig
     from pressoir.stages import merge as stage
 
     raw: dict[str, Any] = {"models": list(models), "method": "dare_ties" if method == "dare" else method}
@@ -197,7 +197,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     from pressoir import data, text
     from pressoir.errors import DataError
     from pressoir.model_kinds import task_of
-    from pressoir.sections import TextConfig
+    from pressoir.recipe.sections import TextConfig
 
     if task_of(model) != "text-classification":
         names: dict[str, Path] = {}
@@ -219,7 +219,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
 
 def _columns(table: Path) -> DataConfig:
     """Where a table's text and labels are: in columns of these names, else in the first two."""
-    from pressoir.sections import DataConfig
+    from pressoir.recipe.sections import DataConfig
 
     if table.suffix in (".tsv", ".csv"):
         with table.open(encoding="utf-8-sig", errors="replace") as file:

@@ -18,7 +18,7 @@ from flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
     from pressoir.inference.side_by_side import Side
-    from pressoir.sections import ExportConfig, QuantizeConfig
+    from pressoir.recipe.sections import ExportConfig, QuantizeConfig
     from pressoir.sources import Source
     from pressoir.stage import StageContext
 
@@ -90,7 +90,7 @@ def quantize(
       pressoir quantize --model MODEL --output out/q3 --level q3 --algorithm gptq --calibration FILE --test
     """
     from pressoir.config import validate
-    from pressoir.sections import ExportConfig, QuantizeConfig
+    from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 
     given = {name: value for name, value in options.items() if value not in (None, False)}
     config = validate(QuantizeConfig, {"scheme": level, **given}, "pressoir quantize")
@@ -144,7 +144,7 @@ def _weights_only(
     context: StageContext,
 ) -> None:
     from pressoir import text
-    from pressoir.sections import TextConfig
+    from pressoir.recipe.sections import TextConfig
     from pressoir.stages import export
     from pressoir.stages import quantize as stage
 
@@ -248,7 +248,7 @@ def _print_result(output: Path) -> None:
 def _evaluation(file: Path | None) -> str:
     """The text of `file`, or the embedded reviews."""
     from pressoir import text
-    from pressoir.sections import TextConfig
+    from pressoir.recipe.sections import TextConfig
 
     with tempfile.TemporaryDirectory() as folder:
         text.save(TextConfig(evaluation={"text": file} if file else {}), Path(folder))

@@ -26,7 +26,7 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
     --max-shard-size the number follows the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
     """
     from pressoir.config import validate
-    from pressoir.sections import ShardConfig
+    from pressoir.recipe.sections import ShardConfig
     from pressoir.sharding import MANIFEST
 
     given = {"shards": shards, "max_shard_size_mb": max_shard_size}

@@ -21,7 +21,7 @@ import yaml
 from pressoir.merging.checkpoint import Checkpoint, is_embedding, layer_of
 from pressoir.merging.preflight import MergePlan
 from pressoir.merging.settings import DEFAULT_DENSITY, TASK_VECTORS
-from pressoir.sections import FilteredValue, ModelParameters, Setting
+from pressoir.recipe.sections import FilteredValue, ModelParameters, Setting
 
 CONFIG = "mergekit_config.yml"
 

@@ -19,8 +19,8 @@ from pressoir.errors import DataError, PressoirError
 from pressoir.merging.preflight import MergePlan
 from pressoir.metrics import accuracy
 from pressoir.model_kinds import task_of
+from pressoir.recipe.sections import TextConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import TextConfig
 
 WINDOWS = 256
 """Windows of each text, where the text folder sets no limit of its own."""

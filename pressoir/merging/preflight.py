@@ -16,7 +16,7 @@ from pressoir.merging import resources, settings
 from pressoir.merging.checkpoint import Checkpoint, is_embedding, read_checkpoint, summary
 from pressoir.merging.differences import Finding, compare
 from pressoir.merging.settings import DEFAULT_DENSITY, TASK_VECTORS
-from pressoir.sections import MergeConfig
+from pressoir.recipe.sections import MergeConfig
 
 STORED = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """mergekit's name of the type in which a tensor is stored, by safetensors' name of its source's."""

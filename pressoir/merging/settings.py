@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pressoir.sections import FilteredValue, MergeConfig, Setting
+from pressoir.recipe.sections import FilteredValue, MergeConfig, Setting
 
 TASK_VECTORS = ("ties", "dare_ties", "dare_linear")
 """Methods that merge the models' differences from a base."""

@@ -19,8 +19,8 @@ from pressoir.quantization.checkpoint import CODES, SCALES, ZERO_POINTS, LayerIn
 from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.source import Matrix, SourceModel
 from pressoir.quantization.tensor_files import Writer
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import QuantizeConfig
 from pressoir.tensor_bytes import WEIGHTS
 
 BLOCK_SIZES = {8: 64, 4: 64, 3: 64, 2: 128}

@@ -44,8 +44,8 @@ from pressoir.quantization.checkpoint import FORMAT_VERSION, LayerInfo, PackedCh
 from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
 from pressoir.quantization.source import SourceModel
+from pressoir.recipe.sections import QuantizeConfig, TextConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import QuantizeConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import folder_digest
 from pressoir.system.memory import peak_rss_mb as peak_so_far_mb

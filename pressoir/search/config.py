@@ -23,7 +23,7 @@ from pressoir.config import (
 )
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.store.artifact import digest_of
 
 SECTIONS = ("augment", "vocabulary", "distill", "prune", "quantize", "export", "shard")

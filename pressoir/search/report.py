@@ -21,7 +21,7 @@ import yaml
 
 from pressoir.comparison import points, times
 from pressoir.config import Config
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reports import AnyRow
 from pressoir.search import budget
 from pressoir.search.budget import Limits, Miss

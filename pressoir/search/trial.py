@@ -27,7 +27,8 @@ from pressoir import data, planning, sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, StoreError
 from pressoir.planning import Pressed, Runner
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import LearnerConfig
 from pressoir.reporting import Reporter, Silent
 from pressoir.search import measure
 from pressoir.search.budget import Limits, cannot_cost, cannot_reach
@@ -35,7 +36,6 @@ from pressoir.search.config import ProxyConfig, SearchConfig, with_values
 from pressoir.search.measure import Conditions
 from pressoir.search.quiet import Quiet
 from pressoir.search.records import Cost, Figures, Outcome
-from pressoir.sections import LearnerConfig
 from pressoir.sources import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store

@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from pressoir import augmentation, data, models, training
 from pressoir.augmentation import Proposer, Sentence
 from pressoir.errors import RecipeError, SourceError
+from pressoir.recipe.sections import AugmentConfig
 from pressoir.reporting import track
-from pressoir.sections import AugmentConfig
 from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "augment", 2, "dataset"

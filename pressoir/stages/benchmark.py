@@ -41,8 +41,8 @@ from pressoir.inference.engines import GRAPH, Engine, Runtime
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.model_kinds import task_of
+from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.reporting import Reporter
-from pressoir.sections import BenchmarkConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import describe_machine, use_threads
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir import data
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "data", 1, "dataset"

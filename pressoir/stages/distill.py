@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training
 from pressoir.errors import RecipeError
-from pressoir.sections import DistillConfig, StudentConfig
+from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 from pressoir.system.files import write_text_atomic

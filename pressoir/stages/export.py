@@ -40,7 +40,7 @@ from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEng
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.model_kinds import task_of
 from pressoir.quantization import int8, int8_checkpoint
-from pressoir.sections import ExportConfig
+from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread
 

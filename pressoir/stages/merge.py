@@ -40,7 +40,7 @@ from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.evaluation import MergeReport, evaluate
 from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
-from pressoir.sections import MergeConfig
+from pressoir.recipe.sections import MergeConfig
 from pressoir.stage import StageContext
 from pressoir.tensor_bytes import INDEX, checkpoint_tensors
 

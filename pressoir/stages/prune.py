@@ -46,8 +46,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pressoir import models, pruning, training
 from pressoir.config import Config
 from pressoir.pruning import Kept, Units
+from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import Forwarding, Reporter
-from pressoir.sections import PruneConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
 

@@ -42,7 +42,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import symmetric
 from pressoir.quantization.int8 import named_by, quantizable, quantize_input, quantize_rows, word_table
 from pressoir.quantization.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
-from pressoir.sections import QuantizeConfig
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread
 

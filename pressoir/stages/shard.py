@@ -27,7 +27,7 @@ from pathlib import Path
 from pressoir import execution_order
 from pressoir.errors import ShardError, SourceError
 from pressoir.inference.engines import GRAPH
-from pressoir.sections import ShardConfig
+from pressoir.recipe.sections import ShardConfig
 from pressoir.sharding import (
     FILE_NAME,
     FORMAT_VERSION,

@@ -15,7 +15,7 @@ import torch
 
 from pressoir import data, models, training
 from pressoir.errors import SourceError
-from pressoir.sections import TeacherConfig
+from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "teacher", 1, "model"

@@ -19,8 +19,8 @@ from transformers import DataCollatorWithPadding
 from pressoir import data, models, relations, training
 from pressoir.config import Config
 from pressoir.errors import RecipeError
+from pressoir.recipe.sections import StudentConfig
 from pressoir.reporting import track
-from pressoir.sections import StudentConfig
 from pressoir.stage import StageContext
 
 NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir import text
-from pressoir.sections import TextConfig
+from pressoir.recipe.sections import TextConfig
 from pressoir.stage import StageContext
 
 NAME = "text"

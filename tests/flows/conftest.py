@@ -26,7 +26,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def recipe(tiny_classifier, tiny_data):
     """A recipe over the tiny classifier and the tiny data."""
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     files = {split: str(tiny_data / f"{split}.tsv") for split in ("train", "validation", "test")}
     return Recipe.from_dict(
@@ -37,7 +37,7 @@ def recipe(tiny_classifier, tiny_data):
 @pytest.fixture
 def real_recipe(tiny_bert, tiny_data):
     """A recipe over the tiny model that takes the real stages seconds."""
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     brief = {"epochs": 1, "learning_rate": 1e-3}
     files = {split: str(tiny_data / f"{split}.tsv") for split in ("train", "validation", "test")}

@@ -19,7 +19,7 @@ ORDER = [
 
 def set_(recipe, **sections):
     """The recipe with some fields changed."""
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     raw = yaml.safe_load(recipe.to_yaml())
     for name, value in sections.items():
@@ -260,7 +260,7 @@ def test_the_form_in_prefect_is_the_recipes_own_schema():
     from prefect.utilities.callables import parameter_schema
 
     from flows.compress import compress
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     schema = parameter_schema(compress).model_dump()
     own = Recipe.model_json_schema()

@@ -105,6 +105,6 @@ def test_a_language_model_may_stay_in_full_precision(recipe):
 
 
 def _parsed(recipe):
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     return Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe)))

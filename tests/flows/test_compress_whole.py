@@ -82,7 +82,7 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
 
     from flows.compress import compress
     from pressoir import data, models
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     student, hub = tmp_path / "distilbert", tmp_path / "sst2"
     size = models.load_config(tiny_bert).vocab_size

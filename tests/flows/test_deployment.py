@@ -210,7 +210,7 @@ def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
 def test_every_deployment_names_a_file_that_is_valid():
     from flows import recipes
     from pressoir.evaluation.config import EvaluationConfig
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
     from pressoir.search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 

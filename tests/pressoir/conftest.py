@@ -246,7 +246,7 @@ def tiny_wav2vec2(tmp_path_factory):
 def exported(request, tmp_path_factory):
     """`exported("tiny_nllb", int8=False)`: the folder of that export, which passed its parity gate."""
     from pressoir import export_encoder_decoder
-    from pressoir.sections import ExportConfig
+    from pressoir.recipe.sections import ExportConfig
     from pressoir.stage import StageContext
 
     made = {}

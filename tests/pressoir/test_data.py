@@ -13,7 +13,7 @@ import pytest
 
 from pressoir import data
 from pressoir.errors import DataError, SourceError
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 ROWS = [
     ("it was good", "positive"),

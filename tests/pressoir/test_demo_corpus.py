@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from pressoir import data
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 NEGATIONS = re.compile(
     r"\b(?:not|no|never|nothing|nobody|nowhere|none|neither|nor|without|hardly|cannot|\w+n[’']t)\b", re.I

@@ -11,7 +11,7 @@ from pressoir import decoder_trace, export_causal_lm, models, planning, weight_l
 from pressoir.errors import ParityError, SourceError
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
-from pressoir.sections import ExportConfig, QuantizeConfig
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize

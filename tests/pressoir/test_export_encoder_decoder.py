@@ -24,7 +24,7 @@ from pressoir.inference.sequence_to_sequence import (
     open_sequence_to_sequence,
 )
 from pressoir.inference.translation import Translator
-from pressoir.sections import ExportConfig
+from pressoir.recipe.sections import ExportConfig
 
 ENCODER_DECODERS = ["tiny_nllb", "tiny_marian", "tiny_t5", "tiny_first_t5", "tiny_whisper"]
 ALL = [*ENCODER_DECODERS, "tiny_wav2vec2"]

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pressoir import data, first_token, models, onnx_graph
 from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.reporting import Silent
-from pressoir.sections import ExportConfig, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 

@@ -22,8 +22,8 @@ from pressoir.generation_comparison import (
 )
 from pressoir.inference import probe as probing
 from pressoir.inference.text_generation import TextGenerator
+from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import benchmark, export, quantize, shard
 
@@ -261,8 +261,8 @@ def test_metrics_are_the_last_rows_figures_and_all_finite(measured):
 
 
 def test_a_registry_may_promote_by_the_last_rows_figures(measured):
+    from pressoir.recipe.sections import Criterion
     from pressoir.registry import promotion
-    from pressoir.sections import Criterion
 
     promoted, reason = promotion(measured.figures, None, Criterion(max_perplexity_increase=10.0))
     assert promoted, reason

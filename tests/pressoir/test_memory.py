@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pressoir import memory
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 
 
 def recipe(**sections):

@@ -14,7 +14,7 @@ from pressoir import onnx_weights
 from pressoir.errors import ShardError
 from pressoir.inference import packed_streams
 from pressoir.quantization import packing
-from pressoir.sections import ShardConfig
+from pressoir.recipe.sections import ShardConfig
 from pressoir.sharding import verify
 from pressoir.stage import StageContext
 from pressoir.stages import shard

@@ -6,8 +6,8 @@ import pytest
 
 from pressoir import planning
 from pressoir.errors import DataError, RegistryError, StoreError
-from pressoir.recipe import Recipe
-from pressoir.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from pressoir.store.store import Store
 
 SPLITS = ("train", "validation", "test")

@@ -17,9 +17,9 @@ from pressoir.errors import PressoirError, QuantizationError, RegistryError, Sha
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.progressive import ProgressiveLoader, load_from_registry
 from pressoir.quantization import packing
+from pressoir.recipe.sections import ShardConfig
 from pressoir.registry import Entry, Registry, Urls
 from pressoir.reporting import LogReporter
-from pressoir.sections import ShardConfig
 from pressoir.shard_sources import FolderSource
 from pressoir.sharding import LoadingCancelledError, read_manifest, verify
 from pressoir.stage import StageContext

@@ -6,11 +6,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pressoir import recipe as recipe_module
 from pressoir.config import Config
 from pressoir.errors import RecipeError
-from pressoir.recipe import Recipe, load
-from pressoir.sections import DataConfig
+from pressoir.recipe import recipe as recipe_module
+from pressoir.recipe.recipe import Recipe, load
+from pressoir.recipe.sections import DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = ("evaluation-", "search-", "serving-")

@@ -25,12 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from pressoir import sources
-from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
-from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST
 from pressoir.planning import STAGES, Planner, load_stage, stage_key
-from pressoir.recipe import Recipe
-from pressoir.sections import (
+from pressoir.recipe.recipe import Recipe
+from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
     DataConfig,
@@ -45,6 +42,9 @@ from pressoir.sections import (
     VocabularyConfig,
 )
 from pressoir.sources import Source
+from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
+from pressoir.store.store import Store
+from pressoir.system.files import MANIFEST
 
 RECORD = Path(__file__).with_name("recorded_keys.json")
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from pressoir import registry
 from pressoir.errors import RegistryError, StoreError
+from pressoir.recipe.sections import Criterion
 from pressoir.registry import Entry, Registry, Urls, promotion
-from pressoir.sections import Criterion
 
 ROOT = Path(__file__).parents[2]
 

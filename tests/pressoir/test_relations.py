@@ -9,8 +9,8 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
 from pressoir import data, models, relations, training
 from pressoir.errors import RecipeError
+from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import DistillConfig, PruneConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.stages import distill, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
@@ -242,7 +242,7 @@ def test_nothing_is_kept_unless_asked_and_the_rest_is_the_same_to_the_byte(input
 
 def test_they_are_asked_for_by_whoever_learns_from_them():
     from flows.compress import _outputs
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     def asked(**sections):
         return _outputs(Recipe.from_dict(sections)).relations

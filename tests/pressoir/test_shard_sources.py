@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from pressoir import http_ranges, sources
 from pressoir.errors import ShardError, SourceError, UnreachableError
+from pressoir.recipe.sections import ShardConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import ShardConfig
 from pressoir.shard_sources import FolderSource, HttpSource, download_folder, fetch, open_source
 from pressoir.sharding import LoadingCancelledError, read_manifest
 from pressoir.stage import StageContext

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pressoir import models
 from pressoir.errors import ShardError, SourceError
-from pressoir.sections import ShardConfig
+from pressoir.recipe.sections import ShardConfig
 from pressoir.sharding import partition, read_manifest, recommended_shards, verify
 from pressoir.stage import StageContext
 from pressoir.stages import shard

@@ -5,7 +5,7 @@ import pytest
 
 from pressoir import planning, text
 from pressoir.errors import DataError
-from pressoir.sections import TextConfig
+from pressoir.recipe.sections import TextConfig
 
 
 def test_a_text_folder_gives_back_what_went_in(tmp_path):

@@ -13,8 +13,8 @@ from pressoir import decoder_trace, models, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _fill, _ModelWeights
 from pressoir.quantization.checkpoint import open_packed
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Silent
-from pressoir.sections import QuantizeConfig
 from pressoir.skeleton import build
 from pressoir.stage import StageContext
 from pressoir.stages import quantize

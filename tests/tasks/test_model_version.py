@@ -64,7 +64,7 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
     import pandas as pd
 
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
@@ -86,7 +86,7 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
 def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
     store, publish, run, tmp_path, monkeypatch
 ):
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import log_version
 
     (tmp_path / "elsewhere").mkdir()
@@ -105,7 +105,7 @@ def test_a_changed_artifact_is_not_served(store, publish, run):
     import mlflow
 
     from pressoir.errors import StoreError
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
@@ -119,7 +119,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
     import mlflow
 
     from pressoir.errors import StoreError
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
@@ -133,7 +133,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
 
 def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import log_version
 
     def register(seed, **figures):
@@ -159,7 +159,7 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
 
 
 def test_the_same_result_is_one_version(store, publish, run):
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import log_version
 
     artifact = publish()
@@ -178,7 +178,7 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
     import httpx
 
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.sections import RegistryConfig
+    from pressoir.recipe.sections import RegistryConfig
     from tasks.model_version import log_version
 
     artifact = publish()

@@ -21,7 +21,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recipe():
-    from pressoir.recipe import Recipe
+    from pressoir.recipe.recipe import Recipe
 
     return Recipe(name="tiny")
 
@@ -36,7 +36,7 @@ def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, mo
 
 
 def test_nested_values_become_dotted_names():
-    from pressoir.sections import DistillConfig
+    from pressoir.recipe.sections import DistillConfig
     from tasks.tracking import flatten
 
     flat = flatten({"distill": DistillConfig(), "seed": 1})

@@ -14,7 +14,7 @@ from pressoir.evaluation import datasets, estimate, footprint, formula
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.footprint import Weights, Work
 from pressoir.evaluation.jobs import Job, Remote
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 MB = 10**6
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I64": 8}
@@ -468,7 +468,7 @@ from pathlib import Path
 from pressoir.evaluation import datasets, estimate
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.jobs import Job
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 folder, data, home = map(Path, sys.argv[1:])
 source = DataConfig(source="files", train=data / "train.tsv", test=data / "test.tsv")
 data = DataSetConfig(task="text-classification", classification=source)

@@ -15,7 +15,7 @@ from pressoir.evaluation.predictors import Windows, open_predictor, samples_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
 from pressoir.evaluation.remote import endpoint, open_predictor, samples_of
 from pressoir.evaluation.supervisor import Limits, run_plan
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 MODEL = "org/press"
 KEY = "sk-very-secret"

@@ -17,7 +17,7 @@ from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
 from pressoir.evaluation.supervisor import Limits, run_plan
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 
 SAMPLES = [str(i) for i in range(12)]
 

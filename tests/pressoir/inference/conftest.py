@@ -2,8 +2,8 @@
 
 import pytest
 
+from pressoir.recipe.sections import ExportConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import ExportConfig
 from pressoir.stage import StageContext
 
 TINY = ("tiny_llama", "tiny_gpt2", "tiny_qwen2")

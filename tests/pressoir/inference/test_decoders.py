@@ -106,8 +106,8 @@ def test_pytorch_keeps_only_the_last_logits_when_told_so(tiny_llama):
 
 
 def test_an_altered_shard_is_not_opened(tiny_graphs, tmp_path):
+    from pressoir.recipe.sections import ShardConfig
     from pressoir.reporting import LogReporter
-    from pressoir.sections import ShardConfig
     from pressoir.stage import StageContext
     from pressoir.stages import shard
 

@@ -12,7 +12,7 @@ from pressoir.merging import preflight as module
 from pressoir.merging import resources
 from pressoir.merging.checkpoint import read_checkpoint
 from pressoir.merging.preflight import preflight
-from pressoir.sections import MergeConfig
+from pressoir.recipe.sections import MergeConfig
 
 
 def sibling(folder, target, change=None, **config):

@@ -7,8 +7,8 @@ from transformers import BertConfig
 from pressoir import models
 from pressoir.quantization import aware
 from pressoir.quantization.int8 import dynamic_quantize, load_simulated, quantize_rows
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import quantize
 

@@ -8,7 +8,7 @@ import pytest
 from pressoir.errors import DataError, QuantizationError
 from pressoir.quantization import allocation, checkpoint, weight_only
 from pressoir.quantization.allocation import Knapsack
-from pressoir.sections import QuantizeConfig
+from pressoir.recipe.sections import QuantizeConfig
 
 BITS = (2, 3, 4, 8)
 LOSS = {

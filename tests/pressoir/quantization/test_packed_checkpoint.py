@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.quantization import checkpoint, tensor_files, weight_only
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
 
 

@@ -13,8 +13,8 @@ from pressoir.errors import DataError, QuantizationError, SourceError
 from pressoir.quantization import checkpoint, packer, weight_only
 from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.source import SourceModel
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import folder_digest
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pressoir.errors import RecipeError
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.search.config import Range, SearchConfig, options, with_values
 
 CONFIGS = Path(__file__).parents[3] / "configs"

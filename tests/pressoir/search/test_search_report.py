@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.search import page, report
 from pressoir.search.budget import Limits
 from pressoir.search.config import SearchConfig

@@ -7,7 +7,7 @@ import yaml
 
 from pressoir import data
 from pressoir.planning import STAGES, load_stage
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Silent
 from pressoir.search import trial
 from pressoir.search.budget import Limits

@@ -29,7 +29,7 @@ from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
-from pressoir.sections import DataConfig
+from pressoir.recipe.sections import DataConfig
 from pressoir.serving.http.server import listen
 
 PROGRAM = (

@@ -96,7 +96,7 @@ def onnx_classifier(tiny_classifier, tmp_path_factory):
 def int8_classifier(tiny_classifier, tiny_data, tmp_path_factory):
     """The tiny classifier as an ONNX graph with int8 weights and activations, its head made to matter."""
     from pressoir import models
-    from pressoir.sections import ExportConfig, QuantizeConfig
+    from pressoir.recipe.sections import ExportConfig, QuantizeConfig
     from pressoir.stage import StageContext
     from pressoir.stages import export, quantize
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pressoir.recipe import Recipe
+from pressoir.recipe.recipe import Recipe
 from pressoir.serving.config import ServingConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"

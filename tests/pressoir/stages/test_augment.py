@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedT
 
 from pressoir import augmentation, data, models
 from pressoir.errors import RecipeError, SourceError
-from pressoir.sections import AugmentConfig, DataConfig, StudentConfig
+from pressoir.recipe.sections import AugmentConfig, DataConfig, StudentConfig
 from pressoir.stages import augment, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
 

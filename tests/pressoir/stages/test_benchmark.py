@@ -19,8 +19,8 @@ from pressoir.comparison import Benchmark, Row, to_markdown
 from pressoir.errors import PressoirError
 from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import benchmark, export, quantize, shard
 from pressoir.system import memory

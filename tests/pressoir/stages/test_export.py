@@ -18,8 +18,8 @@ from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, op
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization.int8 import load_simulated
 from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
-from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize, shard
 from pressoir.system.runtime import one_thread

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from pressoir import models
 from pressoir.errors import MergeError
 from pressoir.merging import child, evaluation
+from pressoir.recipe.sections import MergeConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import MergeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import merge as stage
 
@@ -417,7 +417,7 @@ def test_what_cannot_be_measured_says_why(tiny_classifier, tiny_bert, tmp_path, 
 
 def test_a_text_too_short_leaves_the_merge_unmeasured(fine_tunes, tmp_path, context, here):
     from pressoir import text
-    from pressoir.sections import TextConfig
+    from pressoir.recipe.sections import TextConfig
 
     (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
     (data := tmp_path / "text").mkdir()

@@ -11,8 +11,8 @@ from stopping import StoppedError, StopsAt
 
 from pressoir import models, pruning, training
 from pressoir.errors import RecipeError
+from pressoir.recipe.sections import PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
-from pressoir.sections import PruneConfig, PruneTarget
 from pressoir.stage import StageContext
 from pressoir.stages import prune, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig

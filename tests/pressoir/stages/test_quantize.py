@@ -20,8 +20,8 @@ from pressoir.quantization.int8 import (
     quantize_rows,
 )
 from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
+from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import quantize
 from pressoir.system.runtime import one_thread

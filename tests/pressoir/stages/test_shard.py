@@ -16,8 +16,8 @@ from safetensors import safe_open
 from pressoir import sharding
 from pressoir.errors import ShardError
 from pressoir.inference.engines import OnnxEngine, open_engine
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize, shard
 

@@ -19,8 +19,8 @@ from stopping import StoppedError, StopsAt
 from pressoir import data, models, pruning, training
 from pressoir.errors import RecipeError, SourceError
 from pressoir.quantization.int8 import quantize_rows
+from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
-from pressoir.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.stage import StageContext
 from pressoir.stages import distill, prune, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
@@ -329,7 +329,7 @@ def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_p
 CHILD = """
 import sys
 from pathlib import Path
-from pressoir.sections import TeacherConfig
+from pressoir.recipe.sections import TeacherConfig
 from pressoir.reporting import LogReporter
 from pressoir.stages import StageContext, teacher
 model, data, root = map(Path, sys.argv[1:])

@@ -17,8 +17,7 @@ from pressoir.errors import SourceError
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer
-from pressoir.reporting import LogReporter
-from pressoir.sections import (
+from pressoir.recipe.sections import (
     DataConfig,
     DistillConfig,
     ExportConfig,
@@ -27,6 +26,7 @@ from pressoir.sections import (
     TeacherConfig,
     VocabularyConfig,
 )
+from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, export, quantize, teacher, teacher_outputs
 from pressoir.stages import vocabulary as stage

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
-from pressoir.sections import (
+from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
     DataConfig,
