@@ -190,7 +190,7 @@ def cases(folder):
                 header=False,
                 text_column=1,
                 label_column=0,
-                labels=("no", "yes"),
+                labels=("négatif", "positif"),
                 train_samples=100,
                 validation_samples=50,
                 test_samples=25,
