@@ -135,7 +135,7 @@ def store_verify() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 def store_gc(older_than_days: float, dry_run: bool) -> None:
     """Remove artifacts that no registered model descends from and nobody used for a while."""
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
 
     the_store = Store()
     removed = the_store.collect(Registry(the_store.home).references(), older_than_days, dry_run)

@@ -8,7 +8,7 @@ from typing import Any
 from pressoir.errors import SourceError
 from pressoir.inference.engines import GRAPH, Runtime, read_json
 from pressoir.inference.sequence_to_sequence import ENCODER
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",

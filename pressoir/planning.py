@@ -191,7 +191,7 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         MergeError: the models cannot be merged; every finding is listed.
     """
     from pressoir import data
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
 
     store.check_writable()
     Registry(store.home).models()

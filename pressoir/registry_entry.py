@@ -17,7 +17,8 @@ from pressoir import sharding, sources
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.inference.engines import read_json
-from pressoir.registry import Entry, Registry, Task, Urls, check_id
+from pressoir.registry.catalogue import Entry, Task, Urls, check_id
+from pressoir.registry.registry import Registry
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest

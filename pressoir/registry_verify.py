@@ -12,7 +12,8 @@ from typing import Literal
 from pressoir import sharding, sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError, ShardError, SourceError, UnreachableError
-from pressoir.registry import Entry, Registry
+from pressoir.registry.catalogue import Entry
+from pressoir.registry.registry import Registry
 from pressoir.registry_entry import check_graphs, content
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256

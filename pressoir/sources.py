@@ -31,7 +31,7 @@ from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
 
 if TYPE_CHECKING:
-    from pressoir.registry import Entry
+    from pressoir.registry.catalogue import Entry
 
 WEIGHTS = ("*.safetensors", "*.onnx")
 MODEL_FILES = (
@@ -193,7 +193,8 @@ def _locate(
 
     `aliases` are the catalogue's ids that led here: one that names itself means the hub's model of that name.
     """
-    from pressoir.registry import Registry, nearest
+    from pressoir.registry.catalogue import nearest
+    from pressoir.registry.registry import Registry
 
     if (folder := folder_of(reference)) is not None:
         return folder, None

@@ -19,7 +19,8 @@ from prefect.transactions import Transaction, get_transaction
 
 import tasks
 from pressoir.errors import PressoirError, RecipeError, RegistryError
-from pressoir.registry import Registry, ServingEntry
+from pressoir.registry.catalogue import ServingEntry
+from pressoir.registry.registry import Registry
 from pressoir.serving import deployment, smoke
 from pressoir.serving.client import KEY, Server
 from pressoir.serving.config import ServingConfig, resolve

@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema
 import pressoir
 from pressoir.inference.predictor import open_predictor
 from pressoir.recipe.sections import RegistryConfig
-from pressoir.registry import promotion
+from pressoir.registry.promotion import promotion
 from pressoir.reports import AnyRow
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store

@@ -9,7 +9,8 @@ from prefect.logging import get_run_logger
 
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import RegistryConfig
-from pressoir.registry import Entry, Registry, Urls
+from pressoir.registry.catalogue import Entry, Urls
+from pressoir.registry.registry import Registry
 from pressoir.reports import AnyRow
 from pressoir.sources import Source
 from pressoir.store.artifact import Artifact

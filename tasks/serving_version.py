@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from pressoir.errors import RegistryError
-from pressoir.registry import nearest
+from pressoir.registry.catalogue import nearest
 from pressoir.serving.config import EXTERNAL, ServingConfig
 from pressoir.serving.deployment import fingerprint
 from pressoir.store.artifact import Artifact

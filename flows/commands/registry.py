@@ -1,4 +1,4 @@
-"""`pressoir registry …`: models known by name. The commands only print; `pressoir.registry` does the work."""
+"""`pressoir registry …`: models known by name. The commands only print; `pressoir.registry.registry` does the work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.table import Table
 
 from flows.commands.terminal import console
 from pressoir.errors import SourceError
-from pressoir.registry import Entry, Registry, Task, read, shipped_file
+from pressoir.registry.catalogue import Entry, Task, read, shipped_file
+from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
 
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}

@@ -90,7 +90,7 @@ def serve(
 
 def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> ServingConfig:
     """Of a file, or, where the name has not that form, of a deployment."""
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import deployed
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
 from pressoir.inference.engines import Runtime
 from pressoir.recipe.sections import DataConfig
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Names = Annotated[

@@ -15,7 +15,7 @@ from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
 from pressoir.inference.engines import Runtime
 from pressoir.model_kinds import runtime_of
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 
 Device = Literal["auto", "cpu", "cuda"]
 PAIRS_TOGETHER = 8

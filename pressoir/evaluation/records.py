@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pressoir.config import Config
 from pressoir.inference.engines import Runtime
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 
 
 class Sample(Config):

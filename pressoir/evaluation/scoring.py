@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 
 DIGITS = 6
 """Significant digits of the floats in a raw prediction."""

@@ -29,7 +29,7 @@ from pressoir.config import (
 )
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.inference.engines import Runtime
-from pressoir.registry import Id, Sha256, Task, nearest
+from pressoir.registry.catalogue import Id, Sha256, Task, nearest
 from pressoir.store.store import Store
 
 EXTERNAL = "models:/"

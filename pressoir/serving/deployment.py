@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pressoir import registry_verify, sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError
-from pressoir.registry import Entry, Registry, ServingEntry
+from pressoir.registry.catalogue import Entry, ServingEntry
+from pressoir.registry.registry import Registry
 from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.store.artifact import Artifact, digest_of
 from pressoir.store.store import Store

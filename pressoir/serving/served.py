@@ -37,7 +37,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.tokenization import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 from pressoir.serving.turns import Operations, Steps
 from pressoir.sources import check_model_folder, model_files
 from pressoir.system.files import folder_digest

@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from pressoir.errors import RecipeError
 from pressoir.inference.engines import Runtime
-from pressoir.registry import Task
+from pressoir.registry.catalogue import Task
 from pressoir.serving.config import ServingConfig
 
 

@@ -200,7 +200,7 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
 def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
     from flows.compress import compress
     from pressoir import sources
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
     from pressoir.store.store import Store
 
     result = compress(recipe)

@@ -51,7 +51,7 @@ def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home
 
     from flows.compress import compress, plan
     from pressoir.inference.text_generation import TextGenerator
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
     from tasks.model_version import _global_tracking_uri
 
     result = compress(recipe)

@@ -27,7 +27,7 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
 
     from flows.compress import compress, plan
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
     from pressoir.store.store import Store
     from tasks.model_version import _global_tracking_uri
 

@@ -105,7 +105,7 @@ class TestDeployment:
     def test_what_was_checked_and_tried_is_registered_everywhere(self, values, home):
         from prefect.client.orchestration import get_client
 
-        from pressoir.registry import Registry
+        from pressoir.registry.registry import Registry
         from pressoir.serving.deployment import deployed
 
         result = deploy(values)
@@ -226,7 +226,7 @@ def refuse(*_, **__):
 
 def write_then_fail(monkeypatch):
     from pressoir.errors import StoreError
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
 
     write = Registry.deploy
 
@@ -409,7 +409,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     import flows.deploy
     import tasks.serving_version
     from pressoir.errors import PressoirError
-    from pressoir.registry import Registry
+    from pressoir.registry.registry import Registry
     from pressoir.serving.client import Server
     from pressoir.serving.deployment import deployed
 

@@ -262,7 +262,7 @@ def test_metrics_are_the_last_rows_figures_and_all_finite(measured):
 
 def test_a_registry_may_promote_by_the_last_rows_figures(measured):
     from pressoir.recipe.sections import Criterion
-    from pressoir.registry import promotion
+    from pressoir.registry.promotion import promotion
 
     promoted, reason = promotion(measured.figures, None, Criterion(max_perplexity_increase=10.0))
     assert promoted, reason

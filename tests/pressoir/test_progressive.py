@@ -18,7 +18,8 @@ from pressoir.inference.text_generation import TextGenerator
 from pressoir.progressive import ProgressiveLoader, load_from_registry
 from pressoir.quantization import packing
 from pressoir.recipe.sections import ShardConfig
-from pressoir.registry import Entry, Registry, Urls
+from pressoir.registry.catalogue import Entry, Urls
+from pressoir.registry.registry import Registry
 from pressoir.reporting import LogReporter
 from pressoir.shard_sources import FolderSource
 from pressoir.sharding import LoadingCancelledError, read_manifest, verify

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pressoir import registry
 from pressoir.errors import RegistryError, StoreError
 from pressoir.recipe.sections import Criterion
-from pressoir.registry import Entry, Registry, Urls, promotion
+from pressoir.registry import catalogue
+from pressoir.registry.catalogue import Entry, Urls
+from pressoir.registry.promotion import promotion
+from pressoir.registry.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,11 +32,11 @@ def entry(id="pressed", **changes):
 
 
 def test_the_committed_schema_is_the_one_the_types_generate():
-    assert (ROOT / "models.schema.json").read_text(encoding="utf-8") == registry.schema()
+    assert (ROOT / "models.schema.json").read_text(encoding="utf-8") == catalogue.schema()
 
 
 def test_every_field_tells_an_editor_what_it_is():
-    schema = json.loads(registry.schema())
+    schema = json.loads(catalogue.schema())
     fields = {"": schema, **schema["$defs"]}
     unsaid = [
         f"{name}.{field}"
@@ -43,19 +45,19 @@ def test_every_field_tells_an_editor_what_it_is():
         if not said.get("description")
     ]
     assert not unsaid
-    assert set(registry.Task.__args__) == set(fields["Entry"]["properties"]["type"]["enum"])
+    assert set(catalogue.Task.__args__) == set(fields["Entry"]["properties"]["type"]["enum"])
 
 
 def test_an_editor_marks_a_key_that_is_no_id():
     jsonschema = pytest.importorskip("jsonschema")
     wrong = {"models": {"No Id": json.loads(entry().model_dump_json())}}
     with pytest.raises(jsonschema.ValidationError, match="No Id"):
-        jsonschema.Draft202012Validator(json.loads(registry.schema())).validate(wrong)
+        jsonschema.Draft202012Validator(json.loads(catalogue.schema())).validate(wrong)
 
 
 def test_the_shipped_catalogue_is_valid_and_in_canonical_form():
     text = (ROOT / "models.json").read_text(encoding="utf-8")
-    assert registry.dump(registry.read(ROOT / "models.json")) == text
+    assert catalogue.dump(catalogue.read(ROOT / "models.json")) == text
     assert {"all-minilm-l6-v2", "bert-base-uncased", "distilbert-base-uncased"} <= set(
         json.loads(text)["models"]
     )
@@ -70,7 +72,7 @@ def test_the_shipped_catalogue_obeys_the_committed_schema():
 
 
 def test_every_shipped_hub_reference_is_pinned_to_a_commit():
-    for model in registry.read(ROOT / "models.json").models.values():
+    for model in catalogue.read(ROOT / "models.json").models.values():
         for url in (model.urls.base, *model.urls.mirrors):
             if url.startswith("hub:"):
                 assert url.endswith(f"@{model.revision}")
@@ -87,10 +89,10 @@ def test_a_registered_model_is_found_and_wins_over_the_catalogue(tmp_path):
 
 
 def test_registering_never_touches_the_shipped_catalogue(tmp_path):
-    before = registry.shipped_file().read_bytes()
+    before = catalogue.shipped_file().read_bytes()
     Registry(tmp_path).add(entry("bert-base-uncased"))
-    assert registry.shipped_file().read_bytes() == before
-    assert (tmp_path / "models.schema.json").read_text(encoding="utf-8") == registry.schema()
+    assert catalogue.shipped_file().read_bytes() == before
+    assert (tmp_path / "models.schema.json").read_text(encoding="utf-8") == catalogue.schema()
 
 
 def test_an_unknown_id_names_the_nearest(tmp_path):
@@ -103,7 +105,7 @@ def test_an_unknown_id_names_the_nearest(tmp_path):
 @pytest.mark.parametrize("id", ["", "Pressed", "a b", "../up", "-x", "a" * 64, "x\n"])
 def test_what_cannot_be_an_id_is_refused_with_what_can(id):
     with pytest.raises(RegistryError, match="use up to 63 lower-case letters"):
-        registry.check_id(id)
+        catalogue.check_id(id)
 
 
 def test_an_entry_is_made_from_the_one_it_replaces(tmp_path):
@@ -175,7 +177,7 @@ def test_a_file_with_a_syntax_error_is_named_with_its_line_and_left_alone(tmp_pa
 
 
 def test_a_key_that_is_given_twice_is_named_and_neither_is_lost(tmp_path):
-    twice = registry.dump(registry.Catalogue(models={"pressed": entry()})).replace(
+    twice = catalogue.dump(catalogue.Catalogue(models={"pressed": entry()})).replace(
         '"version": 1', '"version": 1, "models": {}'
     )
     (tmp_path / "models.json").write_text(twice)
@@ -186,14 +188,14 @@ def test_a_key_that_is_given_twice_is_named_and_neither_is_lost(tmp_path):
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])
 def test_a_figure_that_is_no_number_is_refused_since_json_has_none(value, tmp_path):
-    text = registry.dump(registry.Catalogue(models={"pressed": entry(metrics={"speedup": 2})}))
+    text = catalogue.dump(catalogue.Catalogue(models={"pressed": entry(metrics={"speedup": 2})}))
     (tmp_path / "models.json").write_text(text.replace('"speedup": 2.0', f'"speedup": {value}'))
     with pytest.raises(RegistryError, match=r"models\.pressed\.metrics\.speedup"):
         Registry(tmp_path).models()
 
 
 def test_a_wrong_field_is_named(tmp_path):
-    raw = json.loads(registry.dump(registry.Catalogue(models={"pressed": entry()})))
+    raw = json.loads(catalogue.dump(catalogue.Catalogue(models={"pressed": entry()})))
     raw["models"]["pressed"]["size_mb"] = -1
     raw["models"]["pressed"]["sise"] = 1
     (tmp_path / "models.json").write_text(json.dumps(raw))
@@ -205,7 +207,7 @@ def test_a_wrong_field_is_named(tmp_path):
 
 def test_a_key_that_differs_from_the_id_is_refused():
     with pytest.raises(ValidationError, match="make them the same"):
-        registry.Catalogue(models={"other": entry()})
+        catalogue.Catalogue(models={"other": entry()})
 
 
 def test_references_are_the_digests_of_registered_models_and_their_lineage(tmp_path):
@@ -217,7 +219,7 @@ def test_references_are_the_digests_of_registered_models_and_their_lineage(tmp_p
 
 def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from pressoir.registry import *\n"
+        "import sys; from pathlib import Path; from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
         "home, worker = Path(sys.argv[1]), sys.argv[2]\n"
         "for i in range(5):\n"
         "    Registry(home).add(Entry(id=f'm-{worker}-{i}', name='m', type='causal-lm', size_mb=1,\n"
@@ -227,7 +229,7 @@ def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(n)], cwd=ROOT) for n in range(10)
     ]
     assert [worker.wait() for worker in workers] == [0] * 10
-    own = set(Registry(tmp_path).models()) - set(registry.read(registry.shipped_file()).models)
+    own = set(Registry(tmp_path).models()) - set(catalogue.read(catalogue.shipped_file()).models)
     assert own == {f"m-{worker}-{i}" for worker in range(10) for i in range(5)}
     assert not list(tmp_path.glob(".models.*"))
 
@@ -236,7 +238,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(
     Registry(tmp_path).add(entry())
     before = (tmp_path / "models.json").read_bytes()
     program = (
-        "import os, signal, sys; from pathlib import Path; from pressoir.registry import *\n"
+        "import os, signal, sys; from pathlib import Path; from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
         "replace = Path.replace\n"
         "def killed(self, target):\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if target.name == FILE else replace(self, target)\n"

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pressoir.errors import RegistryError, SourceError
-from pressoir.registry import Registry
+from pressoir.registry.registry import Registry
 from pressoir.registry_entry import Details, describe, register
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from pressoir.errors import RegistryError
-from pressoir.registry import Entry, Registry, ServingEntry, Urls, read
+from pressoir.registry.catalogue import Entry, ServingEntry, Urls, read
+from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
 
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from pressoir import sharding
 from pressoir.errors import RegistryError, ShardError
-from pressoir.registry import Entry, Registry
+from pressoir.registry.catalogue import Entry
+from pressoir.registry.registry import Registry
 from pressoir.registry_entry import Details, register
 from pressoir.registry_verify import is_gone, verify
 from pressoir.store.store import Store

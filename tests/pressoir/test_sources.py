@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from pressoir import errors, sources
 from pressoir.errors import RegistryError, SourceError, UnreachableError
-from pressoir.registry import Entry, Registry
+from pressoir.registry.catalogue import Entry
+from pressoir.registry.registry import Registry
 from pressoir.sources import check_model_folder, resolve
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from flows.cli import main
 from flows.commands import registry
-from pressoir.registry import Registry
+from pressoir.registry.registry import Registry
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import folder_digest

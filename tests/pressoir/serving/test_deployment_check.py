@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pressoir.errors import RegistryError
-from pressoir.registry import Registry
+from pressoir.registry.registry import Registry
 from pressoir.registry_entry import Details, register
 from pressoir.serving import deployment
 from pressoir.serving.config import ServingConfig, resolve

@@ -1,0 +1,203 @@
+"""The catalogue of models: its types, and `models.json` as text."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from pressoir.config import Config
+from pressoir.errors import RegistryError
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+FILE = "models.json"
+SCHEMA_FILE = "models.schema.json"
+Reference = Annotated[str, Field(min_length=1)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+_ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Id = Annotated[str, Field(pattern=_ID)]
+Task = Literal[
+    "text-classification", "causal-lm", "translation", "automatic-speech-recognition", "feature-extraction"
+]
+
+
+class Urls(Config):
+    """References that `pressoir.sources` resolves, tried in this order."""
+
+    base: Reference
+    """`hub:org/name@revision`, `package:module`, `store:stage/key`, a folder, or the URL of a sharded one."""
+    mirrors: tuple[Reference, ...] = ()
+    """Where else the same model is."""
+    shards: tuple[FileName, ...] = ()
+    """File names of its shards, in the order of execution; none where it is not sharded."""
+
+
+class Entry(Config):
+    """One model."""
+
+    id: Id
+    """Name it is known by; the same as its key in the file."""
+    name: str
+    """Name for people."""
+    type: Task
+    """What it does."""
+    size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Size of its files on disk, MB = 10^6 bytes."""
+    urls: Urls
+    """Where its files are."""
+    digest: Sha256 | None = None
+    """SHA-256 over all its files, as the artifact store has it; of a hub or HTTP model, those fetched."""
+    weights_sha256: Sha256 | None = None
+    """SHA-256 of `model.safetensors`; checked before the model is used."""
+    revision: str | None = None
+    """Commit on the hub."""
+    licence: str
+    """SPDX identifier."""
+    metrics: dict[str, FiniteFloat] = Field(default={})
+    """What it was measured to do; fractions 0–1, units in the names."""
+    quantization: str | None = None
+    """Scheme of its weights, such as `int8` or `q4`; null for floating point."""
+    lineage: dict[str, Sha256] = Field(default={})
+    """Digest of each stage's artifact on the way to it, in the order they ran."""
+    created_at: str | None = None
+    """UTC time of registration, ISO 8601."""
+
+
+class ServingEntry(Config):
+    """One deployed serving configuration."""
+
+    id: Id
+    """Name it is served by; the same as its key in the file."""
+    config: dict[str, Any]
+    """The configuration, each tier with the place and the digest of its files."""
+    digests: dict[Id, Sha256]
+    """SHA-256 over the files of each tier's model, as they were checked when it was deployed."""
+    artifacts: dict[Id, Sha256] = Field(default={})
+    """Digest of the artifact of each tier whose files are in the store, where `gc` keeps them."""
+    created_at: str | None = None
+    """UTC time of registration, ISO 8601."""
+
+
+class Catalogue(Config):
+    """A registry file."""
+
+    model_config = ConfigDict(title="Pressoir model registry")
+
+    schema_file: Annotated[str, Field(alias="$schema")] = f"./{SCHEMA_FILE}"
+    """The JSON Schema of this file, for editors."""
+    version: Literal[1] = 1
+    """Version of the format."""
+    models: dict[Id, Entry] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    """The models by id."""
+    serving: dict[Id, ServingEntry] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    """What is deployed, by id."""
+
+    @model_validator(mode="after")
+    def _ids_agree(self) -> Catalogue:
+        for section in ("models", "serving"):
+            for key, entry in getattr(self, section).items():
+                if entry.id != key:
+                    raise ValueError(f"{section}.{key} has the id {entry.id!r}; make them the same")
+        return self
+
+
+def shipped_file() -> Path:
+    """The catalogue that comes with Pressoir: inside an installed package, else at the repository's root."""
+    package = Path(__file__).parents[1]
+    return next(path for path in (package / FILE, package.parent / FILE) if path.exists())
+
+
+def read(path: Path) -> Catalogue:
+    """Read a registry file.
+
+    Raises:
+        RegistryError: it is not JSON (the message names the line), or a field is wrong (it names the field).
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} cannot be read: {error}") from error
+
+
+def parse(text: str, path: Path) -> Catalogue:
+    """The catalogue of a file's text; raises as `read`."""
+    try:
+        raw: Any = json.loads(text, object_pairs_hook=_unique)
+    except _DuplicateError as error:
+        raise RegistryError(f"{path}: the key {error} is given twice; keep one") from error
+    except json.JSONDecodeError as error:
+        raise RegistryError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend it, or move it away to start "
+            "a new one"
+        ) from error
+    try:
+        return Catalogue.model_validate(raw)
+    except ValidationError as error:
+        problems = [
+            f"  {'.'.join(map(str, problem['loc'])) or '(file)'}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise RegistryError("\n".join([f"{path} is not a valid registry:", *problems])) from None
+
+
+class _DuplicateError(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless a key is given twice: the first would be lost with the next write."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateError(json.dumps(key))
+        result[key] = value
+    return result
+
+
+def check_id(id: str) -> None:
+    """Refuse what cannot be an id.
+
+    Raises:
+        RegistryError: it says which characters may be used.
+    """
+    if not re.fullmatch(_ID, id):
+        raise RegistryError(
+            f"{id!r} cannot be an id; use up to 63 lower-case letters, digits, '.', '_' and '-', and begin "
+            "with a letter or digit"
+        )
+
+
+def nearest(id: str, known: Iterable[str]) -> str | None:
+    """The known id that `id` is most likely a slip of, if any."""
+    return next(iter(difflib.get_close_matches(id.lower(), known, n=1)), None)
+
+
+def hint(id: str, known: Collection[str]) -> str:
+    if near := nearest(id, known):
+        return f"did you mean {near!r}?"
+    if not known:
+        return "nothing is registered yet: see `pressoir registry add`"
+    return f"known are: {', '.join(sorted(known)[:10])}{', …' if len(known) > 10 else ''}"
+
+
+def dump(catalogue: Catalogue) -> str:
+    """The text of a registry file."""
+    content = catalogue.model_dump(mode="json", by_alias=True)
+    if not catalogue.serving:
+        del content["serving"]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def schema() -> str:
+    """The text of `models.schema.json`, generated from the types above."""
+    generated = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Catalogue.model_json_schema(by_alias=True),
+    }
+    return json.dumps(generated, indent=2, ensure_ascii=False) + "\n"
