@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pressoir import planning
 from pressoir.config import Config, Document
 from pressoir.errors import PressoirError, RecipeError, StoreError
-from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.planning import Pressed
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Forwarding, Reporter

@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from flows.commands.terminal import console, progress
 from pressoir import data, metrics, models
+from pressoir.formats import symmetric_blocks
+from pressoir.formats.int8_checkpoint import dequantized_state
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import hqq, rtn, symmetric
 from pressoir.quantization.int8 import word_table
-from pressoir.quantization.int8_checkpoint import dequantized_state
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
@@ -115,7 +116,7 @@ def grids(table: torch.Tensor) -> None:
         candidates = {
             "symmetric, max / 7": ((codes * plain).reshape(table.shape), 16),
             "symmetric, signed scale, searched": (
-                symmetric.dequantize(*symmetric.quantize(table, size)),
+                symmetric_blocks.dequantize(*symmetric.quantize(table, size)),
                 16,
             ),
             "with zero points, min to max": (rtn.quantize(table, 4, size).dequantize(), 20),

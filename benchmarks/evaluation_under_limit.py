@@ -35,11 +35,11 @@ from pressoir.evaluation import memory_log, planner, report, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.guards import ended_by_sigterm
 from pressoir.evaluation.journal import Journal
+from pressoir.formats.tensor_bytes import WEIGHTS
 from pressoir.store.store import Store
 from pressoir.system.cgroups import Files, hierarchies
 from pressoir.system.memory import process_tree
 from pressoir.system.runtime import available_cpus, describe_machine
-from pressoir.tensor_bytes import WEIGHTS
 
 GB = 10**9
 LOOK_S = 0.1

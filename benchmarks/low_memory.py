@@ -98,8 +98,8 @@ def make(work: str, parameters_m: str, dtype: str) -> None:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     from pressoir import skeleton, text
-    from pressoir.quantization.tensor_files import Writer
-    from pressoir.tensor_bytes import WEIGHTS
+    from pressoir.formats.tensor_bytes import WEIGHTS
+    from pressoir.formats.tensor_files import Writer
 
     folder = Path(work) / "model"
     folder.mkdir()

@@ -33,7 +33,7 @@ from pressoir import sources
 from pressoir.errors import SourceError
 from pressoir.evaluation import datasets, estimate
 from pressoir.evaluation.jobs import End, Job, parse
-from pressoir.model_kinds import task_of
+from pressoir.formats.folder import task_of
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 GOAL_COVERED, GOAL_RATIO = 0.95, 1.5

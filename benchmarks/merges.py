@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.commands.terminal import console, progress
 from pressoir import sources
-from pressoir.inference.engines import read_json
+from pressoir.formats.folder import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
 from pressoir.recipe.sections import MergeConfig, TextConfig

@@ -12,7 +12,8 @@ import peers_onnx
 import peers_torch
 
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import GRAPH, OnnxEngine, Runtime
+from pressoir.formats.folder import GRAPH, Runtime
+from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed

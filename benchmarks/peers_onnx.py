@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import GRAPH
+from pressoir.formats.folder import GRAPH
 from pressoir.system.runtime import describe_machine
 
 OPTIMUM_TARGETS = ("avx512_vnni", "avx512", "avx2")

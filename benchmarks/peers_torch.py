@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.inference.engines import Runtime, accepted_inputs, read_json
+from pressoir.formats.folder import Runtime, read_json
+from pressoir.inference.engines import accepted_inputs
 from pressoir.inference.probe import Probe, run_child
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer

@@ -341,7 +341,7 @@ def unchecked() -> Iterator[None]:
 
 def exported(source: Path, folder: Path) -> None:
     """ONNX of whatever the checkpoint is."""
-    from pressoir.model_kinds import task_of
+    from pressoir.formats.folder import task_of
     from pressoir.recipe.sections import ExportConfig
     from pressoir.stages import export
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pressoir.config import Config, Fraction
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import Runtime
+from pressoir.formats.folder import Runtime
 
 Positive = Annotated[float, Field(gt=0)]
 

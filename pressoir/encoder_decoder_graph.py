@@ -30,10 +30,9 @@ from torch import nn
 from pressoir import onnx_graph
 from pressoir.decoder_trace import remove_identities, share_dimensions
 from pressoir.errors import ParityError
-from pressoir.inference.engines import GRAPH
-from pressoir.inference.sequence_to_sequence import DECODER, ENCODER
+from pressoir.formats.folder import DECODER, ENCODER, GRAPH
+from pressoir.formats.int8_checkpoint import PackedWeight
 from pressoir.quantization.int8 import quantize_rows
-from pressoir.quantization.int8_checkpoint import PackedWeight
 from pressoir.stages.export import quiet
 
 if TYPE_CHECKING:

@@ -39,11 +39,11 @@ from transformers import PreTrainedModel
 
 from pressoir import decoder_trace, models, onnx_graph, skeleton, text, weight_layers, weight_only_graph
 from pressoir.errors import ParityError, SourceError
+from pressoir.formats.folder import GRAPH
+from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
-from pressoir.inference.engines import GRAPH
 from pressoir.inference.parity import Parity, compare
 from pressoir.inference.tokenization import LanguageModelTokenizer
-from pressoir.quantization.checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
 from pressoir.recipe.sections import ExportConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT

@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 
 from pressoir import encoder_decoder_graph, models, onnx_graph, text
 from pressoir.errors import ParityError, SourceError
+from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
-from pressoir.inference.engines import QUANTIZATION, read_json
 from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.inference.vocabulary import TOKENIZER, PythonVocabulary
-from pressoir.model_kinds import task_of
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from pressoir import text as running_text
 from pressoir.errors import PressoirError
+from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, headline, to_markdown
-from pressoir.inference.engines import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.inference.probe import Probe, probe
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pressoir.comparison import Conditions, Positive, times
 from pressoir.config import Config, NotNegative
-from pressoir.inference.engines import Runtime
+from pressoir.formats.folder import Runtime
 
 Count = Annotated[int, Field(gt=0)]
 LOSS = 0.05  # rise of perplexity from which a row is named

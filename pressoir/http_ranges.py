@@ -22,7 +22,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
 from pressoir.errors import SourceError, UnreachableError
-from pressoir.sharding import LoadingCancelledError
+from pressoir.formats.sharding import LoadingCancelledError
 
 ATTEMPTS = 5
 BACKOFF_S = 0.5

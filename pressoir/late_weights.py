@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from pressoir.errors import QuantizationError, ShardError, SourceError
 from pressoir.execution_order import model_name
-from pressoir.inference.engines import QUANTIZATION, read_json
-from pressoir.quantization import packing
-from pressoir.quantization.checkpoint import (
+from pressoir.formats import packing
+from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.formats.packed_checkpoint import (
     CODES,
     FORMAT_VERSION,
     SCALES,
@@ -28,8 +28,8 @@ from pressoir.quantization.checkpoint import (
     LayerInfo,
     PackedLayer,
 )
-from pressoir.sharding import ShardManifest, ShardRecord, TensorRecord
-from pressoir.tensor_bytes import ALIGNMENT, read_header
+from pressoir.formats.sharding import ShardManifest, ShardRecord, TensorRecord
+from pressoir.formats.tensor_bytes import ALIGNMENT, read_header
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},

@@ -35,8 +35,8 @@ from transformers.modeling_utils import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import QUANTIZATION
-from pressoir.inference.tokenization import most_tokens
+from pressoir.formats.folder import QUANTIZATION
+from pressoir.formats.tokenizer_limit import most_tokens
 
 # Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the attention's query,
 # key, value and output projections, and the two feed-forward projections.
@@ -228,7 +228,7 @@ def empty_causal_lm(config: Any) -> PreTrainedModel:
 
 
 def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    from pressoir.quantization.checkpoint import dequantized_tensors
+    from pressoir.formats.packed_checkpoint import dequantized_tensors
 
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -356,7 +356,7 @@ def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> N
 def _load_special(folder: Path, config: Any) -> PreTrainedModel:
     """Build the architecture, cut it to the widths its config names, and fill it."""
     if (folder / QUANTIZATION).exists():
-        from pressoir.quantization.int8_checkpoint import dequantized_state
+        from pressoir.formats.int8_checkpoint import dequantized_state
 
         state = dequantized_state(folder)
     else:

@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pressoir.errors import ParityError
-from pressoir.quantization import packing, symmetric
+from pressoir.formats import packing, symmetric_blocks
 
 if TYPE_CHECKING:
-    from pressoir.quantization.int8_checkpoint import PackedWeight
+    from pressoir.formats.int8_checkpoint import PackedWeight
 
 MICROSOFT = "com.microsoft"
 # An embedding table of at most this many elements is expanded to float32 when the session is made: fewer
@@ -83,9 +83,9 @@ def read_placement(
     tensors = constants(model)
     codes = numpy_helper.to_array(tensors[placement.codes])
     scales = numpy_helper.to_array(tensors[placement.scales])
-    if placement.bits == symmetric.BITS:
+    if placement.bits == symmetric_blocks.BITS:
         numbers = packing.unpack(codes, placement.bits, codes.shape[1] * 8 // placement.bits)
-        return numbers.astype(np.int8) + np.int8(symmetric.LOWEST), scales
+        return numbers.astype(np.int8) + np.int8(symmetric_blocks.LOWEST), scales
     scales = scales.reshape(-1)
     if placement.columns is None:
         return codes, scales
@@ -392,7 +392,7 @@ class _Lowering:
 
     def _gather(self, node: onnx.NodeProto, name: str) -> None:
         layer, ids, output = self.layers[name], node.input[1], node.output[0]
-        if layer.bits == symmetric.BITS:
+        if layer.bits == symmetric_blocks.BITS:
             self._gather_blocks(node, name)
             return
         codes = self._tensor(f"{name}.weight_codes", layer.codes)
@@ -416,7 +416,7 @@ class _Lowering:
     def _gather_blocks(self, node: onnx.NodeProto, name: str) -> None:
         """A 4-bit table. The operator takes 8 off each code where it is given no zero points."""
         layer = self.layers[name]
-        numbers = (layer.codes - np.int8(symmetric.LOWEST)).astype(np.uint8)
+        numbers = (layer.codes - np.int8(symmetric_blocks.LOWEST)).astype(np.uint8)
         codes = self._tensor(f"{name}.weight_codes", packing.pack(numbers, layer.bits))
         scales = self._tensor(f"{name}.weight_scale", layer.scales)
         self.placements[name] = Placement(codes, scales, None, layer.bits)

@@ -31,10 +31,10 @@ from transformers import PreTrainedModel
 
 from pressoir import errors, skeleton, sources
 from pressoir.errors import PressoirError, ShardError
+from pressoir.formats.sharding import LoadingCancelledError, ShardRecord
 from pressoir.late_weights import LateWeights
 from pressoir.registry.registry import Registry
 from pressoir.shard_sources import Source, is_url, open_source
-from pressoir.sharding import LoadingCancelledError, ShardRecord
 from pressoir.store.store import Store
 
 if TYPE_CHECKING:

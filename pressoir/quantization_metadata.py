@@ -9,7 +9,7 @@ from typing import Any
 
 from pressoir import __version__
 from pressoir.config import Config
-from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.sources import Source
 
 FILE = "metadata.json"

@@ -13,11 +13,12 @@ from pathlib import Path
 import yaml
 from pydantic import Field, FiniteFloat
 
-from pressoir import sharding, sources
+from pressoir import sources
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
-from pressoir.inference.engines import read_json
-from pressoir.registry.catalogue import Entry, Task, Urls, check_id
+from pressoir.formats import sharding
+from pressoir.formats.folder import Task, check_model_folder, read_json
+from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
@@ -92,7 +93,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         url, folder = reference, sources.locate(reference, store)
     else:
         url, folder = sources.locate_entry(known, store)
-    sources.check_model_folder(folder, reference)
+    check_model_folder(folder, reference)
     check_graphs(folder, reference)
     base, revision = _place(url, folder, store)
     with disk_errors(folder):
@@ -127,7 +128,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
 
 def content(base: str, folder: Path) -> tuple[str, int]:
     """Digest and size in bytes of the model in `folder`; of a fetched one what is fetched counts, no more."""
-    return folder_digest(folder, sources.model_files(folder) if base.startswith(sources.FETCHED) else None)
+    return folder_digest(folder, folder.model_files(folder) if base.startswith(sources.FETCHED) else None)
 
 
 def check_graphs(folder: Path, reference: str) -> None:
@@ -213,7 +214,7 @@ def _shards(folder: Path) -> tuple[str, ...]:
 
 
 def _task(folder: Path) -> Task:
-    from pressoir.model_kinds import task_of
+    from pressoir.formats.folder import task_of
 
     try:
         return task_of(folder)

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pressoir import sharding, sources
+from pressoir import sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError, ShardError, SourceError, UnreachableError
+from pressoir.formats import sharding
+from pressoir.formats.folder import check_model_folder
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
 from pressoir.registry_entry import check_graphs, content
@@ -91,7 +93,7 @@ def is_gone(entry: Entry, store: Store) -> bool:
 def _problems(entry: Entry, url: str, folder: Path) -> list[str]:
     problems = []
     try:
-        sources.check_model_folder(folder, entry.id)
+        check_model_folder(folder, entry.id)
         check_graphs(folder, entry.id)
     except SourceError as error:
         problems.append(str(error))

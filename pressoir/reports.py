@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pressoir import comparison, generation_comparison
 from pressoir.comparison import Benchmark, Row, points
+from pressoir.formats.folder import read_json
 from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, figure, percent
-from pressoir.inference.engines import read_json
 
 AnyBenchmark = Benchmark | GenerationBenchmark
 AnyRow = Row | GenerationRow

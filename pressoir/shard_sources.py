@@ -17,8 +17,7 @@ from threading import Event
 from filelock import FileLock
 
 from pressoir.errors import ShardError
-from pressoir.http_ranges import Server
-from pressoir.sharding import (
+from pressoir.formats.sharding import (
     MANIFEST,
     FileRecord,
     LoadingCancelledError,
@@ -29,9 +28,10 @@ from pressoir.sharding import (
     parse_manifest,
     read_manifest,
 )
+from pressoir.formats.tensor_bytes import CHUNK_BYTES
+from pressoir.http_ranges import Server
 from pressoir.store.store import default_home
 from pressoir.system.files import disk_errors
-from pressoir.tensor_bytes import CHUNK_BYTES
 
 MAX_MANIFEST_BYTES = 64_000_000
 _NO_LIMIT_S = 1e9

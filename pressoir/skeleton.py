@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from pressoir import models
 from pressoir.errors import SourceError
-from pressoir.inference.engines import read_json
+from pressoir.formats.folder import read_json
 
 
 def build(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -16,7 +16,6 @@ Only safetensors weights are taken, never pickles, and code that comes with a mo
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from pathlib import Path
@@ -24,22 +23,16 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
 
 from pressoir.errors import SourceError, UnreachableError
+from pressoir.formats.folder import MODEL_FILES, WEIGHT_PATTERNS, check_model_folder, model_files
 from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
+from pressoir.system.files import disk_errors, file_sha256, folder_digest
 
 if TYPE_CHECKING:
     from pressoir.registry.catalogue import Entry
 
-WEIGHTS = ("*.safetensors", "*.onnx")
-MODEL_FILES = (
-    *(*WEIGHTS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm"),
-    "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
-)
 FETCHED = ("hub:", "https://", "http://")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LINEAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9_]+")
 _HUB_ID = re.compile(r"(?!.*(\.\.|--))[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]+)?")
 
@@ -108,11 +101,6 @@ def locate_entry(
     raise kind("\n".join(str(error) for error in failures))
 
 
-def model_files(folder: Path) -> list[Path]:
-    """What is fetched of a model, and decides its digest: weights, graphs, configuration and tokenizer."""
-    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST})
-
-
 def folder_of(reference: str) -> Path | None:
     """The folder of this machine that `reference` is the path of, if it is one."""
     folder = Path(os.path.expanduser(reference))  # noqa: PTH111 -- pathlib's raises for an unknown ~user
@@ -138,52 +126,6 @@ def check_reference(reference: str) -> None:
 def is_local(reference: str) -> bool:
     """Whether `reference` can only be a folder of this machine, or of its store."""
     return reference.startswith(("store:", "/", ".", "~"))
-
-
-def check_model_folder(folder: Path, reference: str) -> None:
-    """Check, from headers alone, that `folder` has a configuration and readable safetensors or a graph.
-
-    Raises:
-        SourceError: it says which file is missing, broken or unsafe.
-    """
-    if not (folder / "config.json").is_file():
-        raise SourceError(
-            f"model {reference!r}: {folder} has no config.json; is it a transformers model folder?"
-        )
-    weights = sorted({*folder.glob("*.safetensors"), *_indexed(folder, reference)})
-    if not weights and not any(folder.glob("*.onnx")):  # an encoder-decoder is exported as two graphs
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise SourceError(
-                f"model {reference!r}: {folder} has only pickled weights ({', '.join(pickles)}), which can "
-                "run code when they are loaded and are refused. Convert them where you trust them: "
-                "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
-            )
-        raise SourceError(f"model {reference!r}: {folder} has no *.safetensors weights")
-    for path in weights:
-        try:
-            with safe_open(path, "np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"model {reference!r}: {path} is not a whole safetensors file ({error}); fetch it again"
-            ) from error
-
-
-def _indexed(folder: Path, reference: str) -> list[Path]:
-    """The files that `model.safetensors.index.json` spreads the weights over; none without an index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"model {reference!r}: {index} is not a weight index ({error}); fetch it again"
-        ) from error
-    if unsafe := sorted(name for name in names if Path(name).name != name):
-        raise SourceError(f"model {reference!r}: {index} names files outside its folder: {', '.join(unsafe)}")
-    return [folder / name for name in names]
 
 
 def _locate(
@@ -322,6 +264,6 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
             f"path of a local model folder, or run `hf download {repository}` where there is a network"
         ) from error
     # Whoever loads a tokenizer alone leaves a folder without weights behind.
-    if not fetch and not any(path for pattern in WEIGHTS for path in Path(folder).glob(pattern)):
+    if not fetch and not any(path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)):
         raise UnreachableError(f"model {reference!r}: the hub's cache on this machine has no weights of it")
     return Path(folder)

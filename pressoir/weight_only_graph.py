@@ -41,11 +41,11 @@ from onnx import TensorProto, helper, numpy_helper
 from pressoir import onnx_graph
 from pressoir.decoder_trace import Trace, stand_in_input
 from pressoir.errors import ParityError
-from pressoir.inference.engines import GRAPH
-from pressoir.inference.packed_streams import KEY
+from pressoir.formats import packing
+from pressoir.formats.folder import GRAPH
+from pressoir.formats.packed_checkpoint import PackedLayer
+from pressoir.formats.packed_streams import KEY
 from pressoir.onnx_graph import MICROSOFT
-from pressoir.quantization import packing
-from pressoir.quantization.checkpoint import PackedLayer
 
 DATA = "model.onnx.data"
 EXTERNAL_BYTES = 1024

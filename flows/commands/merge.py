@@ -196,7 +196,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     """
     from pressoir import data, text
     from pressoir.errors import DataError
-    from pressoir.model_kinds import task_of
+    from pressoir.formats.folder import task_of
     from pressoir.recipe.sections import TextConfig
 
     if task_of(model) != "text-classification":

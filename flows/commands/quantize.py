@@ -97,7 +97,7 @@ def quantize(
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
     from pressoir import sources
-    from pressoir.model_kinds import task_of
+    from pressoir.formats.folder import task_of
     from pressoir.quantization_metadata import FILE, ONNX
 
     source = sources.resolve(model)

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from flows.commands.terminal import console
 from pressoir.errors import SourceError
-from pressoir.registry.catalogue import Entry, Task, read, shipped_file
+from pressoir.formats.folder import Task
+from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
 

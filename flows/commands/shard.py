@@ -26,8 +26,8 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
     --max-shard-size the number follows the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
     """
     from pressoir.config import validate
+    from pressoir.formats.sharding import MANIFEST
     from pressoir.recipe.sections import ShardConfig
-    from pressoir.sharding import MANIFEST
 
     given = {"shards": shards, "max_shard_size_mb": max_shard_size}
     config = validate(
@@ -51,7 +51,7 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
 @click.option("--output", required=True, type=FOLDER, help="Folder to write; replaced if made by unshard.")
 def unshard(model: Path, output: Path) -> None:
     """Put a sharded model together again: one model.safetensors, or one graph with its weights."""
-    from pressoir import unsharding
+    from pressoir.formats import unsharding
 
     with progress() as reporter, stage_output(output, unsharding.MARK, reporter) as context:
         figures = unsharding.unshard(model, context.out_dir, reporter)
@@ -65,7 +65,7 @@ def unshard(model: Path, output: Path) -> None:
 @click.argument("folder", type=FOLDER)
 def verify(folder: Path) -> None:
     """Check that the model in FOLDER is whole; if not, name what is damaged, with exit code 1."""
-    from pressoir.folder_check import check
+    from pressoir.formats.folder_check import check
 
     findings = check(folder)
     for finding in findings:

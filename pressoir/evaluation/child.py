@@ -219,7 +219,7 @@ def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
 
 
 def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
-    from pressoir.sources import check_model_folder
+    from pressoir.formats.folder import check_model_folder
 
     if open_model is not None:
         return open_model(job, data)

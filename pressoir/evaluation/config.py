@@ -9,9 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
-from pressoir.inference.engines import Runtime
+from pressoir.formats.folder import Runtime, Task
 from pressoir.recipe.sections import DataConfig
-from pressoir.registry.catalogue import Task
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Names = Annotated[

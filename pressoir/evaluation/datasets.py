@@ -12,7 +12,7 @@ from pressoir import text
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 

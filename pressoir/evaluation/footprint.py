@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import QUANTIZATION, Runtime
-from pressoir.tensor_bytes import INDEX
+from pressoir.formats.folder import QUANTIZATION, Runtime
+from pressoir.formats.tensor_bytes import INDEX
 
 FLOAT = 4  # bytes of the number that everything is computed in
 MASK = 2 * FLOAT  # bytes of a pair of tokens in an attention mask: as it is made, and as it is used

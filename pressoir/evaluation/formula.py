@@ -24,11 +24,10 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.footprint import FLOAT, Work
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Estimate, Sample
-from pressoir.inference.engines import Runtime
+from pressoir.formats.folder import Runtime, runtime_of
+from pressoir.formats.tokenizer_limit import MAX_TOKENS
 from pressoir.inference.sequence_to_sequence import DEFAULT_NEW_TOKENS
-from pressoir.inference.tokenization import MAX_TOKENS
 from pressoir.inference.vocabulary import TOKENIZER
-from pressoir.model_kinds import runtime_of
 
 KB, MB = 10**3, 10**6
 

@@ -13,9 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
-from pressoir.inference.engines import Runtime
-from pressoir.model_kinds import runtime_of
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Runtime, Task, runtime_of
 
 Device = Literal["auto", "cpu", "cuda"]
 PAIRS_TOGETHER = 8

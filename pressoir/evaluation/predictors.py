@@ -31,7 +31,7 @@ from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import Sample
-from pressoir.model_kinds import runtime_of
+from pressoir.formats.folder import runtime_of
 
 
 class Predictor(Protocol):

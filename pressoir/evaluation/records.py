@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pressoir.config import Config
-from pressoir.inference.engines import Runtime
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Runtime, Task
 
 
 class Sample(Config):

@@ -37,8 +37,7 @@ from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.memory_log import MemoryStats
 from pressoir.evaluation.planner import EvaluationPlan, Placement
 from pressoir.evaluation.records import Outcome, Verdict
-from pressoir.inference.engines import Runtime
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Runtime, Task
 from pressoir.system.files import disk_errors, write_text_atomic
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from pressoir import model_kinds, sources
+from pressoir import sources
 from pressoir.config import Config, read_yaml, validate
 from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
 from pressoir.evaluation import datasets, estimate, planner, supervisor
@@ -37,7 +37,8 @@ from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
-from pressoir.model_kinds import runtime_of
+from pressoir.formats import folder as model_kinds
+from pressoir.formats.folder import runtime_of
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory

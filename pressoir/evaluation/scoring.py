@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 
 DIGITS = 6
 """Significant digits of the floats in a raw prediction."""

@@ -17,7 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from pressoir.errors import DataError
-from pressoir.inference.engines import read_json
+from pressoir.formats.folder import read_json
 
 SAMPLING_RATE = 16_000
 Waveform = NDArray[np.float32]

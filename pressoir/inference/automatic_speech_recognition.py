@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
+from pressoir.formats.folder import GRAPH, Runtime, read_json
 from pressoir.inference.audio import SAMPLING_RATE, LogMel, Waveform, check_waveforms
-from pressoir.inference.engines import GRAPH, Engine, OnnxEngine, Runtime, TorchEngine, read_json
+from pressoir.inference.engines import Engine, OnnxEngine, TorchEngine
 from pressoir.inference.sequence_to_sequence import (
     SequenceToSequence,
     batch_invariant,
@@ -135,7 +136,7 @@ class CtcModel:
             runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
         engine: Engine
         if runtime == "onnxruntime":
-            from pressoir.sharding import MANIFEST, verify
+            from pressoir.formats.sharding import MANIFEST, verify
 
             if (folder / MANIFEST).exists():
                 verify(folder)

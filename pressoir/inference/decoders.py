@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
+from pressoir.formats.folder import GRAPH, Runtime, read_json
+from pressoir.formats.packed_streams import expand
 from pressoir.inference.decoding import Cache, Decoder
-from pressoir.inference.engines import GRAPH, Runtime, make_session, read_json
-from pressoir.inference.packed_streams import expand
+from pressoir.inference.engines import make_session
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -137,7 +138,7 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
         QuantizationError: its packed weights are damaged.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.sharding import MANIFEST, verify
+    from pressoir.formats.sharding import MANIFEST, verify
 
     if (folder / MANIFEST).exists():
         verify(folder)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.inference.engines import Runtime
+from pressoir.formats.folder import Runtime
 
 Cache = Any
 """Keys and values of the tokens seen so far, in the runtime's own form; never changed in place."""

@@ -7,22 +7,18 @@ opened.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
+from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Runtime = Literal["pytorch", "onnxruntime"]
-GRAPH = "model.onnx"
-QUANTIZATION = "quantization.json"
 
 
 class Engine(Protocol):
@@ -109,21 +105,6 @@ def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = 
         raise SourceError(f"{graph} cannot be opened ({error}); export the model again") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that belongs to a model folder.
-
-    Raises:
-        SourceError: it is missing or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not readable JSON ({error}); fetch or make the model again") from error
-    if not isinstance(content, dict):
-        raise SourceError(f"{path} is not a JSON object; fetch or make the model again")
-    return content
-
-
 def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> Engine:
     """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
 
@@ -131,7 +112,7 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.sharding import MANIFEST, verify
+    from pressoir.formats.sharding import MANIFEST, verify
 
     quantised = (folder / QUANTIZATION).exists()
     batch_invariant = not (quantised and read_json(folder / QUANTIZATION).get("activations") == "dynamic")

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import GRAPH, QUANTIZATION, Runtime, accepted_inputs, make_session, read_json
+from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.inference.engines import accepted_inputs, make_session
 from pressoir.inference.sequence_to_sequence import batch_invariant
 from pressoir.inference.tokenization import FastTokenizer
 
@@ -104,7 +105,7 @@ class SentenceEncoder:
                 one of mean, cls and max.
             ShardError: a shard is missing, truncated or altered.
         """
-        from pressoir.sharding import MANIFEST, verify
+        from pressoir.formats.sharding import MANIFEST, verify
 
         if (folder / MANIFEST).exists():
             verify(folder)

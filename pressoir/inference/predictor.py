@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pressoir.errors import SourceError
-from pressoir.model_kinds import task_of
+from pressoir.formats.folder import task_of
 
 Columns = dict[str, list[float] | list[str]]
 NEW_TOKENS = 64

@@ -25,8 +25,8 @@ from typing import Literal, get_args
 
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import GRAPH, Runtime
-from pressoir.inference.packed_streams import has_streams
+from pressoir.formats.folder import GRAPH, Runtime
+from pressoir.formats.packed_streams import has_streams
 from pressoir.system.memory import peak_rss_mb, rss_mb
 from pressoir.system.runtime import child_environment
 
@@ -128,7 +128,7 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
     """Import what opening the folder would import, so that it is not counted as loading."""
     language_model = task == "causal-lm"
     adapter = "text_generation" if language_model else "text_classification"
-    modules = [f"pressoir.inference.{adapter}", "pressoir.sharding", "tokenizers"]
+    modules = [f"pressoir.inference.{adapter}", "pressoir.formats.sharding", "tokenizers"]
     if runtime == "onnxruntime":
         modules.append("onnxruntime")
         with suppress(PressoirError):

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import QUANTIZATION, Runtime, make_session, read_json
+from pressoir.formats.folder import DECODER, ENCODER, QUANTIZATION, Runtime, read_json
+from pressoir.inference.engines import make_session
 from pressoir.inference.search import Rules, beam, greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DEFAULT_NEW_TOKENS = 256  # where the model's own configuration names no limit
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -279,7 +279,7 @@ def open_sequence_to_sequence(
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.sharding import MANIFEST, verify
+    from pressoir.formats.sharding import MANIFEST, verify
 
     generation = Generation.read(folder)
     if runtime is None:

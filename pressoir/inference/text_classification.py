@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.inference.engines import Engine, Runtime, open_engine, read_json
+from pressoir.formats.folder import Runtime, read_json
+from pressoir.inference.engines import Engine, open_engine
 from pressoir.inference.tokenization import FastTokenizer
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pressoir import text as running_text
 from pressoir.errors import PressoirError
+from pressoir.formats.folder import Runtime
 from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder
-from pressoir.inference.engines import Runtime
 from pressoir.inference.sampling import Sampler
 from pressoir.inference.tokenization import LanguageModelTokenizer, TextStream
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import read_json
+from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
 
-MAX_TOKENS = 512  # where the model's own limit is not given
 # Classes of transformers that put their own post-processor into the tokenizer, and whether that adds a
 # beginning-of-text token unless `tokenizer_config.json` says otherwise (an end-of-text token, none does).
 _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
@@ -120,21 +119,6 @@ class TextStream:
         self._ids = self._ids[-_BEFORE:]
         self._text = self._tokenizer.decode(self._ids)
         self._told = len(self._text)
-
-
-def most_tokens(folder: Path) -> int:
-    """Tokens that the model of a folder has positions for, `MAX_TOKENS` at most and where it does not say."""
-    path = folder / "config.json"
-    config = read_json(path) if path.exists() else {}
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int):
-        return MAX_TOKENS
-    return min(positions - first_position(config.get("pad_token_id")), MAX_TOKENS)
-
-
-def first_position(pad_token_id: int | None) -> int:
-    """Where a sentence's positions begin: RoBERTa's, whose padding is token 1, at 2; others' at 0."""
-    return 2 if pad_token_id == 1 else 0
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Any]:

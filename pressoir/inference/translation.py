@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import Runtime, read_json
+from pressoir.formats.folder import Runtime, read_json
 from pressoir.inference.sequence_to_sequence import SequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.vocabulary import Vocabulary, open_vocabulary
 

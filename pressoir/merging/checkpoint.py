@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pressoir import sources
 from pressoir.errors import SourceError
-from pressoir.inference.engines import QUANTIZATION, read_json
-from pressoir.tensor_bytes import TensorBytes, checkpoint_tensors
+from pressoir.formats.folder import QUANTIZATION, check_model_folder, read_json
+from pressoir.formats.tensor_bytes import TensorBytes, checkpoint_tensors
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of an element, by safetensors' name of its type."""
@@ -137,7 +136,7 @@ def read_checkpoint(folder: Path, name: str, reference: str) -> Checkpoint:
     Raises:
         SourceError: it is no whole, safe model folder with float weights.
     """
-    sources.check_model_folder(folder, reference)
+    check_model_folder(folder, reference)
     config = read_json(folder / "config.json")
     if (folder / QUANTIZATION).exists() or config.get("quantization_config"):
         raise SourceError(

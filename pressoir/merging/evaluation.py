@@ -16,9 +16,9 @@ from pydantic import Field
 from pressoir import data, text
 from pressoir.config import Config
 from pressoir.errors import DataError, PressoirError
+from pressoir.formats.folder import task_of
 from pressoir.merging.preflight import MergePlan
 from pressoir.metrics import accuracy
-from pressoir.model_kinds import task_of
 from pressoir.recipe.sections import TextConfig
 from pressoir.reporting import Reporter
 

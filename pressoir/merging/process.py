@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from pressoir.errors import MergeError
+from pressoir.formats.tensor_bytes import INDEX, WEIGHTS, write_safetensors
 from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.configuration import CONFIG, architecture
 from pressoir.merging.preflight import MergePlan
 from pressoir.reporting import Reporter
 from pressoir.system.runtime import child_environment
-from pressoir.tensor_bytes import INDEX, WEIGHTS, write_safetensors
 
 ARCHITECTURE = "architecture.json"
 _PROGRESS = re.compile(r"Executing graph:.*?(\d+)/(\d+) \[")

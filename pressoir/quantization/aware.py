@@ -30,9 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pressoir.formats import symmetric_blocks
+from pressoir.formats.int8_checkpoint import dequantize
 from pressoir.quantization import symmetric
 from pressoir.quantization.int8 import dynamic_quantize, named_by, quantizable, quantize_rows, word_table
-from pressoir.quantization.int8_checkpoint import dequantize
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -52,7 +53,7 @@ def simulated(model: PreTrainedModel, words: int, exclude: Sequence[str]) -> Ite
             if named_by(name, exclude):
                 continue
             module = model.get_submodule(name)
-            rounding = _blocks if name == table and words == symmetric.BITS else _rows
+            rounding = _blocks if name == table and words == symmetric_blocks.BITS else _rows
             module.forward = _linear(module) if isinstance(module, nn.Linear) else _table(module, rounding)
             changed.append(module)
         yield

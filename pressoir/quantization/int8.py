@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pressoir import models
 from pressoir.errors import SourceError
-from pressoir.quantization import int8_checkpoint
+from pressoir.formats import int8_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

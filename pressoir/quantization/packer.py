@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from pressoir.errors import QuantizationError
-from pressoir.quantization import grid, packing
-from pressoir.quantization.checkpoint import CODES, SCALES, ZERO_POINTS, LayerInfo
+from pressoir.formats import packing
+from pressoir.formats.packed_checkpoint import CODES, SCALES, ZERO_POINTS, LayerInfo
+from pressoir.formats.tensor_bytes import WEIGHTS
+from pressoir.formats.tensor_files import Writer
+from pressoir.quantization import grid
 from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.source import Matrix, SourceModel
-from pressoir.quantization.tensor_files import Writer
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Reporter
-from pressoir.tensor_bytes import WEIGHTS
 
 BLOCK_SIZES = {8: 64, 4: 64, 3: 64, 2: 128}
 """By bits, where the configuration names none."""

@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 from pressoir import skeleton, weight_layers
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.execution_order import model_name
-from pressoir.inference.engines import QUANTIZATION
-from pressoir.model_kinds import task_of
-from pressoir.quantization import tensor_files
-from pressoir.tensor_bytes import TensorBytes
+from pressoir.formats import tensor_files
+from pressoir.formats.folder import QUANTIZATION, task_of
+from pressoir.formats.tensor_bytes import TensorBytes
 
 CHUNK_WEIGHTS = 1 << 22
 

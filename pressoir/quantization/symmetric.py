@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from pressoir.errors import QuantizationError
+from pressoir.formats.symmetric_blocks import BITS, HIGHEST, LOWEST
 from pressoir.quantization import grid
 
-BITS = 4
-LOWEST, HIGHEST = -8, 7
 REACHES = (8.0, 7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 8.75, 9.0, 9.5)
 """Steps of the grid from 0 to a block's largest weight, the one that clips nothing first."""
 DEFAULT_BLOCK_SIZE = 32
@@ -46,12 +45,6 @@ def quantize(weight: Tensor, block_size: int, name: str = "weight") -> tuple[Ten
     parts = [_quantize(part.reshape(-1, block_size)) for part in weight.split(max(_CHUNK // columns, 1))]
     codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return codes.reshape(rows, columns), scales.reshape(rows, -1)
-
-
-def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
-    """The float32 matrix (rows, columns): codes × scales, rounded once."""
-    rows, blocks = scales.shape
-    return (codes.float().reshape(rows, blocks, -1) * scales.float()[..., None]).reshape(codes.shape)
 
 
 def block_size(columns: int, wanted: int | None, name: str) -> int:

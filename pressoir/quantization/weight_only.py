@@ -34,13 +34,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pressoir import quantization_plots, sources, text
+from pressoir import quantization_plots, text
 from pressoir.errors import DataError, QuantizationError
-from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.formats import packed_checkpoint, tensor_files
+from pressoir.formats.folder import QUANTIZATION, model_files, read_json
+from pressoir.formats.packed_checkpoint import FORMAT_VERSION, LayerInfo, PackedCheckpoint
 from pressoir.inference.tokenization import LanguageModelTokenizer
-from pressoir.quantization import allocation, checkpoint, gptq, hqq, packer, rtn, sensitivity, tensor_files
+from pressoir.quantization import allocation, gptq, hqq, packer, rtn, sensitivity
 from pressoir.quantization.calibration import DecoderStream
-from pressoir.quantization.checkpoint import FORMAT_VERSION, LayerInfo, PackedCheckpoint
 from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
 from pressoir.quantization.source import SourceModel
@@ -130,9 +131,9 @@ def write_metadata(
         SourceError: the folder is damaged.
         QuantizationError: it is not packed.
     """
-    description = checkpoint.open_packed(folder).description
+    description = packed_checkpoint.open_packed(folder).description
     if source is not None:
-        digest = folder_digest(source, sources.model_files(source))[0]
+        digest = folder_digest(source, model_files(source))[0]
     else:
         digest = read_json(folder / METADATA)["source_digest"]
     sizes = ("bits_per_weight", "original_bytes", "float32_bytes", "new_bytes")

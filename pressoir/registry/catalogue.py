@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
+from pressoir.formats.folder import Task
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -22,9 +23,6 @@ Reference = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 _ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Id = Annotated[str, Field(pattern=_ID)]
-Task = Literal[
-    "text-classification", "causal-lm", "translation", "automatic-speech-recognition", "feature-extraction"
-]
 
 
 class Urls(Config):

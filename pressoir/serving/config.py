@@ -28,8 +28,8 @@ from pressoir.config import (
     checked,
 )
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.inference.engines import Runtime
-from pressoir.registry.catalogue import Id, Sha256, Task, nearest
+from pressoir.formats.folder import Runtime, Task, model_files
+from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.store.store import Store
 
 EXTERNAL = "models:/"
@@ -253,7 +253,7 @@ def _find(reference: str, store: Store, resolver: Resolver | None) -> sources.So
 
 
 def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfig:
-    from pressoir.model_kinds import runtime_of, task_of
+    from pressoir.formats.folder import runtime_of, task_of
 
     if tier.digest not in (None, source.digest):
         raise RecipeError(
@@ -273,6 +273,6 @@ def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfi
             "runtime": runtime_of(source.folder, tier.runtime),
             "digest": source.digest,
             "source": f"store:{real.relative_to(root).as_posix()}" if stored else str(real),
-            "size_bytes": sum(path.stat().st_size for path in sources.model_files(source.folder)),
+            "size_bytes": sum(path.stat().st_size for path in model_files(source.folder)),
         }
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from pressoir import sources
 from pressoir.errors import PressoirError
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.serving.calls import Calls
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError

@@ -29,17 +29,15 @@ from numpy.typing import NDArray
 
 from pressoir.config import Config, Positive
 from pressoir.errors import PressoirError, SourceError
+from pressoir.formats.folder import Runtime, Task, check_model_folder, model_files
 from pressoir.inference.audio import check_waveforms
 from pressoir.inference.automatic_speech_recognition import CtcModel, SpeechRecognizer
-from pressoir.inference.engines import Runtime
 from pressoir.inference.feature_extraction import POOLINGS, SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.tokenization import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
-from pressoir.registry.catalogue import Task
 from pressoir.serving.turns import Operations, Steps
-from pressoir.sources import check_model_folder, model_files
 from pressoir.system.files import folder_digest
 from pressoir.system.runtime import use_threads
 

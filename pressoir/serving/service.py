@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.serving.checks import as_list, check_text, check_texts, check_waveform
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError

@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import Runtime
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Runtime, Task
 from pressoir.serving.config import ServingConfig
 
 

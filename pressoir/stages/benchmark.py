@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 import pressoir
 from pressoir.comparison import Benchmark, Row, headline, to_markdown
 from pressoir.errors import PressoirError
-from pressoir.inference.engines import GRAPH, Engine, Runtime
+from pressoir.formats.folder import GRAPH, Runtime, task_of
+from pressoir.inference.engines import Engine
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
-from pressoir.model_kinds import task_of
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext

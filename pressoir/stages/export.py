@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 
 from pressoir import data, first_token, models, onnx_graph
 from pressoir.errors import ParityError
-from pressoir.inference.engines import GRAPH, QUANTIZATION, OnnxEngine, TorchEngine
+from pressoir.formats import int8_checkpoint
+from pressoir.formats.folder import GRAPH, QUANTIZATION, task_of
+from pressoir.inference.engines import OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.model_kinds import task_of
-from pressoir.quantization import int8, int8_checkpoint
+from pressoir.quantization import int8
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread

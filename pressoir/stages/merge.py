@@ -35,6 +35,7 @@ import yaml
 
 from pressoir import sources
 from pressoir.errors import MergeError
+from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors
 from pressoir.merging import configuration
 from pressoir.merging.checkpoint import Checkpoint
 from pressoir.merging.evaluation import MergeReport, evaluate
@@ -42,7 +43,6 @@ from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
 from pressoir.recipe.sections import MergeConfig
 from pressoir.stage import StageContext
-from pressoir.tensor_bytes import INDEX, checkpoint_tensors
 
 NAME = "merge"
 VERSION = 1

@@ -1,7 +1,7 @@
 """Store weights in int8: one symmetric scale an output channel, one a row of each embedding table.
 
 **What.** A weight row w becomes codes round(w / s) in −127…127 with s = max|w| / 127. The codes and the
-scales are what the file holds, see `pressoir.quantization.int8_checkpoint`; biases, norms and excluded
+scales are what the file holds, see `pressoir.formats.int8_checkpoint`; biases, norms and excluded
 modules stay float32. Activations are quantised while the model runs, per tensor, to uint8 (dynamic). With
 `embeddings: q4` the word pieces' table has two codes a byte and a scale a block, see
 `pressoir.quantization.symmetric`: half the bytes at about ten times the rounding error.
@@ -37,11 +37,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pressoir import data, metrics, models
-from pressoir.inference.engines import QUANTIZATION, TorchEngine
+from pressoir.formats import symmetric_blocks
+from pressoir.formats.folder import QUANTIZATION
+from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
+from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization import symmetric
 from pressoir.quantization.int8 import named_by, quantizable, quantize_input, quantize_rows, word_table
-from pressoir.quantization.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread
@@ -250,4 +252,4 @@ def _describe(kind: str, weight: Tensor, codes: Tensor, scales: Tensor) -> dict[
     if scales.ndim == 1:
         return told
     size = codes.shape[1] // scales.shape[1]
-    return told | {"bits": symmetric.BITS, "granularity": f"block of {size}", "block_size": size}
+    return told | {"bits": symmetric_blocks.BITS, "granularity": f"block of {size}", "block_size": size}

@@ -19,18 +19,21 @@ https://huggingface.co/docs/transformers/big_models.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
+import numpy as np
+
 from pressoir import execution_order
 from pressoir.errors import ShardError, SourceError
-from pressoir.inference.engines import GRAPH
-from pressoir.recipe.sections import ShardConfig
-from pressoir.sharding import (
+from pressoir.formats.folder import GRAPH, PICKLES
+from pressoir.formats.sharding import (
     FILE_NAME,
     FORMAT_VERSION,
+    HEADER_BYTES,
     INFO,
     MANIFEST,
     SHARD_NAME,
@@ -38,14 +41,19 @@ from pressoir.sharding import (
     ShardManifest,
     ShardRecord,
     TensorRecord,
-    partition,
     verify,
 )
-from pressoir.sharding_info import describe
-from pressoir.sources import PICKLES
+from pressoir.formats.sharding_info import describe
+from pressoir.formats.tensor_bytes import (
+    INDEX,
+    TensorBytes,
+    checkpoint_tensors,
+    same_bytes,
+    write_safetensors,
+)
+from pressoir.recipe.sections import ShardConfig
 from pressoir.stage import StageContext
 from pressoir.system import files
-from pressoir.tensor_bytes import INDEX, TensorBytes, checkpoint_tensors, same_bytes, write_safetensors
 
 NAME = "shard"
 VERSION = 2
@@ -107,7 +115,7 @@ def _shard_graph(
     """Shard records, and the other files that were written, of an ONNX folder."""
     import onnx
 
-    from pressoir import onnx_weights
+    from pressoir.formats import onnx_weights
 
     out = context.out_dir
     model = onnx_weights.load(source / GRAPH)
@@ -232,3 +240,79 @@ def _matches(path: Path, patterns: Sequence[str]) -> bool:
 
 def _record(path: Path) -> FileRecord:
     return FileRecord(file=path.name, sha256=files.file_sha256(path), bytes=path.stat().st_size)
+
+
+def recommended_shards(total_bytes: int) -> int:
+    """How many shards a model of this size gets when nothing is said; it never falls with the size.
+
+    Below 1 GB (10^9 bytes): 2, 3 from 1/3 GB, 4 from 2/3 GB. From 1 to 5 GB: 4 to 8, one more a GB. Above:
+    8 to 16, one more for every 2.5 GB. Few enough that each is worth a request, many enough that a broken
+    download loses little and that the last one adds little to the time to the first token.
+    """
+    gigabytes = total_bytes / 1e9
+    if gigabytes < 1:
+        return 2 + int(3 * gigabytes)
+    if gigabytes <= 5:
+        return 3 + int(gigabytes)
+    return min(16, 8 + int((gigabytes - 5) / 2.5))
+
+
+def partition(units: Sequence[Sequence[TensorBytes]], config: ShardConfig) -> list[list[TensorBytes]]:
+    """Cut a list into runs: a number of them as even as can be, or none larger than the limit.
+
+    A unit is a tensor with those that must stay beside it; it is never cut. One above the limit gets a shard
+    of its own.
+
+    Raises:
+        ShardError: there are fewer units than shards asked for.
+    """
+    if not units:
+        raise ShardError("the model has no weights to put into shards")
+    costs = [sum(tensor.cost for tensor in unit) for unit in units]
+    if config.max_shard_size_mb is not None:
+        cuts = _fill(costs, int(config.max_shard_size_mb * 1e6) - HEADER_BYTES)
+    else:
+        total = sum(tensor.length for unit in units for tensor in unit)
+        count = config.shards or min(recommended_shards(total), len(units))
+        if count > len(units):
+            packed = any(len(unit) > 1 for unit in units)
+            together = " (a weight with its scale and zero point is one)" if packed else ""
+            raise ShardError(
+                f"shards is {count}, but the model has {len(units)} tensors{together}; give {len(units)} at "
+                "most"
+            )
+        cuts = _even(costs, count)
+    return [
+        [tensor for unit in units[start:stop] for tensor in unit]
+        for start, stop in itertools.pairwise([0, *cuts, len(units)])
+    ]
+
+
+def _even(costs: Sequence[int], count: int) -> list[int]:
+    """Where to cut into `count` runs with the smallest sum of squared sizes (dynamic programming)."""
+    ends = np.concatenate([[0.0], np.cumsum(costs, dtype=np.float64)])
+    best, choices = ends**2, []
+    best[0] = np.inf  # a run holds at least one unit
+    for _ in range(count - 1):
+        following, choice = np.full(len(ends), np.inf), np.zeros(len(ends), dtype=np.int64)
+        for stop in range(1, len(ends)):
+            totals = best[:stop] + (ends[stop] - ends[:stop]) ** 2
+            choice[stop] = totals.argmin()
+            following[stop] = totals[choice[stop]]
+        choices.append(choice)
+        best = following
+    cuts = [len(costs)]
+    for choice in reversed(choices):
+        cuts.append(int(choice[cuts[-1]]))
+    return cuts[:0:-1]
+
+
+def _fill(costs: Sequence[int], limit: int) -> list[int]:
+    """Where to cut so that each run is as long as `limit` lets it be."""
+    cuts, used = [], 0
+    for place, cost in enumerate(costs):
+        if place and used + cost > limit:
+            cuts.append(place)
+            used = 0
+        used += cost
+    return cuts

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import data, models, training, vocabulary
 from pressoir.errors import SourceError
-from pressoir.inference.tokenization import first_position
+from pressoir.formats.tokenizer_limit import first_position
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
 from pressoir.stages.benchmark import size_mb

@@ -16,13 +16,8 @@ from onnx import numpy_helper
 from pressoir import encoder_decoder_graph, export_encoder_decoder, models
 from pressoir.encoder_decoder_graph import DATA
 from pressoir.errors import ParityError, SourceError
-from pressoir.inference.engines import GRAPH, read_json
-from pressoir.inference.sequence_to_sequence import (
-    DECODER,
-    ENCODER,
-    OnnxSequenceToSequence,
-    open_sequence_to_sequence,
-)
+from pressoir.formats.folder import DECODER, ENCODER, GRAPH, read_json
+from pressoir.inference.sequence_to_sequence import OnnxSequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.translation import Translator
 from pressoir.recipe.sections import ExportConfig
 

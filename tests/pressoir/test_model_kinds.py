@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pressoir.errors import SourceError
-from pressoir.model_kinds import task_of
+from pressoir.formats.folder import task_of
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_a_configuration_that_names_none_is_refused(content, tmp_path):
 
 def test_no_library_is_loaded():
     heavy = "{'torch', 'transformers', 'onnx'}"
-    code = f"import sys, pressoir.model_kinds; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, pressoir.formats.folder; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -10,15 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 
-from pressoir import onnx_weights
 from pressoir.errors import ShardError
-from pressoir.inference import packed_streams
-from pressoir.quantization import packing
+from pressoir.formats import onnx_weights, packed_streams, packing
+from pressoir.formats.sharding import verify
+from pressoir.formats.unsharding import unshard
 from pressoir.recipe.sections import ShardConfig
-from pressoir.sharding import verify
 from pressoir.stage import StageContext
 from pressoir.stages import shard
-from pressoir.unsharding import unshard
 
 ROWS, BLOCKS, BLOCK = 6, 2, 32
 STREAM = ROWS * BLOCKS * BLOCK * 3 // 8  # bytes of 3-bit codes

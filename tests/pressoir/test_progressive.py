@@ -14,15 +14,15 @@ from transformers.pytorch_utils import Conv1D
 
 from pressoir import models
 from pressoir.errors import PressoirError, QuantizationError, RegistryError, ShardError, SourceError
+from pressoir.formats import packing
+from pressoir.formats.sharding import LoadingCancelledError, read_manifest, verify
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.progressive import ProgressiveLoader, load_from_registry
-from pressoir.quantization import packing
 from pressoir.recipe.sections import ShardConfig
 from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
 from pressoir.reporting import LogReporter
 from pressoir.shard_sources import FolderSource
-from pressoir.sharding import LoadingCancelledError, read_manifest, verify
 from pressoir.stage import StageContext
 from pressoir.stages import shard
 

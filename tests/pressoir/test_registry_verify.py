@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pressoir import sharding
 from pressoir.errors import RegistryError, ShardError
+from pressoir.formats import sharding
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
 from pressoir.registry_entry import Details, register

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from pressoir import http_ranges, sources
 from pressoir.errors import ShardError, SourceError, UnreachableError
+from pressoir.formats.sharding import LoadingCancelledError, read_manifest
 from pressoir.recipe.sections import ShardConfig
 from pressoir.reporting import LogReporter
 from pressoir.shard_sources import FolderSource, HttpSource, download_folder, fetch, open_source
-from pressoir.sharding import LoadingCancelledError, read_manifest
 from pressoir.stage import StageContext
 from pressoir.stages import shard
 from pressoir.store.store import Store

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from pressoir import models
 from pressoir.errors import ShardError, SourceError
+from pressoir.formats.sharding import read_manifest, verify
+from pressoir.formats.tensor_bytes import TensorBytes, checkpoint_tensors, write_safetensors
+from pressoir.formats.unsharding import unshard
 from pressoir.recipe.sections import ShardConfig
-from pressoir.sharding import partition, read_manifest, recommended_shards, verify
 from pressoir.stage import StageContext
 from pressoir.stages import shard
-from pressoir.tensor_bytes import TensorBytes, checkpoint_tensors, write_safetensors
-from pressoir.unsharding import unshard
+from pressoir.stages.shard import partition, recommended_shards
 
 
 @pytest.fixture

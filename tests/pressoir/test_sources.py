@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 
 from pressoir import errors, sources
 from pressoir.errors import RegistryError, SourceError, UnreachableError
+from pressoir.formats.folder import check_model_folder
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
-from pressoir.sources import check_model_folder, resolve
+from pressoir.sources import resolve
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from pressoir import decoder_trace, models, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _fill, _ModelWeights
-from pressoir.quantization.checkpoint import open_packed
+from pressoir.formats.packed_checkpoint import open_packed
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Silent
 from pressoir.skeleton import build

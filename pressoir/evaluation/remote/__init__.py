@@ -55,7 +55,7 @@ from pressoir.evaluation.records import Sample
 from pressoir.evaluation.remote.endpoint import Endpoint
 from pressoir.evaluation.remote.kserve import KServe
 from pressoir.evaluation.remote.openai import OpenAI
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""

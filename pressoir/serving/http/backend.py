@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from pressoir.errors import PressoirError
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.serving.http.limits import Limits
 from pressoir.serving.http.metrics import Metrics

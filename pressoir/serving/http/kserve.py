@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from pressoir import __version__
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.status import carried_through, check_ready, health, key_needed

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from pressoir.tensor_bytes import checkpoint_tensors
+from pressoir.formats.tensor_bytes import checkpoint_tensors
 
 
 def run(*words):

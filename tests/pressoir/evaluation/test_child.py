@@ -22,7 +22,7 @@ from pressoir.evaluation.jobs import (
     wanted_batch_size,
 )
 from pressoir.evaluation.journal import Journal, Prediction
-from pressoir.model_kinds import runtime_of
+from pressoir.formats.folder import runtime_of
 from pressoir.system.allowance import BatchSize, data_limit, is_out_of_memory, peak_resident_bytes
 
 MB = 10**6

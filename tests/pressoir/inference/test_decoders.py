@@ -12,11 +12,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pressoir.errors import ShardError, SourceError
+from pressoir.formats import packing
+from pressoir.formats.packed_streams import KEY, expand
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder, open_decoder
 from pressoir.inference.engines import make_session
-from pressoir.inference.packed_streams import KEY, expand
 from pressoir.models import load_causal_lm
-from pressoir.quantization import packing
 
 RUNTIMES = ("pytorch", "onnxruntime")
 IDS = np.random.default_rng(0).integers(3, 320, size=(3, 24))

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from pressoir.errors import DataError, QuantizationError
-from pressoir.quantization import allocation, checkpoint, weight_only
+from pressoir.formats import packed_checkpoint
+from pressoir.quantization import allocation, weight_only
 from pressoir.quantization.allocation import Knapsack
 from pressoir.recipe.sections import QuantizeConfig
 
@@ -94,7 +95,7 @@ def test_a_limit_that_no_choice_keeps_is_refused():
 def test_target_bits_are_kept_and_spent_where_they_matter(tiny_lm, tiny_text, context, reporter):
     config = QuantizeConfig(scheme="q4", algorithm="gptq", target_bits=3.0)
     figures = weight_only.run({"model": tiny_lm, "data": tiny_text}, config, context)
-    packed = checkpoint.open_packed(context.out_dir)
+    packed = packed_checkpoint.open_packed(context.out_dir)
     products = {name: layer for name, layer in packed.layers.items() if layer.role == "matmul"}
     weights = {name: layer.shape[0] * layer.shape[1] for name, layer in products.items()}
     mean = sum(products[name].bits * weights[name] for name in products) / sum(weights.values())

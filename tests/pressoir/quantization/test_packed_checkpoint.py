@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pressoir.errors import QuantizationError, SourceError
-from pressoir.quantization import checkpoint, tensor_files, weight_only
+from pressoir.formats import packed_checkpoint, tensor_files
+from pressoir.quantization import weight_only
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -40,7 +41,7 @@ def edit(folder, change):
 
 def test_a_layer_is_read_as_the_format_says(packed_gpt2):
     name = "transformer.h.1.mlp.c_fc"
-    layer = checkpoint.open_packed(packed_gpt2).layer(name)
+    layer = packed_checkpoint.open_packed(packed_gpt2).layer(name)
     state = load_file(packed_gpt2 / "model.safetensors")
     assert layer.packed.shape == state[f"{name}.weight"].shape == (128, 64 * 3 // 8)
     bits = np.unpackbits(layer.packed, axis=1, bitorder="little").reshape(128, 64, 3)
@@ -55,7 +56,7 @@ def test_a_layer_is_read_as_the_format_says(packed_gpt2):
 
 def test_weights_come_in_the_model_s_own_orientation_and_a_tied_head_once(packed_gpt2, tiny_gpt2):
     original = load_file(tiny_gpt2 / "model.safetensors")
-    tensors = dict(checkpoint.dequantized_tensors(packed_gpt2))
+    tensors = dict(packed_checkpoint.dequantized_tensors(packed_gpt2))
     assert {name: tuple(t.shape) for name, t in tensors.items()} == {
         name: tuple(t.shape) for name, t in original.items()
     }
@@ -67,7 +68,7 @@ def test_weights_come_in_the_model_s_own_orientation_and_a_tied_head_once(packed
 
 
 def test_a_tied_head_has_the_embedding_s_arrays(packed_gpt2):
-    packed = checkpoint.open_packed(packed_gpt2)
+    packed = packed_checkpoint.open_packed(packed_gpt2)
     head, table = packed.layer("lm_head"), packed.layer("transformer.wte")
     assert head.tied_to == "transformer.wte"
     assert (head.kind, head.role, table.role) == ("linear", "head", "embedding")
@@ -77,7 +78,7 @@ def test_a_tied_head_has_the_embedding_s_arrays(packed_gpt2):
 
 def test_an_unknown_layer_is_refused(packed_gpt2):
     with pytest.raises(QuantizationError, match="no quantised layer 'nonsense'"):
-        checkpoint.open_packed(packed_gpt2).layer("nonsense")
+        packed_checkpoint.open_packed(packed_gpt2).layer("nonsense")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_an_unknown_layer_is_refused(packed_gpt2):
 def test_a_description_that_does_not_fit_is_refused(damaged, change, message):
     edit(damaged, change)
     with pytest.raises(QuantizationError, match=message):
-        checkpoint.open_packed(damaged)
+        packed_checkpoint.open_packed(damaged)
 
 
 def test_a_missing_tensor_is_named(damaged):
@@ -107,27 +108,27 @@ def test_a_missing_tensor_is_named(damaged):
     del state["transformer.h.0.mlp.c_fc.weight_scale"]
     save_file(state, damaged / "model.safetensors")
     with pytest.raises(QuantizationError, match=r"no tensor transformer\.h\.0\.mlp\.c_fc\.weight_scale"):
-        checkpoint.open_packed(damaged)
+        packed_checkpoint.open_packed(damaged)
 
 
 def test_a_file_cut_off_is_refused(damaged):
     path = damaged / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SourceError, match="not a whole safetensors file"):
-        checkpoint.open_packed(damaged)
+        packed_checkpoint.open_packed(damaged)
 
 
 def test_a_description_that_is_not_json_is_refused(damaged):
     (damaged / "quantization.json").write_text("{")
     with pytest.raises(SourceError, match=r"quantization\.json is not readable JSON"):
-        checkpoint.open_packed(damaged)
+        packed_checkpoint.open_packed(damaged)
 
 
 def test_packed_folders_are_told_from_others(packed_gpt2, tiny_gpt2, damaged):
     edit(damaged, lambda d: d.update(format_version=1))
-    assert checkpoint.is_packed(packed_gpt2)
-    assert not checkpoint.is_packed(tiny_gpt2)
-    assert not checkpoint.is_packed(damaged)
+    assert packed_checkpoint.is_packed(packed_gpt2)
+    assert not packed_checkpoint.is_packed(tiny_gpt2)
+    assert not packed_checkpoint.is_packed(damaged)
 
 
 def test_tensors_written_in_pieces_and_out_of_order_are_a_safetensors_file(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pressoir.errors import QuantizationError
-from pressoir.quantization import packing
+from pressoir.formats import packing
 
 BITS = (2, 3, 4, 8)
 

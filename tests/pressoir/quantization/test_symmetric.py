@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pressoir.errors import QuantizationError
+from pressoir.formats import symmetric_blocks
 from pressoir.quantization import rtn, symmetric
 
 
@@ -26,7 +27,7 @@ def test_no_block_is_farther_off_than_on_the_grid_that_is_not_searched_and_many_
     assert (codes.min(), codes.max()) == (-8, 7)
     ours, other = (
         (weight - result).square().reshape(-1, size).sum(dim=1)
-        for result in (symmetric.dequantize(codes, scales), plain(weight, size))
+        for result in (symmetric_blocks.dequantize(codes, scales), plain(weight, size))
     )
     assert (ours <= other * (1 + 1e-6)).all()
     assert (ours < 0.99 * other).float().mean() > 0.5
@@ -38,12 +39,12 @@ def test_the_largest_weight_of_either_sign_is_on_the_long_side_of_the_grid():
         codes, scales = symmetric.quantize(weight, 32)
         assert codes[0, -1] < 0
         assert torch.sign(scales[0, 0]) == -sign
-        assert (symmetric.dequantize(codes, scales) - weight).abs().max() < 0.1
+        assert (symmetric_blocks.dequantize(codes, scales) - weight).abs().max() < 0.1
 
 
 def test_it_comes_as_near_as_min_max_blocks_that_spend_bits_on_zero_points():
     weight = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
-    ours = symmetric.dequantize(*symmetric.quantize(weight, 32))
+    ours = symmetric_blocks.dequantize(*symmetric.quantize(weight, 32))
     theirs = rtn.quantize(weight, 4, 32).dequantize()
     assert (weight - ours).norm() < 1.05 * (weight - theirs).norm()
 
@@ -61,7 +62,7 @@ def test_rows_are_quantised_each_on_its_own():
 def test_blocks_of_nothing_stay_finite(value):
     codes, scales = symmetric.quantize(torch.full((2, 32), value), 32)
     assert (scales != 0).all()
-    assert symmetric.dequantize(codes, scales).abs().max() <= 1e-8
+    assert symmetric_blocks.dequantize(codes, scales).abs().max() <= 1e-8
 
 
 @pytest.mark.parametrize(

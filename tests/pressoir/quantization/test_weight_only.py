@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from pressoir import models
 from pressoir.errors import DataError, QuantizationError, SourceError
-from pressoir.quantization import checkpoint, packer, weight_only
+from pressoir.formats import packed_checkpoint
+from pressoir.quantization import packer, weight_only
 from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.source import SourceModel
 from pressoir.recipe.sections import QuantizeConfig
@@ -118,7 +119,7 @@ def test_every_architecture_loads_again_and_computes_nearly_the_same(quantise, t
 @pytest.mark.parametrize("scheme", ["q4", "q2"])
 def test_the_recorded_errors_are_those_of_the_file(quantise, tiny_lm, scheme):
     folder, figures = quantise(tiny_lm, scheme=scheme, algorithm="hqq")
-    source, packed = SourceModel(tiny_lm), checkpoint.open_packed(folder)
+    source, packed = SourceModel(tiny_lm), packed_checkpoint.open_packed(folder)
     errors = {}
     for name, info in packed.layers.items():
         weight = source.matrix(name).numpy()
@@ -128,14 +129,14 @@ def test_the_recorded_errors_are_those_of_the_file(quantise, tiny_lm, scheme):
 
 
 def test_conv1d_is_stored_with_a_row_an_output(quantise, tiny_gpt2):
-    layers = checkpoint.open_packed(quantise(tiny_gpt2, scheme="q4", algorithm="rtn")[0]).layers
+    layers = packed_checkpoint.open_packed(quantise(tiny_gpt2, scheme="q4", algorithm="rtn")[0]).layers
     assert layers["transformer.h.0.attn.c_attn"].kind == "conv1d"
     assert layers["transformer.h.0.attn.c_attn"].shape == (192, 64)
     assert layers["transformer.h.0.mlp.c_proj"].shape == (64, 128)
 
 
 def test_the_default_block_gives_way_to_a_smaller_one_where_it_does_not_divide(quantise, tiny_llama):
-    layers = checkpoint.open_packed(quantise(tiny_llama, scheme="q2", algorithm="rtn")[0]).layers
+    layers = packed_checkpoint.open_packed(quantise(tiny_llama, scheme="q2", algorithm="rtn")[0]).layers
     sizes = {name.rsplit(".", 1)[-1]: layer.block_size for name, layer in layers.items()}
     assert (sizes["q_proj"], sizes["down_proj"], sizes["embed_tokens"]) == (64, 128, 64)
 
@@ -152,7 +153,7 @@ def test_a_block_size_that_does_not_divide_is_refused_before_anything_is_written
 @pytest.mark.parametrize(("rule", "bits"), [("int8", 8), ("q4", 4), ("float", None)])
 def test_embeddings_and_head_follow_their_own_rule(quantise, tiny_lm, rule, bits):
     folder, _ = quantise(tiny_lm, scheme="q2", algorithm="rtn", embeddings=rule)
-    packed = checkpoint.open_packed(folder)
+    packed = packed_checkpoint.open_packed(folder)
     tables = [layer for layer in packed.layers.values() if layer.role != "matmul"]
     assert [layer.bits for layer in tables] == ([bits, bits] if bits else [])
     if bits is None:
@@ -160,7 +161,7 @@ def test_embeddings_and_head_follow_their_own_rule(quantise, tiny_lm, rule, bits
         assert len(reasons) == 2
         assert set(reasons.values()) == {"quantize.embeddings is float"}
         original = load_file(tiny_lm / "model.safetensors")
-        loaded = dict(checkpoint.dequantized_tensors(folder))
+        loaded = dict(packed_checkpoint.dequantized_tensors(folder))
         assert loaded.keys() == original.keys()
         assert all(torch.equal(loaded[n], original[n]) for n in original if "wte" in n or "embed" in n)
     models.load_causal_lm(folder)
@@ -172,7 +173,7 @@ def test_excluded_modules_stay_float(quantise, tiny_llama, algorithm):
     folder, figures = quantise(tiny_llama, scheme="q4", algorithm=algorithm, exclude=excluded)
     original, tensors = (
         load_file(tiny_llama / "model.safetensors"),
-        dict(checkpoint.dequantized_tensors(folder)),
+        dict(packed_checkpoint.dequantized_tensors(folder)),
     )
     unchanged = {n for n in original if original[n].ndim == 2 and torch.equal(original[n], tensors[n])}
     assert unchanged == {
@@ -184,7 +185,10 @@ def test_excluded_modules_stay_float(quantise, tiny_llama, algorithm):
 
 def test_a_tied_head_excluded_keeps_the_embedding_float_too(quantise, tiny_qwen2):
     folder, _ = quantise(tiny_qwen2, scheme="q4", algorithm="rtn", exclude=("lm_head",))
-    assert set(checkpoint.open_packed(folder).description["excluded"]) == {"lm_head", "model.embed_tokens"}
+    assert set(packed_checkpoint.open_packed(folder).description["excluded"]) == {
+        "lm_head",
+        "model.embed_tokens",
+    }
     models.load_causal_lm(folder)
 
 
@@ -333,7 +337,7 @@ def test_metadata_tells_what_was_made_of_what(quantise, tiny_llama, tmp_path):
     assert (told["level"], told["algorithm"]) == ("q3", "hqq")
     assert told["bits_per_weight"] == figures["bits_per_weight"]
     assert told["original_bytes"] / told["new_bytes"] == figures["size_ratio"]
-    assert told["relative_error"].keys() == checkpoint.open_packed(folder).layers.keys()
+    assert told["relative_error"].keys() == packed_checkpoint.open_packed(folder).layers.keys()
     assert len(told["source_digest"]) == 64
     assert told["versions"]["torch"] == torch.__version__
     assert "peak_rss_mb" not in told  # it would change the artifact's digest
@@ -420,7 +424,7 @@ def test_an_embedding_that_scales_what_it_looks_up_is_packed_with_its_head(
     quantise, tiny_gemma3, scheme, algorithm, error
 ):
     folder, _ = quantise(tiny_gemma3, scheme=scheme, algorithm=algorithm)
-    packed = checkpoint.open_packed(folder)
+    packed = packed_checkpoint.open_packed(folder)
     head, table = packed.layers["lm_head"], packed.layers["model.embed_tokens"]
     assert (head.role, head.tied_to, head.bits) == ("head", "model.embed_tokens", 8)
     assert (table.role, table.kind) == ("embedding", "embedding")
@@ -448,7 +452,7 @@ def test_a_head_tied_to_an_embedding_that_does_more_stays_float_with_it(
     )
     model = shutil.copytree(tiny_gemma3, tmp_path / "model")  # not the one that other tests quantise
     folder, _ = quantise(model, scheme="q8", algorithm="gptq")
-    assert {layer.role for layer in checkpoint.open_packed(folder).layers.values()} == {"matmul"}
+    assert {layer.role for layer in packed_checkpoint.open_packed(folder).layers.values()} == {"matmul"}
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
         expected, actual = models.load_causal_lm(model)(ids).logits, models.load_causal_lm(folder)(ids).logits

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from pressoir.errors import PressoirError, RecipeError, SourceError
+from pressoir.formats.folder import model_files, task_of
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
-from pressoir.model_kinds import task_of
 from pressoir.serving.messages import LENGTHS, Message, pack, unpack
 from pressoir.serving.served import LoadJob, groups, open_served
 from pressoir.serving.turns import Turns
-from pressoir.sources import model_files
 from pressoir.system.files import folder_digest
 
 TEXTS = ["the film was good", "the book was bad and dull and the soup was cold", "the game was fine"]

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from pressoir.errors import RecipeError, UnreachableError
-from pressoir.registry.catalogue import Task
+from pressoir.formats.folder import Task
 from pressoir.serving import client
 from pressoir.serving.client import Server
 from pressoir.serving.config import TierConfig

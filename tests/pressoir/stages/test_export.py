@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from pressoir import data, models, onnx_graph
 from pressoir.errors import ParityError
+from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
+from pressoir.formats.tensor_bytes import read_header
 from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.quantization.int8 import load_simulated
-from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize, shard
 from pressoir.system.runtime import one_thread
-from pressoir.tensor_bytes import read_header
 
 LABELS = ["negative", "positive"]
 WORDS = "bert.embeddings.word_embeddings"

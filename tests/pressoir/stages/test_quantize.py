@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 
 from pressoir import data, models
 from pressoir.errors import QuantizationError, SourceError
+from pressoir.formats import packing
+from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.quantization import packing
 from pressoir.quantization.int8 import (
     dynamic_quantize,
     load_simulated,
     quantizable,
     quantize_rows,
 )
-from pressoir.quantization.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext

@@ -13,8 +13,8 @@ import pytest
 from onnx import numpy_helper
 from safetensors import safe_open
 
-from pressoir import sharding
 from pressoir.errors import ShardError
+from pressoir.formats import sharding
 from pressoir.inference.engines import OnnxEngine, open_engine
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pressoir.errors import SourceError
-from pressoir.tensor_bytes import TensorBytes, checkpoint_tensors
+from pressoir.formats.tensor_bytes import TensorBytes, checkpoint_tensors
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pressoir.config import Config
 from pressoir.errors import QuantizationError
-from pressoir.inference.engines import QUANTIZATION, read_json
-from pressoir.quantization import packing, tensor_files
-from pressoir.tensor_bytes import WEIGHTS, TensorBytes
+from pressoir.formats import packing, tensor_files
+from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.formats.tensor_bytes import WEIGHTS, TensorBytes
 
 FORMAT_VERSION = 2
 CODES, SCALES, ZERO_POINTS = "weight", "weight_scale", "weight_zero_point"

@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import QUANTIZATION
-from pressoir.quantization import packing, symmetric
+from pressoir.formats import packing, symmetric_blocks
+from pressoir.formats.folder import QUANTIZATION
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -59,14 +59,16 @@ class PackedWeight:
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     """The float32 weight of codes (rows, columns), whose scales are one a row, or (rows, blocks)."""
-    return codes.float() * scales[:, None] if scales.ndim == 1 else symmetric.dequantize(codes, scales)
+    return codes.float() * scales[:, None] if scales.ndim == 1 else symmetric_blocks.dequantize(codes, scales)
 
 
 def stored(codes: Tensor, scales: Tensor) -> Tensor:
     """The codes as the file holds them: those of blocks two a byte."""
     if scales.ndim == 1:
         return codes
-    return torch.from_numpy(packing.pack((codes - symmetric.LOWEST).to(torch.uint8).numpy(), symmetric.BITS))
+    return torch.from_numpy(
+        packing.pack((codes - symmetric_blocks.LOWEST).to(torch.uint8).numpy(), symmetric_blocks.BITS)
+    )
 
 
 def packed_layers(folder: Path) -> dict[str, PackedWeight]:
@@ -103,8 +105,8 @@ def dequantized_state(folder: Path) -> dict[str, Tensor]:
 def _codes(layer: dict[str, Any], codes: Tensor) -> Tensor:
     if layer["bits"] == 8:
         return codes
-    numbers = packing.unpack(codes.numpy(), symmetric.BITS, layer["shape"][1])
-    return torch.from_numpy(numbers.astype(np.int8)) + symmetric.LOWEST
+    numbers = packing.unpack(codes.numpy(), symmetric_blocks.BITS, layer["shape"][1])
+    return torch.from_numpy(numbers.astype(np.int8)) + symmetric_blocks.LOWEST
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
@@ -140,7 +142,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         if codes is None or scales is None:
             raise SourceError(f"{folder / WEIGHTS} has no codes or no scales of layer {name}; {_ADVICE}")
         kind, bits, size = layer.get("kind"), layer.get("bits"), layer.get("block_size")
-        blocks = kind == "embedding" and bits == symmetric.BITS and isinstance(size, int) and size > 0
+        blocks = kind == "embedding" and bits == symmetric_blocks.BITS and isinstance(size, int) and size > 0
         if not blocks and (kind not in ("linear", "embedding") or bits != 8):
             raise SourceError(
                 f"{path}, layer {name}: kind {kind!r} with {bits!r} bits is not known (linear or "

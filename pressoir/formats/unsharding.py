@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 from pressoir.errors import ShardError
-from pressoir.inference.engines import GRAPH
+from pressoir.formats.folder import GRAPH
+from pressoir.formats.sharding import INFO, MANIFEST, ShardManifest, verify
+from pressoir.formats.tensor_bytes import ALIGNMENT, INDEX, WEIGHTS, TensorBytes, write_safetensors
 from pressoir.reporting import Reporter
-from pressoir.sharding import INFO, MANIFEST, ShardManifest, verify
-from pressoir.tensor_bytes import ALIGNMENT, INDEX, WEIGHTS, TensorBytes, write_safetensors
 
 MARK = "unsharded.json"
 EXTERNAL_DATA = f"{GRAPH}.data"
@@ -69,7 +69,7 @@ def _unshard_checkpoint(folder: Path, manifest: ShardManifest, out: Path, report
 def _unshard_graph(folder: Path, out: Path) -> None:
     import onnx
 
-    from pressoir import onnx_weights
+    from pressoir.formats import onnx_weights
 
     model = onnx_weights.load(folder / GRAPH)
     weights = onnx_weights.external_weights(model, folder)

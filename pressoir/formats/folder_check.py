@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pressoir import sharding
 from pressoir.errors import PressoirError, ShardError, SourceError
-from pressoir.inference.engines import QUANTIZATION, read_json
+from pressoir.formats import sharding
+from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors, read_header
 from pressoir.store.artifact import Artifact
 from pressoir.system import files
-from pressoir.tensor_bytes import INDEX, checkpoint_tensors, read_header
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _check_quantized(folder: Path, names: set[str]) -> None:
     path = folder / QUANTIZATION
     description = read_json(path)
     if description.get("format_version") == 2:
-        from pressoir.quantization.checkpoint import open_packed
+        from pressoir.formats.packed_checkpoint import open_packed
 
         open_packed(folder)
         return
@@ -109,6 +109,6 @@ def _check_quantized(folder: Path, names: set[str]) -> None:
 
 
 def _check_graph(path: Path) -> None:
-    from pressoir import onnx_weights
+    from pressoir.formats import onnx_weights
 
     onnx_weights.check_places(onnx_weights.load(path), path.parent)

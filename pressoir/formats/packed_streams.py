@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pressoir.errors import SourceError
-from pressoir.quantization import packing
+from pressoir.formats import packing
 
 KEY = "pressoir.packed3"
 """Of the model's metadata: a JSON list of initializers whose bytes are a 3-bit stream."""

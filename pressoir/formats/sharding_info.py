@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pressoir.inference.engines import GRAPH, QUANTIZATION
-from pressoir.sharding import MANIFEST, ShardManifest
+from pressoir.formats.folder import GRAPH, QUANTIZATION
+from pressoir.formats.sharding import MANIFEST, ShardManifest
 
 _CHECK = f"""## Check the files
 
@@ -124,7 +124,7 @@ with safe_open("{manifest.shards[0].file}", framework="np") as shard:
 
 def _decodes(folder: Path) -> bool:
     """Whether the graph takes a cache, as a decoder does."""
-    from pressoir import onnx_weights
+    from pressoir.formats import onnx_weights
 
     inputs = onnx_weights.load(folder / GRAPH).graph.input
     return any(value.name.startswith("past_key_values") for value in inputs)

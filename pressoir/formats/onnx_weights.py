@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pressoir.errors import ShardError
-from pressoir.tensor_bytes import TensorBytes
+from pressoir.formats.tensor_bytes import TensorBytes
 
 if TYPE_CHECKING:
     import onnx

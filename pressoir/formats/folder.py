@@ -1,0 +1,135 @@
+"""What a model folder is for, and what runs it: read from its files alone, no library is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from pressoir.errors import SourceError
+from pressoir.system.files import MANIFEST
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
+MODEL_FILES = (
+    *(*WEIGHT_PATTERNS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm"),
+    "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+Task = Literal[
+    "text-classification", "causal-lm", "translation", "automatic-speech-recognition", "feature-extraction"
+]
+
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
+
+Runtime = Literal["pytorch", "onnxruntime"]
+GRAPH = "model.onnx"
+QUANTIZATION = "quantization.json"
+
+_HEADS: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ForCTC": "automatic-speech-recognition",
+    "ForSpeechSeq2Seq": "automatic-speech-recognition",
+    "WhisperForConditionalGeneration": "automatic-speech-recognition",
+    "ForConditionalGeneration": "translation",
+    "MTModel": "translation",
+}
+
+
+def task_of(folder: Path) -> Task:
+    """The task of a model, from the class that its configuration names.
+
+    A model without a head is for feature extraction.
+
+    Raises:
+        SourceError: `config.json` is missing, broken, or names no architecture.
+    """
+    config: dict[str, Any] = read_json(folder / "config.json")
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not names:
+        raise SourceError(
+            f'{folder / "config.json"} names no architecture; add "architectures", such as '
+            '["LlamaForCausalLM"]'
+        )
+    for head, task in _HEADS.items():
+        if str(names[0]).endswith(head):
+            return task
+    return "feature-extraction"
+
+
+def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
+    """The runtime that a folder is run in: what is asked for, else ONNX Runtime where it has a graph."""
+    if asked is not None:
+        return asked
+    return "onnxruntime" if any((folder / name).exists() for name in (GRAPH, ENCODER)) else "pytorch"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that belongs to a model folder.
+
+    Raises:
+        SourceError: it is missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is not readable JSON ({error}); fetch or make the model again") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"{path} is not a JSON object; fetch or make the model again")
+    return content
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What is fetched of a model, and decides its digest: weights, graphs, configuration and tokenizer."""
+    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST})
+
+
+def check_model_folder(folder: Path, reference: str) -> None:
+    """Check, from headers alone, that `folder` has a configuration and readable safetensors or a graph.
+
+    Raises:
+        SourceError: it says which file is missing, broken or unsafe.
+    """
+    if not (folder / "config.json").is_file():
+        raise SourceError(
+            f"model {reference!r}: {folder} has no config.json; is it a transformers model folder?"
+        )
+    weights = sorted({*folder.glob("*.safetensors"), *_indexed(folder, reference)})
+    if not weights and not any(folder.glob("*.onnx")):  # an encoder-decoder is exported as two graphs
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise SourceError(
+                f"model {reference!r}: {folder} has only pickled weights ({', '.join(pickles)}), which can "
+                "run code when they are loaded and are refused. Convert them where you trust them: "
+                "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
+            )
+        raise SourceError(f"model {reference!r}: {folder} has no *.safetensors weights")
+    for path in weights:
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise SourceError(
+                f"model {reference!r}: {path} is not a whole safetensors file ({error}); fetch it again"
+            ) from error
+
+
+def _indexed(folder: Path, reference: str) -> list[Path]:
+    """The files that `model.safetensors.index.json` spreads the weights over; none without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"model {reference!r}: {index} is not a weight index ({error}); fetch it again"
+        ) from error
+    if unsafe := sorted(name for name in names if Path(name).name != name):
+        raise SourceError(f"model {reference!r}: {index} names files outside its folder: {', '.join(unsafe)}")
+    return [folder / name for name in names]
