@@ -35,8 +35,9 @@ import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
 from flows.commands.terminal import progress, quiet_libraries
-from pressoir import comparison, data, planning
+from pressoir import comparison, planning
 from pressoir.comparison import Benchmark, points
+from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
@@ -180,7 +181,7 @@ def measure(
     )
     report = Benchmark.read(store.path(found) / "benchmark.json")
     use_threads(threads)
-    validation = data.load_split(store.path(split), "validation")
+    validation = sentences.load_split(store.path(split), "validation")
     texts, expected = list(validation["text"]), np.asarray(validation["label"])
     by_name, seconds = {row.name: row for row in rows}, Seconds(store)
     measured = []

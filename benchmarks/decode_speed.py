@@ -22,7 +22,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flows.commands.terminal import console, progress
-from pressoir import models, text
+from pressoir import models
+from pressoir.data import running_text
 from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
@@ -102,7 +103,7 @@ def _make(folder: Path, options: argparse.Namespace) -> None:
     console.print(f"{models.count_parameters(model) / 1e6:.0f} million parameters")
     models.save_model(model, folder)
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([text.embedded_calibration()], vocab_size=400, show_progress=False)
+    trained.train_from_iterator([running_text.embedded_calibration()], vocab_size=400, show_progress=False)
     models.save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer), folder)
 
 

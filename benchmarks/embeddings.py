@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from flows.commands.terminal import console, progress
-from pressoir import data, metrics, models
+from pressoir import metrics, models
+from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.int8_checkpoint import dequantized_state
 from pressoir.inference.engines import OnnxEngine
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     use_threads(options.threads)
-    rows = data.load_split(options.data, options.split)
+    rows = sentences.load_split(options.data, options.split)
     texts, labels = list(rows["text"]), list(rows["label"])
     model = models.load_classifier(options.model)
     words = f"{word_table(model)}.weight"

@@ -97,7 +97,8 @@ def make(work: str, parameters_m: str, dtype: str) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from pressoir import skeleton, text
+    from pressoir import skeleton
+    from pressoir.data import running_text
     from pressoir.formats.tensor_bytes import WEIGHTS
     from pressoir.formats.tensor_files import Writer
 
@@ -115,7 +116,7 @@ def make(work: str, parameters_m: str, dtype: str) -> None:
         max_position_embeddings=512,
         tie_word_embeddings=False,
     ).save_pretrained(folder)
-    words = sorted(set(text.embedded_calibration().split()))
+    words = sorted(set(running_text.embedded_calibration().split()))
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", *words])}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(folder)
@@ -135,7 +136,7 @@ def make(work: str, parameters_m: str, dtype: str) -> None:
 def quantize(options: argparse.Namespace) -> dict[str, float]:
     """The child: quantise the model, return its figures."""
     use_threads(options.threads)
-    from pressoir import text
+    from pressoir.data import running_text
     from pressoir.quantization import weight_only
     from pressoir.recipe.sections import QuantizeConfig, TextConfig
     from pressoir.reporting import LogReporter
@@ -145,7 +146,7 @@ def quantize(options: argparse.Namespace) -> dict[str, float]:
     for folder in (out, data):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    text.save(TextConfig(calibration_windows=options.windows), data)
+    running_text.save(TextConfig(calibration_windows=options.windows), data)
     inputs = {"model": options.work / "model", "data": data}
     context = StageContext(out, options.work, LogReporter(), seed=0, threads=options.threads)
     return weight_only.run(inputs, QuantizeConfig(scheme=options.level, algorithm=options.child), context)

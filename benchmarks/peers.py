@@ -42,8 +42,8 @@ import peers_torch
 from peers_contenders import OURS, ROWS, Contender, Run, contenders, find
 
 from flows.commands.terminal import progress
-from pressoir import data
 from pressoir.comparison import points
+from pressoir.data import sentences as data
 from pressoir.errors import PressoirError
 from pressoir.inference.probe import Probe
 from pressoir.metrics import wilson_interval

@@ -312,13 +312,13 @@ def _context(folder: Path) -> Any:
 
 
 def _text_data(folder: Path) -> Path:
-    from pressoir import data
+    from pressoir.data import sentences
 
     place = folder.parent / "splits"
     if not place.exists():
         place.mkdir()
-        splits, dropped = data.load(classification(folder.parent), SEED)
-        data.save(splits, dropped, place, max_tokens=64)
+        splits, dropped = sentences.load(classification(folder.parent), SEED)
+        sentences.save(splits, dropped, place, max_tokens=64)
     return place
 
 

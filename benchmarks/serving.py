@@ -39,7 +39,7 @@ from typing import Any
 from loopback import HOST, Load, Server, ask_all, free_port, load, post, pressoir, running
 
 from pressoir import sources
-from pressoir.data import DEMO, read_table
+from pressoir.data.sentences import DEMO, read_table
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from loopback import Server, ask_all, post, pressoir
 
-from pressoir.data import DEMO, read_table
+from pressoir.data.sentences import DEMO, read_table
 from pressoir.system.memory import process_tree, pss_bytes
 from pressoir.system.runtime import available_cpus, describe_machine
 

@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import decoder_trace, models, onnx_graph, skeleton, text, weight_layers, weight_only_graph
+from pressoir import decoder_trace, models, onnx_graph, skeleton, weight_layers, weight_only_graph
+from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import GRAPH
 from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
@@ -248,12 +249,12 @@ def _on_demand(model: PreTrainedModel, checkpoint: PackedCheckpoint) -> PreTrain
 def _text(inputs: Mapping[str, Path], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Windows (windows, tokens), prompts (prompts, tokens) and new tokens: real text, within the context."""
     folder = inputs.get("data")
-    content = text.load_calibration(folder) if folder else text.embedded_calibration()
-    window = min(text.info(folder).window if folder else TextConfig().window, limit)
+    content = running_text.load_calibration(folder) if folder else running_text.embedded_calibration()
+    window = min(running_text.info(folder).window if folder else TextConfig().window, limit)
     ids = LanguageModelTokenizer.open(inputs["model"]).encode(content)
-    windows = text.windows(ids, window, WINDOWS, spread=True)
+    windows = running_text.windows(ids, window, WINDOWS, spread=True)
     new = min(NEW_TOKENS, max(limit - PROMPT_TOKENS, limit // 2))
-    prompts = text.windows(ids, min(PROMPT_TOKENS, limit - new), PROMPTS, spread=True)
+    prompts = running_text.windows(ids, min(PROMPT_TOKENS, limit - new), PROMPTS, spread=True)
     return windows, prompts, new
 
 

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import encoder_decoder_graph, models, onnx_graph, text
+from pressoir import encoder_decoder_graph, models, onnx_graph
+from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
@@ -200,7 +201,7 @@ def _compare_generation(
     prompt: tuple[int, ...] = ()
     if task_of(source) == "translation":
         adapters = Translator.open(source, threads, "pytorch"), Translator.open(exported, threads)
-        sentences = text.embedded_calibration().splitlines()[:PARITY_INPUTS]
+        sentences = running_text.embedded_calibration().splitlines()[:PARITY_INPUTS]
         rows, forced = adapters[0].encode(sentences, *_languages(adapters[0]))
         inputs: list[dict[str, NDArray[Any]]] = [adapters[0].batch([row]) for row in rows]
         batch: dict[str, NDArray[Any]] = adapters[0].batch(rows[:GREEDY_INPUTS])

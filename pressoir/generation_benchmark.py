@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import text as running_text
+from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, headline, to_markdown

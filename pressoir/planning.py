@@ -190,7 +190,7 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         missing or has a malformed row. SourceError: a hub data set or a parent cannot be loaded.
         MergeError: the models cannot be merged; every finding is listed.
     """
-    from pressoir import data
+    from pressoir.data import sentences as data
     from pressoir.registry.registry import Registry
 
     store.check_writable()
@@ -204,9 +204,9 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         folders = {name: sources.resolve(model, store).folder for name, model in models.items()}
         preflight(recipe.merge, folders, store.root)
     if recipe.teacher is None:
-        from pressoir import text
+        from pressoir.data import running_text
 
-        text.source_digest(recipe.text)
+        running_text.source_digest(recipe.text)
         return 0
     prepared = store.find(stage_key("data", recipe.data, {}, recipe.seed))
     if prepared is not None:
@@ -243,13 +243,13 @@ def stage_key(stage: str, config: BaseModel, inputs: Mapping[str, str], seed: in
     """
     module = load_stage(stage)
     if isinstance(config, DataConfig):
-        from pressoir import data
+        from pressoir.data import sentences as data
 
         inputs = {"source": data.source_digest(config), **inputs}
     if isinstance(config, TextConfig):
-        from pressoir import text
+        from pressoir.data import running_text
 
-        inputs = {"source": text.source_digest(config), **inputs}
+        inputs = {"source": running_text.source_digest(config), **inputs}
     return StageKey(
         stage=module.NAME,
         version=module.VERSION,

@@ -25,8 +25,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import data, models
+from pressoir import models
 from pressoir.config import Config
+from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.inference.engines import accepted_inputs
 from pressoir.recipe.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
@@ -101,7 +102,7 @@ def importance(
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
     parts, layers = models.layout(model), models.encoder_layers(model)
-    rows = data.load_split(folder, "train").shuffle(seed=context.seed)
+    rows = sentences.load_split(folder, "train").shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
     seen: dict[tuple[str, int], Tensor] = {}
@@ -329,7 +330,7 @@ def int8_cost(
             part.mkdir()
         models.save_model(model, source)
         models.save_tokenizer(tokenizer, source)
-        data.excerpt(folder, few)
+        sentences.excerpt(folder, few)
         quantize.run(
             {"model": source, "data": few},
             QuantizeConfig(embeddings=words, max_accuracy_drop=None),

@@ -36,7 +36,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import data, metrics, models, relations
+from pressoir import metrics, models, relations
+from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.inference.engines import TorchEngine, accepted_inputs
 from pressoir.inference.text_classification import TextClassifier
@@ -158,7 +159,7 @@ class DistillationLoss:
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
     """A split as inputs that `model` takes, with `labels`, `length` (tokens) and `row` (its number)."""
-    rows, accepted = data.load_split(folder, split), accepted_inputs(model)
+    rows, accepted = sentences.load_split(folder, split), accepted_inputs(model)
     encoded = tokenizer(rows["text"][:], truncation=True)
     encoded = {name: values for name, values in encoded.items() if name in accepted}
     encoded["labels"] = rows["label"][:]
@@ -277,8 +278,8 @@ def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, split: str = "validation"
 ) -> dict[str, float]:
     """Accuracy and F1 of `model` in float32 on a split, as `{split}_accuracy` and `{split}_f1`."""
-    rows = data.load_split(folder, split)
-    classifier = TextClassifier(TorchEngine(model), tokenizer, data.info(folder)["labels"])
+    rows = sentences.load_split(folder, split)
+    classifier = TextClassifier(TorchEngine(model), tokenizer, sentences.info(folder)["labels"])
     predicted = classifier.logits(rows["text"][:], batch_size=64).argmax(axis=1)
     expected = rows["label"][:]
     return {

@@ -80,7 +80,7 @@ def tiny_bert(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """A saved data folder of 400/80/80 learnable sentences, beside the TSV files it came from."""
-    from pressoir import data
+    from pressoir.data import sentences as data
     from pressoir.recipe.sections import DataConfig
 
     folder = tmp_path_factory.mktemp("tiny-data")
@@ -222,7 +222,7 @@ def tiny_lm(request):
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory):
     """A text folder: calibration, and two evaluation texts `good` and `bad`, 32 tokens a window."""
-    from pressoir import text
+    from pressoir.data import running_text
     from pressoir.recipe.sections import TextConfig
 
     files = tmp_path_factory.mktemp("tiny-text-files")
@@ -242,7 +242,7 @@ def tiny_text(tmp_path_factory):
         evaluation_windows=8,
     )
     folder = tmp_path_factory.mktemp("tiny-text")
-    text.save(config, folder)
+    running_text.save(config, folder)
     return folder
 
 

@@ -194,7 +194,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     Raises:
         DataError: a file is not text, or not a table of text and label.
     """
-    from pressoir import data, text
+    from pressoir.data import running_text, sentences
     from pressoir.errors import DataError
     from pressoir.formats.folder import task_of
     from pressoir.recipe.sections import TextConfig
@@ -205,13 +205,13 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
             stem = re.sub(r"[^a-z0-9_-]", "-", file.stem.lower()).strip("-_")[:28] or "text"
             name = stem if stem not in names else f"{stem}-{len(names)}"
             names[name] = file
-        text.save(TextConfig(evaluation=names), folder)
+        running_text.save(TextConfig(evaluation=names), folder)
         return folder
     if len(files) > 1:
         raise DataError(f"--evaluate: {len(files)} files given, but a classifier is measured on one table")
-    rows = list(data.read(files[0], _columns(files[0])))
+    rows = list(sentences.read(files[0], _columns(files[0])))
     labels = sorted({label for _, label in rows})
-    (folder / data.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    (folder / sentences.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
     lines = (json.dumps({"text": sentence, "label": labels.index(label)}) for sentence, label in rows)
     (folder / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

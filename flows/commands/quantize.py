@@ -143,13 +143,13 @@ def _weights_only(
     calibration: Path | None,
     context: StageContext,
 ) -> None:
-    from pressoir import text
+    from pressoir.data import running_text
     from pressoir.recipe.sections import TextConfig
     from pressoir.stages import export
     from pressoir.stages import quantize as stage
 
     data = _folder(context, "data", context.work_dir)
-    text.save(TextConfig(calibration=calibration), data)
+    running_text.save(TextConfig(calibration=calibration), data)
     _two_stages(source, data, {"quantize": (stage, config), "export": (export, export_config)}, context)
 
 
@@ -160,7 +160,7 @@ def _classifier(
     table: Path | None,
     context: StageContext,
 ) -> None:
-    from pressoir.labelled_table import save_demo, save_table
+    from pressoir.data.labelled_table import save_demo, save_table
     from pressoir.stages import export
     from pressoir.stages import quantize as stage
 
@@ -247,12 +247,12 @@ def _print_result(output: Path) -> None:
 
 def _evaluation(file: Path | None) -> str:
     """The text of `file`, or the embedded reviews."""
-    from pressoir import text
+    from pressoir.data import running_text
     from pressoir.recipe.sections import TextConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        text.save(TextConfig(evaluation={"text": file} if file else {}), Path(folder))
-        return next(iter(text.load_evaluation(Path(folder)).values()))
+        running_text.save(TextConfig(evaluation={"text": file} if file else {}), Path(folder))
+        return next(iter(running_text.load_evaluation(Path(folder)).values()))
 
 
 def _print_test(source: Path, result: Path, content: str, threads: int, low_cpu_mem: bool) -> None:

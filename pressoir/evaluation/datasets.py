@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pressoir import text
+from pressoir.data import running_text
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
@@ -42,9 +42,9 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     """
     labels: tuple[str, ...] = ()
     if config.task == "text-classification":
-        from pressoir import data
+        from pressoir.data import sentences
 
-        labels, rows = data.test_rows(config.classification, seed)
+        labels, rows = sentences.test_rows(config.classification, seed)
         samples = [
             Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
             for i, row in enumerate(rows)
@@ -56,7 +56,11 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     elif config.task == "feature-extraction":
         samples = _pairs(config.pairs or EMBEDDED_PAIRS)
     else:
-        texts = text.embedded_evaluation() if config.text is None else {config.text.stem: _read(config.text)}
+        texts = (
+            running_text.embedded_evaluation()
+            if config.text is None
+            else {config.text.stem: _read(config.text)}
+        )
         samples = [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
     if not samples:
         raise DataError(f"the data set for {config.task} has no samples; give a file that has some")

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import text as running_text
+from pressoir.data import running_text
 from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import text as running_text
+from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime
 from pressoir.inference.decoders import open_decoder

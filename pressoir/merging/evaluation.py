@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pressoir import data, text
 from pressoir.config import Config
+from pressoir.data import running_text
+from pressoir.data import sentences as data
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import task_of
 from pressoir.merging.preflight import MergePlan
@@ -151,7 +152,7 @@ def evaluate(
     task = task_of(result)
     remarks = []
     score: Scorer
-    if task == "causal-lm" and (folder is None or (folder / text.INFO).exists()):
+    if task == "causal-lm" and (folder is None or (folder / running_text.INFO).exists()):
         measure, score = "perplexity", _perplexities(folder, threads)
         if len({str(m.tokenizer and sorted(m.tokenizer.ids.items())) for m in plan.models}) > 1:
             remarks.append("Tokenizers differ, so these perplexities are not per the same token")
@@ -196,8 +197,8 @@ def evaluate(
 def _perplexities(folder: Path | None, threads: int) -> Scorer:
     from pressoir.inference.text_generation import TextGenerator
 
-    texts = text.embedded_evaluation() if folder is None else text.load_evaluation(folder)
-    config = TextConfig() if folder is None else text.info(folder)
+    texts = running_text.embedded_evaluation() if folder is None else running_text.load_evaluation(folder)
+    config = TextConfig() if folder is None else running_text.info(folder)
 
     def score(model: Path) -> dict[str, tuple[float, int]]:
         generator = TextGenerator.open(model, threads, "pytorch")

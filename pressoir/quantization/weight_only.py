@@ -34,7 +34,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pressoir import quantization_plots, text
+from pressoir import quantization_plots
+from pressoir.data import running_text
 from pressoir.errors import DataError, QuantizationError
 from pressoir.formats import packed_checkpoint, tensor_files
 from pressoir.formats.folder import QUANTIZATION, model_files, read_json
@@ -223,14 +224,14 @@ def _windows(
     if not calibrated and not mixed:
         return None, None
     folder = inputs.get("data")
-    settings = text.info(folder) if folder else TextConfig()
-    content = text.load_calibration(folder) if folder else text.embedded_calibration()
+    settings = running_text.info(folder) if folder else TextConfig()
+    content = running_text.load_calibration(folder) if folder else running_text.embedded_calibration()
     ids = LanguageModelTokenizer.open(source.folder).encode(content)
     window = min(settings.window, getattr(source.skeleton.config, "max_position_embeddings", settings.window))
     count = settings.calibration_windows
     if not mixed:
-        return text.windows(ids, window, count, spread=True), None
-    cut = text.windows(ids, window, count + max(count // 2, 1), spread=True)
+        return running_text.windows(ids, window, count, spread=True), None
+    cut = running_text.windows(ids, window, count + max(count // 2, 1), spread=True)
     if len(cut) < 2:
         raise DataError(
             f"the calibration text has one window of {window} tokens, but choosing bits needs windows to "

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pressoir import data
 from pressoir.config import Config, Positive
+from pressoir.data import sentences as data
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
 from pressoir.search.records import Cost, Figures

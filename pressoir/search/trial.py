@@ -23,8 +23,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pressoir import data, planning, sources
+from pressoir import planning, sources
 from pressoir.config import Config
+from pressoir.data import sentences as data
 from pressoir.errors import PressoirError, StoreError
 from pressoir.planning import Pressed, Runner
 from pressoir.recipe.recipe import Recipe

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pressoir import augmentation, data, models, training
+from pressoir import augmentation, models, training
 from pressoir.augmentation import Proposer, Sentence
+from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.recipe.sections import AugmentConfig
 from pressoir.reporting import track
@@ -49,9 +50,9 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
         SourceError: `masked_lm` is asked for, and the base model has no such head or no mask token; or its
             tokenizer does not tell words.
     """
-    facts = data.info(inputs["data"])
-    rows = list(data.load_split(inputs["data"], "train"))
-    unlabelled = data.load_unlabelled(inputs["data"])
+    facts = sentences.info(inputs["data"])
+    rows = list(sentences.load_split(inputs["data"], "train"))
+    unlabelled = sentences.load_unlabelled(inputs["data"])
     if not config.copies and not config.spans and not unlabelled:
         raise RecipeError(
             "augment: nothing to add: augment.copies and augment.spans are 0 and data.unlabelled gives no "
@@ -60,9 +61,9 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
     texts = [row["text"] for row in rows]
     copies: list[tuple[int, str]] = []
     figures = dict[str, float]()
-    taken = data.forms(unlabelled)
-    for split in data.SPLITS:
-        taken |= data.forms(data.load_split(inputs["data"], split)["text"])
+    taken = sentences.forms(unlabelled)
+    for split in sentences.SPLITS:
+        taken |= sentences.forms(sentences.load_split(inputs["data"], split)["text"])
     if config.copies:
         tokenizer = models.load_tokenizer(inputs["model"])
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
@@ -83,7 +84,7 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
         expected = own[[source for source, _ in copies]]
         figures["teacher_agreement"] = float((labels[: len(copies)] == expected).mean())
     added = [{"text": text, "label": int(label)} for text, label in zip(new, labels, strict=True)]
-    data.save_extended(inputs["data"], [*rows, *added], context.out_dir)
+    sentences.save_extended(inputs["data"], [*rows, *added], context.out_dir)
     for place in np.linspace(0, len(copies) - 1, min(EXAMPLES, len(copies)), dtype=int).tolist():
         source, text = copies[place]
         context.reporter.message(f"augment: {texts[source]!r} → {text!r} ({facts['labels'][labels[place]]})")
@@ -140,7 +141,7 @@ def _copies(
         for number, some in chosen:
             new = {w: draws[number].choice(answer) for w in some if (answer := proposals[number, w])}
             text = augmentation.alter(originals[number].text, new)
-            form = data.normal_form(text)
+            form = sentences.normal_form(text)
             if form not in taken:
                 taken.add(form)
                 found.append((number, text))
@@ -159,7 +160,7 @@ def _spans(texts: Sequence[str], count: int, taken: set[str], seed: int) -> list
             length = draw.randint(SHORTEST_SPAN, len(words) - 1)
             start = draw.randint(0, len(words) - length)
             span = " ".join(words[start : start + length])
-            if (form := data.normal_form(span)) not in taken:
+            if (form := sentences.normal_form(span)) not in taken:
                 taken.add(form)
                 found.append(span)
     return found

@@ -106,7 +106,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         from pressoir.generation_benchmark import run as compare_language_models
 
         return compare_language_models(inputs, config, context)
-    from pressoir.data import info, load_split
+    from pressoir.data.sentences import info, load_split
 
     test = load_split(inputs["data"], "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pressoir import data
+from pressoir.data import sentences
 from pressoir.recipe.sections import DataConfig
 from pressoir.stage import StageContext
 
@@ -24,10 +24,10 @@ def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -
         DataError: a row is malformed, a split is too small, or the unlabelled text is missing or not UTF-8.
         SourceError: the hub data set cannot be loaded.
     """
-    splits, dropped = data.load(config, context.seed)
+    splits, dropped = sentences.load(config, context.seed)
     for name, count in dropped.items():
         if count:
             context.reporter.message(
                 f"data: {count} {name.replace('_', ' ')} (they stand in another split, or twice)"
             )
-    return data.save(splits, dropped, context.out_dir, config.max_tokens)
+    return sentences.save(splits, dropped, context.out_dir, config.max_tokens)

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import data, models, training
+from pressoir import models, training
+from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
@@ -82,7 +83,7 @@ def _train(
     torch.manual_seed(seed)
     teacher = models.load_classifier(inputs["teacher"])
     student = make_student(
-        teacher, config.student, data.info(inputs["data"])["labels"], inputs.get("student")
+        teacher, config.student, sentences.info(inputs["data"])["labels"], inputs.get("student")
     )
     ratio = models.count_parameters(student) / models.count_parameters(teacher)
     del teacher

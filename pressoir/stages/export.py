@@ -34,7 +34,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pressoir import data, first_token, models, onnx_graph
+from pressoir import first_token, models, onnx_graph
+from pressoir.data import sentences as data
 from pressoir.errors import ParityError
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION, task_of

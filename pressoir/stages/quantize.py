@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pressoir import data, metrics, models
+from pressoir import metrics, models
+from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
@@ -73,7 +74,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     model = models.load_classifier(source)
     tokenizer = models.load_tokenizer(source)
-    split = data.load_split(inputs["data"], "validation")
+    split = sentences.load_split(inputs["data"], "validation")
     texts, labels = list(split["text"]), list(split["label"])
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     excluded: dict[str, str] = {}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pressoir import data, models, training
+from pressoir import models, training
+from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import StageContext
@@ -30,7 +31,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         SourceError: the checkpoint classifies into other labels than the data's.
     """
     torch.manual_seed(context.seed)
-    facts = data.info(inputs["data"])
+    facts = sentences.info(inputs["data"])
     labels = facts["labels"]
     tokenizer = models.load_tokenizer(inputs["model"])
     if config.checkpoint is not None:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from pressoir import data, models, relations, training
+from pressoir import models, relations, training
 from pressoir.config import Config
+from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.recipe.sections import StudentConfig
 from pressoir.reporting import track
@@ -95,7 +96,10 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     for array in kept.values():
         array.flush()
     if reference is not None:
-        facts, texts = data.info(inputs["data"]), data.load_split(inputs["data"], "train")["text"][:]
+        facts, texts = (
+            sentences.info(inputs["data"]),
+            sentences.load_split(inputs["data"], "train")["text"][:],
+        )
         ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         logits[ascending] = training.logits_of(
             reference,

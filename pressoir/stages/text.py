@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pressoir import text
+from pressoir.data import running_text
 from pressoir.recipe.sections import TextConfig
 from pressoir.stage import StageContext
 
@@ -28,6 +28,6 @@ def run(inputs: Mapping[str, Path], config: TextConfig, context: StageContext) -
     Raises:
         DataError: a file is missing, empty or not UTF-8.
     """
-    sizes = text.save(config, context.out_dir)
+    sizes = running_text.save(config, context.out_dir)
     context.reporter.message(", ".join(f"{name}: {size:,} characters" for name, size in sizes.items()))
     return {f"{name}_characters": float(size) for name, size in sizes.items()}

@@ -30,7 +30,8 @@ from typing import Any
 from torch import Tensor, nn, tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import data, models, training, vocabulary
+from pressoir import models, training, vocabulary
+from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
 from pressoir.recipe.sections import VocabularyConfig
@@ -64,7 +65,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
         "size_mb_before": size_mb(inputs["model"]),
         "positions_before": _positions(model),
     }
-    texts = [*data.load_split(folder, "train")["text"], *data.load_unlabelled(folder)]
+    texts = [*sentences.load_split(folder, "train")["text"], *sentences.load_unlabelled(folder)]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     known = vocabulary.pieces(content)
     counts = vocabulary.count(tokenizer.backend_tokenizer, texts)
@@ -79,7 +80,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     keep_rows(model, ids)
     longest = tokenizer.model_max_length
     if config.positions:
-        longest = min(longest, data.info(folder)["max_tokens"])
+        longest = min(longest, sentences.info(folder)["max_tokens"])
         if not keep_positions(model, longest):
             context.reporter.message(
                 f"vocabulary: the table of positions stays whole; how a {model.config.model_type} model uses "
@@ -94,7 +95,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
             f"vocabulary: the tokenizer of {inputs['model']} cannot be cut: without the pieces that the "
             "training text does not use, it splits that text in another way"
         )
-    validation = data.load_split(folder, "validation")["text"][:]
+    validation = sentences.load_split(folder, "validation")["text"][:]
     held_out = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, validation)
     figures |= {
         "pieces_before": len(known),

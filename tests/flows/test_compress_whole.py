@@ -81,7 +81,8 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
     from transformers import DistilBertConfig, DistilBertModel
 
     from flows.compress import compress
-    from pressoir import data, models
+    from pressoir import models
+    from pressoir.data import sentences
     from pressoir.recipe.recipe import Recipe
 
     student, hub = tmp_path / "distilbert", tmp_path / "sst2"
@@ -91,7 +92,7 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
     models.save_tokenizer(models.load_tokenizer(tiny_bert), student)
     hub.mkdir()
     for split in ("train", "validation"):
-        rows = data.load_split(tiny_data, split).rename_column("text", "sentence")
+        rows = sentences.load_split(tiny_data, split).rename_column("text", "sentence")
         rows.to_parquet(str(hub / f"{split}.parquet"))
     overrides = {
         "model": tiny_bert,

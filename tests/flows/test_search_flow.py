@@ -70,17 +70,17 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
 
     from flows.compress import compress
     from flows.search import search
-    from pressoir import data
+    from pressoir.data import sentences
     from pressoir.store.store import Store
 
     read = []
-    load_split = data.load_split
+    load_split = sentences.load_split
 
     def watched(folder, split):
         read.append(split)
         return load_split(folder, split)
 
-    monkeypatch.setattr(data, "load_split", watched)
+    monkeypatch.setattr(sentences, "load_split", watched)
     result = search(values)
     found = result.found
     assert len(found.trials) == 4

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from pressoir import data
+from pressoir.data import sentences
 from pressoir.recipe.sections import DataConfig
 
 NEGATIONS = re.compile(
@@ -20,13 +20,13 @@ def words(text):
 
 def read(split):
     """Rows of a split, split at tabs and nothing else."""
-    lines = (data.DEMO / f"{split}.tsv").read_text(encoding="utf-8").split("\n")
+    lines = (sentences.DEMO / f"{split}.tsv").read_text(encoding="utf-8").split("\n")
     assert lines[0] == "text\tlabel\tdomain"
     assert lines[-1] == "", "the file does not end with a line feed"
     return [tuple(line.split("\t")) for line in lines[1:-1]]
 
 
-CORPUS = {split: read(split) for split in data.SPLITS}
+CORPUS = {split: read(split) for split in sentences.SPLITS}
 ROWS = [row for rows in CORPUS.values() for row in rows]
 TEXTS = [row[0] for row in ROWS]
 
@@ -67,17 +67,17 @@ def test_every_row_has_a_sentence_a_label_and_a_domain():
 
 def test_it_has_at_least_1500_sentences_split_70_15_15():
     assert len(ROWS) >= 1500
-    for split, part in zip(data.SPLITS, (0.70, 0.15, 0.15), strict=True):
+    for split, part in zip(sentences.SPLITS, (0.70, 0.15, 0.15), strict=True):
         assert len(CORPUS[split]) / len(ROWS) == pytest.approx(part, abs=0.01)
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", sentences.SPLITS)
 def test_labels_are_balanced(split):
     positive = sum(label == "positive" for _, label, _ in CORPUS[split]) / len(CORPUS[split])
     assert 0.45 <= positive <= 0.55
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", sentences.SPLITS)
 def test_every_domain_is_in_every_split_with_both_labels(split):
     domains = {domain for *_, domain in ROWS}
     assert len(domains) >= 5
@@ -150,7 +150,7 @@ def test_no_word_gives_the_label_away_too_cheaply():
 
 
 def test_it_loads_without_dropping_a_copy():
-    splits, dropped = data.load(DataConfig(), seed=0)
+    splits, dropped = sentences.load(DataConfig(), seed=0)
     assert set(dropped.values()) == {0}
     assert {split: len(splits[split]) for split in splits} == {
         split: len(rows) for split, rows in CORPUS.items()

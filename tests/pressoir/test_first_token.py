@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pressoir import data, first_token, models, onnx_graph
+from pressoir import first_token, models, onnx_graph
+from pressoir.data import sentences
 from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
@@ -243,7 +244,7 @@ def test_int8_labels_agree_with_those_of_the_late_choice(tiny_classifier, tiny_d
     early = stage(export.run, "early", config, packed)
     monkeypatch.setattr(first_token, "choose_early", lambda graph: 0)
     late = stage(export.run, "late", config, packed)
-    texts = list(data.load_split(tiny_data, "test")["text"])
+    texts = list(sentences.load_split(tiny_data, "test")["text"])
     logits = [TextClassifier(open_engine(f, 1), tokenizer, ["0", "1"]).logits(texts) for f in (early, late)]
     difference, spread = np.abs(logits[0] - logits[1]).max(), np.ptp(logits[1][:, 0] - logits[1][:, 1])
     assert 0 < difference < 0.05 * spread  # another scale of activations, so not bit for bit

@@ -172,12 +172,12 @@ def test_progress_of_every_part_is_reported_to_its_end(measured):
 
 
 def test_perplexity_is_the_geometric_mean_over_the_texts(measured, folders):
-    from pressoir import text
+    from pressoir.data import running_text
 
     result, generator = measured.result, TextGenerator.open(folders["source"], threads=1)
     expected = {
         name: generator.perplexity(content, 32, 8)
-        for name, content in text.load_evaluation(folders["data"]).items()
+        for name, content in running_text.load_evaluation(folders["data"]).items()
     }
     first = result.rows[0]
     assert first.perplexities == pytest.approx({name: score.value for name, score in expected.items()})

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
-from pressoir import data, models, relations, training
+from pressoir import models, relations, training
+from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
@@ -81,7 +82,7 @@ def fit(model, inputs, config, context, **options):
 def apart(model, inputs, count=64):
     """The relation loss of `model` on the first sentences, without dropout."""
     outputs = training.TeacherOutputs.open(inputs["outputs"])
-    texts = data.load_split(inputs["data"], "train")["text"][:count]
+    texts = sentences.load_split(inputs["data"], "train")["text"][:count]
     encoded = models.load_tokenizer(inputs["teacher"])(texts, padding=True, return_tensors="pt")
     batch = outputs.batch(list(range(count)), encoded["input_ids"].shape[1])
     model.eval()
@@ -214,7 +215,7 @@ def test_kept_are_the_last_layers_queries_keys_and_values(family, tiny_bert, tin
     assert outputs.relations.shape == (outputs.offsets[-1], 3, 16)
     assert outputs.relations.dtype == np.float16
     last, parts = models.encoder_layers(model)[-1], models.layout(model)
-    texts = data.load_split(tiny_data, "train")["text"][:]
+    texts = sentences.load_split(tiny_data, "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
         ids = torch.tensor([tokenizer(texts[row])["input_ids"]])
         batch = outputs.batch([row], ids.shape[1] + 2)["teacher_relations"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pressoir import data
+from pressoir.data import sentences
 from pressoir.planning import STAGES, load_stage
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Silent
@@ -187,7 +187,7 @@ def test_the_shape_of_a_recipe_is_what_is_left_without_training_and_judging(reci
 
 
 def test_an_excerpt_has_no_test_split(tiny_data, tmp_path):
-    data.excerpt(tiny_data, tmp_path / "excerpt")
+    sentences.excerpt(tiny_data, tmp_path / "excerpt")
     assert sorted(path.name for path in (tmp_path / "excerpt").iterdir()) == [
         *("data.json", "train.jsonl", "validation.jsonl")
     ]

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
 
-from pressoir import augmentation, data, models
+from pressoir import augmentation, models
+from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.recipe.sections import AugmentConfig, DataConfig, StudentConfig
 from pressoir.stages import augment, teacher_outputs
@@ -50,7 +51,7 @@ def wavering_teacher(tiny_classifier, tiny_data, tmp_path_factory):
     model, tokenizer = models.load_classifier(tiny_classifier), models.load_tokenizer(tiny_classifier)
     with torch.no_grad():
         model.classifier.weight *= 1000
-        logits = _logits(model, tokenizer, data.load_split(tiny_data, "train")["text"][:])
+        logits = _logits(model, tokenizer, sentences.load_split(tiny_data, "train")["text"][:])
         model.classifier.bias[1] += (logits[:, 0] - logits[:, 1]).median()
     models.save_model(model, folder)
     models.save_tokenizer(tokenizer, folder)
@@ -64,7 +65,7 @@ def _logits(model, tokenizer, texts):
 
 
 def texts_of(folder, split):
-    return data.load_split(folder, split)["text"][:]
+    return sentences.load_split(folder, split)["text"][:]
 
 
 def small_data(folder, train, validation, test, unlabelled=None, max_tokens=32):
@@ -78,7 +79,7 @@ def small_data(folder, train, validation, test, unlabelled=None, max_tokens=32):
     if unlabelled is not None:
         paths["unlabelled"] = folder / "unlabelled.txt"
         paths["unlabelled"].write_text("\n".join(unlabelled) + "\n", encoding="utf-8")
-    data.save(*data.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
+    sentences.save(*sentences.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
     return folder
 
 
@@ -243,13 +244,13 @@ def test_train_grows_by_copies_that_the_teacher_labels(
     run, method, tiny_masked_lm, tiny_data, wavering_teacher
 ):
     out, metrics = run(tiny_masked_lm, tiny_data, method=method, copies=3)
-    before, after = (data.load_split(folder, "train").to_list() for folder in (tiny_data, out))
+    before, after = (sentences.load_split(folder, "train").to_list() for folder in (tiny_data, out))
     assert after[: len(before)] == before
     new = after[len(before) :]
     assert len(new) == metrics["altered_rows"] == 3 * len(before) - metrics["copies_dropped"]
     assert len(new) > 2 * len(before)
     assert (metrics["rows_before"], metrics["train_rows"]) == (len(before), len(after))
-    assert data.info(out)["train_rows"] == len(after)
+    assert sentences.info(out)["train_rows"] == len(after)
     model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
     logits = _logits(model, tokenizer, [row["text"] for row in new])
     clear = (logits[:, 0] - logits[:, 1]).abs() > 1e-3  # padding differs: a tie may fall either way
@@ -264,7 +265,7 @@ def test_validation_and_test_stay_byte_for_byte(run, tiny_masked_lm, tiny_data):
     out, _ = run(tiny_masked_lm, tiny_data)
     for split in ("validation", "test"):
         assert (out / f"{split}.jsonl").read_bytes() == (tiny_data / f"{split}.jsonl").read_bytes()
-    facts, before = data.info(out), data.info(tiny_data)
+    facts, before = sentences.info(out), sentences.info(tiny_data)
     assert (facts["labels"], facts["max_tokens"]) == (before["labels"], before["max_tokens"])
 
 
@@ -279,13 +280,13 @@ def test_no_copy_equals_a_sentence_of_any_split_an_unlabelled_one_or_another_cop
     held_out = [text.upper() for text in every[20:50]]  # half of all sentences that can be made
     folder = small_data(tmp_path / "d", every[:20], held_out[:15], held_out[15:], every[50:54])
     out, metrics = run(tiny_masked_lm, folder, method=method, copies=20, replace=1.0, candidates=30)
-    forms = [data.normal_form(text) for text in texts_of(out, "train")]
+    forms = [sentences.normal_form(text) for text in texts_of(out, "train")]
     assert len(set(forms)) == len(forms)
-    assert not set(forms) & data.forms(held_out)
+    assert not set(forms) & sentences.forms(held_out)
     assert metrics["altered_rows"] > 0
     assert metrics["copies_dropped"] == 20 * 20 - metrics["altered_rows"]
     assert metrics["unlabelled_rows"] == 4
-    assert forms[-4:] == [data.normal_form(text) for text in every[50:54]]
+    assert forms[-4:] == [sentences.normal_form(text) for text in every[50:54]]
 
 
 def test_the_figures_say_how_much_was_replaced_and_how_often_the_label_stayed(
@@ -295,7 +296,7 @@ def test_the_figures_say_how_much_was_replaced_and_how_often_the_label_stayed(
     train = [f"the {a} and the {b} was good" for a in nouns for b in nouns if a != b]
     folder = small_data(tmp_path / "d", train, ["dull film", "grim"], ["fine film", "lovely"])
     out, metrics = run(tiny_bert, folder, copies=1, replace=0.34, method="neighbours")
-    after = data.load_split(out, "train").to_list()
+    after = sentences.load_split(out, "train").to_list()
     new = after[len(train) :]
     assert metrics["words_replaced_fraction"] == pytest.approx(1 / 7)  # one of three, of seven in all
     model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
@@ -328,13 +329,13 @@ def test_unlabelled_sentences_alone_are_labelled_by_the_teacher(run, tiny_data, 
     unlabelled = texts_of(tiny_data, "train")[20:60]
     folder = small_data(tmp_path / "d", train, validation, test, unlabelled)
     out, metrics = run(tmp_path / "no base model is needed", folder, copies=0)
-    rows = data.load_split(out, "train").to_list()
+    rows = sentences.load_split(out, "train").to_list()
     assert [row["text"] for row in rows] == [*train, *unlabelled]
     model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
     expected = _logits(model, tokenizer, unlabelled).argmax(dim=1).tolist()
     assert [row["label"] for row in rows[10:]] == expected
     assert set(expected) == {0, 1}
-    assert data.load_unlabelled(out) == []  # they are in train now
+    assert sentences.load_unlabelled(out) == []  # they are in train now
     counts = {"rows_before": 10.0, "train_rows": 50.0, "altered_rows": 0.0, "span_rows": 0.0}
     assert metrics == {**counts, "unlabelled_rows": 40.0}
 
@@ -353,7 +354,7 @@ def test_spans_are_runs_of_words_of_their_sentence_that_no_split_has(
     assert texts[-1] == "d e f"
     assert metrics["span_rows"] == len(texts) - 4 == len(set(texts[3:-1]))
     model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
-    rows = data.load_split(out, "train").to_list()[3:]
+    rows = sentences.load_split(out, "train").to_list()[3:]
     logits = _logits(model, tokenizer, [row["text"] for row in rows])
     clear = (logits[:, 0] - logits[:, 1]).abs() > 1e-3
     assert clear.any()
@@ -438,5 +439,5 @@ def test_the_teachers_outputs_are_computed_for_the_new_rows_too(
     logits = np.load(context.out_dir / "logits.npy")
     assert len(logits) == metrics["train_rows"]
     new = int(metrics["rows_before"])
-    labels = data.load_split(out, "train")["label"][:][new:]
+    labels = sentences.load_split(out, "train")["label"][:][new:]
     assert (logits[new:].argmax(axis=1) == labels).mean() > 0.98

@@ -14,8 +14,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pressoir import data, models
+from pressoir import models
 from pressoir.comparison import Benchmark, Row, to_markdown
+from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
@@ -234,7 +235,7 @@ def test_progress_of_every_part_is_reported_to_its_end(measured):
 
 def test_accuracy_agreement_and_the_differences_are_those_of_the_first_row(measured, folders, tiny_data):
     result = measured.result
-    test = data.load_split(tiny_data, "test")
+    test = sentences.load_split(tiny_data, "test")
     predicted = TextClassifier.open(folders["teacher"], threads=2).logits(test["text"]).argmax(axis=1)
     correct = int((predicted == np.asarray(test["label"])).sum())
     teacher, onnx, negated = result.rows[:3]

@@ -12,7 +12,8 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from pressoir import data, models, onnx_graph
+from pressoir import models, onnx_graph
+from pressoir.data import sentences
 from pressoir.errors import ParityError
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.formats.tensor_bytes import read_header
@@ -55,7 +56,7 @@ def classifier(tiny_classifier, tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
     model, tokenizer = models.load_classifier(tiny_classifier), models.load_tokenizer(tiny_classifier)
     model.classifier.weight.data *= 20
-    texts = list(data.load_split(tiny_data, "validation")["text"])
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])
     logits = TextClassifier(TorchEngine(model), tokenizer, LABELS).logits(texts)
     model.classifier.bias.data[0] += float(np.median(logits[:, 1] - logits[:, 0]))
     models.save_model(model, folder)
@@ -151,7 +152,7 @@ def test_int8_agrees_with_the_simulated_model_far_better_than_with_the_float_one
     int8_onnx, int8, classifier, tiny_data
 ):
     folder, figures = int8_onnx
-    texts = list(data.load_split(tiny_data, "validation")["text"])
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])
     tokenizer = models.load_tokenizer(int8)
 
     def logits(engine):
@@ -175,7 +176,7 @@ def test_float32_agrees_within_a_millionth_with_padding_on_either_side(float_onn
     assert figures["label_agreement"] == 1
     assert json.loads((folder / "export.json").read_text())["operators"]["Attention"] == 4
     assert not (folder / "quantization.json").exists()
-    texts = list(data.load_split(tiny_data, "validation")["text"])[:20]
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])[:20]
     for side in ("right", "left"):
         tokenizer = models.load_tokenizer(classifier)
         tokenizer.padding_side = side
@@ -241,7 +242,7 @@ def test_a_four_bit_table_gives_the_graph_the_simulated_models_rows_bit_for_bit(
 def test_four_bits_depart_from_int8_and_the_graph_follows_its_own_checkpoint(
     blocks_onnx, blocks, int8, tiny_data
 ):
-    texts = list(data.load_split(tiny_data, "validation")["text"])
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])
     tokenizer = models.load_tokenizer(blocks)
 
     def logits(engine):
@@ -285,7 +286,7 @@ def test_shards_of_a_four_bit_table_answer_as_the_whole_graph_does(blocks_onnx, 
     assert {(f"{WORDS}.weight_codes", "U8"), (f"{WORDS}.weight_scale", "F16")} <= {
         (tensor.name, tensor.dtype) for tensor in first
     }
-    texts = list(data.load_split(tiny_data, "validation")["text"])[:20]
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])[:20]
     whole, parts = (
         TextClassifier(open_engine(f, 1), models.load_tokenizer(f), LABELS).logits(texts)
         for f in (blocks_onnx[0], context.out_dir)
@@ -397,7 +398,7 @@ def corrupt(graph_path, contains, change):
 
 def parity(folder, checkpoint, tiny_data, quantised, **config):
     model = load_simulated(checkpoint) if quantised else models.load_classifier(checkpoint)
-    texts = list(data.load_split(tiny_data, "validation")["text"])
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])
     return export.check_parity(
         folder / "model.onnx",
         model,
@@ -475,7 +476,7 @@ def test_two_layers_with_equal_weights_both_find_their_place(classifier, tiny_da
 
 
 def test_parity_takes_validation_then_train_and_never_test(tiny_data):
-    splits = {s: list(data.load_split(tiny_data, s)["text"]) for s in ("train", "validation", "test")}
+    splits = {s: list(sentences.load_split(tiny_data, s)["text"]) for s in ("train", "validation", "test")}
     assert export._sentences(tiny_data, 70) == splits["validation"][:70]
     many = export._sentences(tiny_data, 300)
     assert many == [*splits["validation"], *splits["train"][:220]]

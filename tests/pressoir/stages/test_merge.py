@@ -416,12 +416,12 @@ def test_what_cannot_be_measured_says_why(tiny_classifier, tiny_bert, tmp_path, 
 
 
 def test_a_text_too_short_leaves_the_merge_unmeasured(fine_tunes, tmp_path, context, here):
-    from pressoir import text
+    from pressoir.data import running_text
     from pressoir.recipe.sections import TextConfig
 
     (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
     (data := tmp_path / "text").mkdir()
-    text.save(TextConfig(evaluation={"short": tmp_path / "short.txt"}), data)
+    running_text.save(TextConfig(evaluation={"short": tmp_path / "short.txt"}), data)
     merge(context, *fine_tunes[1:], data=data)
     assert "Not evaluated: the text has" in (context.out_dir / "merge_report.md").read_text()
 

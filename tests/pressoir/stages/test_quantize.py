@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pressoir import data, models
+from pressoir import models
+from pressoir.data import sentences
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
@@ -110,14 +111,16 @@ def test_the_figures_are_those_of_the_description(made, tiny_data):
     assert 0 < figures["max_relative_error"] < 0.02
     assert figures["size_ratio"] == told["original_bytes"] / told["new_bytes"] > 2
     assert figures["excluded_layers"] == 1
-    labels = data.load_split(tiny_data, "validation")["label"]
+    labels = sentences.load_split(tiny_data, "validation")["label"]
     simulated = TextClassifier(
         TorchEngine(load_simulated(folder), batch_invariant=False),
         models.load_tokenizer(folder),
         ["a", "b"],
     )
     with one_thread():
-        predicted = simulated.logits(list(data.load_split(tiny_data, "validation")["text"])).argmax(axis=1)
+        predicted = simulated.logits(list(sentences.load_split(tiny_data, "validation")["text"])).argmax(
+            axis=1
+        )
     assert figures["validation_accuracy"] == np.mean(predicted == np.asarray(labels))
 
 
@@ -189,7 +192,7 @@ def test_the_most_sensitive_layers_go_back_to_float_until_the_limit_holds(
         "bert.pooler.dense": 1.0,
     }
     scorer = fake_scores(monkeypatch, hurt)
-    scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    scorer.truth = sentences.load_split(tiny_data, "validation")["label"]
     folder, figures = quantise(tiny_classifier, tiny_data, context, max_accuracy_drop=0.05)
     told = description(folder)
     assert set(told["excluded"]) == {"classifier", *list(hurt)[:2]}  # one that costs 5 points may stay
@@ -206,7 +209,7 @@ def test_the_most_sensitive_layers_go_back_to_float_until_the_limit_holds(
 
 def test_without_a_limit_nothing_is_ranked_or_put_back(tiny_classifier, tiny_data, context, monkeypatch):
     scorer = fake_scores(monkeypatch, {"bert.pooler.dense": 1.0})
-    scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    scorer.truth = sentences.load_split(tiny_data, "validation")["label"]
     folder, figures = quantise(tiny_classifier, tiny_data, context, max_accuracy_drop=None)
     assert figures["validation_accuracy_drop"] == pytest.approx(0.05)
     assert list(description(folder)["excluded"]) == ["classifier"]
@@ -216,7 +219,7 @@ def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifie
     model = models.load_classifier(tiny_classifier)
     victim = "bert.encoder.layer.1.attention.output.dense"
     model.get_submodule(victim).weight.data *= 30  # so that it matters beside the residual
-    texts = list(data.load_split(tiny_data, "validation")["text"])[:12]
+    texts = list(sentences.load_split(tiny_data, "validation")["text"])[:12]
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))
     packed = {name: quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
@@ -373,7 +376,7 @@ def test_a_four_bit_table_that_costs_too_much_gets_eight_bits_before_it_goes_bac
             coarse = WORDS in layers and self.packed[WORDS][1].ndim == 2
             return self._labels(0.8 if coarse else 0.9, len(texts))
 
-    Scorer.truth = data.load_split(tiny_data, "validation")["label"]
+    Scorer.truth = sentences.load_split(tiny_data, "validation")["label"]
     monkeypatch.setattr(quantize, "_Scorer", Scorer)
     folder, figures = quantise(tiny_classifier, tiny_data, context, embeddings="q4", max_accuracy_drop=0.01)
     told = description(folder)

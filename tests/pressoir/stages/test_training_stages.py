@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from stopping import StoppedError, StopsAt
 
-from pressoir import data, models, pruning, training
+from pressoir import models, pruning, training
+from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.quantization.int8 import quantize_rows
 from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
@@ -100,7 +101,7 @@ def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
     folders, _ = trained
     outputs = training.TeacherOutputs.open(folders["outputs"])
     model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
-    texts = data.load_split(folders["data"], "train")["text"][:]
+    texts = sentences.load_split(folders["data"], "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
         encoded = tokenizer(texts[row], return_tensors="pt")
         with torch.no_grad():

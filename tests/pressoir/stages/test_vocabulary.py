@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers import models as kinds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pressoir import data, models, vocabulary
+from pressoir import models, vocabulary
+from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
@@ -76,7 +77,7 @@ def lessons(tmp_path_factory):
                 files["unlabelled"].write_text(unlabelled + "\n")
             config = DataConfig(source="files", max_tokens=max_tokens, **files)
             (folder / "data").mkdir()
-            data.save(*data.load(config, 0), folder / "data", max_tokens)
+            sentences.save(*sentences.load(config, 0), folder / "data", max_tokens)
             made[unlabelled, max_tokens] = folder / "data"
         return made[unlabelled, max_tokens]
 
@@ -218,7 +219,7 @@ def logits(folder, texts):
 
 
 def train_texts(lessons):
-    return data.load_split(lessons, "train")["text"][:]
+    return sentences.load_split(lessons, "train")["text"][:]
 
 
 # --- what stays ---
@@ -414,7 +415,7 @@ def test_coverage_counts_tokens_and_sentences_that_stay_as_they_were(classifier)
 
 def test_validation_measures_and_does_not_decide(classifier, lessons, cut):
     out, figures = cut("bert")
-    rows = data.load_split(lessons(), "validation")["text"][:]
+    rows = sentences.load_split(lessons(), "validation")["text"][:]
     tokens = [split(classifier("bert"), text)[1:-1] for text in rows]
     alike = sum(word not in ANIMALS for sentence in tokens for word in sentence)
     assert figures["validation_token_coverage"] == alike / sum(map(len, tokens))
@@ -538,7 +539,7 @@ def test_teacher_vocabulary_student_int8_and_graph_work_together(classifier, les
 
     exported = TextClassifier.open(graph.out_dir, 1)
     assert isinstance(exported.engine, OnnxEngine)
-    texts = [*data.load_split(folder, "test")["text"], "a zebra nobody ever saw, 電"]
+    texts = [*sentences.load_split(folder, "test")["text"], "a zebra nobody ever saw, 電"]
     found = exported.logits(texts)
     assert set(found.argmax(axis=1)) == {0, 1}
     expected = logits(student.out_dir, texts).numpy()

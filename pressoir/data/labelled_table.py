@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pressoir import data, models
+from pressoir import models
+from pressoir.data import sentences
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig
 
@@ -13,8 +14,8 @@ from pressoir.recipe.sections import DataConfig
 def save_demo(folder: Path) -> None:
     """Write the embedded reviews as a data folder, whatever the model's classes are."""
     config = DataConfig()
-    splits, dropped = data.load(config, seed=0)
-    data.save(splits, dropped, folder, config.max_tokens)
+    splits, dropped = sentences.load(config, seed=0)
+    sentences.save(splits, dropped, folder, config.max_tokens)
 
 
 def save_table(path: Path, model: Path, folder: Path) -> None:
@@ -29,14 +30,14 @@ def save_table(path: Path, model: Path, folder: Path) -> None:
     names: dict[int, str] = models.load_config(model).id2label
     known = {name.lower(): number for number, name in names.items()} | {str(n): n for n in names}
     rows = []
-    for text, label in data.read_table(path):
+    for text, label in sentences.read_table(path):
         if label.lower() not in known:
             raise DataError(
                 f"{path}: label {label!r} is not one of the model's classes {list(names.values())}"
             )
         rows.append({"text": text, "label": known[label.lower()]})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    for split in data.SPLITS:
+    for split in sentences.SPLITS:
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     info = {"labels": list(names.values()), "max_tokens": DataConfig().max_tokens}
-    (folder / data.INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
+    (folder / sentences.INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")

@@ -34,9 +34,9 @@ def source_digest(config: TextConfig) -> str:
         raise DataError(f"no such text: {', '.join(missing)}; give UTF-8 text files in `text:`")
     hashes = {name: file_sha256(path) for name, path in files.items() if path is not None}
     if config.calibration is None or not config.evaluation:
-        from pressoir import data
+        from pressoir.data import sentences
 
-        hashes["embedded"] = data.source_digest(DataConfig())
+        hashes["embedded"] = sentences.source_digest(DataConfig())
     return digest_of(hashes)
 
 
@@ -108,9 +108,9 @@ def windows(
 
 
 def _embedded(split: str) -> str:
-    from pressoir import data
+    from pressoir.data import sentences
 
-    return "\n".join(data.load(DataConfig(), seed=0)[0][split]["text"]) + "\n"
+    return "\n".join(sentences.load(DataConfig(), seed=0)[0][split]["text"]) + "\n"
 
 
 def _read(path: Path) -> str:
