@@ -22,10 +22,11 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flows.commands.terminal import console, progress
-from pressoir import models
 from pressoir.data import running_text
 from pressoir.inference.decoders import open_decoder
 from pressoir.inference.decoding import Decoder
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
@@ -100,11 +101,11 @@ def _make(folder: Path, options: argparse.Namespace) -> None:
         max_position_embeddings=4096,
     )
     model = LlamaForCausalLM(config)
-    console.print(f"{models.count_parameters(model) / 1e6:.0f} million parameters")
-    models.save_model(model, folder)
+    console.print(f"{count_parameters(model) / 1e6:.0f} million parameters")
+    loading.save_model(model, folder)
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([running_text.embedded_calibration()], vocab_size=400, show_progress=False)
-    models.save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer), folder)
+    loading.save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer), folder)
 
 
 def _measure(

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from flows.commands.terminal import console, progress
-from pressoir import metrics, models
+from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.int8_checkpoint import dequantized_state
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.models import loading
 from pressoir.quantization import hqq, rtn, symmetric
 from pressoir.quantization.int8 import word_table
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
@@ -71,7 +72,7 @@ def main() -> None:
     use_threads(options.threads)
     rows = sentences.load_split(options.data, options.split)
     texts, labels = list(rows["text"]), list(rows["label"])
-    model = models.load_classifier(options.model)
+    model = loading.load_classifier(options.model)
     words = f"{word_table(model)}.weight"
     table = model.get_parameter(words).detach()
     grids(table)
@@ -153,7 +154,7 @@ def measure(
     original = load_file(model / "model.safetensors")[words]
     error = float((original - dequantized_state(contexts[0].out_dir)[words]).norm() / original.norm())
     engine = OnnxEngine(contexts[1].out_dir / "model.onnx", contexts[1].threads, batch_invariant=False)
-    classifier = TextClassifier(engine, models.load_tokenizer(model), ["0", "1"])
+    classifier = TextClassifier(engine, loading.load_tokenizer(model), ["0", "1"])
     bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in stored) / original.numel()
     return Row(form, bits, error, graph["graph_mb"], classifier.logits(texts), classifier)
 

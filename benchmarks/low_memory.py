@@ -97,10 +97,10 @@ def make(work: str, parameters_m: str, dtype: str) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from pressoir import skeleton
     from pressoir.data import running_text
     from pressoir.formats.tensor_bytes import WEIGHTS
     from pressoir.formats.tensor_files import Writer
+    from pressoir.models import skeleton
 
     folder = Path(work) / "model"
     folder.mkdir()

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.inference.engines import accepted_inputs
 from pressoir.inference.probe import Probe, run_child
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer
+from pressoir.models.layouts import accepted_inputs
 from pressoir.system.memory import peak_rss_mb, rss_mb
 from pressoir.system.runtime import use_threads
 
@@ -66,7 +66,7 @@ def make(teacher: Path, out: Path) -> None:
     import torch
     from torch import nn
 
-    from pressoir.models import load_classifier
+    from pressoir.models.loading import load_classifier
 
     model = load_classifier(teacher)
     tokens = FastTokenizer(teacher)(["two sentences,", "of which the other is the longer one"])

@@ -33,6 +33,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pressoir.models.layouts import count_parameters
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 GOAL = 1.15
@@ -116,7 +117,7 @@ def make_models(options: argparse.Namespace, work: Path) -> tuple[int, int, int]
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from pressoir import models
+    from pressoir.models import loading
     from pressoir.recipe.sections import ShardConfig
     from pressoir.reporting import LogReporter
     from pressoir.stage import StageContext
@@ -137,13 +138,13 @@ def make_models(options: argparse.Namespace, work: Path) -> tuple[int, int, int]
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
-    models.save_model(model, work / "source")
+    loading.save_model(model, work / "source")
     for name, count in (("sharded", options.shards), ("whole", 1)):
         (work / name).mkdir()
         context = StageContext(work / name, work, LogReporter(), 0, options.threads)
         shard.run({"model": work / "source"}, ShardConfig(shards=count), context)
     shutil.rmtree(work / "source")
-    return models.count_parameters(model), layers, hidden
+    return count_parameters(model), layers, hidden
 
 
 def in_child(options: argparse.Namespace, work: Path, case: str, place: str) -> float:

@@ -33,8 +33,9 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pressoir import onnx_graph, weight_layers
+from pressoir import onnx_graph
 from pressoir.errors import ParityError
+from pressoir.models import weight_layers
 from pressoir.stages.export import quiet
 
 _NOT_GROUPED = ("head_mask", "softcap", "s_aux", "output_attentions")

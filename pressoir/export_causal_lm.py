@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import decoder_trace, models, onnx_graph, skeleton, weight_layers, weight_only_graph
+from pressoir import decoder_trace, onnx_graph, weight_only_graph
 from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import GRAPH
@@ -45,6 +45,7 @@ from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Parity, compare
 from pressoir.inference.tokenization import LanguageModelTokenizer
+from pressoir.models import loading, skeleton, weight_layers
 from pressoir.recipe.sections import ExportConfig, TextConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT
@@ -67,7 +68,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     """
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     checkpoint = open_packed(source) if is_packed(source) else None
-    model = _fill(skeleton.build(source), checkpoint) if checkpoint else models.load_causal_lm(source)
+    model = _fill(skeleton.build(source), checkpoint) if checkpoint else loading.load_causal_lm(source)
     weights = _ModelWeights(model, checkpoint)
     tell("tracing the model without its weights")
     trace = decoder_trace.trace(model, config.opset, context.work_dir, simplify=config.fuse)
@@ -91,7 +92,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         reference = _on_demand(model, checkpoint)
     else:
         del model, weights
-        reference = models.load_causal_lm(source)
+        reference = loading.load_causal_lm(source)
     parity = compare(
         candidates, TorchDecoder(reference), *_text(inputs, candidates[0].context), context.reporter
     )

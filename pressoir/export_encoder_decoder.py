@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import encoder_decoder_graph, models, onnx_graph
+from pressoir import encoder_decoder_graph, onnx_graph
 from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
@@ -40,6 +40,7 @@ from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
 from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.inference.vocabulary import TOKENIZER, PythonVocabulary
+from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.stages.export import REPORT
@@ -77,7 +78,7 @@ def run(
         raise SourceError(f"{source} is a model for {task}, not for translation or speech recognition")
     if (source / QUANTIZATION).exists():
         raise SourceError(f"{source} is quantised already; export the checkpoint that it was made from")
-    model = models.load_ctc(source) if ctc else models.load_encoder_decoder(source)
+    model = loading.load_ctc(source) if ctc else loading.load_encoder_decoder(source)
     original = sum(parameter.nbytes for parameter in model.parameters())
     parts = encoder_decoder_graph.layers(model)
     packed, errors = encoder_decoder_graph.quantize(parts) if int8 else ({}, {})

@@ -34,6 +34,7 @@ from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, headline, to_markdown
 from pressoir.inference.probe import Probe, probe
+from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
@@ -173,9 +174,9 @@ def bits_per_weight(folder: Path) -> float:
 
 def count_parameters(folder: Path) -> int:
     """Weights of the architecture that `config.json` describes; shared ones count once."""
-    from pressoir import models
+    from pressoir.models import loading
 
-    return models.count_parameters(models.empty_causal_lm(models.load_config(folder)))
+    return layouts.count_parameters(loading.empty_causal_lm(loading.load_config(folder)))
 
 
 def _contenders(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pressoir.errors import QuantizationError, ShardError, SourceError
-from pressoir.execution_order import model_name
 from pressoir.formats import packing
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.packed_checkpoint import (
@@ -30,6 +29,7 @@ from pressoir.formats.packed_checkpoint import (
 )
 from pressoir.formats.sharding import ShardManifest, ShardRecord, TensorRecord
 from pressoir.formats.tensor_bytes import ALIGNMENT, read_header
+from pressoir.models.execution_order import model_name
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},

@@ -29,10 +29,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import errors, skeleton, sources
+from pressoir import errors, sources
 from pressoir.errors import PressoirError, ShardError
 from pressoir.formats.sharding import LoadingCancelledError, ShardRecord
 from pressoir.late_weights import LateWeights
+from pressoir.models import skeleton
 from pressoir.registry.registry import Registry
 from pressoir.shard_sources import Source, is_url, open_source
 from pressoir.store.store import Store

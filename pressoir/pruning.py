@@ -25,11 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import models
 from pressoir.config import Config
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import accepted_inputs
+from pressoir.models import loading
+from pressoir.models.layouts import accepted_inputs, encoder_layers, layout, resize_ffn
 from pressoir.recipe.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
 from pressoir.reporting import Silent, track
 from pressoir.search import measure
@@ -77,7 +77,7 @@ def units(model: PreTrainedModel) -> Units:
     Raises:
         SourceError: the architecture is not one whose parts are known.
     """
-    parts, layers = models.layout(model), models.encoder_layers(model)
+    parts, layers = layout(model), encoder_layers(model)
 
     def width(layer: nn.Module, part: str) -> int:
         return int(layer.get_submodule(parts[part]).out_features)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def importance(
     `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
-    parts, layers = models.layout(model), models.encoder_layers(model)
+    parts, layers = layout(model), encoder_layers(model)
     rows = sentences.load_split(folder, "train").shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
@@ -199,9 +199,9 @@ def remove(model: PreTrainedModel, kept: Kept) -> None:
             gone[index] = lost
     if gone:
         model.prune_heads(gone)
-    parts = models.layout(model)
-    for layer, neurons in zip(models.encoder_layers(model), kept.neurons, strict=True):
-        models.resize_ffn(layer, parts, torch.tensor(neurons))
+    parts = layout(model)
+    for layer, neurons in zip(encoder_layers(model), kept.neurons, strict=True):
+        resize_ffn(layer, parts, torch.tensor(neurons))
     widths = list(kept.units.neurons)
     field = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
     if len(set(widths)) == 1:
@@ -215,7 +215,7 @@ def remove(model: PreTrainedModel, kept: Kept) -> None:
 def zero_smallest(model: PreTrainedModel, sparsity: float) -> Callable[[], None]:
     """Zero the `sparsity` smallest weights of each encoder matrix; return what zeroes them again."""
     masks: list[tuple[Tensor, Tensor]] = []
-    for module in models.encoder_layers(model).modules():
+    for module in encoder_layers(model).modules():
         if isinstance(module, nn.Linear):
             count = int(sparsity * module.weight.numel())
             smallest = module.weight.detach().abs().flatten().argsort()[:count]
@@ -328,8 +328,8 @@ def int8_cost(
         )
         for part in (packed, graph, work):
             part.mkdir()
-        models.save_model(model, source)
-        models.save_tokenizer(tokenizer, source)
+        loading.save_model(model, source)
+        loading.save_tokenizer(tokenizer, source)
         sentences.excerpt(folder, few)
         quantize.run(
             {"model": source, "data": few},

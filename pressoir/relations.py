@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pressoir import models
 from pressoir.errors import RecipeError
+from pressoir.models.layouts import encoder_layers, layout
 
 PARTS = ("query", "key", "value")
 WIDTH = 16  # of a relation head of the teacher: 48 heads of 768 units, 64 of 1024, as in the paper
@@ -118,5 +118,5 @@ def _log_relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
 
 
 def _projections(model: PreTrainedModel) -> dict[str, nn.Module]:
-    parts, layer = models.layout(model), models.encoder_layers(model)[-1]
+    parts, layer = layout(model), encoder_layers(model)[-1]
     return {name: layer.get_submodule(parts[name]) for name in PARTS}

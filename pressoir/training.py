@@ -36,11 +36,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import metrics, models, relations
+from pressoir import metrics, relations
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import TorchEngine, accepted_inputs
+from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.models import loading
+from pressoir.models.layouts import accepted_inputs
 from pressoir.quantization import aware
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
@@ -292,8 +294,8 @@ def logits_of(
     folder: Path, labels: list[str], texts: list[str], what: str, reporter: Reporter
 ) -> NDArray[np.float32]:
     """What the classifier in `folder` says of `texts`, (sentences, labels), told in blocks of 1,024."""
-    model = models.load_classifier(folder)
-    classifier = TextClassifier(TorchEngine(model), models.load_tokenizer(folder), labels)
+    model = loading.load_classifier(folder)
+    classifier = TextClassifier(TorchEngine(model), loading.load_tokenizer(folder), labels)
     blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
     told = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
     found = [classifier.logits(block, batch_size=64) for block in told]

@@ -50,7 +50,7 @@ def sentences(count, seed=0):
 def tiny_bert(tmp_path_factory):
     """Folder of a random 4-layer BERT without a head (hidden 32, 4 heads, FFN 64) and its tokenizer."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-bert")
@@ -99,12 +99,12 @@ def tiny_classifier(tiny_bert, tmp_path_factory):
     """Folder of a classifier (random encoder, random head, BERT type) with its tokenizer."""
     import torch
 
-    from pressoir import models
+    from pressoir.models import loading
 
     folder = tmp_path_factory.mktemp("tiny-classifier")
     torch.manual_seed(0)
-    models.save_model(models.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
-    models.save_tokenizer(models.load_tokenizer(tiny_bert), folder)
+    loading.save_model(loading.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
     return folder
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pressoir import models
 from pressoir.data import sentences
 from pressoir.errors import DataError
+from pressoir.models import loading
 from pressoir.recipe.sections import DataConfig
 
 
@@ -27,7 +27,7 @@ def save_table(path: Path, model: Path, folder: Path) -> None:
     Raises:
         DataError: the table is malformed, or has a label that the model lacks.
     """
-    names: dict[int, str] = models.load_config(model).id2label
+    names: dict[int, str] = loading.load_config(model).id2label
     known = {name.lower(): number for number, name in names.items()} | {str(n): n for n in names}
     rows = []
     for text, label in sentences.read_table(path):

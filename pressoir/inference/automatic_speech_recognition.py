@@ -142,7 +142,7 @@ class CtcModel:
                 verify(folder)
             engine = OnnxEngine(folder / GRAPH, threads, batch_invariant(folder))
         else:
-            from pressoir.models import load_ctc
+            from pressoir.models.loading import load_ctc
 
             engine = TorchEngine(load_ctc(folder))
         settings, config = read_json(folder / "preprocessor_config.json"), read_json(folder / "config.json")

@@ -146,7 +146,7 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
         runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
     if runtime == "onnxruntime":
         return OnnxDecoder(folder, threads)
-    from pressoir.models import load_causal_lm
+    from pressoir.models.loading import load_causal_lm
 
     return TorchDecoder(load_causal_lm(folder))
 

@@ -6,7 +6,6 @@ opened.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.models.layouts import accepted_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +55,6 @@ class TorchEngine:
         with torch.inference_mode():
             logits: NDArray[np.float32] = self.model(**tensors).logits.float().cpu().numpy()
         return logits
-
-
-def accepted_inputs(model: PreTrainedModel) -> set[str]:
-    """Names that the model's `forward` takes: a tokenizer may give more (`token_type_ids` for DistilBERT)."""
-    return set(inspect.signature(model.forward).parameters)
 
 
 class OnnxEngine:
@@ -124,9 +119,9 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
     if runtime == "onnxruntime":
         return OnnxEngine(folder / GRAPH, threads, batch_invariant)
     if quantised:
-        from pressoir.quantization.int8 import load_simulated
+        from pressoir.models.simulated_int8 import load_simulated
 
         return TorchEngine(load_simulated(folder), batch_invariant)
-    from pressoir.models import load_classifier
+    from pressoir.models.loading import load_classifier
 
     return TorchEngine(load_classifier(folder), batch_invariant)

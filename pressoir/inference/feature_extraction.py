@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
-from pressoir.inference.engines import accepted_inputs, make_session
+from pressoir.inference.engines import make_session
 from pressoir.inference.sequence_to_sequence import batch_invariant
 from pressoir.inference.tokenization import FastTokenizer
+from pressoir.models.layouts import accepted_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -201,7 +202,7 @@ def _engine(folder: Path, threads: int, runtime: Runtime) -> TorchEncoder | Onnx
         raise SourceError(
             f"{folder} holds a quantised encoder, which PyTorch does not run; export it to ONNX"
         )
-    from pressoir.models import load_encoder
+    from pressoir.models.loading import load_encoder
 
     return TorchEncoder(load_encoder(folder))
 
@@ -211,7 +212,7 @@ def _tokenizer(folder: Path) -> FastTokenizer | PreTrainedTokenizerBase:
     limit = read_json(path).get("max_seq_length") if path.exists() else None
     if (folder / "tokenizer.json").exists():
         return FastTokenizer(folder, None if limit is None else int(limit))
-    from pressoir.models import load_tokenizer  # a tokenizer that exists only in Python
+    from pressoir.models.loading import load_tokenizer  # a tokenizer that exists only in Python
 
     tokenizer = load_tokenizer(folder)
     if limit is not None:

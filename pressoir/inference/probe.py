@@ -135,7 +135,7 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
             modules += ["onnx"] if language_model and has_streams(folder / GRAPH) else []
     else:
         weights = "checkpoint" if language_model else "int8"
-        modules += ["pressoir.models", f"pressoir.quantization.{weights}"]
+        modules += ["pressoir.models.loading", f"pressoir.quantization.{weights}"]
         with suppress(OSError, ValueError, KeyError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             family = config["model_type"].replace("-", "_")

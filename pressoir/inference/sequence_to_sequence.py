@@ -288,7 +288,7 @@ def open_sequence_to_sequence(
         if (folder / MANIFEST).exists():
             verify(folder)
         return OnnxSequenceToSequence(folder, threads, generation, batch_invariant(folder))
-    from pressoir.models import load_encoder_decoder
+    from pressoir.models.loading import load_encoder_decoder
 
     return TorchSequenceToSequence(load_encoder_decoder(folder), generation)
 

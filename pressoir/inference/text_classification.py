@@ -33,7 +33,7 @@ class TextClassifier:
         engine = open_engine(folder, threads, runtime)
         if (folder / "tokenizer.json").exists():
             return cls(engine, FastTokenizer(folder), labels)
-        from pressoir.models import load_tokenizer  # a tokenizer that exists only in Python
+        from pressoir.models.loading import load_tokenizer  # a tokenizer that exists only in Python
 
         return cls(engine, load_tokenizer(folder), labels)
 

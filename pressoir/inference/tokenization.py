@@ -72,7 +72,7 @@ class LanguageModelTokenizer:
             settings, tokenizer = _read(folder)
             if _completed(tokenizer, settings):
                 return cls(tokenizer)
-        from pressoir.models import load_tokenizer
+        from pressoir.models.loading import load_tokenizer
 
         loaded = load_tokenizer(folder)
         if not loaded.is_fast:

@@ -73,7 +73,7 @@ class PythonVocabulary:
     """Any tokenizer that transformers loads; imports torch."""
 
     def __init__(self, folder: Path) -> None:
-        from pressoir.models import load_tokenizer
+        from pressoir.models.loading import load_tokenizer
 
         with warnings.catch_warnings():
             # Marian's would normalise punctuation with it, which its models do without.
@@ -97,7 +97,7 @@ class PythonVocabulary:
 
     def save_fast(self, folder: Path) -> None:
         """Write a `tokenizer.json`, where transformers can make one."""
-        from pressoir.models import save_tokenizer
+        from pressoir.models.loading import save_tokenizer
 
         if self._tokenizer.is_fast:
             save_tokenizer(self._tokenizer, folder)

@@ -32,8 +32,9 @@ from transformers import PreTrainedModel
 
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.int8_checkpoint import dequantize
+from pressoir.models.simulated_int8 import dynamic_quantize
 from pressoir.quantization import symmetric
-from pressoir.quantization.int8 import dynamic_quantize, named_by, quantizable, quantize_rows, word_table
+from pressoir.quantization.int8 import named_by, quantizable, quantize_rows, word_table
 
 Rounding = Callable[[Tensor], Tensor]
 

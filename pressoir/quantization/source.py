@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pressoir import skeleton, weight_layers
 from pressoir.errors import QuantizationError, SourceError
-from pressoir.execution_order import model_name
 from pressoir.formats import tensor_files
 from pressoir.formats.folder import QUANTIZATION, task_of
 from pressoir.formats.tensor_bytes import TensorBytes
+from pressoir.models import skeleton, weight_layers
+from pressoir.models.execution_order import model_name
 
 CHUNK_WEIGHTS = 1 << 22
 

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pressoir import augmentation, models, training
+from pressoir import augmentation, training
 from pressoir.augmentation import Proposer, Sentence
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
+from pressoir.models import loading
 from pressoir.recipe.sections import AugmentConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -65,7 +66,7 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
     for split in sentences.SPLITS:
         taken |= sentences.forms(sentences.load_split(inputs["data"], split)["text"])
     if config.copies:
-        tokenizer = models.load_tokenizer(inputs["model"])
+        tokenizer = loading.load_tokenizer(inputs["model"])
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         originals = augmentation.sentences(texts, tokenizer)
         propose = _proposer(inputs["model"], config, tokenizer, context)
@@ -102,7 +103,7 @@ def _proposer(
     """What the recipe asks for; with `auto` a masked-LM head where the weights have one."""
     if config.method != "neighbours":
         try:
-            model = models.load_masked_lm(folder)
+            model = loading.load_masked_lm(folder)
             return augmentation.MaskedLM(model, tokenizer, config.candidates)
         except SourceError as error:
             if config.method == "masked_lm":
@@ -110,7 +111,7 @@ def _proposer(
             context.reporter.message(
                 "augment: the base model has no masked-LM head; near words in its embedding are taken instead"
             )
-    embedding: Any = models.load_encoder(folder).get_input_embeddings()
+    embedding: Any = loading.load_encoder(folder).get_input_embeddings()
     return augmentation.Neighbours(embedding.weight, tokenizer, config.candidates)
 
 

@@ -345,7 +345,8 @@ def count_weights(folder: Path) -> int:
     (which hold no weights), and without single numbers (which are constants of the arithmetic).
     """
     if not (folder / GRAPH).exists():
-        from pressoir.models import count_parameters, load_classifier
+        from pressoir.models.layouts import count_parameters
+        from pressoir.models.loading import load_classifier
 
         return count_parameters(load_classifier(folder))
     import onnx

@@ -24,9 +24,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import models, training
+from pressoir import training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters, encoder_layers, layout
 from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
@@ -45,8 +47,8 @@ def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext
     Raises:
         RecipeError: the student cannot be made from this teacher.
     """
-    tokenizer = models.load_tokenizer(inputs.get("student", inputs["teacher"]))
-    tokenizer.model_max_length = models.load_tokenizer(inputs["teacher"]).model_max_length
+    tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]))
+    tokenizer.model_max_length = loading.load_tokenizer(inputs["teacher"]).model_max_length
     tried: dict[int, dict[str, float]] = {}
     for seed in range(context.seed, context.seed + config.seeds):
         tried[seed] = _train(inputs, config, context, seed, tokenizer)
@@ -57,7 +59,7 @@ def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext
     for path in _finished(context, best).iterdir():
         if path.name != SCORES:
             shutil.copy2(path, context.out_dir)
-    models.save_tokenizer(tokenizer, context.out_dir)
+    loading.save_tokenizer(tokenizer, context.out_dir)
     return tried[best] | ({"seed": float(best)} if config.seeds > 1 else {})
 
 
@@ -81,11 +83,11 @@ def _train(
     shutil.rmtree(done, ignore_errors=True)
     done.mkdir(parents=True)
     torch.manual_seed(seed)
-    teacher = models.load_classifier(inputs["teacher"])
+    teacher = loading.load_classifier(inputs["teacher"])
     student = make_student(
         teacher, config.student, sentences.info(inputs["data"])["labels"], inputs.get("student")
     )
-    ratio = models.count_parameters(student) / models.count_parameters(teacher)
+    ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
     loss = training.DistillationLoss.of(config)
     own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
@@ -100,9 +102,9 @@ def _train(
         outputs=training.TeacherOutputs.open(inputs["outputs"]),
     )
     training.save_history(history, own, NAME)
-    models.save_model(student, done)
+    loading.save_model(student, done)
     scores = training.evaluate(student, tokenizer, inputs["data"])
-    scores |= {"parameters": models.count_parameters(student), "parameters_of_teacher": ratio}
+    scores |= {"parameters": count_parameters(student), "parameters_of_teacher": ratio}
     write_text_atomic(done / SCORES, json.dumps(scores))  # last: it says that the rest is whole
     return scores
 
@@ -118,7 +120,7 @@ def make_student(
         together.
     """
     if folder is not None:
-        return models.load_classifier(folder, labels=labels)
+        return loading.load_classifier(folder, labels=labels)
     if config.config is not None:
         unknown = [name for name in config.config if not hasattr(teacher.config, name)]
         if unknown:
@@ -126,19 +128,19 @@ def make_student(
                 f"distill.student.config: a {teacher.config.model_type} model has no field {unknown}"
             )
         try:
-            return models.new_classifier(
+            return loading.new_classifier(
                 type(teacher.config)(**{**teacher.config.to_dict(), **config.config})
             )
         except ValueError as error:
             raise RecipeError(f"distill.student.config: {error}") from error
     keep = matched_layers(config, teacher.config.num_hidden_layers)
-    parent_name, _, name = models.layout(teacher)["layers"].rpartition(".")
-    layers = models.encoder_layers(teacher)
+    parent_name, _, name = layout(teacher)["layers"].rpartition(".")
+    layers = encoder_layers(teacher)
     setattr(teacher.get_submodule(parent_name), name, nn.ModuleList(layers[index] for index in keep))
     shrunk = teacher.config.to_dict() | {
         _LAYER_COUNT.get(teacher.config.model_type, "num_hidden_layers"): len(keep)
     }
-    student = models.new_classifier(type(teacher.config)(**shrunk))
+    student = loading.new_classifier(type(teacher.config)(**shrunk))
     student.load_state_dict(teacher.state_dict())
     setattr(teacher.get_submodule(parent_name), name, layers)
     return student

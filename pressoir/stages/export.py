@@ -34,14 +34,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pressoir import first_token, models, onnx_graph
+from pressoir import first_token, onnx_graph
 from pressoir.data import sentences as data
 from pressoir.errors import ParityError
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION, task_of
 from pressoir.inference.engines import OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.quantization import int8
+from pressoir.models import loading
+from pressoir.models.simulated_int8 import load_simulated
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread
@@ -81,9 +82,9 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         return export_encoder_decoder.run(inputs, config, context)
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     quantised = (source / QUANTIZATION).exists()
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = loading.load_tokenizer(source)
     tell("tracing the float32 model")
-    graph = _trace(models.load_classifier(source), config, context.work_dir)
+    graph = _trace(loading.load_classifier(source), config, context.work_dir)
     if config.fuse:
         tell("fusing operators")
         graph = _fuse(graph, context.work_dir)
@@ -98,9 +99,9 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     shutil.copyfile(source / "config.json", out / "config.json")
     if quantised:
         shutil.copyfile(source / QUANTIZATION, out / QUANTIZATION)
-    models.save_tokenizer(tokenizer, out)
+    loading.save_tokenizer(tokenizer, out)
 
-    model = int8.load_simulated(source) if quantised else models.load_classifier(source)
+    model = load_simulated(source) if quantised else loading.load_classifier(source)
     sentences = _sentences(inputs["data"], config.parity_samples)
     if len(sentences) < config.parity_samples:
         tell(

@@ -108,7 +108,7 @@ def _complete(plan: MergePlan, out: Path) -> None:
             shutil.copyfile(source / name, out / name)
     if (out / "tokenizer.json").exists() or not any((out / name).exists() for name in _TOKENIZER):
         return
-    from pressoir.models import load_tokenizer, save_tokenizer
+    from pressoir.models.loading import load_tokenizer, save_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:  # a fast tokenizer, made from the slow one's files
         save_tokenizer(load_tokenizer(out), Path(folder))

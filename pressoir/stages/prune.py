@@ -22,7 +22,7 @@ which layers are matched, are not used.
 
 With `allocation: uniform` every layer keeps the same number of heads and neurons, and plain `from_pretrained`
 reloads the result (heads through the config's `pruned_heads`). With `global` the layers differ: heads still
-reload, but different feed-forward widths need `pressoir.models.load_classifier`, which reads
+reload, but different feed-forward widths need `pressoir.models.loading.load_classifier`, which reads
 `intermediate_sizes` in the config.
 
 Sources: S. Han et al. 2015 (arXiv:1506.02626), magnitude; P. Molchanov et al. 2019 (arXiv:1906.10771), Taylor
@@ -43,8 +43,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import models, pruning, training
+from pressoir import pruning, training
 from pressoir.config import Config
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters
 from pressoir.pruning import Kept, Units
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import Forwarding, Reporter
@@ -141,13 +143,13 @@ def _round(
     )
 
     torch.manual_seed(own.seed)
-    model = models.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
-    tokenizer = models.load_tokenizer(inputs["model"])
+    model = loading.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
+    tokenizer = loading.load_tokenizer(inputs["model"])
     if earlier:
         figures = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
     else:
         figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
-    before, parameters = pruning.units(model), models.count_parameters(model)
+    before, parameters = pruning.units(model), count_parameters(model)
     after_step: Callable[[], None] | None = None
     dial, measured = None, dict[str, float]()
     if config.granularity == "unstructured":
@@ -180,10 +182,10 @@ def _round(
         )
         if after_step is not None:
             after_step()
-    models.save_model(model, out)
-    models.save_tokenizer(tokenizer, out)
+    loading.save_model(model, out)
+    loading.save_tokenizer(tokenizer, out)
     figures |= training.evaluate(model, tokenizer, sentences)
-    figures |= {"parameters": models.count_parameters(model), "zero_weights": _zeros(model)}
+    figures |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
     if config.epochs:
         tell(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
     done = Round(
@@ -223,7 +225,7 @@ def _choose(
 
         def cost(candidate: PreTrainedModel) -> Mapping[str, float]:
             if target.parameters is not None:
-                return {"parameters": models.count_parameters(candidate)}
+                return {"parameters": count_parameters(candidate)}
             return pruning.int8_cost(candidate, tokenizer, sentences, config, context)
 
         # With `global` the new importance has moved units between layers, and the shape with them.

@@ -36,15 +36,17 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pressoir import metrics, models
+from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
 from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.models import loading
+from pressoir.models.simulated_int8 import quantize_input
 from pressoir.quantization import symmetric
-from pressoir.quantization.int8 import named_by, quantizable, quantize_input, quantize_rows, word_table
+from pressoir.quantization.int8 import named_by, quantizable, quantize_rows, word_table
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import one_thread
@@ -72,8 +74,8 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
 
         return weight_only.run(inputs, config, context)
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
-    model = models.load_classifier(source)
-    tokenizer = models.load_tokenizer(source)
+    model = loading.load_classifier(source)
+    tokenizer = loading.load_tokenizer(source)
     split = sentences.load_split(inputs["data"], "validation")
     texts, labels = list(split["text"]), list(split["label"])
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -130,7 +132,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
             state[name] = tensor.contiguous()
     save_file(state, out / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(source / "config.json", out / "config.json")
-    models.save_tokenizer(tokenizer, out)
+    loading.save_tokenizer(tokenizer, out)
     original = sum(tensor.numel() * tensor.element_size() for tensor in reference.values())
     new = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     errors = [layer["relative_error"] for layer in layers.values()]

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pressoir import execution_order
 from pressoir.errors import ShardError, SourceError
 from pressoir.formats.folder import GRAPH, PICKLES
 from pressoir.formats.sharding import (
@@ -51,6 +50,7 @@ from pressoir.formats.tensor_bytes import (
     same_bytes,
     write_safetensors,
 )
+from pressoir.models import execution_order
 from pressoir.recipe.sections import ShardConfig
 from pressoir.stage import StageContext
 from pressoir.system import files
@@ -156,7 +156,7 @@ def _architecture(source: Path, context: StageContext) -> tuple[list[str], list[
 
     All are empty for a model that transformers does not know: its tensors are then ordered by their names.
     """
-    from pressoir import skeleton
+    from pressoir.models import skeleton
 
     try:
         model = skeleton.build(source)

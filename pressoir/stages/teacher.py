@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
-from pressoir import models, training
+from pressoir import training
 from pressoir.data import sentences
 from pressoir.errors import SourceError
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import StageContext
 
@@ -33,9 +35,9 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     torch.manual_seed(context.seed)
     facts = sentences.info(inputs["data"])
     labels = facts["labels"]
-    tokenizer = models.load_tokenizer(inputs["model"])
+    tokenizer = loading.load_tokenizer(inputs["model"])
     if config.checkpoint is not None:
-        model = models.load_classifier(inputs["model"])
+        model = loading.load_classifier(inputs["model"])
         if model.config.num_labels != len(labels):
             raise SourceError(
                 f"checkpoint {config.checkpoint!r} has {model.config.num_labels} classes, the data {labels}"
@@ -44,12 +46,10 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         model.config.label2id = {label: index for index, label in enumerate(labels)}
         history = []
     else:
-        model = models.load_classifier(inputs["model"], labels=labels)
+        model = loading.load_classifier(inputs["model"], labels=labels)
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         history = training.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
     training.save_history(history, context, NAME)
-    models.save_model(model, context.out_dir)
-    models.save_tokenizer(tokenizer, context.out_dir)
-    return training.evaluate(model, tokenizer, inputs["data"]) | {
-        "parameters": models.count_parameters(model)
-    }
+    loading.save_model(model, context.out_dir)
+    loading.save_tokenizer(tokenizer, context.out_dir)
+    return training.evaluate(model, tokenizer, inputs["data"]) | {"parameters": count_parameters(model)}

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from pressoir import models, relations, training
+from pressoir import relations, training
 from pressoir.config import Config
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
+from pressoir.models import loading
 from pressoir.recipe.sections import StudentConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -46,8 +47,8 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     Inputs: `teacher`, `data`, and `student` where the student is a checkpoint of its own. Where `teacher` is
     one of fewer word pieces, `reference` is the whole one: the logits are its, sentence by sentence.
     """
-    model = models.load_classifier(inputs["teacher"])
-    tokenizer = models.load_tokenizer(inputs["teacher"])
+    model = loading.load_classifier(inputs["teacher"])
+    tokenizer = loading.load_tokenizer(inputs["teacher"])
     rows = training.tokenize(inputs["data"], "train", tokenizer, model)
     lengths = np.asarray(rows["length"][:], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -135,7 +136,7 @@ def matched_layers(
     elif student.config is not None:
         count = student.config.get("num_hidden_layers", teacher_layers)
     elif student_folder is not None:
-        count = models.load_config(student_folder).num_hidden_layers
+        count = loading.load_config(student_folder).num_hidden_layers
     else:
         count = max(1, teacher_layers // 2)
     if count > teacher_layers:

@@ -30,10 +30,12 @@ from typing import Any
 from torch import Tensor, nn, tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import models, training, vocabulary
+from pressoir import training, vocabulary
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
+from pressoir.models import loading
+from pressoir.models.layouts import LAYOUTS, count_parameters
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
 from pressoir.stages.benchmark import size_mb
@@ -54,14 +56,14 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
             fewer embeddings than it has pieces.
     """
     folder, out = inputs["data"], context.out_dir
-    model, tokenizer = models.load_classifier(inputs["model"]), models.load_tokenizer(inputs["model"])
+    model, tokenizer = loading.load_classifier(inputs["model"]), loading.load_tokenizer(inputs["model"])
     if not tokenizer.is_fast:
         raise SourceError(
             f"vocabulary: {inputs['model']} has a tokenizer without a fast form; save it as a tokenizer.json"
         )
     figures: dict[str, float] = {
         "accuracy_before": training.evaluate(model, tokenizer, folder)["validation_accuracy"],
-        "parameters_before": models.count_parameters(model),
+        "parameters_before": count_parameters(model),
         "size_mb_before": size_mb(inputs["model"]),
         "positions_before": _positions(model),
     }
@@ -86,7 +88,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
                 f"vocabulary: the table of positions stays whole; how a {model.config.model_type} model uses "
                 "it is not known"
             )
-    models.save_model(model, out)
+    loading.save_model(model, out)
     cut = _save_tokenizer(tokenizer, vocabulary.cut(content, ids), ids, longest, context)
 
     trained = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, texts)
@@ -103,8 +105,8 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
         "pieces_dropped": len(known) - len(ids),
         "pieces_kept": len(ids) / len(known),
         "positions": _positions(model),
-        "parameters": models.count_parameters(model),
-        "parameters_kept": models.count_parameters(model) / figures["parameters_before"],
+        "parameters": count_parameters(model),
+        "parameters_kept": count_parameters(model) / figures["parameters_before"],
         "size_mb": size_mb(out),
         "train_token_coverage": trained.tokens,
         "train_sentence_coverage": trained.sentences,
@@ -160,7 +162,7 @@ def keep_positions(model: PreTrainedModel, tokens: int) -> bool:
 def _table(model: PreTrainedModel) -> nn.Module | None:
     """The module that holds a table of absolute positions, one a token; None where there is none."""
     absolute = getattr(model.config, "position_embedding_type", "absolute") == "absolute"
-    if model.config.model_type not in models.LAYOUTS or not absolute:
+    if model.config.model_type not in LAYOUTS or not absolute:
         return None
     return model.base_model.get_submodule("embeddings")
 
@@ -205,7 +207,7 @@ def _save_tokenizer(
         content["truncation"]["max_length"] = min(content["truncation"]["max_length"], longest)
     with tempfile.TemporaryDirectory(dir=context.work_dir) as scratch:
         folder = Path(scratch)
-        models.save_tokenizer(tokenizer, folder)
+        loading.save_tokenizer(tokenizer, folder)
         for path in folder.iterdir():  # such as a SentencePiece model with all the pieces
             if path.name not in _TOKENIZER:
                 path.unlink()
@@ -215,12 +217,12 @@ def _save_tokenizer(
         added = settings.get("added_tokens_decoder", {})
         settings["added_tokens_decoder"] = {index[place]: token for place, token in added.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        cut = models.load_tokenizer(folder)
+        cut = loading.load_tokenizer(folder)
         cut.model_max_length = longest
-        models.save_tokenizer(cut, context.out_dir)
+        loading.save_tokenizer(cut, context.out_dir)
     if cut.get_vocab() != vocabulary.pieces(content):
         raise SourceError(
             f"vocabulary: transformers gives the pieces of a {type(tokenizer).__name__} other ids than its "
             "tokenizer.json; it cannot be cut"
         )
-    return models.load_tokenizer(context.out_dir)
+    return loading.load_tokenizer(context.out_dir)

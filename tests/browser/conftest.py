@@ -18,13 +18,13 @@ def classifier(tiny_bert, folder, labels, seed):
     """A classifier whose answers vary with the text."""
     import torch
 
-    from pressoir import models
+    from pressoir.models import loading
 
     torch.manual_seed(seed)
-    model = models.load_classifier(tiny_bert, labels=labels)
+    model = loading.load_classifier(tiny_bert, labels=labels)
     torch.nn.init.normal_(model.classifier.weight, std=2.0)
-    models.save_model(model, folder)
-    models.save_tokenizer(models.load_tokenizer(tiny_bert), folder)
+    loading.save_model(model, folder)
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
     return str(folder)
 
 

@@ -34,14 +34,14 @@ def other_llama(tiny_llama, tmp_path):
     """A second fine-tune of the same architecture: the tiny Llama with noise on its weights."""
     import torch
 
-    from pressoir import models
+    from pressoir.models import loading
 
     torch.manual_seed(1)
-    model = models.load_causal_lm(tiny_llama)
+    model = loading.load_causal_lm(tiny_llama)
     for parameter in model.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
-    models.save_model(model, tmp_path / "other")
-    models.save_tokenizer(models.load_tokenizer(tiny_llama), tmp_path / "other")
+    loading.save_model(model, tmp_path / "other")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_llama), tmp_path / "other")
     return tmp_path / "other"
 
 

@@ -81,15 +81,15 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
     from transformers import DistilBertConfig, DistilBertModel
 
     from flows.compress import compress
-    from pressoir import models
     from pressoir.data import sentences
+    from pressoir.models import loading
     from pressoir.recipe.recipe import Recipe
 
     student, hub = tmp_path / "distilbert", tmp_path / "sst2"
-    size = models.load_config(tiny_bert).vocab_size
+    size = loading.load_config(tiny_bert).vocab_size
     sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
     DistilBertModel(DistilBertConfig(vocab_size=size, **sizes)).save_pretrained(student)
-    models.save_tokenizer(models.load_tokenizer(tiny_bert), student)
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), student)
     hub.mkdir()
     for split in ("train", "validation"):
         rows = sentences.load_split(tiny_data, split).rename_column("text", "sentence")
@@ -110,7 +110,7 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
     assert [row.stage for row in result.rows] == [
         *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard"),
     ]
-    assert models.load_config(result.folder).model_type == "distilbert"
+    assert loading.load_config(result.folder).model_type == "distilbert"
     assert result.rows[3].size_mb == pytest.approx(result.rows[2].size_mb, rel=0.01), (
         "zeros take as much room"
     )

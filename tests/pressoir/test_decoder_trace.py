@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pressoir import decoder_trace, models, weight_layers, weight_only_graph
+from pressoir import decoder_trace, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _ModelWeights
+from pressoir.models import loading, weight_layers
 
 LAYERS = {"tiny_llama": 16, "tiny_gpt2": 11, "tiny_qwen2": 16}  # tables, projections and head
 
@@ -21,7 +22,7 @@ def operators(graph):
 
 
 def test_the_trace_names_every_layer_and_has_none_of_its_weights(tiny_lm, request, tmp_path):
-    model = models.load_causal_lm(tiny_lm)
+    model = loading.load_causal_lm(tiny_lm)
     for module in model.modules():
         if weight_layers.kind_of(module):
             module.weight = nn.Parameter(module.weight.to("meta"))
@@ -35,7 +36,7 @@ def test_the_trace_names_every_layer_and_has_none_of_its_weights(tiny_lm, reques
 
 
 def test_inputs_and_outputs_are_those_of_a_decoder_with_a_cache(tiny_lm, tmp_path):
-    graph = decoder_trace.trace(models.load_causal_lm(tiny_lm), 17, tmp_path).graph.graph
+    graph = decoder_trace.trace(loading.load_causal_lm(tiny_lm), 17, tmp_path).graph.graph
     caches = {f"{layer}.{part}" for layer in range(2) for part in ("key", "value")}
     ids = {"input_ids", "attention_mask", "position_ids"}
     assert {value.name for value in graph.input} == ids | {f"past_key_values.{cache}" for cache in caches}
@@ -43,7 +44,7 @@ def test_inputs_and_outputs_are_those_of_a_decoder_with_a_cache(tiny_lm, tmp_pat
 
 
 def test_the_model_is_left_as_it_was(tiny_llama, tmp_path):
-    model = models.load_causal_lm(tiny_llama)
+    model = loading.load_causal_lm(tiny_llama)
     before = {name: (type(module), module) for name, module in model.named_modules()}
     ids = torch.arange(8)[None]
     expected = model(ids).logits
@@ -53,7 +54,7 @@ def test_the_model_is_left_as_it_was(tiny_llama, tmp_path):
 
 
 def test_simplifying_leaves_out_repeated_keys_and_most_shape_arithmetic(tiny_llama, tmp_path):
-    model = models.load_causal_lm(tiny_llama)
+    model = loading.load_causal_lm(tiny_llama)
     plain = operators(decoder_trace.trace(model, 17, tmp_path, simplify=False).graph)
     simple = operators(decoder_trace.trace(model, 17, tmp_path).graph)
     assert plain["Shape"] > 30
@@ -65,7 +66,7 @@ def test_simplifying_leaves_out_repeated_keys_and_most_shape_arithmetic(tiny_lla
 
 def float_graph(folder, model_folder, simplify):
     folder.mkdir()
-    model = models.load_causal_lm(model_folder)
+    model = loading.load_causal_lm(model_folder)
     trace = decoder_trace.trace(model, 17, folder, simplify)
     graph = weight_only_graph.lower(trace, _ModelWeights(model, None), folder, accuracy_level=0)
     onnx.save(graph, folder / "model.onnx")
@@ -123,7 +124,7 @@ def test_grouped_attention_is_scaled_dot_product_attention(groups):
 def test_the_librarys_own_attention_is_back_after_a_trace(tiny_llama, tmp_path):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    decoder_trace.trace(models.load_causal_lm(tiny_llama), 17, tmp_path)
+    decoder_trace.trace(loading.load_causal_lm(tiny_llama), 17, tmp_path)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
 
 

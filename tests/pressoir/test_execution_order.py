@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from pressoir import skeleton
 from pressoir.errors import SourceError
-from pressoir.execution_order import in_order, role, units
+from pressoir.models import skeleton
+from pressoir.models.execution_order import in_order, role, units
 
 
 def config_only(folder, kind, **fields):

@@ -7,10 +7,11 @@ import onnx
 import pytest
 import torch
 
-from pressoir import decoder_trace, export_causal_lm, models, planning, weight_layers, weight_only_graph
+from pressoir import decoder_trace, export_causal_lm, planning, weight_only_graph
 from pressoir.errors import ParityError, SourceError
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
+from pressoir.models import loading, weight_layers
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.sources import Source
 from pressoir.stage import StageContext
@@ -74,7 +75,7 @@ def test_a_float_model_computes_in_onnx_what_it_computes_in_pytorch(tiny_lm, tin
     assert 0 < figures["max_logit_difference"] <= 1e-4
     assert figures["published_greedy_agreement"] == 1.0
     ids = np.random.default_rng(0).integers(3, 320, (2, 24))
-    expected = TorchDecoder(models.load_causal_lm(tiny_lm)).forward(ids)[0]
+    expected = TorchDecoder(loading.load_causal_lm(tiny_lm)).forward(ids)[0]
     decoder = OnnxDecoder(out, 1)
     whole = decoder.forward(ids)[0]
     np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-4)
@@ -96,7 +97,7 @@ def test_a_packed_model_computes_in_onnx_what_its_dequantised_weights_compute(
     assert (parity["level_0"]["windows"], parity["level_0"]["prompts"]) == (8, 8)
     assert parity["level_0"]["new_tokens"] == 64
     ids = np.arange(3, 35)[None]
-    expected = TorchDecoder(models.load_causal_lm(packed)).forward(ids)[0]
+    expected = TorchDecoder(loading.load_causal_lm(packed)).forward(ids)[0]
     np.testing.assert_allclose(OnnxDecoder(out, 1).forward(ids)[0], expected, rtol=0, atol=1e-4)
 
 
@@ -153,7 +154,7 @@ def test_low_memory_proves_the_same_without_the_float_model(
     def refuse(*args, **options):
         raise AssertionError("the float model was loaded")
 
-    monkeypatch.setattr(models, "load_causal_lm", refuse)
+    monkeypatch.setattr(loading, "load_causal_lm", refuse)
     out, figures = to_onnx(q4_llama, tiny_text, tmp_path, low_memory=True)
     assert figures["max_logit_difference"] == pytest.approx(exported[1]["max_logit_difference"], abs=1e-6)
     assert (out / "model.onnx.data").read_bytes() == (exported[0] / "model.onnx.data").read_bytes()
@@ -171,7 +172,7 @@ def test_the_embeddings_own_rule_reaches_the_graph(tiny_qwen2, tiny_text, tmp_pa
 
 def test_a_tied_float_head_is_stored_once(tiny_gpt2, tiny_text, tmp_path):
     out, _ = to_onnx(tiny_gpt2, tiny_text, tmp_path)
-    parameters = sum(p.numel() for p in models.load_causal_lm(tiny_gpt2).parameters())
+    parameters = sum(p.numel() for p in loading.load_causal_lm(tiny_gpt2).parameters())
     size = (out / "model.onnx.data").stat().st_size
     assert 0.9 * 4 * parameters < size < 4 * parameters + 4096
 
@@ -192,7 +193,7 @@ def test_an_embedding_that_scales_what_it_looks_up_is_one_table_with_its_head(
 def test_a_float_table_that_is_scaled_is_stored_once_too(tiny_gemma3, tiny_text, tmp_path):
     out, figures = to_onnx(tiny_gemma3, tiny_text, tmp_path)
     assert figures["max_logit_difference"] <= 1e-4
-    parameters = sum(p.numel() for p in models.load_causal_lm(tiny_gemma3).parameters())
+    parameters = sum(p.numel() for p in loading.load_causal_lm(tiny_gemma3).parameters())
     assert (out / "model.onnx.data").stat().st_size < 4 * parameters + 4096
 
 
@@ -208,8 +209,8 @@ def test_a_model_of_a_short_context_is_checked_within_it(tmp_path, tiny_llama, t
         num_key_value_heads=2,
         max_position_embeddings=24,
     )
-    models.save_model(LlamaForCausalLM(config), tmp_path / "short")
-    models.save_tokenizer(models.load_tokenizer(tiny_llama), tmp_path / "short")
+    loading.save_model(LlamaForCausalLM(config), tmp_path / "short")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_llama), tmp_path / "short")
     out, _ = to_onnx(tmp_path / "short", tiny_text, tmp_path / "onnx")
     checked = report(out)["parity"]["level_0"]
     assert checked["window"] == 24
@@ -232,7 +233,7 @@ def test_a_graph_that_departs_from_pytorch_is_not_published(tiny_llama, tiny_tex
             model.model.layers[1].mlp.down_proj.weight.mul_(1.05)
         return trace
 
-    loaded = models.load_causal_lm(tiny_llama)
+    loaded = loading.load_causal_lm(tiny_llama)
     monkeypatch.setattr(export_causal_lm.decoder_trace, "trace", tampered)
     real_decoder = export_causal_lm.TorchDecoder
     monkeypatch.setattr(export_causal_lm, "TorchDecoder", lambda model: real_decoder(loaded))

@@ -13,12 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pressoir import encoder_decoder_graph, export_encoder_decoder, models
+from pressoir import encoder_decoder_graph, export_encoder_decoder
 from pressoir.encoder_decoder_graph import DATA
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import DECODER, ENCODER, GRAPH, read_json
 from pressoir.inference.sequence_to_sequence import OnnxSequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.translation import Translator
+from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 
 ENCODER_DECODERS = ["tiny_nllb", "tiny_marian", "tiny_t5", "tiny_first_t5", "tiny_whisper"]
@@ -103,7 +104,7 @@ def test_a_tied_embedding_is_stored_once_for_encoder_decoder_and_head(exported, 
 def test_int8_graphs_hold_the_codes_and_scales_of_every_layer(exported, request, name):
     folder, figures = exported(name, int8=True)
     source = request.getfixturevalue(name)
-    load = models.load_ctc if name == "tiny_wav2vec2" else models.load_encoder_decoder
+    load = loading.load_ctc if name == "tiny_wav2vec2" else loading.load_encoder_decoder
     parts = encoder_decoder_graph.layers(load(source))
     description = read_json(folder / "quantization.json")
     wanted = {layer for part in parts.values() for layer in (*part.linear, *part.embedding)}
@@ -209,7 +210,7 @@ def test_a_checkpoint_without_all_its_weights_is_refused(tiny_nllb, context, tmp
 
 
 def test_an_architecture_that_optimum_does_not_know_is_refused(tiny_nllb, context):
-    model = models.load_encoder_decoder(tiny_nllb)
+    model = loading.load_encoder_decoder(tiny_nllb)
     model.config.model_type = "unheard-of"
     with pytest.raises(ParityError, match="optimum cannot export a unheard-of model"):
         encoder_decoder_graph.trace(model, 17, context.work_dir)

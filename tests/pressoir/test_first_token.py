@@ -9,10 +9,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pressoir import first_token, models, onnx_graph
+from pressoir import first_token, onnx_graph
 from pressoir.data import sentences
 from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.reporting import Silent
 from pressoir.stage import StageContext
@@ -45,7 +46,7 @@ def distilbert():
 def random_classifier(seed, config):
     torch.manual_seed(seed)
     config.num_labels = 3
-    model = models.new_classifier(config).eval()
+    model = loading.new_classifier(config).eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -223,14 +224,14 @@ def test_only_what_the_choice_alone_reads_is_passed():
 
 
 def test_int8_labels_agree_with_those_of_the_late_choice(tiny_classifier, tiny_data, tmp_path, monkeypatch):
-    tokenizer = models.load_tokenizer(tiny_classifier)
-    model = models.load_classifier(tiny_classifier)
+    tokenizer = loading.load_tokenizer(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.5)
-    models.save_model(model, tmp_path / "model")
-    models.save_tokenizer(tokenizer, tmp_path / "model")
+    loading.save_model(model, tmp_path / "model")
+    loading.save_tokenizer(tokenizer, tmp_path / "model")
 
     def stage(run, name, config, source):
         out, work = tmp_path / name, tmp_path / f"{name}-work"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pressoir import generation_benchmark, models
+from pressoir import generation_benchmark
 from pressoir.comparison import Benchmark
 from pressoir.errors import DataError, PressoirError
 from pressoir.generation_benchmark import Times, bits_per_weight, count_parameters, time_in_turn
@@ -22,6 +22,7 @@ from pressoir.generation_comparison import (
 )
 from pressoir.inference import probe as probing
 from pressoir.inference.text_generation import TextGenerator
+from pressoir.models import layouts, loading
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -204,7 +205,7 @@ def test_bits_weights_and_room_in_memory(measured, folders):
     stated = json.loads((folders["quantize"] / "quantization.json").read_text())["bits_per_weight"]
     assert [row.bits_per_weight for row in rows] == [32, 32, stated, stated, stated]
     assert 3 < stated < 4
-    expected = models.count_parameters(models.load_causal_lm(folders["source"]))
+    expected = layouts.count_parameters(loading.load_causal_lm(folders["source"]))
     assert {row.parameters for row in rows} == {expected}
     matrices = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 128 * 64)  # weights that are quantised, of 2 layers
     assert [row.expanded_mb for row in rows] == [0, 0, 0, matrices / 2e6, matrices / 2e6]
@@ -214,12 +215,12 @@ def test_bits_weights_and_room_in_memory(measured, folders):
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_qwen2"])
 def test_a_head_that_is_the_embedding_counts_once(request, name):
     folder = request.getfixturevalue(name)
-    assert count_parameters(folder) == models.count_parameters(models.load_causal_lm(folder))
+    assert count_parameters(folder) == layouts.count_parameters(loading.load_causal_lm(folder))
 
 
 def test_bits_of_a_checkpoint_are_those_of_its_type(tiny_llama, tmp_path):
-    model = models.load_causal_lm(tiny_llama).to(torch.bfloat16)
-    models.save_model(model, tmp_path)
+    model = loading.load_causal_lm(tiny_llama).to(torch.bfloat16)
+    loading.save_model(model, tmp_path)
     assert bits_per_weight(tmp_path) == 16
     with pytest.raises(PressoirError, match="no floating-point weights"):
         bits_per_weight(tmp_path / "nothing")

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from pressoir import models
 from pressoir.errors import PressoirError, QuantizationError, RegistryError, ShardError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.sharding import LoadingCancelledError, read_manifest, verify
 from pressoir.inference.text_generation import TextGenerator
+from pressoir.models import loading
 from pressoir.progressive import ProgressiveLoader, load_from_registry
 from pressoir.recipe.sections import ShardConfig
 from pressoir.registry.catalogue import Entry, Urls
@@ -41,7 +41,7 @@ def loaded(source, **options):
     Products differ in the last bit with the alignment of their operands, which in a mapped file is anything.
     """
     classifies = "SequenceClassification" in (source / "config.json").read_text()
-    model = (models.load_classifier if classifies else models.load_causal_lm)(source, **options)
+    model = (loading.load_classifier if classifies else loading.load_causal_lm)(source, **options)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -211,7 +211,7 @@ def test_a_classifier_loads_too(tiny_classifier, tmp_path):
 def pack(source, folder, bits):
     """Round to the nearest, by hand: what the packed format is, not how well it is chosen."""
     shutil.copytree(source, folder)
-    model, state = models.load_causal_lm(source), load_file(folder / "model.safetensors")
+    model, state = loading.load_causal_lm(source), load_file(folder / "model.safetensors")
     layers, block = {}, 16
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D | torch.nn.Embedding) or "wpe" in name:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
-from pressoir import models, relations, training
+from pressoir import relations, training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
+from pressoir.models import loading
+from pressoir.models.layouts import encoder_layers, layout
 from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -56,8 +58,8 @@ def inputs(tiny_classifier, tiny_data, tmp_path_factory):
     """Inputs of a stage that learns from a teacher whose queries, keys and values are kept."""
     root = tmp_path_factory.mktemp("relations")
     teacher, out = root / "teacher", root / "outputs"
-    models.save_model(spread(models.load_classifier(tiny_classifier)), teacher)
-    models.save_tokenizer(models.load_tokenizer(tiny_classifier), teacher)
+    loading.save_model(spread(loading.load_classifier(tiny_classifier)), teacher)
+    loading.save_tokenizer(loading.load_tokenizer(tiny_classifier), teacher)
     out.mkdir()
     given = {"teacher": teacher, "data": tiny_data}
     context = StageContext(out, root, LogReporter(), seed=0, threads=1)
@@ -68,7 +70,7 @@ def inputs(tiny_classifier, tiny_data, tmp_path_factory):
 def fit(model, inputs, config, context, **options):
     return training.fit(
         model,
-        models.load_tokenizer(inputs["teacher"]),
+        loading.load_tokenizer(inputs["teacher"]),
         inputs["data"],
         config,
         context,
@@ -83,7 +85,7 @@ def apart(model, inputs, count=64):
     """The relation loss of `model` on the first sentences, without dropout."""
     outputs = training.TeacherOutputs.open(inputs["outputs"])
     texts = sentences.load_split(inputs["data"], "train")["text"][:count]
-    encoded = models.load_tokenizer(inputs["teacher"])(texts, padding=True, return_tensors="pt")
+    encoded = loading.load_tokenizer(inputs["teacher"])(texts, padding=True, return_tensors="pt")
     batch = outputs.batch(list(range(count)), encoded["input_ids"].shape[1])
     model.eval()
     with torch.no_grad(), relations.captured(model) as seen:
@@ -174,7 +176,7 @@ def test_it_is_added_to_the_other_losses_by_its_weight():
 
 
 def test_the_gradient_reaches_what_makes_the_students_queries_keys_and_values_and_nothing_else(inputs):
-    student = models.load_classifier(inputs["teacher"])
+    student = loading.load_classifier(inputs["teacher"])
     teacher = vectors(1, 5, 3, 32, seed=2).requires_grad_()
     with relations.captured(student) as seen:
         student(input_ids=torch.arange(5, 10)[None])
@@ -202,10 +204,10 @@ def test_kept_are_the_last_layers_queries_keys_and_values(family, tiny_bert, tin
         "distilbert": lambda: DistilBertConfig(**sizes, dim=32, n_layers=2, n_heads=4, hidden_dim=64),
         "roberta": lambda: RobertaConfig(**sizes, **wide),
     }[family]()
-    model = spread(models.new_classifier(config))
+    model = spread(loading.new_classifier(config))
     model.prune_heads({1: [0, 2]})  # a teacher may have been pruned
-    models.save_model(model, tmp_path / "teacher")
-    tokenizer = models.load_tokenizer(tiny_bert)
+    loading.save_model(model, tmp_path / "teacher")
+    tokenizer = loading.load_tokenizer(tiny_bert)
     tokenizer.save_pretrained(tmp_path / "teacher")
     inputs = {"teacher": tmp_path / "teacher", "data": tiny_data}
     teacher_outputs.run(inputs, OutputsConfig(hidden=False, relations=True, student=None), context)
@@ -214,7 +216,7 @@ def test_kept_are_the_last_layers_queries_keys_and_values(family, tiny_bert, tin
     assert outputs.hidden is None
     assert outputs.relations.shape == (outputs.offsets[-1], 3, 16)
     assert outputs.relations.dtype == np.float16
-    last, parts = models.encoder_layers(model)[-1], models.layout(model)
+    last, parts = encoder_layers(model)[-1], layout(model)
     texts = sentences.load_split(tiny_data, "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
         ids = torch.tensor([tokenizer(texts[row])["input_ids"]])
@@ -266,7 +268,7 @@ def test_a_narrower_student_is_distilled_without_a_projection(inputs, context):
         out.mkdir()
         config = DistillConfig(**INTENSE, student=StudentConfig(config=smaller), relation_weight=weight)
         distill.run(inputs, config, dataclasses.replace(context, out_dir=out, work_dir=work))
-        model = models.load_classifier(out)
+        model = loading.load_classifier(out)
         assert not any(training.PROJECTION in name for name in model.state_dict())
         found[weight] = apart(model, inputs)
     assert found[100.0] < 0.9 * found[0.0]
@@ -278,7 +280,10 @@ def test_a_narrower_student_is_distilled_without_a_projection(inputs, context):
 )
 def test_a_model_whose_heads_were_pruned_learns_the_relations(inputs, context, options):
     torch.manual_seed(0)
-    teacher, fresh = models.load_classifier(inputs["teacher"]), StudentConfig(config={"num_hidden_layers": 1})
+    teacher, fresh = (
+        loading.load_classifier(inputs["teacher"]),
+        StudentConfig(config={"num_hidden_layers": 1}),
+    )
     model = distill.make_student(teacher, fresh, ["negative", "positive"], None)
     model.prune_heads({0: [1]})
     before = apart(model, inputs)
@@ -290,7 +295,7 @@ def test_a_model_whose_heads_were_pruned_learns_the_relations(inputs, context, o
 
 @pytest.mark.parametrize(("weight", "count"), [(0.0, 0), (1.0, 3)])
 def test_hooks_are_there_while_it_trains_if_at_all(inputs, context, weight, count):
-    model, counted = models.load_classifier(inputs["teacher"]), []
+    model, counted = loading.load_classifier(inputs["teacher"]), []
     names = set(model.state_dict())
     config = DistillConfig(**BRIEF, relation_weight=weight)
     fit(model, inputs, config, context, after_step=lambda: counted.append(hooks(model)))
@@ -305,8 +310,8 @@ def test_of_weight_zero_nothing_is_read_even_where_it_is_kept(inputs, context, t
     outputs = training.TeacherOutputs.open(folder)
     given = dataclasses.replace(outputs, relations=outputs.relations[:0])
     loss = training.DistillationLoss(2.0, 0.5, 0.0)
-    config, model = DistillConfig(**BRIEF), models.load_classifier(tiny_classifier)
-    tokenizer = models.load_tokenizer(tiny_classifier)
+    config, model = DistillConfig(**BRIEF), loading.load_classifier(tiny_classifier)
+    tokenizer = loading.load_tokenizer(tiny_classifier)
     history = training.fit(
         model, tokenizer, inputs["data"], config, context, what="steps", loss=loss, outputs=given
     )
@@ -324,7 +329,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(inputs, context):
 
     def student():
         torch.manual_seed(0)
-        model = models.load_classifier(inputs["teacher"])
+        model = loading.load_classifier(inputs["teacher"])
         model.prune_heads({3: [0]})
         return model
 
@@ -345,7 +350,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(inputs, context):
 
 
 def test_heads_that_do_not_fit_are_refused_before_the_first_step(inputs, context):
-    model, config = models.load_classifier(inputs["teacher"]), DistillConfig(**BRIEF, relation_weight=1)
+    model, config = loading.load_classifier(inputs["teacher"]), DistillConfig(**BRIEF, relation_weight=1)
     model.prune_heads({3: [0]})
     with pytest.raises(RecipeError, match=r"relation_heads: 16 .* 32 in the teacher and 24 in the student"):
         fit(model, inputs, config.model_copy(update={"relation_heads": 16}), context)
@@ -355,8 +360,8 @@ def test_heads_that_do_not_fit_are_refused_before_the_first_step(inputs, context
 def test_other_tokens_than_the_teachers_are_refused(inputs, context):
     outputs = training.TeacherOutputs.open(inputs["outputs"])
     shifted = dataclasses.replace(outputs, offsets=outputs.offsets[::-1].copy())
-    config, model = DistillConfig(**BRIEF, relation_weight=1), models.load_classifier(inputs["teacher"])
-    tokenizer, loss = models.load_tokenizer(inputs["teacher"]), training.DistillationLoss.of(config)
+    config, model = DistillConfig(**BRIEF, relation_weight=1), loading.load_classifier(inputs["teacher"])
+    tokenizer, loss = loading.load_tokenizer(inputs["teacher"]), training.DistillationLoss.of(config)
     with pytest.raises(RecipeError, match=r"attention relations cannot .* distill\.relation_weight"):
         training.fit(model, tokenizer, inputs["data"], config, context, what="s", loss=loss, outputs=shifted)
 
@@ -366,6 +371,6 @@ def test_outputs_without_relations_are_refused(inputs, context):
     outputs.mkdir()
     plain = OutputsConfig(hidden=False, student=None)
     teacher_outputs.run(inputs, plain, dataclasses.replace(context, out_dir=outputs))
-    config, model = DistillConfig(**BRIEF, relation_weight=1), models.load_classifier(inputs["teacher"])
+    config, model = DistillConfig(**BRIEF, relation_weight=1), loading.load_classifier(inputs["teacher"])
     with pytest.raises(RecipeError, match="no queries, keys and values"):
         fit(model, inputs | {"outputs": outputs}, config, context)

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pressoir import models
 from pressoir.errors import ShardError, SourceError
 from pressoir.formats.sharding import read_manifest, verify
 from pressoir.formats.tensor_bytes import TensorBytes, checkpoint_tensors, write_safetensors
 from pressoir.formats.unsharding import unshard
+from pressoir.models import loading
 from pressoir.recipe.sections import ShardConfig
 from pressoir.stage import StageContext
 from pressoir.stages import shard
@@ -148,8 +148,8 @@ def test_transformers_opens_the_sharded_folder_and_computes_the_same(tiny_lm, cu
     folder = cut(tiny_lm, shards=3)
     ids = torch.arange(30).reshape(2, 15)
     with torch.inference_mode():
-        expected = models.load_causal_lm(tiny_lm)(ids).logits
-        assert torch.equal(models.load_causal_lm(folder)(ids).logits, expected)
+        expected = loading.load_causal_lm(tiny_lm)(ids).logits
+        assert torch.equal(loading.load_causal_lm(folder)(ids).logits, expected)
 
 
 def test_embeddings_come_first_and_the_head_last(tiny_lm, cut):
@@ -254,8 +254,8 @@ def test_a_tied_head_is_stored_once_and_comes_back_on_unsharding(tiny_qwen2, cut
     assert same(whole(folder) / "model.safetensors", source / "model.safetensors")
     ids = torch.arange(8)[None]
     with torch.inference_mode():
-        expected = models.load_causal_lm(tiny_qwen2)(ids).logits
-        assert torch.equal(models.load_causal_lm(folder)(ids).logits, expected)
+        expected = loading.load_causal_lm(tiny_qwen2)(ids).logits
+        assert torch.equal(loading.load_causal_lm(folder)(ids).logits, expected)
 
 
 def test_a_head_of_other_values_is_not_taken_for_tied(tiny_qwen2, cut, tmp_path):

@@ -8,7 +8,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100ScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from pressoir.weight_layers import embedding_scale, kind_of
+from pressoir.models.weight_layers import embedding_scale, kind_of
 
 
 class Doubled(nn.Linear):

@@ -9,13 +9,14 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from pressoir import decoder_trace, models, weight_only_graph
+from pressoir import decoder_trace, weight_only_graph
 from pressoir.errors import ParityError
 from pressoir.export_causal_lm import _fill, _ModelWeights
 from pressoir.formats.packed_checkpoint import open_packed
+from pressoir.models import loading
+from pressoir.models.skeleton import build
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Silent
-from pressoir.skeleton import build
 from pressoir.stage import StageContext
 from pressoir.stages import quantize
 
@@ -180,11 +181,11 @@ def test_nothing_large_is_in_the_protobuf(lowered):
 
 
 def test_two_equal_layers_stay_two(tiny_llama, tmp_path):
-    model = models.load_causal_lm(tiny_llama)
+    model = loading.load_causal_lm(tiny_llama)
     first, second = model.model.layers
     second.load_state_dict(first.state_dict())
-    models.save_model(model, tmp_path / "twins")
-    models.save_tokenizer(models.load_tokenizer(tiny_llama), tmp_path / "twins")
+    loading.save_model(model, tmp_path / "twins")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_llama), tmp_path / "twins")
     made = Lowered(pack(tmp_path / "twins", tmp_path, scheme="q4"), tmp_path / "graph")
     one, two = (f"model.layers.{index}.mlp.up_proj.weight" for index in range(2))
     assert made.raw(one)[0] == made.raw(two)[0]

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from flows.cli import main
-from pressoir import export_causal_lm, models
+from pressoir import export_causal_lm
 from pressoir.inference.decoders import OnnxDecoder
 from pressoir.inference.parity import Parity
+from pressoir.models import loading
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -70,7 +71,7 @@ def test_low_memory_never_loads_the_float_model(tiny_llama, tmp_path, monkeypatc
     def refuse(*args, **options):
         raise AssertionError("the float model was loaded")
 
-    monkeypatch.setattr(models, "load_causal_lm", refuse)
+    monkeypatch.setattr(loading, "load_causal_lm", refuse)
     said = quantize(tiny_llama, tmp_path / "q3", "--level", "q3", "--low-cpu-mem", "--test")
     assert "the source is not tested" in said
     assert said.count("tokens)") == 1

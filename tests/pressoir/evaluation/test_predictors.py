@@ -124,11 +124,11 @@ class TestClassification:
         assert all(own[one]["label"] == 1 - swapped[one]["label"] for one in own)
 
     def test_a_model_of_other_classes_is_refused(self, make_job, tiny_bert, reviews, tmp_path):
-        from pressoir import models
+        from pressoir.models import loading
 
         folder = tmp_path / "three"
-        models.save_model(models.load_classifier(tiny_bert, labels=["a", "b", "c"]), folder)
-        models.save_tokenizer(models.load_tokenizer(tiny_bert), folder)
+        loading.save_model(loading.load_classifier(tiny_bert, labels=["a", "b", "c"]), folder)
+        loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
         with pytest.raises(DataError, match="3 labels apart"):
             open_predictor(make_job(folder, reviews), datasets.load(reviews))
 

@@ -16,7 +16,7 @@ from pressoir.formats import packing
 from pressoir.formats.packed_streams import KEY, expand
 from pressoir.inference.decoders import OnnxDecoder, TorchDecoder, open_decoder
 from pressoir.inference.engines import make_session
-from pressoir.models import load_causal_lm
+from pressoir.models.loading import load_causal_lm
 
 RUNTIMES = ("pytorch", "onnxruntime")
 IDS = np.random.default_rng(0).integers(3, 320, size=(3, 24))

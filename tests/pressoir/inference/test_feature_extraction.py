@@ -115,7 +115,7 @@ def encoder_graph(tiny_bert, tmp_path_factory):
     """`encoder_graph(output)`: folder of the tiny BERT's ONNX graph, its hidden states under that name."""
     import torch
 
-    from pressoir.models import load_encoder
+    from pressoir.models.loading import load_encoder
 
     class HiddenStates(torch.nn.Module):
         def __init__(self, model):

@@ -10,7 +10,7 @@ import torch
 from pressoir.errors import ShardError, SourceError
 from pressoir.inference.engines import open_engine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.models import load_classifier, load_tokenizer, save_model, save_tokenizer
+from pressoir.models.loading import load_classifier, load_tokenizer, save_model, save_tokenizer
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext

@@ -13,7 +13,7 @@ from pressoir.errors import DataError, PressoirError, SourceError
 from pressoir.inference.sampling import Sampler
 from pressoir.inference.text_generation import TextGenerator, negative_log_likelihood
 from pressoir.inference.tokenization import LanguageModelTokenizer
-from pressoir.models import load_causal_lm
+from pressoir.models.loading import load_causal_lm
 
 PROMPTS = ("the film was", "the hotel was cold and", "x", "die Ü-Straße 🍇 and")
 TEXT = "the film was good and the hotel was cold and poor\nthe soup was lovely and superb\n" * 20

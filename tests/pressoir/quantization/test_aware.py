@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from pressoir import models
+from pressoir.models import loading
+from pressoir.models.layouts import encoder_layers
+from pressoir.models.simulated_int8 import dynamic_quantize, load_simulated
 from pressoir.quantization import aware
-from pressoir.quantization.int8 import dynamic_quantize, load_simulated, quantize_rows
+from pressoir.quantization.int8 import quantize_rows
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -17,7 +19,7 @@ IDS = torch.tensor([[2, 9, 12, 31, 6, 3]])
 
 @pytest.fixture
 def model(tiny_classifier):
-    return models.load_classifier(tiny_classifier)
+    return loading.load_classifier(tiny_classifier)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +123,10 @@ def resolved_badly(seed):
     """A random model whose feed-forward rows hold large weights of a neuron that is never active."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = models.new_classifier(BertConfig(vocab_size=40, initializer_range=0.1, **sizes)).eval()
+    model = loading.new_classifier(BertConfig(vocab_size=40, initializer_range=0.1, **sizes)).eval()
     with torch.no_grad():
         model.classifier.weight.mul_(10)
-        for layer in models.encoder_layers(model):
+        for layer in encoder_layers(model):
             layer.intermediate.dense.bias[0] = -100
             layer.output.dense.weight[:, 0] = 30 * layer.output.dense.weight.abs().amax(dim=1)
     return model

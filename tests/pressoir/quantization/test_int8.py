@@ -6,10 +6,11 @@ import pytest
 import torch
 from onnx import helper
 
-from pressoir import models
 from pressoir.errors import SourceError
 from pressoir.inference.engines import OnnxEngine
-from pressoir.quantization.int8 import dynamic_quantize, quantize_rows, word_table
+from pressoir.models import loading
+from pressoir.models.simulated_int8 import dynamic_quantize
+from pressoir.quantization.int8 import quantize_rows, word_table
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -62,4 +63,4 @@ def test_activations_are_quantised_bit_for_bit_as_onnx_does(kind, tmp_path):
 
 
 def test_the_word_pieces_table_is_found_by_its_use(tiny_classifier):
-    assert word_table(models.load_classifier(tiny_classifier)) == "bert.embeddings.word_embeddings"
+    assert word_table(loading.load_classifier(tiny_classifier)) == "bert.embeddings.word_embeddings"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pressoir import models
 from pressoir.errors import DataError, QuantizationError, SourceError
 from pressoir.formats import packed_checkpoint
+from pressoir.models import loading
 from pressoir.quantization import packer, weight_only
 from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.source import SourceModel
@@ -102,13 +102,13 @@ def test_the_file_holds_nothing_but_codes_grids_norms_and_biases(quantise, tiny_
 
 @pytest.mark.parametrize("algorithm", ["rtn", "hqq", "gptq"])
 def test_every_architecture_loads_again_and_computes_nearly_the_same(quantise, tiny_lm, algorithm):
-    original = models.load_causal_lm(tiny_lm)
+    original = loading.load_causal_lm(tiny_lm)
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
         expected, errors = original(ids).logits, []
         for scheme in ("q8", "q4"):
             folder, _ = quantise(tiny_lm, scheme=scheme, algorithm=algorithm)
-            loaded = models.load_causal_lm(folder)
+            loaded = loading.load_causal_lm(folder)
             errors.append(float((loaded(ids).logits - expected).norm() / expected.norm()))
             tables = [model.get_input_embeddings().weight for model in (original, loaded)]
             assert float((tables[0] - tables[1]).norm() / tables[0].norm()) < 0.01
@@ -164,7 +164,7 @@ def test_embeddings_and_head_follow_their_own_rule(quantise, tiny_lm, rule, bits
         loaded = dict(packed_checkpoint.dequantized_tensors(folder))
         assert loaded.keys() == original.keys()
         assert all(torch.equal(loaded[n], original[n]) for n in original if "wte" in n or "embed" in n)
-    models.load_causal_lm(folder)
+    loading.load_causal_lm(folder)
 
 
 @pytest.mark.parametrize("algorithm", ["hqq", "gptq"])
@@ -189,7 +189,7 @@ def test_a_tied_head_excluded_keeps_the_embedding_float_too(quantise, tiny_qwen2
         "lm_head",
         "model.embed_tokens",
     }
-    models.load_causal_lm(folder)
+    loading.load_causal_lm(folder)
 
 
 @pytest.mark.parametrize("algorithm", ["rtn", "hqq", "gptq"])
@@ -199,7 +199,7 @@ def test_the_same_inputs_give_the_same_bytes(quantise, tiny_llama, algorithm):
 
 
 def test_half_precision_sources_of_several_files_are_read_alike(quantise, tiny_llama, tmp_path):
-    model = models.load_causal_lm(tiny_llama).half()
+    model = loading.load_causal_lm(tiny_llama).half()
     for name, size in (("whole", "1GB"), ("parts", "100KB")):
         model.save_pretrained(tmp_path / name, max_shard_size=size)
         for file in tiny_llama.glob("tokenizer*"):
@@ -237,7 +237,7 @@ def test_gptq_reduces_the_error_of_the_outputs_and_not_of_the_weights(quantise, 
     inputs = {"model": tiny_llama, "data": tiny_text}
     config = QuantizeConfig(scheme="q2", algorithm="gptq")
     windows, _ = weight_only._windows(inputs, SourceModel(tiny_llama), config, mixed=False)
-    original = models.load_causal_lm(tiny_llama)
+    original = loading.load_causal_lm(tiny_llama)
     errors, relative = {}, {}
     for algorithm in ("rtn", "gptq"):
         folder, figures = quantise(tiny_llama, scheme="q2", algorithm=algorithm)
@@ -245,7 +245,7 @@ def test_gptq_reduces_the_error_of_the_outputs_and_not_of_the_weights(quantise, 
         with torch.inference_mode():
             states = [
                 m.model(torch.from_numpy(windows)).last_hidden_state
-                for m in (original, models.load_causal_lm(folder))
+                for m in (original, loading.load_causal_lm(folder))
             ]
         errors[algorithm] = float((states[0] - states[1]).norm())
     assert errors["gptq"] < 0.9 * errors["rtn"]
@@ -261,7 +261,7 @@ def test_a_model_run_layer_by_layer_is_the_model(tiny_lm, tiny_text):
     for layer in range(len(stream)):
         hidden = stream.through(layer, hidden)
     ids = torch.from_numpy(windows)
-    model = models.load_causal_lm(tiny_lm)
+    model = loading.load_causal_lm(tiny_lm)
     with torch.inference_mode():
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -314,7 +314,7 @@ def test_a_hessian_is_the_mean_of_the_inputs_products(tiny_llama):
     names = {"model.layers.0.self_attn.q_proj"}
     with stream.filled(0):
         ((group, hessian),) = stream.hessians(0, hidden, names)
-    norm = models.load_causal_lm(tiny_llama).model.layers[0].input_layernorm
+    norm = loading.load_causal_lm(tiny_llama).model.layers[0].input_layernorm
     with torch.inference_mode():
         x = torch.cat([norm(batch).flatten(0, 1) for batch in hidden])
     assert group == list(names)
@@ -433,8 +433,8 @@ def test_an_embedding_that_scales_what_it_looks_up_is_packed_with_its_head(
     np.testing.assert_allclose(packed.layer("model.embed_tokens").dequantize(), weight, atol=0.01)
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
-        expected = models.load_causal_lm(tiny_gemma3)(ids).logits
-        actual = models.load_causal_lm(folder)(ids).logits
+        expected = loading.load_causal_lm(tiny_gemma3)(ids).logits
+        actual = loading.load_causal_lm(folder)(ids).logits
     assert torch.isfinite(actual).all()
     assert float((actual - expected).norm() / expected.norm()) < error
 
@@ -455,7 +455,10 @@ def test_a_head_tied_to_an_embedding_that_does_more_stays_float_with_it(
     assert {layer.role for layer in packed_checkpoint.open_packed(folder).layers.values()} == {"matmul"}
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
-        expected, actual = models.load_causal_lm(model)(ids).logits, models.load_causal_lm(folder)(ids).logits
+        expected, actual = (
+            loading.load_causal_lm(model)(ids).logits,
+            loading.load_causal_lm(folder)(ids).logits,
+        )
     assert float((actual - expected).norm() / expected.norm()) < 0.02
 
 

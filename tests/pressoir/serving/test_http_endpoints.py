@@ -28,12 +28,12 @@ def other_classifier(tiny_bert, tmp_path_factory):
     """A classifier with the labels of `tiny_classifier`, and other weights."""
     import torch
 
-    from pressoir import models
+    from pressoir.models import loading
 
     folder = tmp_path_factory.mktemp("other-classifier")
     torch.manual_seed(3)
-    models.save_model(models.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
-    models.save_tokenizer(models.load_tokenizer(tiny_bert), folder)
+    loading.save_model(loading.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
     return folder
 
 

@@ -95,16 +95,16 @@ def onnx_classifier(tiny_classifier, tmp_path_factory):
 @pytest.fixture(scope="session")
 def int8_classifier(tiny_classifier, tiny_data, tmp_path_factory):
     """The tiny classifier as an ONNX graph with int8 weights and activations, its head made to matter."""
-    from pressoir import models
+    from pressoir.models import loading
     from pressoir.recipe.sections import ExportConfig, QuantizeConfig
     from pressoir.stage import StageContext
     from pressoir.stages import export, quantize
 
     folder = tmp_path_factory.mktemp("int8-classifier")
-    model = models.load_classifier(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     model.classifier.weight.data *= 20
-    models.save_model(model, folder / "float")
-    models.save_tokenizer(models.load_tokenizer(tiny_classifier), folder / "float")
+    loading.save_model(model, folder / "float")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_classifier), folder / "float")
     inputs = {"model": folder / "float", "data": tiny_data}
     for name, stage, config in (
         ("int8", quantize, QuantizeConfig(max_accuracy_drop=None)),
@@ -488,11 +488,11 @@ class TestReloading:
     def test_another_configuration_takes_over_when_all_of_its_models_are_there(
         self, store, tiny_classifier, tiny_bert, tmp_path
     ):
-        from pressoir import models
+        from pressoir.models import loading
 
         other = tmp_path / "other"
-        models.save_model(models.load_classifier(tiny_bert, labels=["bad", "good"]), other)
-        models.save_tokenizer(models.load_tokenizer(tiny_bert), other)
+        loading.save_model(loading.load_classifier(tiny_bert, labels=["bad", "good"]), other)
+        loading.save_tokenizer(loading.load_tokenizer(tiny_bert), other)
         old = configured(store, {"basic": (tiny_classifier, {}), "premium": (tiny_classifier, {})})
         new = configured(store, {"basic": (other, {}), "vectors": (tiny_bert, {})})
 

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
 
-from pressoir import augmentation, models
+from pressoir import augmentation
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
+from pressoir.models import loading
 from pressoir.recipe.sections import AugmentConfig, DataConfig, StudentConfig
 from pressoir.stages import augment, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
@@ -25,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 def tiny_masked_lm(tiny_bert, tmp_path_factory):
     """Folder of a random 2-layer BERT with a masked-LM head, and the tokenizer of `tiny_bert`."""
     folder = tmp_path_factory.mktemp("tiny-masked-lm")
-    tokenizer = models.load_tokenizer(tiny_bert)
+    tokenizer = loading.load_tokenizer(tiny_bert)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -39,8 +40,8 @@ def tiny_masked_lm(tiny_bert, tmp_path_factory):
     for parameter in model.parameters():  # so that its expectations differ from place to place
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.5)
-    models.save_model(model, folder)
-    models.save_tokenizer(tokenizer, folder)
+    loading.save_model(model, folder)
+    loading.save_tokenizer(tokenizer, folder)
     return folder
 
 
@@ -48,13 +49,13 @@ def tiny_masked_lm(tiny_bert, tmp_path_factory):
 def wavering_teacher(tiny_classifier, tiny_data, tmp_path_factory):
     """`tiny_classifier`, its head made so that it gives about half of the sentences either label, clearly."""
     folder = tmp_path_factory.mktemp("wavering-teacher")
-    model, tokenizer = models.load_classifier(tiny_classifier), models.load_tokenizer(tiny_classifier)
+    model, tokenizer = loading.load_classifier(tiny_classifier), loading.load_tokenizer(tiny_classifier)
     with torch.no_grad():
         model.classifier.weight *= 1000
         logits = _logits(model, tokenizer, sentences.load_split(tiny_data, "train")["text"][:])
         model.classifier.bias[1] += (logits[:, 0] - logits[:, 1]).median()
-    models.save_model(model, folder)
-    models.save_tokenizer(tokenizer, folder)
+    loading.save_model(model, folder)
+    loading.save_tokenizer(tokenizer, folder)
     return folder
 
 
@@ -132,7 +133,7 @@ def test_a_word_is_all_its_pieces():
 
 
 def test_words_of_a_byte_level_tokenizer_begin_after_the_space(tiny_llama):
-    tokenizer = models.load_tokenizer(tiny_llama)
+    tokenizer = loading.load_tokenizer(tiny_llama)
     (sentence,) = augmentation.sentences(["the film wasn't good"], tokenizer)
     assert [word.text for word in sentence.replaceable] == ["film", "good"]
     assert [word.start for word in sentence.replaceable] == [4, 16]
@@ -168,7 +169,7 @@ def test_only_whole_words_that_say_something_may_replace():
 
 
 def test_whole_words_of_a_byte_level_tokenizer_are_those_after_a_space(tiny_llama):
-    tokenizer = models.load_tokenizer(tiny_llama)
+    tokenizer = loading.load_tokenizer(tiny_llama)
     words = augmentation.whole_words(tokenizer)
     assert {"film", "good"} <= set(words.values())
     assert all(tokenizer.convert_ids_to_tokens(index).startswith("Ġ") for index in words)
@@ -203,7 +204,7 @@ def test_one_word_alone_has_no_neighbours():
 
 
 def test_a_masked_lm_is_asked_for_each_word_with_the_rest_of_its_sentence_in_sight(tiny_masked_lm, tiny_data):
-    tokenizer = models.load_tokenizer(tiny_masked_lm)
+    tokenizer = loading.load_tokenizer(tiny_masked_lm)
     model = BertForMaskedLM.from_pretrained(tiny_masked_lm).eval()
     text = augmentation.sentences(texts_of(tiny_data, "train")[:20], tokenizer)
     queries = [(sentence, word) for sentence in text for word in sentence.replaceable]
@@ -251,7 +252,7 @@ def test_train_grows_by_copies_that_the_teacher_labels(
     assert len(new) > 2 * len(before)
     assert (metrics["rows_before"], metrics["train_rows"]) == (len(before), len(after))
     assert sentences.info(out)["train_rows"] == len(after)
-    model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
+    model, tokenizer = loading.load_classifier(wavering_teacher), loading.load_tokenizer(wavering_teacher)
     logits = _logits(model, tokenizer, [row["text"] for row in new])
     clear = (logits[:, 0] - logits[:, 1]).abs() > 1e-3  # padding differs: a tie may fall either way
     expected = logits.argmax(dim=1)
@@ -299,7 +300,7 @@ def test_the_figures_say_how_much_was_replaced_and_how_often_the_label_stayed(
     after = sentences.load_split(out, "train").to_list()
     new = after[len(train) :]
     assert metrics["words_replaced_fraction"] == pytest.approx(1 / 7)  # one of three, of seven in all
-    model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
+    model, tokenizer = loading.load_classifier(wavering_teacher), loading.load_tokenizer(wavering_teacher)
     given = _logits(model, tokenizer, train).argmax(dim=1)
     own = torch.tensor([row["label"] for row in after[: len(train)]])
     assert metrics["teacher_agreement_before"] == pytest.approx((given == own).float().mean().item())
@@ -331,7 +332,7 @@ def test_unlabelled_sentences_alone_are_labelled_by_the_teacher(run, tiny_data, 
     out, metrics = run(tmp_path / "no base model is needed", folder, copies=0)
     rows = sentences.load_split(out, "train").to_list()
     assert [row["text"] for row in rows] == [*train, *unlabelled]
-    model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
+    model, tokenizer = loading.load_classifier(wavering_teacher), loading.load_tokenizer(wavering_teacher)
     expected = _logits(model, tokenizer, unlabelled).argmax(dim=1).tolist()
     assert [row["label"] for row in rows[10:]] == expected
     assert set(expected) == {0, 1}
@@ -353,7 +354,7 @@ def test_spans_are_runs_of_words_of_their_sentence_that_no_split_has(
     assert set(texts[3:-1]) == runs | {"green blue grey"}  # its other part stands in test
     assert texts[-1] == "d e f"
     assert metrics["span_rows"] == len(texts) - 4 == len(set(texts[3:-1]))
-    model, tokenizer = models.load_classifier(wavering_teacher), models.load_tokenizer(wavering_teacher)
+    model, tokenizer = loading.load_classifier(wavering_teacher), loading.load_tokenizer(wavering_teacher)
     rows = sentences.load_split(out, "train").to_list()[3:]
     logits = _logits(model, tokenizer, [row["text"] for row in rows])
     clear = (logits[:, 0] - logits[:, 1]).abs() > 1e-3
@@ -394,10 +395,10 @@ def test_a_masked_lm_that_is_asked_for_and_not_there_is_refused(run, tiny_bert, 
 
 
 def test_a_masked_lm_whose_tokenizer_has_no_mask_is_refused(run, tiny_masked_lm, tiny_data, tmp_path):
-    tokenizer = models.load_tokenizer(tiny_masked_lm)
+    tokenizer = loading.load_tokenizer(tiny_masked_lm)
     tokenizer.mask_token = None
-    models.save_model(BertForMaskedLM.from_pretrained(tiny_masked_lm), tmp_path / "m")
-    models.save_tokenizer(tokenizer, tmp_path / "m")
+    loading.save_model(BertForMaskedLM.from_pretrained(tiny_masked_lm), tmp_path / "m")
+    loading.save_tokenizer(tokenizer, tmp_path / "m")
     with pytest.raises(SourceError, match="no mask token"):
         run(tmp_path / "m", tiny_data, method="masked_lm")
 

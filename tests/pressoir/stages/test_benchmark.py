@@ -14,12 +14,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pressoir import models
 from pressoir.comparison import Benchmark, Row, to_markdown
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -159,15 +160,15 @@ def _threads():
 
 
 def save(model, tokenizer_folder, target):
-    models.save_model(model, target)
-    models.save_tokenizer(models.load_tokenizer(tokenizer_folder), target)
+    loading.save_model(model, target)
+    loading.save_tokenizer(loading.load_tokenizer(tokenizer_folder), target)
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_classifier, tiny_data, tmp_path_factory):
     """Inputs of the stage. `distill` is the teacher with its head negated: every label is the other one."""
     torch.manual_seed(0)
-    model = models.load_classifier(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     with torch.no_grad():
         for parameter in model.parameters():  # no two alike: the exporter stores equal tensors once
             parameter += 0.1 * torch.randn_like(parameter)
@@ -253,7 +254,7 @@ def test_accuracy_agreement_and_the_differences_are_those_of_the_first_row(measu
 
 def test_all_forms_of_a_network_have_the_same_number_of_weights(measured, folders):
     result = measured.result
-    expected = models.count_parameters(models.load_classifier(folders["teacher"]))
+    expected = count_parameters(loading.load_classifier(folders["teacher"]))
     assert [row.parameters for row in result.rows] == [expected] * len(STAGES)
 
 
@@ -375,7 +376,7 @@ def test_a_child_that_hangs_is_an_error(tmp_path, monkeypatch):
 
 
 def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_cold_starts):
-    model = models.load_classifier(folders["teacher"])
+    model = loading.load_classifier(folders["teacher"])
     model.classifier.bias.data.fill_(math.nan)
     save(model, folders["teacher"], tmp_path / "broken")
     with pytest.raises(PressoirError, match=r"prune \(.*broken\) gives logits that are not finite"):
@@ -383,7 +384,7 @@ def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_
 
 
 def test_labels_in_another_order_than_the_datas_are_refused(folders, tmp_path, context, no_cold_starts):
-    model = models.load_classifier(folders["teacher"])
+    model = loading.load_classifier(folders["teacher"])
     model.config.id2label = {0: "positive", 1: "negative"}
     save(model, folders["teacher"], tmp_path / "swapped")
     with pytest.raises(PressoirError, match=r"\['positive', 'negative'\], but the data has \['negative', 'p"):

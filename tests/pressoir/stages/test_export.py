@@ -12,14 +12,16 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from pressoir import models, onnx_graph
+from pressoir import onnx_graph
 from pressoir.data import sentences
 from pressoir.errors import ParityError
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.formats.tensor_bytes import read_header
 from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.quantization.int8 import load_simulated
+from pressoir.models import loading
+from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.simulated_int8 import load_simulated
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
 from pressoir.stage import StageContext
@@ -54,13 +56,13 @@ def classifier(tiny_classifier, tiny_data, tmp_path_factory):
     """The tiny classifier with a head that gives each label to half of the sentences, so that agreement means
     something."""
     folder = tmp_path_factory.mktemp("classifier")
-    model, tokenizer = models.load_classifier(tiny_classifier), models.load_tokenizer(tiny_classifier)
+    model, tokenizer = loading.load_classifier(tiny_classifier), loading.load_tokenizer(tiny_classifier)
     model.classifier.weight.data *= 20
     texts = list(sentences.load_split(tiny_data, "validation")["text"])
     logits = TextClassifier(TorchEngine(model), tokenizer, LABELS).logits(texts)
     model.classifier.bias.data[0] += float(np.median(logits[:, 1] - logits[:, 0]))
-    models.save_model(model, folder)
-    models.save_tokenizer(tokenizer, folder)
+    loading.save_model(model, folder)
+    loading.save_tokenizer(tokenizer, folder)
     return folder
 
 
@@ -153,7 +155,7 @@ def test_int8_agrees_with_the_simulated_model_far_better_than_with_the_float_one
 ):
     folder, figures = int8_onnx
     texts = list(sentences.load_split(tiny_data, "validation")["text"])
-    tokenizer = models.load_tokenizer(int8)
+    tokenizer = loading.load_tokenizer(int8)
 
     def logits(engine):
         with one_thread():
@@ -163,7 +165,7 @@ def test_int8_agrees_with_the_simulated_model_far_better_than_with_the_float_one
         logits(open_engine(folder, 1)),
         logits(TorchEngine(load_simulated(int8), False)),
     )
-    plain = logits(TorchEngine(models.load_classifier(classifier)))
+    plain = logits(TorchEngine(loading.load_classifier(classifier)))
     assert 0 < np.mean(plain.argmax(axis=1)) < 1  # both labels occur
     assert np.abs(graph - simulated).max() <= figures["max_logit_difference"] + 1e-6
     assert np.abs(graph - simulated).mean() < 0.2 * np.abs(graph - plain).mean()
@@ -178,9 +180,9 @@ def test_float32_agrees_within_a_millionth_with_padding_on_either_side(float_onn
     assert not (folder / "quantization.json").exists()
     texts = list(sentences.load_split(tiny_data, "validation")["text"])[:20]
     for side in ("right", "left"):
-        tokenizer = models.load_tokenizer(classifier)
+        tokenizer = loading.load_tokenizer(classifier)
         tokenizer.padding_side = side
-        expected = TextClassifier(TorchEngine(models.load_classifier(classifier)), tokenizer, LABELS)
+        expected = TextClassifier(TorchEngine(loading.load_classifier(classifier)), tokenizer, LABELS)
         actual = TextClassifier(open_engine(folder, 1), tokenizer, LABELS)
         assert np.abs(actual.logits(texts) - expected.logits(texts)).max() < 1e-5
 
@@ -243,7 +245,7 @@ def test_four_bits_depart_from_int8_and_the_graph_follows_its_own_checkpoint(
     blocks_onnx, blocks, int8, tiny_data
 ):
     texts = list(sentences.load_split(tiny_data, "validation")["text"])
-    tokenizer = models.load_tokenizer(blocks)
+    tokenizer = loading.load_tokenizer(blocks)
 
     def logits(engine):
         with one_thread():
@@ -272,7 +274,7 @@ def nudged(layer, what):
 
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_four_bit_table_that_differs_in_one_number(blocks, tmp_path, nudge):
-    graph = export._fuse(export._trace(models.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
+    graph = export._fuse(export._trace(loading.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
     layers = packed_layers(blocks)
     layers[WORDS] = nudged(layers[WORDS], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.embeddings\.word_embeddings:"):
@@ -288,7 +290,7 @@ def test_shards_of_a_four_bit_table_answer_as_the_whole_graph_does(blocks_onnx, 
     }
     texts = list(sentences.load_split(tiny_data, "validation")["text"])[:20]
     whole, parts = (
-        TextClassifier(open_engine(f, 1), models.load_tokenizer(f), LABELS).logits(texts)
+        TextClassifier(open_engine(f, 1), loading.load_tokenizer(f), LABELS).logits(texts)
         for f in (blocks_onnx[0], context.out_dir)
     )
     assert np.array_equal(whole, parts)
@@ -327,13 +329,13 @@ def test_without_fusion_the_plain_products_are_lowered_all_the_same(int8, tiny_d
 
 
 def pruned(folder, source, heads, widths):
-    model = models.load_classifier(source)
+    model = loading.load_classifier(source)
     model.prune_heads(heads)
-    for layer, width in zip(models.encoder_layers(model), widths, strict=True):
-        models.resize_ffn(layer, models.layout(model), torch.arange(width))
+    for layer, width in zip(encoder_layers(model), widths, strict=True):
+        resize_ffn(layer, layout(model), torch.arange(width))
     model.config.intermediate_sizes = widths
-    models.save_model(model, folder)
-    models.save_tokenizer(models.load_tokenizer(source), folder)
+    loading.save_model(model, folder)
+    loading.save_tokenizer(loading.load_tokenizer(source), folder)
     return folder
 
 
@@ -371,14 +373,14 @@ def other_architecture(kind, folder, tokenizer):
             **sizes,
         )
     torch.manual_seed(0)
-    models.save_model(models.new_classifier(config), folder)
-    models.save_tokenizer(tokenizer, folder)
+    loading.save_model(loading.new_classifier(config), folder)
+    loading.save_tokenizer(tokenizer, folder)
     return folder
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "roberta"])
 def test_other_architectures_export_in_float32_and_int8(kind, classifier, tiny_data, tmp_path):
-    source = other_architecture(kind, tmp_path / kind, models.load_tokenizer(classifier))
+    source = other_architecture(kind, tmp_path / kind, loading.load_tokenizer(classifier))
     _, figures = to_onnx(source, tiny_data, tmp_path / "float")
     assert figures["max_logit_difference"] < 1e-5
     small = to_int8(source, tiny_data, tmp_path / "int8")
@@ -397,12 +399,12 @@ def corrupt(graph_path, contains, change):
 
 
 def parity(folder, checkpoint, tiny_data, quantised, **config):
-    model = load_simulated(checkpoint) if quantised else models.load_classifier(checkpoint)
+    model = load_simulated(checkpoint) if quantised else loading.load_classifier(checkpoint)
     texts = list(sentences.load_split(tiny_data, "validation")["text"])
     return export.check_parity(
         folder / "model.onnx",
         model,
-        models.load_tokenizer(checkpoint),
+        loading.load_tokenizer(checkpoint),
         texts,
         ExportConfig(**config),
         quantised,
@@ -455,7 +457,7 @@ def test_a_graph_that_gives_nan_never_passes(float_onnx, int8_onnx, int8, classi
 
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_data, tmp_path, nudge):
-    graph = export._fuse(export._trace(models.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
+    graph = export._fuse(export._trace(loading.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
     layers = packed_layers(int8)
     victim = "bert.encoder.layer.1.attention.self.key"
     layers[victim] = nudged(layers[victim], nudge)
@@ -464,11 +466,11 @@ def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_dat
 
 
 def test_two_layers_with_equal_weights_both_find_their_place(classifier, tiny_data, tmp_path):
-    model = models.load_classifier(classifier)
-    first, second = (layer.output.dense for layer in list(models.encoder_layers(model))[:2])
+    model = loading.load_classifier(classifier)
+    first, second = (layer.output.dense for layer in list(encoder_layers(model))[:2])
     second.weight.data.copy_(first.weight)
-    models.save_model(model, tmp_path / "model")
-    models.save_tokenizer(models.load_tokenizer(classifier), tmp_path / "model")
+    loading.save_model(model, tmp_path / "model")
+    loading.save_tokenizer(loading.load_tokenizer(classifier), tmp_path / "model")
     small = to_int8(tmp_path / "model", tiny_data, tmp_path / "int8")
     folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
     assert_holds_the_checkpoints_numbers(folder, small)

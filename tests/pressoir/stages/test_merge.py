@@ -17,9 +17,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pressoir import models
 from pressoir.errors import MergeError
 from pressoir.merging import child, evaluation
+from pressoir.models import loading
 from pressoir.recipe.sections import MergeConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -269,7 +269,7 @@ def test_passthrough_stacks_layers_unchanged(fine_tunes, context, here):
     parts = [(0, 0, 2), (1, 1, 2), (1, 1, 2)]
     slices = [{"sources": [{"model": model, "layer_range": (a, b)}]} for model, a, b in parts]
     _, result = merge(context, *fine_tunes[1:], method="passthrough", slices=slices)
-    assert models.load_causal_lm(context.out_dir).config.num_hidden_layers == 4
+    assert loading.load_causal_lm(context.out_dir).config.num_hidden_layers == 4
     name = "model.layers.{}.self_attn.q_proj.weight"
     for layer, (model, source) in enumerate([(first, 0), (first, 1), (second, 1), (second, 1)]):
         assert torch.equal(result[name.format(layer)], model[name.format(source)])

@@ -9,8 +9,10 @@ import torch
 from pydantic import ValidationError
 from stopping import StoppedError, StopsAt
 
-from pressoir import models, pruning, training
+from pressoir import pruning, training
 from pressoir.errors import RecipeError
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters, encoder_layers
 from pressoir.recipe.sections import PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -32,12 +34,12 @@ def inputs(tiny_classifier, tiny_data, tmp_path_factory):
 
 
 def loaded(folder):
-    return models.load_classifier(folder)
+    return loading.load_classifier(folder)
 
 
 def steps(inputs, config, context):
     """The dial's steps, and the model that each one leaves."""
-    model, tokenizer = loaded(inputs["model"]), models.load_tokenizer(inputs["model"])
+    model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     scores = pruning.importance(model, tokenizer, inputs["data"], config, context)
     found = pruning.steps(scores, config.allocation == "uniform", pruning.units(model))
     left = [loaded(inputs["model"]) for _ in found]
@@ -67,7 +69,7 @@ def test_after_each_round_the_cubic_share_of_the_units_is_gone(inputs, context):
     assert [one["after"] for one in told] == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
     assert [one["before"] for one in told][1:] == [one["after"] for one in told][:-1]
     assert figures["parameters_kept"] == pytest.approx(
-        models.count_parameters(loaded(context.out_dir)) / models.count_parameters(loaded(inputs["model"]))
+        count_parameters(loaded(context.out_dir)) / count_parameters(loaded(inputs["model"]))
     )
 
 
@@ -87,7 +89,7 @@ def test_each_round_measures_importance_anew(inputs, context, monkeypatch):
 def test_one_round_removes_what_importance_says_and_leaves_no_other_files(inputs, context, allocation):
     config = PruneConfig(allocation=allocation, head_sparsity=0.5, ffn_sparsity=0.5, **QUICK)
     prune.run(inputs, config, context)
-    model, tokenizer = loaded(inputs["model"]), models.load_tokenizer(inputs["model"])
+    model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     scores = pruning.importance(model, tokenizer, inputs["data"], config, context)
     whole = pruning.units(model)
     pruning.remove(model, pruning.keep(scores, 0.5, 0.5, allocation == "uniform", whole))
@@ -98,7 +100,7 @@ def test_one_round_removes_what_importance_says_and_leaves_no_other_files(inputs
 def test_unstructured_rounds_end_at_the_sparsity_asked_for(inputs, context):
     config = PruneConfig(granularity="unstructured", sparsity=0.4, rounds=2, **QUICK)
     prune.run(inputs, config, context)
-    for module in models.encoder_layers(loaded(context.out_dir)).modules():
+    for module in encoder_layers(loaded(context.out_dir)).modules():
         if isinstance(module, torch.nn.Linear):
             assert (module.weight == 0).float().mean() == pytest.approx(0.4, abs=0.001)
 
@@ -118,7 +120,7 @@ def test_the_last_round_has_the_epochs_left_over_and_the_epochs_add_up():
 def test_a_number_of_parameters_is_reached_by_the_first_step_that_reaches_it(inputs, context, allocation):
     config = PruneConfig(allocation=allocation, **QUICK)
     found, left = steps(inputs, config, context)
-    counts = [models.count_parameters(one) for one in left]
+    counts = [count_parameters(one) for one in left]
     assert counts == sorted(counts, reverse=True)
     place = len(counts) // 2
     for limit in (counts[place], counts[place - 1] - 1):  # exactly there, and just not the step before
@@ -131,14 +133,14 @@ def test_a_number_of_parameters_is_reached_by_the_first_step_that_reaches_it(inp
 
 
 def test_a_target_that_the_model_meets_as_it_is_removes_nothing(inputs, context):
-    target = PruneTarget(parameters=models.count_parameters(loaded(inputs["model"])))
+    target = PruneTarget(parameters=count_parameters(loaded(inputs["model"])))
     prune.run(inputs, PruneConfig(target=target, **QUICK), context)
     assert same(weights_of(loaded(context.out_dir)), weights_of(loaded(inputs["model"])))
 
 
 def test_a_size_is_that_of_the_int8_graph_that_is_really_made(inputs, context):
     config = PruneConfig(**QUICK)
-    tokenizer = models.load_tokenizer(inputs["model"])
+    tokenizer = loading.load_tokenizer(inputs["model"])
     _, left = steps(inputs, config, context)
     sizes = [
         pruning.int8_cost(one, tokenizer, inputs["data"], config, context)["size_mb"] for one in left[1:3]
@@ -146,13 +148,13 @@ def test_a_size_is_that_of_the_int8_graph_that_is_really_made(inputs, context):
     assert sizes[0] > sizes[1]
     given = config.model_copy(update={"target": PruneTarget(size_mb=sum(sizes) / 2)})
     figures = prune.run(inputs, given, context)
-    assert figures["parameters"] == models.count_parameters(left[2])
+    assert figures["parameters"] == count_parameters(left[2])
     assert figures["int8_size_mb"] == pytest.approx(sizes[1], abs=1e-4)
     assert figures["int8_latency_ms"] > 0
 
 
 def test_four_bit_word_pieces_are_in_the_size_where_training_was_for_them(inputs, context):
-    model, tokenizer = loaded(inputs["model"]), models.load_tokenizer(inputs["model"])
+    model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     plain, packed = (
         pruning.int8_cost(model, tokenizer, inputs["data"], PruneConfig(quantization_aware=words), context)
         for words in (None, "int8_q4")

@@ -8,19 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pressoir import models
 from pressoir.data import sentences
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.inference.engines import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.quantization.int8 import (
-    dynamic_quantize,
-    load_simulated,
-    quantizable,
-    quantize_rows,
-)
+from pressoir.models import loading
+from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.simulated_int8 import dynamic_quantize, load_simulated
+from pressoir.quantization.int8 import quantizable, quantize_rows
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -58,7 +55,7 @@ def test_every_linear_and_embedding_but_the_excluded_is_stored_as_int8_codes_wit
 ):
     state, original = load_file(int8 / "model.safetensors"), load_file(tiny_classifier / "model.safetensors")
     packed = {n.removesuffix(".weight") for n, t in state.items() if t.dtype == torch.int8}
-    model = models.load_classifier(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     assert packed == {name for name, _ in quantizable(model)} - {"classifier"}
     assert packed == set(description(int8)["layers"])
     for name in packed:
@@ -114,7 +111,7 @@ def test_the_figures_are_those_of_the_description(made, tiny_data):
     labels = sentences.load_split(tiny_data, "validation")["label"]
     simulated = TextClassifier(
         TorchEngine(load_simulated(folder), batch_invariant=False),
-        models.load_tokenizer(folder),
+        loading.load_tokenizer(folder),
         ["a", "b"],
     )
     with one_thread():
@@ -135,7 +132,7 @@ def test_only_the_inputs_of_quantised_linear_layers_are_rounded_in_the_simulated
     ids = torch.randint(5, 30, (4, 31), generator=torch.Generator().manual_seed(0))
     model(input_ids=ids)
     assert all(count <= 256 for name, count in seen.items() if name.startswith("bert.encoder"))
-    plain = models.load_classifier(int8)(input_ids=ids).logits
+    plain = loading.load_classifier(int8)(input_ids=ids).logits
     assert not torch.equal(plain, model(input_ids=ids).logits)
     classifier_input = {}
     model.classifier.register_forward_pre_hook(lambda _m, args: classifier_input.update(x=args[0]))
@@ -204,7 +201,7 @@ def test_the_most_sensitive_layers_go_back_to_float_until_the_limit_holds(
     assert figures["excluded_layers"] == 3
     assert any("bert.embeddings.word_embeddings stays in float32" in text for text in reporter.messages)
     assert set(told["sensitivity"]) == set(told["layers"]) | set(list(hurt)[:2])
-    models.load_classifier(folder)
+    loading.load_classifier(folder)
 
 
 def test_without_a_limit_nothing_is_ranked_or_put_back(tiny_classifier, tiny_data, context, monkeypatch):
@@ -216,7 +213,7 @@ def test_without_a_limit_nothing_is_ranked_or_put_back(tiny_classifier, tiny_dat
 
 
 def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifier, tiny_data, context):
-    model = models.load_classifier(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     victim = "bert.encoder.layer.1.attention.output.dense"
     model.get_submodule(victim).weight.data *= 30  # so that it matters beside the residual
     texts = list(sentences.load_split(tiny_data, "validation")["text"])[:12]
@@ -224,7 +221,7 @@ def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifie
     kinds = dict(quantizable(model))
     packed = {name: quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
     packed[victim] = (packed[victim][0] // 48 * 48, packed[victim][1])  # as if it had 2 bits
-    scorer = quantize._Scorer(model, reference, packed, kinds, models.load_tokenizer(tiny_classifier))
+    scorer = quantize._Scorer(model, reference, packed, kinds, loading.load_tokenizer(tiny_classifier))
     ranking = scorer.sensitivity(texts, context)
     assert max(ranking, key=ranking.get) == victim
     assert all(value >= -1e-9 for value in ranking.values())  # a KL divergence
@@ -235,16 +232,16 @@ def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifie
 def test_pruned_heads_and_uneven_feed_forward_widths_load_from_int8(
     tiny_classifier, tiny_data, context, tmp_path
 ):
-    model = models.load_classifier(tiny_classifier)
+    model = loading.load_classifier(tiny_classifier)
     model.prune_heads({0: [0], 2: [1, 2]})
     widths = [64, 48, 16, 64]
-    for layer, width in zip(models.encoder_layers(model), widths, strict=True):
-        models.resize_ffn(layer, models.layout(model), torch.arange(width))
+    for layer, width in zip(encoder_layers(model), widths, strict=True):
+        resize_ffn(layer, layout(model), torch.arange(width))
     model.config.intermediate_sizes = widths
-    models.save_model(model, tmp_path / "pruned")
-    models.save_tokenizer(models.load_tokenizer(tiny_classifier), tmp_path / "pruned")
+    loading.save_model(model, tmp_path / "pruned")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_classifier), tmp_path / "pruned")
     folder, _ = quantise(tmp_path / "pruned", tiny_data, context)
-    loaded = models.load_classifier(folder)
+    loaded = loading.load_classifier(folder)
     for name, tensor in dequantized_state(folder).items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert loaded.bert.encoder.layer[2].attention.self.query.weight.shape == (16, 32)
@@ -289,7 +286,7 @@ def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, c
 def test_a_damaged_folder_is_refused_with_what_is_wrong(int8, damage, message):
     damage(int8)
     readers = (dequantized_state, load_simulated, packed_layers)
-    for read in (*readers, models.load_classifier):
+    for read in (*readers, loading.load_classifier):
         with pytest.raises(SourceError, match=message):
             read(int8)
 
@@ -385,7 +382,7 @@ def test_a_four_bit_table_that_costs_too_much_gets_eight_bits_before_it_goes_bac
     assert list(told["widened"]) == [WORDS]
     assert set(told["excluded"]) == {"classifier"}
     assert any("8 bits instead of 4" in text for text in reporter.messages)
-    model, weight = models.load_classifier(folder), load_file(tiny_classifier / "model.safetensors")
+    model, weight = loading.load_classifier(folder), load_file(tiny_classifier / "model.safetensors")
     loaded = model.bert.embeddings.word_embeddings.weight
     assert (loaded - weight[f"{WORDS}.weight"]).norm() < 0.02 * loaded.norm()
 

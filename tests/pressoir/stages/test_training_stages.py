@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from stopping import StoppedError, StopsAt
 
-from pressoir import models, pruning, training
+from pressoir import pruning, training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
+from pressoir.models import loading
+from pressoir.models.layouts import encoder_layers
 from pressoir.quantization.int8 import quantize_rows
 from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
@@ -60,11 +62,11 @@ def test_teacher_learns_and_reports_what_it_reached(trained, tiny_bert):
     history = json.loads((folders["teacher"] / "history.json").read_text())
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert {"loss", "accuracy", "f1", "train_loss"} <= set(history[0])
-    reloaded = models.load_classifier(folders["teacher"])
+    reloaded = loading.load_classifier(folders["teacher"])
     assert reloaded.config.id2label == {0: "negative", 1: "positive"}
-    again = training.evaluate(reloaded, models.load_tokenizer(folders["teacher"]), folders["data"])
+    again = training.evaluate(reloaded, loading.load_tokenizer(folders["teacher"]), folders["data"])
     assert again["validation_accuracy"] == metrics["validation_accuracy"]
-    assert models.load_tokenizer(folders["teacher"]).model_max_length == 32
+    assert loading.load_tokenizer(folders["teacher"]).model_max_length == 32
 
 
 def test_the_best_epoch_is_kept_not_the_last(tiny_bert, tiny_data, context):
@@ -86,13 +88,13 @@ def test_a_finished_checkpoint_is_taken_as_it_is(trained, tiny_data, context):
     config = TeacherConfig(checkpoint="anything")
     taken = teacher.run({"model": folders["teacher"], "data": tiny_data}, config, context)
     assert taken["validation_accuracy"] == metrics["validation_accuracy"]
-    ours, theirs = (models.load_classifier(f).state_dict() for f in (context.out_dir, folders["teacher"]))
+    ours, theirs = (loading.load_classifier(f).state_dict() for f in (context.out_dir, folders["teacher"]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_checkpoint_with_other_classes_is_refused(tiny_bert, tiny_data, tmp_path, context):
-    models.save_model(models.load_classifier(tiny_bert, labels=["a", "b", "c"]), tmp_path / "three")
-    models.save_tokenizer(models.load_tokenizer(tiny_bert), tmp_path / "three")
+    loading.save_model(loading.load_classifier(tiny_bert, labels=["a", "b", "c"]), tmp_path / "three")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), tmp_path / "three")
     with pytest.raises(SourceError, match="3 classes"):
         teacher.run({"model": tmp_path / "three", "data": tiny_data}, TeacherConfig(checkpoint="x"), context)
 
@@ -100,7 +102,7 @@ def test_a_checkpoint_with_other_classes_is_refused(tiny_bert, tiny_data, tmp_pa
 def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
     folders, _ = trained
     outputs = training.TeacherOutputs.open(folders["outputs"])
-    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
+    model, tokenizer = loading.load_classifier(folders["teacher"]), loading.load_tokenizer(folders["teacher"])
     texts = sentences.load_split(folders["data"], "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
         encoded = tokenizer(texts[row], return_tensors="pt")
@@ -118,12 +120,12 @@ def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
 @pytest.mark.parametrize("hidden", [True, False])
 def test_the_logits_are_a_references_where_there_is_one(trained, context, hidden):
     folders, _ = trained
-    model = models.load_classifier(folders["teacher"])
+    model = loading.load_classifier(folders["teacher"])
     with torch.no_grad():
         model.classifier.weight.neg_()
         model.classifier.bias.neg_()
-    models.save_model(model, context.work_dir)
-    models.save_tokenizer(models.load_tokenizer(folders["teacher"]), context.work_dir)
+    loading.save_model(model, context.work_dir)
+    loading.save_tokenizer(loading.load_tokenizer(folders["teacher"]), context.work_dir)
     inputs = {"teacher": folders["teacher"], "data": folders["data"], "reference": context.work_dir}
     teacher_outputs.run(inputs, OutputsConfig(hidden=hidden, student=None), context)
     found, own = (training.TeacherOutputs.open(f) for f in (context.out_dir, folders["every"]))
@@ -168,10 +170,10 @@ def test_distillation_loss_is_the_formula_it_names():
 
 def test_a_student_starts_from_the_layers_it_keeps(trained):
     folders, _ = trained
-    model = models.load_classifier(folders["teacher"])
+    model = loading.load_classifier(folders["teacher"])
     student = distill.make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
     assert student.config.num_hidden_layers == 2
-    ours, theirs = models.encoder_layers(student), models.encoder_layers(model)
+    ours, theirs = encoder_layers(student), encoder_layers(model)
     assert len(theirs) == 4, "the teacher is left whole"
     for mine, kept in zip(ours, (theirs[0], theirs[2]), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), kept.parameters(), strict=True))
@@ -183,7 +185,7 @@ def test_distilled_student_is_smaller_and_learns_from_the_teacher(trained, conte
     result = distill.run(folders, config, context)
     assert result["validation_accuracy"] >= metrics["validation_accuracy"] - 0.1
     assert result["parameters_of_teacher"] < 0.8
-    assert models.load_classifier(context.out_dir).config.num_hidden_layers == 2
+    assert loading.load_classifier(context.out_dir).config.num_hidden_layers == 2
 
 
 def test_of_several_seeds_the_best_is_kept_and_finished_ones_are_not_trained_again(
@@ -222,7 +224,7 @@ def test_a_narrower_student_learns_hidden_states_through_a_projection_that_is_no
     folders, _ = trained
     student = StudentConfig(config={"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2})
     distill.run(folders, DistillConfig(**FAST, student=student), context)
-    model = models.load_classifier(context.out_dir)
+    model = loading.load_classifier(context.out_dir)
     assert model.config.hidden_size == 16
     assert not any(training.PROJECTION in name for name in model.state_dict())
 
@@ -246,12 +248,12 @@ def test_unstructured_pruning_zeroes_the_smallest_weights_and_keeps_them_zero(tr
     config = PruneConfig(granularity="unstructured", sparsity=0.3, **FAST)
     inputs = {"model": folders["teacher"], "outputs": folders["every"], "data": folders["data"]}
     result = prune.run(inputs, config, context)
-    before, after = (models.load_classifier(f) for f in (folders["teacher"], context.out_dir))
-    for name, module in models.encoder_layers(after).named_modules():
+    before, after = (loading.load_classifier(f) for f in (folders["teacher"], context.out_dir))
+    for name, module in encoder_layers(after).named_modules():
         if isinstance(module, torch.nn.Linear):
             zero = (module.weight == 0).flatten()
             assert zero.float().mean() == pytest.approx(0.3, abs=0.001)
-            original = models.encoder_layers(before).get_submodule(name).weight.abs().flatten()
+            original = encoder_layers(before).get_submodule(name).weight.abs().flatten()
             assert original[zero].max() <= original[~zero].min()
     assert result["parameters_kept"] == 1.0
     assert any("no runtime" in message for message in context.reporter.messages)
@@ -271,33 +273,33 @@ def test_structured_pruning_physically_removes_heads_and_neurons(trained, contex
     size = [(folder / "model.safetensors").stat().st_size for folder in (context.out_dir, folders["teacher"])]
     assert size[0] < 0.75 * size[1]
     assert result["validation_accuracy"] >= 0.9
-    ours = models.load_classifier(context.out_dir)
-    encoded = models.load_tokenizer(context.out_dir)("the film was good", return_tensors="pt")
+    ours = loading.load_classifier(context.out_dir)
+    encoded = loading.load_tokenizer(context.out_dir)("the film was good", return_tensors="pt")
     torch.testing.assert_close(plain.eval()(**encoded).logits, ours(**encoded).logits)
 
 
 def test_global_allocation_gives_layers_different_widths_and_reloads_through_the_loader(trained, context):
     folders, _ = trained
-    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
+    model, tokenizer = loading.load_classifier(folders["teacher"]), loading.load_tokenizer(folders["teacher"])
     heads = [torch.tensor([1.0, 5, 5, 5]), torch.ones(4), torch.tensor([9.0, 0, 0, 0]), torch.ones(4)]
     neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
     neurons[3][:60] = 0
     scores = pruning.Importance(heads, neurons)
     pruning.remove(model, pruning.keep(scores, 0.4, 0.4, False, pruning.units(model)))
-    widths = [layer.intermediate.dense.out_features for layer in models.encoder_layers(model)]
+    widths = [layer.intermediate.dense.out_features for layer in encoder_layers(model)]
     assert len(set(widths)) > 1
     assert all(width % 16 == 0 for width in widths)
-    models.save_model(model, context.out_dir)
-    models.save_tokenizer(tokenizer, context.out_dir)
-    again = models.load_classifier(context.out_dir)
+    loading.save_model(model, context.out_dir)
+    loading.save_tokenizer(tokenizer, context.out_dir)
+    again = loading.load_classifier(context.out_dir)
     encoded = tokenizer("the book was awful and dull", return_tensors="pt")
     torch.testing.assert_close(again(**encoded).logits, model(**encoded).logits)
 
 
 def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
     folders, _ = trained
-    model, tokenizer = models.load_classifier(folders["teacher"]), models.load_tokenizer(folders["teacher"])
-    layer = models.encoder_layers(model)[2]
+    model, tokenizer = loading.load_classifier(folders["teacher"]), loading.load_tokenizer(folders["teacher"])
+    layer = encoder_layers(model)[2]
     with torch.no_grad():
         layer.output.dense.weight[:, 10:20] = 0  # these neurons reach nothing
         layer.attention.output.dense.weight[:, 8:16] = 0  # nor does head 1
@@ -370,9 +372,9 @@ def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, 
 def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context):
     config = TeacherConfig(epochs=1, batch_size=16, precision="bfloat16")
     teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
-    model = models.load_classifier(context.out_dir)
+    model = loading.load_classifier(context.out_dir)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    scores = training.evaluate(model, models.load_tokenizer(context.out_dir), tiny_data)
+    scores = training.evaluate(model, loading.load_tokenizer(context.out_dir), tiny_data)
     assert np.isfinite(scores["validation_f1"])
 
 
@@ -404,12 +406,12 @@ def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learne
     folder = recovered(itself, context, "aware", quantization_aware="int8_q4", epochs=1)
     plain, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
-    before = models.load_classifier(itself["model"]).state_dict()
+    before = loading.load_classifier(itself["model"]).state_dict()
     assert list(plain.state_dict()) == list(before)
     for name, tensor in plain.state_dict().items():
         if name.endswith("weight"):
             assert not torch.equal(tensor, before[name]), name
-    unaware = models.load_classifier(recovered(itself, context, "unaware", epochs=1)).state_dict()
+    unaware = loading.load_classifier(recovered(itself, context, "unaware", epochs=1)).state_dict()
     name = "bert.encoder.layer.2.output.dense.weight"
     assert not torch.equal(plain.state_dict()[name], unaware[name])
     codes, scales = quantize_rows(plain.state_dict()[name])
@@ -427,12 +429,13 @@ def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_sto
     last = training.last_whole_checkpoint(own.work_dir / "round-1" / "checkpoints")
     assert last.name == "checkpoint-10"
     assert (
-        models.load_classifier(last).state_dict().keys() == models.load_classifier(whole).state_dict().keys()
+        loading.load_classifier(last).state_dict().keys()
+        == loading.load_classifier(whole).state_dict().keys()
     )
     own = dataclasses.replace(own, reporter=StopsAt(None))
     prune.run(itself, given, own)
     assert any("resuming from checkpoint-10" in text for text in own.reporter.messages)
-    ours, theirs = (models.load_classifier(folder).state_dict() for folder in (own.out_dir, whole))
+    ours, theirs = (loading.load_classifier(folder).state_dict() for folder in (own.out_dir, whole))
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], msg=name)
 

@@ -12,12 +12,14 @@ from tokenizers import Tokenizer
 from tokenizers import models as kinds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pressoir import models, vocabulary
+from pressoir import vocabulary
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.inference.engines import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenization import FastTokenizer
+from pressoir.models import loading
+from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import (
     DataConfig,
     DistillConfig,
@@ -160,11 +162,11 @@ def classifier(tmp_path_factory):
                 sizes |= {"hidden_size": 32, "num_hidden_layers": 4}
                 sizes |= {"num_attention_heads": 4, "intermediate_size": 64}
             torch.manual_seed(0)
-            model = models.new_classifier(own(**sizes, id2label={0: "0", 1: "1"}, label2id={"0": 0, "1": 1}))
+            model = loading.new_classifier(own(**sizes, id2label={0: "0", 1: "1"}, label2id={"0": 0, "1": 1}))
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     torch.nn.init.normal_(parameter, std=0.2)
-            models.save_model(model, folder)
+            loading.save_model(model, folder)
             made[name] = folder
         return made[name]
 
@@ -213,7 +215,7 @@ def split(folder, text):
 
 
 def logits(folder, texts):
-    model, tokenizer = models.load_classifier(folder), models.load_tokenizer(folder)
+    model, tokenizer = loading.load_classifier(folder), loading.load_tokenizer(folder)
     with torch.no_grad():
         return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
 
@@ -272,7 +274,7 @@ def test_a_character_that_stands_only_inside_longer_pieces_keeps_them(classifier
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_are_the_old_rows_bit_for_bit_and_nothing_else_changes(family, classifier, cut):
     out, figures = cut(family, positions=False)
-    old, new = models.load_classifier(classifier(family)), models.load_classifier(out)
+    old, new = loading.load_classifier(classifier(family)), loading.load_classifier(out)
     before, after = backend(classifier(family)).get_vocab(), backend(out).get_vocab()
     rows = [before[piece] for piece in sorted(after, key=after.__getitem__)]
     assert torch.equal(new.get_input_embeddings().weight, old.get_input_embeddings().weight[rows])
@@ -280,9 +282,9 @@ def test_embeddings_are_the_old_rows_bit_for_bit_and_nothing_else_changes(family
     for name, tensor in new.state_dict().items():
         assert name.endswith("word_embeddings.weight") or torch.equal(tensor, theirs[name])
     assert new.config.vocab_size == len(after) < len(before)
-    tokenizer = models.load_tokenizer(out)
+    tokenizer = loading.load_tokenizer(out)
     assert new.config.pad_token_id == tokenizer.pad_token_id == new.get_input_embeddings().padding_idx
-    assert figures["parameters"] == models.count_parameters(new) < figures["parameters_before"]
+    assert figures["parameters"] == count_parameters(new) < figures["parameters_before"]
 
 
 # --- text that is covered ---
@@ -332,7 +334,7 @@ def words_of(seed, count=300):
 def test_no_word_becomes_unknown_that_was_known(family, min_count, classifier, cut):
     out, _ = cut(family, min_count=min_count)
     old, new = backend(classifier(family)), backend(out)
-    unknown = models.load_tokenizer(out).unk_token
+    unknown = loading.load_tokenizer(out).unk_token
     compared = 0
     for word in [*words_of(3), *ANIMALS, *GOOD, "restarting", "bookworm"]:
         before, after = old.encode(word).tokens, new.encode(word).tokens
@@ -343,7 +345,7 @@ def test_no_word_becomes_unknown_that_was_known(family, min_count, classifier, c
 
 def test_byte_level_text_comes_back_whole(cut):
     out, _ = cut("roberta")
-    tokenizer = models.load_tokenizer(out)
+    tokenizer = loading.load_tokenizer(out)
     for text in ("the zebra was great", "naïve 電車 🦓 кот", *words_of(5, 20)):
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
@@ -374,16 +376,16 @@ def test_the_cost_of_an_unknown_character_stays_what_it_was(classifier, cut):
 @pytest.mark.parametrize(("family", "before", "after"), [("bert", 64, 24), ("roberta", 66, 26)])
 def test_positions_are_cut_to_what_a_sentence_may_have(family, before, after, classifier, cut):
     folder, (out, figures) = classifier(family), cut(family)
-    old, new = models.load_classifier(folder), models.load_classifier(out)
+    old, new = loading.load_classifier(folder), loading.load_classifier(out)
     name = f"{old.base_model_prefix}.embeddings.position_embeddings.weight"
     assert torch.equal(new.state_dict()[name], old.state_dict()[name][:after])
     assert (figures["positions_before"], figures["positions"]) == (before, after)
     assert new.config.max_position_embeddings == after
-    assert models.load_tokenizer(out).model_max_length == FastTokenizer(out).model_max_length == MAX_TOKENS
+    assert loading.load_tokenizer(out).model_max_length == FastTokenizer(out).model_max_length == MAX_TOKENS
     long = ["the film was good and " * 20]
     shown = {}
     for each in (folder, out):
-        tokenizer, model = models.load_tokenizer(each), models.load_classifier(each)
+        tokenizer, model = loading.load_tokenizer(each), loading.load_classifier(each)
         batch = tokenizer(long, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         with torch.no_grad():
             shown[each] = model(**batch).logits
@@ -393,10 +395,10 @@ def test_positions_are_cut_to_what_a_sentence_may_have(family, before, after, cl
 def test_positions_stay_where_that_is_asked_or_where_there_are_no_more(classifier, lessons, context, cut):
     out, figures = cut("bert", positions=False)
     assert figures["positions"] == 64
-    assert models.load_tokenizer(out).model_max_length == 64
+    assert loading.load_tokenizer(out).model_max_length == 64
     out, figures = press(classifier("bert"), lessons(max_tokens=200), context)
     assert figures["positions"] == 64
-    assert models.load_tokenizer(out).model_max_length == 64
+    assert loading.load_tokenizer(out).model_max_length == 64
 
 
 # --- what is reported ---
@@ -439,13 +441,13 @@ def test_the_test_split_is_not_read_and_coverage_is_told(classifier, lessons, co
 def test_a_tokenizer_is_saved_without_white_space_and_loads_the_same(classifier, tmp_path):
     for family in FAMILIES:
         folder = tmp_path / family
-        tokenizer = models.load_tokenizer(classifier(family))
-        models.save_tokenizer(tokenizer, folder)
+        tokenizer = loading.load_tokenizer(classifier(family))
+        loading.save_tokenizer(tokenizer, folder)
         content = (folder / "tokenizer.json").read_text()
         assert "\n" not in content
         assert '": ' not in content
         assert json.loads(content) == json.loads((classifier(family) / "tokenizer.json").read_text())
-        again = models.load_tokenizer(folder)
+        again = loading.load_tokenizer(folder)
         assert again.get_vocab() == tokenizer.get_vocab()
         texts = ["the zebra was naïve 電", *TEXTS[:20]]
         assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
@@ -511,9 +513,9 @@ def test_a_tokenizer_with_more_pieces_than_the_model_has_embeddings_is_refused(
     classifier, lessons, context, tmp_path
 ):
     folder = copied(classifier("bert"), tmp_path)
-    model = models.load_classifier(folder)
+    model = loading.load_classifier(folder)
     model.resize_token_embeddings(60)
-    models.save_model(model, folder)
+    loading.save_model(model, folder)
     with pytest.raises(SourceError, match="60 embeddings, but its tokenizer a piece with the id"):
         press(folder, lessons(), context)
 
@@ -545,4 +547,4 @@ def test_teacher_vocabulary_student_int8_and_graph_work_together(classifier, les
     expected = logits(student.out_dir, texts).numpy()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
     assert (graph.out_dir / "tokenizer.json").read_bytes() == (pressed / "tokenizer.json").read_bytes()
-    assert models.load_config(graph.out_dir).vocab_size == models.load_config(pressed).vocab_size
+    assert loading.load_config(graph.out_dir).vocab_size == loading.load_config(pressed).vocab_size

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.accelerate import init_empty_weights
 from transformers.utils import logging as transformers_logging
 
-from pressoir import models
 from pressoir.errors import SourceError
 from pressoir.formats.folder import read_json
+from pressoir.models import loading
 
 
 def build(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -78,7 +78,7 @@ def tied(model: PreTrainedModel) -> list[list[str]]:
 
 def _make(folder: Path, **options: Any) -> PreTrainedModel:
     """The model of the class that `config.json` names, a causal LM where it names none."""
-    config = models.load_config(folder)
+    config = loading.load_config(folder)
     names = getattr(config, "architectures", None) or [""]
     kind: Any = getattr(transformers, str(names[0]), None)
     known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -37,31 +36,7 @@ from transformers.utils import logging as transformers_logging
 from pressoir.errors import SourceError
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.tokenizer_limit import most_tokens
-
-# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the attention's query,
-# key, value and output projections, and the two feed-forward projections.
-LAYOUTS: dict[str, dict[str, str]] = {
-    family: {
-        "layers": f"{family}.encoder.layer",
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_output": "attention.output.dense",
-        "ffn_in": "intermediate.dense",
-        "ffn_out": "output.dense",
-    }
-    for family in ("bert", "roberta", "electra", "camembert", "xlm-roberta")
-}
-LAYOUTS["camembert"] = LAYOUTS["xlm-roberta"] = LAYOUTS["roberta"]
-LAYOUTS["distilbert"] = {
-    "layers": "distilbert.transformer.layer",
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "attention_output": "attention.out_lin",
-    "ffn_in": "ffn.lin1",
-    "ffn_out": "ffn.lin2",
-}
+from pressoir.models.layouts import encoder_layers, layout, resize_ffn
 
 
 def load_classifier(
@@ -314,43 +289,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
         for copy in ("vocab.txt", "vocab.json", "merges.txt"):
             (folder / copy).unlink(missing_ok=True)
-
-
-def layout(model: PreTrainedModel) -> dict[str, str]:
-    """Names of the parts of `model`'s architecture, see `LAYOUTS`.
-
-    Raises:
-        SourceError: the architecture is not one whose parts are known.
-    """
-    kind = model.config.model_type
-    if kind not in LAYOUTS:
-        raise SourceError(
-            f"layers of a {kind!r} model are not known; supported are {', '.join(sorted(LAYOUTS))}"
-        )
-    return LAYOUTS[kind]
-
-
-def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, in order."""
-    layers = model.get_submodule(layout(model)["layers"])
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of distinct parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> None:
-    """Keep only the feed-forward neurons `keep` (indices, any order preserved) of one encoder layer."""
-    inner, outer = layer.get_submodule(parts["ffn_in"]), layer.get_submodule(parts["ffn_out"])
-    assert isinstance(inner, nn.Linear)
-    assert isinstance(outer, nn.Linear)
-    inner.weight = nn.Parameter(inner.weight.detach()[keep].clone())  # (kept, hidden)
-    inner.bias = nn.Parameter(inner.bias.detach()[keep].clone())
-    outer.weight = nn.Parameter(outer.weight.detach()[:, keep].clone())  # (hidden, kept)
-    inner.out_features = outer.in_features = len(keep)
 
 
 def _load_special(folder: Path, config: Any) -> PreTrainedModel:
