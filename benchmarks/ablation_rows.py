@@ -19,7 +19,7 @@ from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.search.config import with_values
 from pressoir.search.trial import Pipeline, StoreRunner
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import write_text_atomic

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from flows.commands.terminal import console, progress
-from pressoir import sources
 from pressoir.inference.audio import read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.translation import Translator
 from pressoir.metrics import TextScore, bleu, cer, chrf, wer
 from pressoir.recipe.sections import ExportConfig
 from pressoir.reporting import Reporter
+from pressoir.sources import resolve
 from pressoir.stage import StageContext
 from pressoir.system.runtime import available_cpus, describe_machine, use_threads
 
@@ -143,7 +143,7 @@ def build(
     """The checkpoint and its two exports, opened. Each is opened twice: the first time imports libraries."""
     from pressoir import export_encoder_decoder
 
-    source = sources.resolve(model).folder
+    source = resolve.resolve(model).folder
     folders = {"PyTorch fp32": source}
     for name, int8 in (("ONNX fp32", False), ("ONNX int8", True)):
         folders[name] = work / name.replace(" ", "-")

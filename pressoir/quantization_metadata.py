@@ -10,7 +10,7 @@ from typing import Any
 from pressoir import __version__
 from pressoir.config import Config
 from pressoir.formats.folder import QUANTIZATION, read_json
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 
 FILE = "metadata.json"
 QUANTIZED, ONNX = "quantized", "onnx"

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from pressoir import planning
 from pressoir.reporting import Reporter
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from tasks import terminal, tracking

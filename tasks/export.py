@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pressoir.recipe.sections import ExportConfig
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, run_stage, stage_task
 

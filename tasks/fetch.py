@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.errors import UnreachableError
-from pressoir.sources import Source, resolve
+from pressoir.sources.resolve import Source, resolve
 from pressoir.store.store import Store
 from tasks._stage import stage_task
 

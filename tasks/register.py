@@ -12,7 +12,7 @@ from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
 from pressoir.reports import AnyRow
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, stage_task
 from tasks.model_version import log_version

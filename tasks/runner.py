@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext
 from tasks.augment import augment

@@ -173,8 +173,8 @@ def _slice(text: str) -> dict[str, Any]:
 
 def _locate(models: Iterable[str], base: str | None) -> tuple[dict[str, Path], list[str]]:
     """The folders of the models that are found, and what is wrong with the others."""
-    from pressoir import sources
     from pressoir.errors import SourceError
+    from pressoir.sources import resolve
 
     references = {f"parent_{i}": reference for i, reference in enumerate(models)}
     if base is not None:
@@ -182,7 +182,7 @@ def _locate(models: Iterable[str], base: str | None) -> tuple[dict[str, Path], l
     found, problems = {}, []
     for name, reference in references.items():
         try:
-            found[name] = sources.resolve(reference).folder
+            found[name] = resolve.resolve(reference).folder
         except SourceError as error:
             problems.append(str(error))
     return found, problems

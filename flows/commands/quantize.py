@@ -19,7 +19,7 @@ from flows.commands.terminal import console, progress
 if TYPE_CHECKING:
     from pressoir.inference.side_by_side import Side
     from pressoir.recipe.sections import ExportConfig, QuantizeConfig
-    from pressoir.sources import Source
+    from pressoir.sources.resolve import Source
     from pressoir.stage import StageContext
 
 LEVELS = ("q8", "q4", "q3", "q2", "int8")
@@ -96,11 +96,11 @@ def quantize(
     config = validate(QuantizeConfig, {"scheme": level, **given}, "pressoir quantize")
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
-    from pressoir import sources
     from pressoir.formats.folder import task_of
     from pressoir.quantization_metadata import FILE, ONNX
+    from pressoir.sources import resolve
 
-    source = sources.resolve(model)
+    source = resolve.resolve(model)
     task = task_of(source.folder)
     _check(level, task, test, low_cpu_mem)
     judged = _evaluation(evaluation) if test else ""

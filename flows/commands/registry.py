@@ -58,7 +58,7 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
 @click.option("--force", is_flag=True, help="Replace your entry of that id though its files are others.")
 def add(id: str, path: Path | None, reference: str | None, force: bool, task: Any, **said: Any) -> None:
     """Register a model, or update its entry."""
-    from pressoir.registry_entry import NO_LICENCE, Details, register
+    from pressoir.sources.describe import NO_LICENCE, Details, register
 
     if (path is None) == (reference is None):
         raise click.UsageError("say where the model is: --path FOLDER, or --from REFERENCE")
@@ -133,7 +133,7 @@ def verify(ids: tuple[str, ...], fetch: bool) -> None:
 
     Exit code 1 if one is not what was registered. What is not on this machine is no failure without --fetch.
     """
-    from pressoir.registry_verify import verify as verify_models
+    from pressoir.sources.verify import verify as verify_models
 
     counts = dict.fromkeys(_STYLES, 0)
     with console.status("hashing"):
@@ -173,7 +173,7 @@ def gc(and_store: bool, older_than_days: float, dry_run: bool) -> None:
 
     An entry that also names another machine, the hub or a package stays.
     """
-    from pressoir.registry_verify import is_gone
+    from pressoir.sources.verify import is_gone
 
     the_registry, store = Registry(), Store()
     forgotten: list[Entry] = the_registry.forget(lambda entry: is_gone(entry, store), dry_run=dry_run)

@@ -33,10 +33,10 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
     config = validate(
         ShardConfig, {name: value for name, value in given.items() if value is not None}, "pressoir shard"
     )
-    from pressoir import sources
+    from pressoir.sources import resolve
     from pressoir.stages import shard as stage
 
-    folder = sources.folder_of(model) or sources.resolve(model).folder
+    folder = resolve.folder_of(model) or resolve.resolve(model).folder
     with progress() as reporter, stage_output(output, MANIFEST, reporter) as context:
         figures = stage.run({"model": folder}, config, context)
     console.print(

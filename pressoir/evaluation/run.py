@@ -26,7 +26,6 @@ from typing import Any
 
 import yaml
 
-from pressoir import sources
 from pressoir.config import Config, read_yaml, validate
 from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
 from pressoir.evaluation import datasets, estimate, planner, supervisor
@@ -39,6 +38,7 @@ from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report import Row
 from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
+from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory
@@ -376,7 +376,7 @@ def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) ->
         return _Found(Path(), f"{remote.url} {remote.model} {remote.protocol}", remote)
     reference = str(model.model)
     try:
-        sources.locate(reference, store, fetch=fetch)
+        resolve.locate(reference, store, fetch=fetch)
     except UnreachableError as error:
         return Outcome(model=model.id, verdict="unreachable", detail=str(error))
     except RegistryError:
@@ -385,7 +385,7 @@ def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) ->
         problems.append(f"{model.id}: {error}")
         return None
     try:
-        source = sources.resolve(reference, store)
+        source = resolve.resolve(reference, store)
     except SourceError as error:
         return Outcome(model=model.id, verdict="damaged", detail=str(error))
     return _Found(source.folder.absolute(), source.digest)

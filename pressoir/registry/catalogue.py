@@ -26,7 +26,7 @@ Id = Annotated[str, Field(pattern=_ID)]
 
 
 class Urls(Config):
-    """References that `pressoir.sources` resolves, tried in this order."""
+    """References that `pressoir.sources.resolve` resolves, tried in this order."""
 
     base: Reference
     """`hub:org/name@revision`, `package:module`, `store:stage/key`, a folder, or the URL of a sharded one."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pressoir import planning, sources
+from pressoir import planning
 from pressoir.config import Config
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError, StoreError
@@ -37,7 +37,8 @@ from pressoir.search.config import ProxyConfig, SearchConfig, with_values
 from pressoir.search.measure import Conditions
 from pressoir.search.quiet import Quiet
 from pressoir.search.records import Cost, Figures, Outcome
-from pressoir.sources import Source
+from pressoir.sources import resolve
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -141,10 +142,10 @@ def predict(
     """Size and latency that the recipe's model will have, of an untrained one of its shape."""
     plain = untrained(recipe)
     config = plain.model_dump(mode="json", exclude=_NOT_SHAPE)
-    inputs = {"model": sources.resolve(planning.base_reference(plain), store).digest}
+    inputs = {"model": resolve.resolve(planning.base_reference(plain), store).digest}
     inputs["data"] = data.source_digest(plain.data)
     if plain.distill and plain.distill.student.model:
-        inputs["student"] = sources.resolve(plain.distill.student.model, store).digest
+        inputs["student"] = resolve.resolve(plain.distill.student.model, store).digest
 
     def make(scratch: Path) -> Cost:
         shutil.rmtree(scratch / "store", ignore_errors=True)  # of a process that was killed
@@ -207,7 +208,7 @@ class StoreRunner:
 
     def fetch(self, reference: str) -> Source:
         """See `Runner.fetch`."""
-        return sources.resolve(reference, self.store)
+        return resolve.resolve(reference, self.store)
 
     def __call__(self, stage: str, config: BaseModel, **inputs: Artifact | Source | None) -> Artifact:
         """See `Runner.__call__`."""

@@ -17,7 +17,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from pressoir import sources
 from pressoir.config import (
     Config,
     Document,
@@ -30,6 +29,7 @@ from pressoir.config import (
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.formats.folder import Runtime, Task, model_files
 from pressoir.registry.catalogue import Id, Sha256, nearest
+from pressoir.sources import resolve as sources
 from pressoir.store.store import Store
 
 EXTERNAL = "models:/"
@@ -38,7 +38,7 @@ DEFAULT_NEW_TOKENS = 256
 """Most tokens that a causal LM goes on, where its tier does not say."""
 
 Resolver = Callable[[str], str]
-"""Makes a reference that `pressoir.sources` knows (`store:…`, a folder) of a `models:/name@alias`."""
+"""Makes a reference that `pressoir.sources.resolve` knows (`store:…`, a folder) of a `models:/name@alias`."""
 
 LIMITS = ("max_length", "max_new_tokens", "num_beams", "max_batch", "max_audio_s", "timeout_s")
 """Settings that a request may lower and not raise."""

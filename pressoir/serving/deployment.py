@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pressoir import registry_verify, sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError
 from pressoir.registry.catalogue import Entry, ServingEntry
 from pressoir.registry.registry import Registry
 from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.sources import resolve, verify
 from pressoir.store.artifact import Artifact, digest_of
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
@@ -111,9 +111,9 @@ def fingerprint(config: ServingConfig) -> str:
 
 def _checked(tier: TierConfig, models: dict[str, Entry], store: Store) -> Artifact | None:
     """The artifact that a tier's files are, where they are one; raises DeploymentError."""
-    entry = models.get(tier.model) if sources.folder_of(tier.model) is None else None
+    entry = models.get(tier.model) if resolve.folder_of(tier.model) is None else None
     if entry is not None:
-        finding = registry_verify.check(entry, store, fetch=False)
+        finding = verify.check(entry, store, fetch=False)
         if finding.state != "ok":
             raise DeploymentError(f"{tier.model} is {finding.state}: {finding.what}")
     place = tier.source or ""

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pressoir import sources
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
 from pressoir.serving.calls import Calls
@@ -28,6 +27,7 @@ from pressoir.serving.shared_model import SharedModel
 from pressoir.serving.sharing import ModelSpec, Sharing, analyse
 from pressoir.serving.statistics import labels, statistics
 from pressoir.serving.thread import ThreadModel
+from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
@@ -219,7 +219,7 @@ class Hosting:
         return SharedModel(calls, config.batching, watch)
 
     def _folder(self, spec: ModelSpec) -> Path:
-        return sources.locate(spec.source, self._store, fetch=False)
+        return resolve.locate(spec.source, self._store, fetch=False)
 
     def _tell(self, event: Event, spec: ModelSpec) -> None:
         self._observer.event(event, spec.name)

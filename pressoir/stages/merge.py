@@ -33,7 +33,6 @@ from pathlib import Path
 
 import yaml
 
-from pressoir import sources
 from pressoir.errors import MergeError
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors
 from pressoir.merging import configuration
@@ -42,6 +41,7 @@ from pressoir.merging.evaluation import MergeReport, evaluate
 from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
 from pressoir.recipe.sections import MergeConfig
+from pressoir.sources import resolve
 from pressoir.stage import StageContext
 
 NAME = "merge"
@@ -76,7 +76,7 @@ def run(inputs: Mapping[str, Path], config: MergeConfig, context: StageContext) 
         context.reporter.message(note)
     for warning in plan.warnings:
         context.reporter.message(f"WARNING: {warning}")
-    digests = {name: sources.resolve(str(folder)).digest for name, folder in models.items()}
+    digests = {name: resolve.resolve(str(folder)).digest for name, folder in models.items()}
     settings = configuration.mergekit_yaml(plan, digests)
     folder = context.work_dir / "mergekit"
     try:

@@ -199,8 +199,8 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
 
 def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
     from flows.compress import compress
-    from pressoir import sources
     from pressoir.registry.registry import Registry
+    from pressoir.sources import resolve
     from pressoir.store.store import Store
 
     result = compress(recipe)
@@ -211,7 +211,7 @@ def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, ho
     assert list(entry.lineage) == [
         *("teacher", "teacher_onnx", "distill", "prune", "quantize", "export", "shard", "benchmark")
     ]
-    assert sources.resolve("tiny", Store(home)).folder == result.folder
+    assert resolve.resolve("tiny", Store(home)).folder == result.folder
 
 
 def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):

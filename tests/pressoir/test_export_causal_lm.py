@@ -13,7 +13,7 @@ from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
 from pressoir.models import loading, weight_layers
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
-from pressoir.sources import Source
+from pressoir.sources.resolve import Source
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 from pressoir.store.store import Store

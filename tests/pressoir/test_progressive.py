@@ -22,7 +22,7 @@ from pressoir.recipe.sections import ShardConfig
 from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
 from pressoir.reporting import LogReporter
-from pressoir.shard_sources import FolderSource
+from pressoir.sources.shards import FolderSource
 from pressoir.stage import StageContext
 from pressoir.stages import shard
 
@@ -545,7 +545,7 @@ def test_a_registered_model_loads_by_its_id_from_a_folder_or_a_url(sharded, url,
 
 
 def test_a_mirror_is_taken_where_the_server_does_not_answer(sharded, tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("pressoir.http_ranges.BACKOFF_S", 0.001)
+    monkeypatch.setattr("pressoir.sources.http_ranges.BACKOFF_S", 0.001)
     register(tmp_path, "http://127.0.0.1:9", NAMES)
     with pytest.raises(SourceError, match="refused"):
         load_from_registry("tiny", home=tmp_path)

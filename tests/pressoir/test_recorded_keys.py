@@ -24,7 +24,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from pressoir import sources
 from pressoir.planning import STAGES, Planner, load_stage, stage_key
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import (
@@ -41,7 +40,8 @@ from pressoir.recipe.sections import (
     TextConfig,
     VocabularyConfig,
 )
-from pressoir.sources import Source
+from pressoir.sources import resolve
+from pressoir.sources.resolve import Source
 from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
@@ -421,7 +421,7 @@ def one_artifact(folder):
 
 def model_digest(folder):
     """What stands for a model folder in keys."""
-    return sources.resolve(str(folder / "model"), Store(folder / "none")).digest
+    return resolve.resolve(str(folder / "model"), Store(folder / "none")).digest
 
 
 @pytest.fixture(scope="module")

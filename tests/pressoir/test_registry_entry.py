@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from pressoir.errors import RegistryError, SourceError
 from pressoir.registry.registry import Registry
-from pressoir.registry_entry import Details, describe, register
+from pressoir.sources.describe import Details, describe, register
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256, folder_digest

@@ -13,8 +13,8 @@ from pressoir.errors import RegistryError, ShardError
 from pressoir.formats import sharding
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
-from pressoir.registry_entry import Details, register
-from pressoir.registry_verify import is_gone, verify
+from pressoir.sources.describe import Details, register
+from pressoir.sources.verify import is_gone, verify
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
 
@@ -163,7 +163,7 @@ def elsewhere(monkeypatch):
         return shutil.copytree(served.folder, folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr("pressoir.shard_sources.fetch", fetch)
+    monkeypatch.setattr("pressoir.sources.shards.fetch", fetch)
     return served
 
 
@@ -189,14 +189,14 @@ def test_a_shard_that_arrives_altered_is_damage_of_that_model_alone(elsewhere, m
 
 
 def test_by_default_every_known_model_is_verified_once(model, home, monkeypatch):
-    monkeypatch.setattr("pressoir.registry_verify.check", lambda entry, store, fetch: entry.id)
+    monkeypatch.setattr("pressoir.sources.verify.check", lambda entry, store, fetch: entry.id)
     put(home, "mine", model)
     assert {*verify(home)} == {"mine", "all-minilm-l6-v2", "bert-base-uncased", "distilbert-base-uncased"}
     assert [*verify(home, ["mine", "mine"])] == ["mine"]
 
 
 def test_every_unknown_id_is_told_before_anything_is_hashed(model, home, monkeypatch):
-    monkeypatch.setattr("pressoir.registry_verify.check", lambda *args, **kwargs: pytest.fail("hashed"))
+    monkeypatch.setattr("pressoir.sources.verify.check", lambda *args, **kwargs: pytest.fail("hashed"))
     put(home, "mine", model)
     with pytest.raises(
         RegistryError, match=r"'main'; did you mean 'mine'(.|\n)*'bert-base-case'; did you mean"

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pressoir import http_ranges, sources
 from pressoir.errors import ShardError, SourceError, UnreachableError
 from pressoir.formats.sharding import LoadingCancelledError, read_manifest
 from pressoir.recipe.sections import ShardConfig
 from pressoir.reporting import LogReporter
-from pressoir.shard_sources import FolderSource, HttpSource, download_folder, fetch, open_source
+from pressoir.sources import http_ranges, resolve
+from pressoir.sources.shards import FolderSource, HttpSource, download_folder, fetch, open_source
 from pressoir.stage import StageContext
 from pressoir.stages import shard
 from pressoir.store.store import Store
@@ -390,7 +390,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(url, faults, tmp_path
 
 
 def test_a_manifest_larger_than_any_is_refused(url, faults, tmp_path, monkeypatch):
-    monkeypatch.setattr("pressoir.shard_sources.MAX_MANIFEST_BYTES", 500)
+    monkeypatch.setattr("pressoir.sources.shards.MAX_MANIFEST_BYTES", 500)
     with pytest.raises(SourceError, match=r"shard_manifest\.json has more than 500 bytes"):
         HttpSource(url, tmp_path / "copy")
 
@@ -462,7 +462,7 @@ def test_a_process_killed_half_way_leaves_a_part_that_the_next_goes_on_with(url,
         handler.close_connection = True
 
     faults.answer = on(SHARD, stall)
-    program = "import sys; from pathlib import Path; from pressoir.shard_sources import fetch\n"
+    program = "import sys; from pathlib import Path; from pressoir.sources.shards import fetch\n"
     program += "fetch(sys.argv[1], Path(sys.argv[2]))"
     part = tmp_path / "copy" / f"{SHARD}.part"
     with subprocess.Popen([sys.executable, "-c", program, url, str(tmp_path / "copy")]) as child:
@@ -508,7 +508,7 @@ def test_what_was_fetched_whole_lies_where_a_reference_looks_for_it(url, faults,
     source.close(complete=True)
     assert source.folder == download_folder(url, tmp_path)
     faults.asked = []
-    assert sources.locate(url, Store(tmp_path)) == source.folder
+    assert resolve.locate(url, Store(tmp_path)) == source.folder
     assert isinstance(open_source(f"{url}/", tmp_path), FolderSource)
     assert faults.asked == []
 
@@ -518,7 +518,7 @@ def test_what_was_cut_short_is_gone_on_with_by_whoever_comes_next(url, faults, t
     fetched(first, "shard_00.safetensors")
     first.close(complete=False)
     faults.asked = []
-    folder = sources.locate(url, Store(tmp_path))
+    folder = resolve.locate(url, Store(tmp_path))
     assert folder == download_folder(url, tmp_path)
     assert faults.requests("shard_00.safetensors") == []
     assert faults.requests(SHARD) == [None]

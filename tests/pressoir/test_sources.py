@@ -14,12 +14,13 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
-from pressoir import errors, sources
+from pressoir import errors
 from pressoir.errors import RegistryError, SourceError, UnreachableError
 from pressoir.formats.folder import check_model_folder
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
-from pressoir.sources import resolve
+from pressoir.sources import resolve as sources
+from pressoir.sources.resolve import resolve
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
@@ -308,7 +309,7 @@ def server(model, monkeypatch):
         shutil.copytree(model, folder, dirs_exist_ok=True)
         return folder
 
-    monkeypatch.setattr("pressoir.shard_sources.fetch", fetch)
+    monkeypatch.setattr("pressoir.sources.shards.fetch", fetch)
     return asked
 
 

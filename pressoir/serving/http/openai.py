@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse, Response
 
-from pressoir import sources
 from pressoir.serving.errors import RequestError
 from pressoir.serving.generation import Generation, Usage
 from pressoir.serving.http.backend import Backend
@@ -36,6 +35,7 @@ from pressoir.serving.http.chat import ChatTemplate
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.streams import Events, EventStream, event
 from pressoir.serving.service import Service
+from pressoir.sources import resolve
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}", re.ASCII)
 _MOST_SAMPLES_A_SECOND = 384_000  # two channels at 192 kHz
@@ -209,7 +209,7 @@ def routes(backend: Backend) -> APIRouter:
     def template(tier: str) -> ChatTemplate:
         spec = service.models.spec(tier)
         if spec.key not in templates:
-            folder = sources.locate(spec.source, backend.store, fetch=False)
+            folder = resolve.locate(spec.source, backend.store, fetch=False)
             templates[spec.key] = ChatTemplate(folder)
         return templates[spec.key]
 

@@ -6,10 +6,10 @@ import pytest
 
 from pressoir.errors import RegistryError
 from pressoir.registry.registry import Registry
-from pressoir.registry_entry import Details, register
 from pressoir.serving import deployment
 from pressoir.serving.config import ServingConfig, resolve
 from pressoir.serving.deployment import DeploymentError
+from pressoir.sources.describe import Details, register
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
 

@@ -122,11 +122,11 @@ def test_linear_is_exactly_the_weighted_average_of_every_tensor(fine_tunes, line
 
 
 def test_the_result_is_a_checkpoint_that_the_pipeline_takes(linear, fine_tunes):
-    from pressoir import sources
     from pressoir.inference.text_generation import TextGenerator
+    from pressoir.sources import resolve
 
     folder = linear[0]
-    assert sources.resolve(str(folder)).digest
+    assert resolve.resolve(str(folder)).digest
     assert (folder / "tokenizer.json").read_bytes() == (fine_tunes[1] / "tokenizer.json").read_bytes()
     pieces = TextGenerator.open(folder, 1, "pytorch").generate("the film was", max_new_tokens=4)
     assert "".join(pieces)
@@ -154,12 +154,12 @@ def test_the_configuration_that_mergekit_read_is_kept_and_names_no_place(
 
 
 def test_metadata_tells_sources_versions_and_seed(linear, fine_tunes):
-    from pressoir import sources
+    from pressoir.sources import resolve
 
     content = json.loads((linear[0] / "metadata.json").read_text(encoding="utf-8"))
     assert [model["reference"] for model in content["models"]] == ["first", "second"]
     assert [model["digest"] for model in content["models"]] == [
-        sources.resolve(str(folder)).digest for folder in fine_tunes[1:]
+        resolve.resolve(str(folder)).digest for folder in fine_tunes[1:]
     ]
     assert content["seed"] == 3
     assert content["versions"]["mergekit"] == metadata.version("mergekit")

@@ -208,9 +208,9 @@ def _from_lineage(id: str, stage: str, reference: str, store: Store, entry: Entr
 
 def _from_server(url: str, store: Store, fetch: bool) -> Path:
     """The folder of a sharded model on a server, fetched once; a transfer that was cut short goes on."""
-    from pressoir import shard_sources
+    from pressoir.sources import shards
 
-    folder = shard_sources.download_folder(url, store.home)
+    folder = shards.download_folder(url, store.home)
     if folder.is_dir():
         return folder
     if not fetch:
@@ -219,7 +219,7 @@ def _from_server(url: str, store: Store, fetch: bool) -> Path:
         (store.home / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(store.home / "locks" / f"{folder.name}.lock"):
             if not folder.is_dir():  # another process may have fetched it meanwhile
-                shard_sources.fetch(url, folder.with_suffix(".partial")).rename(folder)
+                shards.fetch(url, folder.with_suffix(".partial")).rename(folder)
     return folder
 
 

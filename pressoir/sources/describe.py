@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 from pydantic import Field, FiniteFloat
 
-from pressoir import sources
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.formats import sharding
 from pressoir.formats.folder import Task, check_model_folder, read_json
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
+from pressoir.sources import resolve
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
@@ -88,11 +88,11 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         damaged. RegistryError: it is an artifact of the store that was altered, or does not say its type.
     """
     models = Registry(store.home).models()
-    known = None if sources.folder_of(reference) else models.get(reference)
+    known = None if resolve.folder_of(reference) else models.get(reference)
     if known is None:
-        url, folder = reference, sources.locate(reference, store)
+        url, folder = reference, resolve.locate(reference, store)
     else:
-        url, folder = sources.locate_entry(known, store)
+        url, folder = resolve.locate_entry(known, store)
     check_model_folder(folder, reference)
     check_graphs(folder, reference)
     base, revision = _place(url, folder, store)
@@ -128,7 +128,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
 
 def content(base: str, folder: Path) -> tuple[str, int]:
     """Digest and size in bytes of the model in `folder`; of a fetched one what is fetched counts, no more."""
-    return folder_digest(folder, folder.model_files(folder) if base.startswith(sources.FETCHED) else None)
+    return folder_digest(folder, folder.model_files(folder) if base.startswith(resolve.FETCHED) else None)
 
 
 def check_graphs(folder: Path, reference: str) -> None:
@@ -187,7 +187,7 @@ def _kept(old: Entry, new: Entry, details: Details) -> Entry:
 
 def _place(url: str, folder: Path, store: Store) -> tuple[str, str | None]:
     """How the registry refers to `folder`, to which `url` led, and its commit where it is the hub's."""
-    if sources.folder_of(url) is not None:
+    if resolve.folder_of(url) is not None:
         real, root = folder.resolve(), store.root.resolve()
         if real.parent.parent == root:
             return f"store:{real.relative_to(root).as_posix()}", None
@@ -202,8 +202,8 @@ def _place(url: str, folder: Path, store: Store) -> tuple[str, str | None]:
 
 def _stable(reference: str) -> str:
     """A reference that means the same from every working directory."""
-    sources.check_reference(reference)
-    folder = sources.folder_of(reference)
+    resolve.check_reference(reference)
+    folder = resolve.folder_of(reference)
     return reference if folder is None else str(folder.resolve())
 
 

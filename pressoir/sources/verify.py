@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pressoir import sources
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RegistryError, ShardError, SourceError, UnreachableError
 from pressoir.formats import sharding
 from pressoir.formats.folder import check_model_folder
 from pressoir.registry.catalogue import Entry
 from pressoir.registry.registry import Registry
-from pressoir.registry_entry import check_graphs, content
+from pressoir.sources import resolve
+from pressoir.sources.describe import check_graphs, content
 from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
 
@@ -58,11 +58,11 @@ def check(entry: Entry, store: Store, *, fetch: bool = False) -> Finding:
     """Hash one model; see `verify`."""
     urls = (entry.urls.base, *entry.urls.mirrors)
     try:
-        url, folder = sources.locate_entry(entry, store, fetch=fetch)
+        url, folder = resolve.locate_entry(entry, store, fetch=fetch)
     except UnreachableError as error:
         return Finding(id=entry.id, state="unreachable", what=str(error))
     except SourceError as error:
-        if not all(sources.is_local(url) for url in urls):
+        if not all(resolve.is_local(url) for url in urls):
             return Finding(id=entry.id, state="unreachable", what=str(error))
         return Finding(id=entry.id, state="damaged", what=f"its files are gone: {error}")
     except PressoirError as error:
@@ -81,10 +81,10 @@ def check(entry: Entry, store: Store, *, fetch: bool = False) -> Finding:
 
 def is_gone(entry: Entry, store: Store) -> bool:
     """Whether none of an entry's references leads anywhere any more, and none is on another machine."""
-    if not all(sources.is_local(url) for url in (entry.urls.base, *entry.urls.mirrors)):
+    if not all(resolve.is_local(url) for url in (entry.urls.base, *entry.urls.mirrors)):
         return False
     try:
-        sources.locate_entry(entry, store, fetch=False)
+        resolve.locate_entry(entry, store, fetch=False)
     except SourceError:
         return True
     return False

@@ -29,7 +29,7 @@ from pressoir.formats.sharding import (
     read_manifest,
 )
 from pressoir.formats.tensor_bytes import CHUNK_BYTES
-from pressoir.http_ranges import Server
+from pressoir.sources.http_ranges import Server
 from pressoir.store.store import default_home
 from pressoir.system.files import disk_errors
 
