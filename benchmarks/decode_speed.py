@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flows.commands.terminal import console, progress
 from pressoir.data import running_text
-from pressoir.inference.decoders import open_decoder
-from pressoir.inference.decoding import Decoder
+from pressoir.inference.engines.decoder import open_decoder
+from pressoir.inference.engines.decoder_protocol import Decoder
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig

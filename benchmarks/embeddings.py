@@ -27,7 +27,7 @@ from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.int8_checkpoint import dequantized_state
-from pressoir.inference.engines import OnnxEngine
+from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.quantization import hqq, rtn, symmetric

@@ -13,7 +13,7 @@ import peers_torch
 
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
-from pressoir.inference.engines import OnnxEngine
+from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed

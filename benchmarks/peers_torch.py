@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.inference.probe import Probe, run_child
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.inference.tokenization import FastTokenizer
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models.layouts import accepted_inputs
 from pressoir.system.memory import peak_rss_mb, rss_mb
 from pressoir.system.runtime import use_threads
@@ -52,7 +52,7 @@ class TorchScriptEngine:
         self._inputs = json.loads(inputs[INPUTS])
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """See `pressoir.inference.engines.Engine.run`."""
+        """See `pressoir.inference.engines.classifier.Engine.run`."""
         import torch
 
         tensors = [torch.from_numpy(inputs[name]) for name in self._inputs]

@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> float:
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401 -- imports are not what is measured
 
-    from pressoir.progressive import ProgressiveLoader
+    from pressoir.inference.progressive.loader import ProgressiveLoader
     from pressoir.system.runtime import use_threads
 
     use_threads(options.threads)

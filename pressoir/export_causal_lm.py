@@ -42,9 +42,9 @@ from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import GRAPH
 from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
-from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
+from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Parity, compare
-from pressoir.inference.tokenization import LanguageModelTokenizer
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.models import loading, skeleton, weight_layers
 from pressoir.recipe.sections import ExportConfig, TextConfig
 from pressoir.stage import StageContext

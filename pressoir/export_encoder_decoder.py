@@ -38,8 +38,8 @@ from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
+from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER, PythonVocabulary
 from pressoir.inference.translation import T5_TYPES, Translator, spellings
-from pressoir.inference.vocabulary import TOKENIZER, PythonVocabulary
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext

@@ -42,7 +42,7 @@ from pressoir.stages.benchmark import LATENCIES, RESULT, TABLE, in_turn, size_mb
 from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
-    from pressoir.inference.decoding import Decoder
+    from pressoir.inference.engines.decoder_protocol import Decoder
     from pressoir.inference.text_generation import Perplexity, TextGenerator
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}  # as safetensors names them

@@ -39,7 +39,7 @@ from transformers import (
 from pressoir import metrics, relations
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
-from pressoir.inference.engines import TorchEngine
+from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import accepted_inputs

@@ -26,8 +26,8 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Estimate, Sample
 from pressoir.formats.folder import Runtime, runtime_of
 from pressoir.formats.tokenizer_limit import MAX_TOKENS
-from pressoir.inference.sequence_to_sequence import DEFAULT_NEW_TOKENS
-from pressoir.inference.vocabulary import TOKENIZER
+from pressoir.inference.engines.encoder_decoder import DEFAULT_NEW_TOKENS
+from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER
 
 KB, MB = 10**3, 10**6
 

@@ -58,7 +58,7 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
     """
     if job.task != "causal-lm":
         return data.samples
-    from pressoir.inference.tokenization import LanguageModelTokenizer
+    from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 
     tokenizer = LanguageModelTokenizer.open(job.folder)
     size = job.generation.window
@@ -266,7 +266,7 @@ def _translation(job: Job) -> tuple[Predictor, Any]:
 
 
 def _windows(job: Job) -> tuple[Predictor, Any]:
-    from pressoir.inference.decoders import open_decoder
+    from pressoir.inference.engines.decoder import open_decoder
 
     decoder = open_decoder(job.folder, job.threads, job.runtime)
     if job.generation.window > decoder.context:

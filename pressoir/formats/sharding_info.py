@@ -63,7 +63,7 @@ model = {kind}.from_pretrained(".", local_files_only=True)
 _PROGRESSIVE = """## Run it while it loads
 
 ```python
-from pressoir.progressive import ProgressiveLoader
+from pressoir.inference.progressive.loader import ProgressiveLoader
 
 with ProgressiveLoader.from_folder(".", initial_shards=1) as loader:  # or the URL of this folder
     model = loader.model  # a transformers model; a forward pass waits for each layer that is not there yet

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import GRAPH, Runtime, read_json
 from pressoir.inference.audio import SAMPLING_RATE, LogMel, Waveform, check_waveforms
-from pressoir.inference.engines import Engine, OnnxEngine, TorchEngine
-from pressoir.inference.sequence_to_sequence import (
+from pressoir.inference.engines.classifier import Engine, OnnxEngine, TorchEngine
+from pressoir.inference.engines.encoder_decoder import (
     SequenceToSequence,
     batch_invariant,
     open_sequence_to_sequence,
 )
-from pressoir.inference.vocabulary import Vocabulary, open_vocabulary
+from pressoir.inference.tokenizers.encoder_decoder import Vocabulary, open_vocabulary
 
 
 class SpeechRecognizer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.inference.decoding import Decoder
+from pressoir.inference.engines.decoder_protocol import Decoder
 from pressoir.reporting import Reporter
 
 

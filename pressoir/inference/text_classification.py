@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.inference.engines import Engine, open_engine
-from pressoir.inference.tokenization import FastTokenizer
+from pressoir.inference.engines.classifier import Engine, open_engine
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

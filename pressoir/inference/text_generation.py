@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime
-from pressoir.inference.decoders import open_decoder
-from pressoir.inference.decoding import Decoder
-from pressoir.inference.sampling import Sampler
-from pressoir.inference.tokenization import LanguageModelTokenizer, TextStream
+from pressoir.inference.engines.decoder import open_decoder
+from pressoir.inference.engines.decoder_protocol import Decoder
+from pressoir.inference.generation.sampling import Sampler
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer, TextStream
 
 WINDOWS = 8  # scored in one forward pass
 SCORED = 64  # tokens scored in one forward pass, where each follows all before it

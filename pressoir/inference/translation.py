@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.inference.sequence_to_sequence import SequenceToSequence, open_sequence_to_sequence
-from pressoir.inference.vocabulary import Vocabulary, open_vocabulary
+from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
+from pressoir.inference.tokenizers.encoder_decoder import Vocabulary, open_vocabulary
 
 MAX_SOURCE_TOKENS = 512  # where the model's own limit is not given
 

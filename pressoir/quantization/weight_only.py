@@ -40,7 +40,7 @@ from pressoir.errors import DataError, QuantizationError
 from pressoir.formats import packed_checkpoint, tensor_files
 from pressoir.formats.folder import QUANTIZATION, model_files, read_json
 from pressoir.formats.packed_checkpoint import FORMAT_VERSION, LayerInfo, PackedCheckpoint
-from pressoir.inference.tokenization import LanguageModelTokenizer
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.quantization import allocation, gptq, hqq, packer, rtn, sensitivity
 from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.grid import QuantizedMatrix

@@ -35,7 +35,7 @@ from pressoir.inference.automatic_speech_recognition import CtcModel, SpeechReco
 from pressoir.inference.feature_extraction import POOLINGS, SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
-from pressoir.inference.tokenization import FastTokenizer, TextStream
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
 from pressoir.serving.turns import Operations, Steps
 from pressoir.system.files import folder_digest

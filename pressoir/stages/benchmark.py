@@ -38,7 +38,7 @@ import pressoir
 from pressoir.comparison import Benchmark, Row, headline, to_markdown
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime, task_of
-from pressoir.inference.engines import Engine
+from pressoir.inference.engines.classifier import Engine
 from pressoir.inference.probe import Probe, probe
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig

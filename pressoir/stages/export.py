@@ -39,7 +39,7 @@ from pressoir.data import sentences as data
 from pressoir.errors import ParityError
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION, task_of
-from pressoir.inference.engines import OnnxEngine, TorchEngine
+from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.simulated_int8 import load_simulated

@@ -41,7 +41,7 @@ from pressoir.data import sentences
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
-from pressoir.inference.engines import TorchEngine
+from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.simulated_int8 import quantize_input

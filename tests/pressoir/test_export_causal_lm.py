@@ -9,7 +9,7 @@ import torch
 
 from pressoir import decoder_trace, export_causal_lm, planning, weight_only_graph
 from pressoir.errors import ParityError, SourceError
-from pressoir.inference.decoders import OnnxDecoder, TorchDecoder
+from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
 from pressoir.models import loading, weight_layers
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig

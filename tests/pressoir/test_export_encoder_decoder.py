@@ -17,7 +17,7 @@ from pressoir import encoder_decoder_graph, export_encoder_decoder
 from pressoir.encoder_decoder_graph import DATA
 from pressoir.errors import ParityError, SourceError
 from pressoir.formats.folder import DECODER, ENCODER, GRAPH, read_json
-from pressoir.inference.sequence_to_sequence import OnnxSequenceToSequence, open_sequence_to_sequence
+from pressoir.inference.engines.encoder_decoder import OnnxSequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.translation import Translator
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig

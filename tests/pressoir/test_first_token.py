@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pressoir import first_token, onnx_graph
 from pressoir.data import sentences
-from pressoir.inference.engines import OnnxEngine, TorchEngine, open_engine
+from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig

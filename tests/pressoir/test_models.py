@@ -10,7 +10,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
-from pressoir.inference.tokenization import FastTokenizer
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters, encoder_layers, layout, resize_ffn
 

@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from pressoir.errors import PressoirError, QuantizationError, RegistryError, ShardError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.sharding import LoadingCancelledError, read_manifest, verify
+from pressoir.inference.progressive.loader import ProgressiveLoader, load_from_registry
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.models import loading
-from pressoir.progressive import ProgressiveLoader, load_from_registry
 from pressoir.recipe.sections import ShardConfig
 from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from flows.cli import main
 from pressoir import export_causal_lm
-from pressoir.inference.decoders import OnnxDecoder
+from pressoir.inference.engines.decoder import OnnxDecoder
 from pressoir.inference.parity import Parity
 from pressoir.models import loading
 

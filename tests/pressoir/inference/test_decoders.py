@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pressoir.errors import ShardError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.packed_streams import KEY, expand
-from pressoir.inference.decoders import OnnxDecoder, TorchDecoder, open_decoder
-from pressoir.inference.engines import make_session
+from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder, open_decoder
+from pressoir.inference.engines.session import make_session
 from pressoir.models.loading import load_causal_lm
 
 RUNTIMES = ("pytorch", "onnxruntime")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pressoir.inference.search import Rules, beam, greedy
+from pressoir.inference.generation.beam_search import Rules, beam, greedy
 
 VOCABULARY, EOS, START = 5, 0, 4
 

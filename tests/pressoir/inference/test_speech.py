@@ -15,8 +15,8 @@ from pressoir.inference.automatic_speech_recognition import (
     SpeechRecognizer,
     WhisperModel,
 )
-from pressoir.inference.search import Rules
-from pressoir.inference.sequence_to_sequence import Generation
+from pressoir.inference.engines.encoder_decoder import Generation
+from pressoir.inference.generation.beam_search import Rules
 
 MODELS = ["tiny_whisper", "tiny_wav2vec2"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pressoir.errors import ShardError, SourceError
-from pressoir.inference.engines import open_engine
+from pressoir.inference.engines.classifier import open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models.loading import load_classifier, load_tokenizer, save_model, save_tokenizer
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
@@ -158,7 +158,7 @@ def test_an_altered_shard_is_not_opened(folders, tmp_path):
 
 
 def test_the_light_tokenizer_gives_the_same_arrays_as_transformers(folders):
-    from pressoir.inference.tokenization import FastTokenizer
+    from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 
     texts = [*TEXTS, "", "Ünknown wörds!", "the film was good and " * 40]
     light, full = FastTokenizer(folders["graph"]), load_tokenizer(folders["graph"])

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoTokenizer
 
 from pressoir.errors import DataError, PressoirError, SourceError
-from pressoir.inference.sampling import Sampler
+from pressoir.inference.generation.sampling import Sampler
 from pressoir.inference.text_generation import TextGenerator, negative_log_likelihood
-from pressoir.inference.tokenization import LanguageModelTokenizer
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.models.loading import load_causal_lm
 
 PROMPTS = ("the film was", "the hotel was cold and", "x", "die Ü-Straße 🍇 and")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pressoir.errors import RecipeError, ShardError, SourceError
-from pressoir.inference.search import Rules
-from pressoir.inference.sequence_to_sequence import Generation
+from pressoir.inference.engines.encoder_decoder import Generation
+from pressoir.inference.generation.beam_search import Rules
+from pressoir.inference.tokenizers.encoder_decoder import open_vocabulary
 from pressoir.inference.translation import LANGUAGES, Translator
-from pressoir.inference.vocabulary import open_vocabulary
 
 TEXTS = ["the film was good", "the phone was awful and the soup was not", "meal", "the song was lovely"]
 MODELS = {"tiny_nllb": ("eng_Latn", "fra_Latn"), "tiny_marian": (None, None), "tiny_t5": ("en", "fr")}

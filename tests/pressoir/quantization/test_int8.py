@@ -7,7 +7,7 @@ import torch
 from onnx import helper
 
 from pressoir.errors import SourceError
-from pressoir.inference.engines import OnnxEngine
+from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.models import loading
 from pressoir.models.simulated_int8 import dynamic_quantize
 from pressoir.quantization.int8 import quantize_rows, word_table

@@ -17,7 +17,8 @@ from pressoir.data import sentences
 from pressoir.errors import ParityError
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.formats.tensor_bytes import read_header
-from pressoir.inference.engines import OnnxEngine, TorchEngine, make_session, open_engine
+from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_engine
+from pressoir.inference.engines.session import make_session
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers, layout, resize_ffn

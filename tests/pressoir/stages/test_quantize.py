@@ -12,7 +12,7 @@ from pressoir.data import sentences
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.formats import packing
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
-from pressoir.inference.engines import TorchEngine
+from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers, layout, resize_ffn

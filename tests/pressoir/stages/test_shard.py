@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from pressoir.errors import ShardError
 from pressoir.formats import sharding
-from pressoir.inference.engines import OnnxEngine, open_engine
+from pressoir.inference.engines.classifier import OnnxEngine, open_engine
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext

@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pressoir import vocabulary
 from pressoir.data import sentences
 from pressoir.errors import SourceError
-from pressoir.inference.engines import OnnxEngine
+from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.inference.tokenization import FastTokenizer
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import (

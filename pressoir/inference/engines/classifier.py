@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.inference.engines.session import make_session
 from pressoir.models.layouts import accepted_inputs
 
 if TYPE_CHECKING:
@@ -72,32 +72,6 @@ class OnnxEngine:
         feed = {name: array for name, array in inputs.items() if name in self._accepted}
         logits: Any = self.session.run(["logits"], feed)[0]
         return np.asarray(logits, dtype=np.float32)
-
-
-def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` of a graph on the CPU.
-
-    `weights` (OrtValues by initializer) take the place of those in the graph's files; they must live as long
-    as the session does.
-
-    Raises:
-        SourceError: the graph is missing or damaged, or lacks a file of its weights.
-    """
-    import onnxruntime as ort
-
-    if not graph.exists():
-        raise SourceError(f"{graph.parent} has no {graph.name}; export the model first")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Idle worker threads would go on spinning and slow whatever runs next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    for name, value in (weights or {}).items():
-        options.add_initializer(name, value)
-    try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        raise SourceError(f"{graph} cannot be opened ({error}); export the model again") from error
 
 
 def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> Engine:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime, read_json
 from pressoir.formats.packed_streams import expand
-from pressoir.inference.decoding import Cache, Decoder
-from pressoir.inference.engines import make_session
+from pressoir.inference.engines.decoder_protocol import Cache, Decoder
+from pressoir.inference.engines.session import make_session
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import DECODER, ENCODER, QUANTIZATION, Runtime, read_json
-from pressoir.inference.engines import make_session
-from pressoir.inference.search import Rules, beam, greedy
+from pressoir.inference.engines.session import make_session
+from pressoir.inference.generation.beam_search import Rules, beam, greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
