@@ -41,7 +41,7 @@ from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
-from pressoir.plot_style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
+from pressoir.plots.style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
 from pressoir.store.artifact import Artifact

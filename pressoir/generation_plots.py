@@ -12,7 +12,7 @@ import matplotlib as mpl
 
 from pressoir.comparison import times
 from pressoir.generation_comparison import GenerationRow, figure, percent
-from pressoir.plot_style import (
+from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
     GREEN,

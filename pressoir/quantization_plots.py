@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.ticker import MaxNLocator
 
-from pressoir.plot_style import INK, MUTED, STYLE, mark, new_figure, set_title
+from pressoir.plots.style import INK, MUTED, STYLE, mark, new_figure, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

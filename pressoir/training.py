@@ -322,11 +322,11 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def save_history(history: list[dict[str, float]], context: StageContext, title: str) -> None:
     """Write the figures of each epoch as `history.json` and their curves as a PNG."""
-    from pressoir import plots
+    from pressoir.benchmark import classifier_plots
 
     (context.out_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     if history:
-        plots.training_curves(history, context.out_dir / f"{title}_curves.png")
+        classifier_plots.training_curves(history, context.out_dir / f"{title}_curves.png")
 
 
 class _Trainer(Trainer):

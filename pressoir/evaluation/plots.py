@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 
 from pressoir.evaluation.report_page import clipped, factor, rate
 from pressoir.evaluation.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
-from pressoir.plot_style import (
+from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
     GREEN,

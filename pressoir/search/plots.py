@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import matplotlib as mpl
 
-from pressoir.plot_style import (
+from pressoir.plots.style import (
     COLOURS,
     GREEN,
     INK,

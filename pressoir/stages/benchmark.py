@@ -223,7 +223,7 @@ def _rows(
 
 
 def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) -> None:
-    from pressoir import plots
+    from pressoir.benchmark import classifier_plots
 
     samples = [
         {"stage": row.stage, "runtime": row.runtime, "latency_ms": sorted(times.tolist())}
@@ -232,9 +232,9 @@ def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) 
     benchmark.write(folder / RESULT)
     (folder / TABLE).write_text(to_markdown(benchmark), encoding="utf-8")
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
-    plots.accuracy_latency(benchmark.rows, folder / "accuracy_latency.png")
-    plots.sizes(benchmark.rows, folder / "sizes.png")
-    plots.latency_distribution(samples, folder / "latency_distribution.png")
+    classifier_plots.accuracy_latency(benchmark.rows, folder / "accuracy_latency.png")
+    classifier_plots.sizes(benchmark.rows, folder / "sizes.png")
+    classifier_plots.latency_distribution(samples, folder / "latency_distribution.png")
 
 
 def time_classifiers(

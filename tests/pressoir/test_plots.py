@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pressoir import plots
+from pressoir.benchmark import classifier_plots
 from pressoir.comparison import Row
-from pressoir.label_placement import place_labels
 from pressoir.metrics import wilson_interval
+from pressoir.plots.label_placement import place_labels
 
 # stage, runtime, accuracy, size, median latency: what a run on SST-2 looks like
 FIGURES = [
@@ -98,9 +98,9 @@ def texts_of(figure):
     "rows", [ROWS, ROWS[:1], CROWDED, PERFECT], ids=["usual", "one", "crowded", "perfect"]
 )
 def test_every_picture_is_a_png_with_something_on_it(rows, tmp_path):
-    plots.accuracy_latency(rows, tmp_path / "a.png")
-    plots.sizes(rows, tmp_path / "s.png")
-    plots.latency_distribution(samples(rows), tmp_path / "l.png")
+    classifier_plots.accuracy_latency(rows, tmp_path / "a.png")
+    classifier_plots.sizes(rows, tmp_path / "s.png")
+    classifier_plots.latency_distribution(samples(rows), tmp_path / "l.png")
     for name in "asl":
         pixels = imread(tmp_path / f"{name}.png")
         assert pixels.shape[1] == 1440
@@ -109,7 +109,7 @@ def test_every_picture_is_a_png_with_something_on_it(rows, tmp_path):
 
 @pytest.mark.parametrize("rows", [ROWS, CROWDED, ROWS[::-1]], ids=["usual", "crowded", "reversed"])
 def test_labels_of_the_scatter_plot_cover_neither_each_other_nor_a_bubble(rows, figures, tmp_path):
-    plots.accuracy_latency(rows, tmp_path / "a.png")
+    classifier_plots.accuracy_latency(rows, tmp_path / "a.png")
     axes = figures[0].axes[0]
     figures[0].draw_without_rendering()
     _subtitle, *labels = axes.texts
@@ -128,7 +128,9 @@ def test_labels_of_the_scatter_plot_cover_neither_each_other_nor_a_bubble(rows, 
 
 @pytest.mark.parametrize("draw", ["accuracy_latency", "sizes", "latency_distribution"])
 def test_no_text_is_cut_off_at_the_edge(draw, figures, tmp_path):
-    getattr(plots, draw)(samples(ROWS) if draw == "latency_distribution" else ROWS, tmp_path / "p.png")
+    getattr(classifier_plots, draw)(
+        samples(ROWS) if draw == "latency_distribution" else ROWS, tmp_path / "p.png"
+    )
     [figure] = figures
     for text in texts_of(figure):
         box = text.get_window_extent()
@@ -137,7 +139,7 @@ def test_no_text_is_cut_off_at_the_edge(draw, figures, tmp_path):
 
 
 def test_units_are_on_the_axes_and_the_title_says_the_change(figures, tmp_path):
-    plots.accuracy_latency(ROWS, tmp_path / "a.png")
+    classifier_plots.accuracy_latency(ROWS, tmp_path / "a.png")
     axes = figures[0].axes[0]
     assert axes.get_title(loc="left") == "Accuracy against latency: 11.8× faster, 6.5× smaller, −2.8 points"
     assert ", ms" in axes.get_xlabel()
@@ -146,14 +148,14 @@ def test_units_are_on_the_axes_and_the_title_says_the_change(figures, tmp_path):
 
 
 def test_a_slower_result_is_not_called_faster(figures, tmp_path):
-    plots.accuracy_latency(
+    classifier_plots.accuracy_latency(
         [ROWS[0], make_row("export", "onnxruntime", 0.889, 183.2, 30.4)], tmp_path / "a.png"
     )
     assert "2.0× slower, 2.0× larger, ±0.0 points" in figures[0].axes[0].get_title(loc="left")
 
 
 def test_bars_are_as_long_as_the_files(figures, tmp_path):
-    plots.sizes(ROWS, tmp_path / "s.png")
+    classifier_plots.sizes(ROWS, tmp_path / "s.png")
     axes = figures[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [row.size_mb for row in ROWS]
     assert [text.get_text() for text in axes.texts][0::5] == ["91.6 MB", "14.0 MB   6.5× smaller"]
@@ -163,14 +165,14 @@ def test_bars_are_as_long_as_the_files(figures, tmp_path):
 
 def test_the_distribution_names_median_and_p95(figures, tmp_path):
     entry = {"stage": "teacher", "runtime": "pytorch", "latency_ms": [float(n) for n in range(1, 102)]}
-    plots.latency_distribution([entry], tmp_path / "l.png")
+    classifier_plots.latency_distribution([entry], tmp_path / "l.png")
     words = [text.get_text() for text in figures[0].axes[0].texts]
     assert words[:2] == ["51.00", "96.00"]
 
 
 def test_equal_latencies_are_drawn_too(tmp_path):
     entry = {"stage": "teacher", "runtime": "pytorch", "latency_ms": [2.0] * 30}
-    plots.latency_distribution([entry], tmp_path / "l.png")
+    classifier_plots.latency_distribution([entry], tmp_path / "l.png")
 
 
 def test_training_curves_show_what_was_measured_where_it_was(figures, tmp_path):
@@ -180,7 +182,7 @@ def test_training_curves_show_what_was_measured_where_it_was(figures, tmp_path):
         {"epoch": 2.0, "loss": 0.3, "accuracy": 0.9, "f1": 0.85},
         {"epoch": 3.0, "loss": None, "accuracy": 0.85, "f1": 0.9},
     ]
-    plots.training_curves(history, tmp_path / "t.png")
+    classifier_plots.training_curves(history, tmp_path / "t.png")
     loss, scores = figures[0].axes
     assert loss.lines[0].get_xydata().tolist() == [[0.5, 0.9], [1, 0.5], [2, 0.3]]
     curves = {line.get_label(): line.get_xydata() for line in scores.lines}
@@ -191,15 +193,15 @@ def test_training_curves_show_what_was_measured_where_it_was(figures, tmp_path):
 
 @pytest.mark.parametrize("entry", [{"epoch": 0.0, "accuracy": 0.5}, {"epoch": 1.0, "loss": 0.4}])
 def test_one_measurement_is_enough_for_curves(entry, figures, tmp_path):
-    plots.training_curves([entry], tmp_path / "t.png")
+    classifier_plots.training_curves([entry], tmp_path / "t.png")
     assert len(figures[0].axes) == 1
 
 
 def test_the_pareto_front_is_what_no_other_row_beats_in_both():
-    assert plots.pareto_front(ROWS) == [ROWS[5], ROWS[1]]
+    assert classifier_plots.pareto_front(ROWS) == [ROWS[5], ROWS[1]]
     slow_but_best = make_row("merge", "pytorch", 0.95, 90, 40)
-    assert plots.pareto_front([slow_but_best, *ROWS]) == [ROWS[5], ROWS[1], slow_but_best]
-    assert plots.pareto_front(ROWS[:1]) == ROWS[:1]
+    assert classifier_plots.pareto_front([slow_but_best, *ROWS]) == [ROWS[5], ROWS[1], slow_but_best]
+    assert classifier_plots.pareto_front(ROWS[:1]) == ROWS[:1]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -232,7 +234,7 @@ def test_drawing_needs_no_pyplot_and_leaves_the_settings_as_they_were(tmp_path):
     entry = json.dumps({"stage": "teacher", "runtime": "pytorch", "latency_ms": [1.0, 2.0, 3.0]})
     code = f"""
 import pathlib, sys, matplotlib
-from pressoir import plots
+from pressoir.benchmark import classifier_plots as plots
 before = matplotlib.rcParams["font.size"]
 plots.latency_distribution([{entry}], pathlib.Path({str(tmp_path / "l.png")!r}))
 assert "matplotlib.pyplot" not in sys.modules

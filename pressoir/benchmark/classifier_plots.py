@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pressoir.comparison import Row, points, times
-from pressoir.plot_style import (
+from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
     GREEN,

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pressoir.label_placement import Box, place_labels
+from pressoir.plots.label_placement import Box, place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
