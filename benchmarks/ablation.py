@@ -35,8 +35,9 @@ import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
 from flows.commands.terminal import progress, quiet_libraries
-from pressoir import comparison, planning
-from pressoir.comparison import Benchmark, points
+from pressoir import planning
+from pressoir.benchmark import classifier_report
+from pressoir.benchmark.classifier_report import Benchmark, points
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference.text_classification import TextClassifier
@@ -75,7 +76,7 @@ class Measured:
     row: Row | None
     """None: the teacher's."""
     validation_accuracy: float
-    test: comparison.Row
+    test: classifier_report.Row
     extra_s: float | None
     """Seconds that its stages took to build, less the base's; None where they were built by somebody else."""
 
@@ -227,7 +228,7 @@ def to_markdown(command: str, rows: Sequence[Row], measured: Sequence[Measured],
     return "\n".join(lines) + "\n"
 
 
-def _cells(one: Measured, base: comparison.Row) -> list[str]:
+def _cells(one: Measured, base: classifier_report.Row) -> list[str]:
     test = one.test
     extra = "" if one.row is None else "not known" if one.extra_s is None else f"{one.extra_s:+.0f}"
     return [

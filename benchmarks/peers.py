@@ -42,14 +42,16 @@ import peers_torch
 from peers_contenders import OURS, ROWS, Contender, Run, contenders, find
 
 from flows.commands.terminal import progress
-from pressoir.comparison import points
+from pressoir.benchmark.classifier_report import points
+from pressoir.benchmark.probe import Probe
+from pressoir.benchmark.reports import versions
+from pressoir.benchmark.size import size_mb
+from pressoir.benchmark.timing import sentences_to_time, time_classifiers
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError
-from pressoir.inference.probe import Probe
 from pressoir.metrics import wilson_interval
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
-from pressoir.stages.benchmark import sentences_to_time, size_mb, time_classifiers, versions
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, describe_machine, thread_environment, use_threads
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import peers_onnx
 import peers_torch
 
+from pressoir.benchmark.probe import Probe, probe
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.inference.engines.classifier import OnnxEngine
-from pressoir.inference.probe import Probe, probe
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.planning import Planner, Pressed
 from pressoir.recipe.recipe import Recipe

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.benchmark.probe import Probe, run_child
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.inference.probe import Probe, run_child
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models.layouts import accepted_inputs
@@ -106,7 +106,7 @@ def open_classifier(folder: Path) -> TextClassifier:
 
 
 def probe(folder: Path, threads: int, text: str) -> Probe:
-    """What opening it in a fresh process costs, as `pressoir.inference.probe` measures it of a model folder.
+    """What opening it in a fresh process costs, as `pressoir.benchmark.probe` measures it of a model folder.
 
     Raises:
         PressoirError: the child failed; its last line is in the message.

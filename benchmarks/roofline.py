@@ -29,9 +29,9 @@ import random_models
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pressoir.benchmark.timing import Inputs, time_in_turn
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.inference.engines.classifier import Engine, OnnxEngine
-from pressoir.stages.benchmark import Inputs, time_in_turn
 from pressoir.system.runtime import available_cpus, describe_machine
 
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}

@@ -209,7 +209,7 @@ def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
 
 def _print_comparison(report: Path) -> None:
     """`comparison.md`, its wide table cut to the columns that fit 80 characters."""
-    from pressoir import reports
+    from pressoir.benchmark import reports
 
     benchmark = reports.read(report / "benchmark.json")
     columns, rows = reports.short_table(benchmark)

@@ -14,7 +14,8 @@ from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
 from flows.linked import linked_run
-from pressoir import planning, reports
+from pressoir import planning
+from pressoir.benchmark import reports
 from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
 from pressoir.recipe.recipe import Recipe, load
 from pressoir.sources.resolve import Source

@@ -20,11 +20,11 @@ import tasks
 from flows.compress import pipeline
 from flows.extras import needs_dask
 from flows.linked import linked_run
-from pressoir import reports
+from pressoir.benchmark import reports
+from pressoir.benchmark.reports import AnyRow
 from pressoir.evaluation.guards import exclusive
 from pressoir.planning import check_inputs
 from pressoir.recipe.recipe import Recipe
-from pressoir.reports import AnyRow
 from pressoir.search import report, trial
 from pressoir.search.budget import Limits, meets
 from pressoir.search.config import SearchConfig, load

@@ -15,11 +15,11 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from pressoir.benchmark.reports import AnyRow
 from pressoir.config import Config
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import DataConfig, MergeConfig, TextConfig
 from pressoir.reporting import Reporter
-from pressoir.reports import AnyRow
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
 from pressoir.stage import StageContext

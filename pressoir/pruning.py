@@ -25,6 +25,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pressoir.benchmark import cost as benchmark_cost
+from pressoir.benchmark.cost import Conditions
 from pressoir.config import Config
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
@@ -32,7 +34,6 @@ from pressoir.models import loading
 from pressoir.models.layouts import accepted_inputs, encoder_layers, layout, resize_ffn
 from pressoir.recipe.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
 from pressoir.reporting import Silent, track
-from pressoir.search import measure
 from pressoir.stage import StageContext
 from pressoir.stages import export, quantize
 
@@ -341,8 +342,8 @@ def int8_cost(
             ExportConfig(min_label_agreement=0.0),  # nothing has recovered yet
             StageContext(graph, work, Silent(), context.seed, context.threads),
         )
-        conditions = measure.Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
-        return measure.cost(graph, folder, conditions).model_dump()
+        conditions = Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
+        return benchmark_cost.cost(graph, folder, conditions).model_dump()
 
 
 def _indices(layers: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

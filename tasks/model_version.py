@@ -17,10 +17,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
+from pressoir.benchmark.reports import AnyRow
 from pressoir.inference.predictor import open_predictor
 from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry.promotion import promotion
-from pressoir.reports import AnyRow
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus

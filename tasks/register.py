@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 from prefect.logging import get_run_logger
 
+from pressoir.benchmark.reports import AnyRow
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
-from pressoir.reports import AnyRow
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from tasks._stage import RunContext, stage_task

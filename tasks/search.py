@@ -10,10 +10,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 import tasks
-from pressoir.reports import AnyRow
+from pressoir.benchmark.cost import Conditions
+from pressoir.benchmark.reports import AnyRow
 from pressoir.search import report, trial
 from pressoir.search.config import SearchConfig
-from pressoir.search.measure import Conditions
 from pressoir.search.records import Figures, Outcome, Trial
 from pressoir.search.report import Found
 from pressoir.search.trial import Assignment, Pipeline

@@ -22,8 +22,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 from pydantic import BaseModel
 
+from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.recipe.recipe import Recipe
-from pressoir.reports import AnyBenchmark
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST

@@ -262,7 +262,7 @@ def context(tmp_path, reporter):
 @pytest.fixture(scope="session")
 def cold_start():
     """What `no_cold_starts` tells of each model."""
-    from pressoir.inference.probe import Probe
+    from pressoir.benchmark.probe import Probe
 
     return Probe(import_s=3.0, load_s=0.5, baseline_rss_mb=400.0, peak_rss_mb=500.0)
 

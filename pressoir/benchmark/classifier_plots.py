@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pressoir.comparison import Row, points, times
+from pressoir.benchmark.classifier_report import Row, points, times
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pressoir.benchmark.cost import Cost
 from pressoir.config import Config
 from pressoir.search.config import Budget
-from pressoir.search.records import Cost, Figures, Trial
+from pressoir.search.records import Figures, Trial
 
 _TOLERANCE = 1e-9  # a fraction of sentences, less another one, is off by rounding
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pressoir.benchmark.cost import Cost
 from pressoir.config import Config, Fraction
-
-
-class Cost(Config, allow_inf_nan=False):
-    """What a model costs."""
-
-    size_mb: float
-    """Graph, weights, configuration and tokenizer on disk, MB = 10^6 bytes."""
-    latency_ms: float
-    """Median time of one batch."""
 
 
 class Figures(Cost, allow_inf_nan=False):

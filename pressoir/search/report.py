@@ -19,14 +19,14 @@ from typing import Any
 
 import yaml
 
-from pressoir.comparison import points, times
+from pressoir.benchmark.classifier_report import points, times
+from pressoir.benchmark.cost import Conditions
+from pressoir.benchmark.reports import AnyRow
 from pressoir.config import Config
 from pressoir.recipe.recipe import Recipe
-from pressoir.reports import AnyRow
 from pressoir.search import budget
 from pressoir.search.budget import Limits, Miss
 from pressoir.search.config import SearchConfig, with_values
-from pressoir.search.measure import Conditions
 from pressoir.search.records import Figures, Trial
 from pressoir.system.files import write_text_atomic
 

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pressoir import planning
+from pressoir.benchmark.cost import Conditions, Cost, cost
 from pressoir.config import Config
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError, StoreError
@@ -34,9 +35,8 @@ from pressoir.reporting import Reporter, Silent
 from pressoir.search import measure
 from pressoir.search.budget import Limits, cannot_cost, cannot_reach
 from pressoir.search.config import ProxyConfig, SearchConfig, with_values
-from pressoir.search.measure import Conditions
 from pressoir.search.quiet import Quiet
-from pressoir.search.records import Cost, Figures, Outcome
+from pressoir.search.records import Figures, Outcome
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -152,7 +152,7 @@ def predict(
         runner = ShapeRunner(plain, store, reporter, scratch)
         made = pipeline(plain, runner)
         with Quiet(store.home / "locks").measuring():
-            return measure.cost(runner.folder(made.final), store.path(made.data), conditions)
+            return cost(runner.folder(made.final), store.path(made.data), conditions)
 
     key = conditions.key("search-shape", config, inputs, plain.seed)
     return measure.stored_cost(store, key, make)

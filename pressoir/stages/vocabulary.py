@@ -31,6 +31,7 @@ from torch import Tensor, nn, tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir import training, vocabulary
+from pressoir.benchmark.size import size_mb
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
@@ -38,7 +39,6 @@ from pressoir.models import loading
 from pressoir.models.layouts import LAYOUTS, count_parameters
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
-from pressoir.stages.benchmark import size_mb
 
 NAME, VERSION, KIND = "vocabulary", 1, "model"
 REPORT = "vocabulary.json"

@@ -99,7 +99,7 @@ def _fake_stage(name):
 
 
 def _fake_benchmark(inputs, config, context):
-    from pressoir.comparison import Benchmark, Row
+    from pressoir.benchmark.classifier_report import Benchmark, Row
 
     folders = [name for name in inputs if name != "data"]
     rows = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pressoir.comparison import Benchmark, Row, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
 
 
 def row(stage, runtime="pytorch", **changes):

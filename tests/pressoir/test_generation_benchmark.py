@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pressoir import generation_benchmark
-from pressoir.comparison import Benchmark
-from pressoir.errors import DataError, PressoirError
-from pressoir.generation_benchmark import Times, bits_per_weight, count_parameters, time_in_turn
-from pressoir.generation_comparison import (
+from pressoir.benchmark import language_models
+from pressoir.benchmark import probe as probing
+from pressoir.benchmark.classifier_report import Benchmark
+from pressoir.benchmark.language_model_report import (
     GenerationBenchmark,
     GenerationRow,
     figure,
@@ -20,7 +19,8 @@ from pressoir.generation_comparison import (
     percent,
     to_markdown,
 )
-from pressoir.inference import probe as probing
+from pressoir.benchmark.language_models import Times, bits_per_weight, count_parameters, time_in_turn
+from pressoir.errors import DataError, PressoirError
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.models import layouts, loading
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, ShardConfig
@@ -133,7 +133,7 @@ COST = probing.Probe(import_s=3.0, load_s=0.5, baseline_rss_mb=400.0, peak_rss_m
 @pytest.fixture
 def no_children(monkeypatch):
     """Stand in for the fresh processes, which take seconds each; `test_a_cold_start_…` has real ones."""
-    monkeypatch.setattr(generation_benchmark, "probe", lambda *call: COST)
+    monkeypatch.setattr(language_models, "probe", lambda *call: COST)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def measured(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     context = StageContext(out, tmp_path_factory.mktemp("work"), reporter, seed=0, threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_benchmark, "probe", lambda *call: asked.append(call) or COST)
+        patch.setattr(language_models, "probe", lambda *call: asked.append(call) or COST)
         figures = benchmark.run(folders, CONFIG, context)
     result = GenerationBenchmark.read(out / "benchmark.json")
     return SimpleNamespace(asked=asked, progress=reporter.last, out=out, figures=figures, result=result)
@@ -326,11 +326,11 @@ def test_a_text_shorter_than_a_window_is_refused(folders, tmp_path, context, no_
 
 def test_a_short_text_gives_its_prompts_again(folders):
     generator = TextGenerator.open(folders["source"], threads=1)
-    contender = generation_benchmark._Contender("source", folders["source"], COST, generator, {})
+    contender = language_models._Contender("source", folders["source"], COST, generator, {})
     text = "the film was good and the soup was dull"
     ids = generator.tokenizer.encode(text)
     config = BenchmarkConfig(prompts=5, prompt_tokens=len(ids) // 2, new_tokens=4)
-    prompts = generation_benchmark._prompts([contender], text, config)
+    prompts = language_models._prompts([contender], text, config)
     half = len(ids) // 2
     assert prompts.tolist() == [ids[:half], ids[half : 2 * half]] * 2 + [ids[:half]]
 

@@ -3,8 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from pressoir import generation_plots
-from pressoir.generation_comparison import GenerationRow
+from pressoir.benchmark import language_model_plots
+from pressoir.benchmark.language_model_report import GenerationRow
 
 LEVELS = {"q8": (8.6, 8.6, 1.0), "q4": (4.56, 6.1, 1.02), "q3": (3.55, 5.5, 1.2), "q2": (2.4, 4.8, 4.0)}
 
@@ -72,13 +72,13 @@ def words(figure):
     "rows", [PIPELINE, LEVELS_BY_ALGORITHM, PIPELINE[:1]], ids=["pipeline", "levels", "one"]
 )
 def test_pictures_of_any_number_of_rows_are_drawn(rows, tmp_path):
-    for draw in (generation_plots.perplexity_size, generation_plots.decode_speed):
+    for draw in (language_model_plots.perplexity_size, language_model_plots.decode_speed):
         draw(rows, tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_mark_for_each_row_and_one_label_for_those_that_lie_together(figures, tmp_path):
-    generation_plots.perplexity_size(PIPELINE, tmp_path / "a.png")
+    language_model_plots.perplexity_size(PIPELINE, tmp_path / "a.png")
     axes = figures[0].axes[0]
     places = [tuple(mark.get_offsets()[0]) for mark in axes.collections]
     assert places == [(row.size_mb, row.perplexity) for row in PIPELINE]
@@ -94,7 +94,7 @@ def test_a_mark_for_each_row_and_one_label_for_those_that_lie_together(figures, 
 
 
 def test_labels_cover_no_other_label(figures, tmp_path):
-    generation_plots.perplexity_size(LEVELS_BY_ALGORITHM, tmp_path / "a.png")
+    language_model_plots.perplexity_size(LEVELS_BY_ALGORITHM, tmp_path / "a.png")
     figure = figures[0]
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if "MB" in text.get_text()]
     assert len(boxes) >= 6
@@ -104,12 +104,12 @@ def test_labels_cover_no_other_label(figures, tmp_path):
 
 def test_the_front_holds_what_nothing_beats_in_size_and_perplexity():
     worse = make_row("worse", "onnxruntime", 95.0, 4, 7.0, 250)
-    assert generation_plots.pareto_front([worse, *PIPELINE]) == [PIPELINE[2], PIPELINE[0]]
-    assert generation_plots.pareto_front(PIPELINE[:1]) == PIPELINE[:1]
+    assert language_model_plots.pareto_front([worse, *PIPELINE]) == [PIPELINE[2], PIPELINE[0]]
+    assert language_model_plots.pareto_front(PIPELINE[:1]) == PIPELINE[:1]
 
 
 def test_bars_are_tokens_a_second_and_time_to_the_first_token(figures, tmp_path):
-    generation_plots.decode_speed(PIPELINE, tmp_path / "a.png")
+    language_model_plots.decode_speed(PIPELINE, tmp_path / "a.png")
     decode, first_token = figures[0].axes
     assert [bar.get_width() for bar in decode.patches] == [row.decode_tokens_per_s for row in PIPELINE]
     assert [bar.get_width() for bar in first_token.patches] == [row.ttft_ms_p50 for row in PIPELINE]
@@ -118,7 +118,7 @@ def test_bars_are_tokens_a_second_and_time_to_the_first_token(figures, tmp_path)
 
 
 def test_nothing_is_written_beyond_the_picture(figures, tmp_path):
-    generation_plots.decode_speed(LEVELS_BY_ALGORITHM, tmp_path / "a.png")
+    language_model_plots.decode_speed(LEVELS_BY_ALGORITHM, tmp_path / "a.png")
     page = figures[0].bbox
     for axes in figures[0].axes:
         for text in (*axes.texts, axes._left_title, axes.xaxis.label):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pressoir.benchmark import classifier_plots
-from pressoir.comparison import Row
+from pressoir.benchmark.classifier_report import Row
 from pressoir.metrics import wilson_interval
 from pressoir.plots.label_placement import place_labels
 

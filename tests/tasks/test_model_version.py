@@ -49,7 +49,7 @@ def run(store):
 
 
 def row(**figures):
-    from pressoir.comparison import Row
+    from pressoir.benchmark.classifier_report import Row
 
     values = dict.fromkeys(Row.model_fields, 1.0) | {
         "stage": "shard",

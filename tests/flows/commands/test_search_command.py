@@ -4,9 +4,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from pressoir.benchmark.cost import Conditions
 from pressoir.search import report
 from pressoir.search.budget import Limits
-from pressoir.search.measure import Conditions
 from pressoir.search.records import Figures, Outcome, Trial
 
 VALUES = {

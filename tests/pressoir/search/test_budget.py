@@ -2,10 +2,11 @@
 
 import pytest
 
+from pressoir.benchmark.cost import Cost
 from pressoir.search import budget
 from pressoir.search.budget import Limits
 from pressoir.search.config import Budget
-from pressoir.search.records import Cost, Figures, Outcome, Trial
+from pressoir.search.records import Figures, Outcome, Trial
 
 LIMITS = Limits(max_size_mb=10.0, max_latency_ms=4.0, min_accuracy=0.8)
 

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
+from pressoir.benchmark.cost import Cost
 from pressoir.search.budget import Limits
 from pressoir.search.config import Range
-from pressoir.search.records import Cost, Figures, Outcome
+from pressoir.search.records import Figures, Outcome
 from pressoir.search.study import Study
 
 SPACE = {

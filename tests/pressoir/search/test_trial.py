@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from pressoir.benchmark.cost import Conditions
 from pressoir.data import sentences
 from pressoir.planning import STAGES, load_stage
 from pressoir.recipe.recipe import Recipe
@@ -12,7 +13,6 @@ from pressoir.reporting import Silent
 from pressoir.search import trial
 from pressoir.search.budget import Limits
 from pressoir.search.config import ProxyConfig, with_values
-from pressoir.search.measure import Conditions
 from pressoir.search.trial import Assignment
 from pressoir.store.store import Store
 

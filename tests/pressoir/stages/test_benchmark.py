@@ -14,10 +14,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pressoir.comparison import Benchmark, Row, to_markdown
+from pressoir.benchmark import probe as probing
+from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
+from pressoir.benchmark.size import size_mb
+from pressoir.benchmark.timing import sentences_to_time, time_in_turn, turns
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
-from pressoir.inference import probe as probing
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
@@ -62,13 +64,13 @@ def fakes():
 def test_every_batch_is_timed_on_every_engine(fakes):
     engines, clock, _ = fakes
     batches = [5.0, 7.0, 1.0, 2.0]
-    times = benchmark.time_in_turn(engines, [batches] * 3, warmup=2, clock=clock)
+    times = time_in_turn(engines, [batches] * 3, warmup=2, clock=clock)
     assert times.tolist() == [[5, 7, 1, 2], [10, 14, 2, 4], [15, 21, 3, 6]]
 
 
 def test_engines_take_turns_of_some_sentences_after_their_warm_up(fakes):
     engines, clock, calls = fakes
-    benchmark.time_in_turn(engines, [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3, warmup=2, clock=clock, turn=2)
+    time_in_turn(engines, [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3, warmup=2, clock=clock, turn=2)
     warm_up, rounds = calls[:6], calls[6:]
     assert warm_up == [(name, batch) for name in "ABC" for batch in (1.0, 2.0)]
     order = "".join(name for name, _ in rounds)
@@ -84,7 +86,7 @@ def test_a_turn_begins_untimed_with_the_batches_before_it(fakes):
         return clock()
 
     batches = [[10 * engine + batch for batch in range(8)] for engine in range(3)]
-    benchmark.time_in_turn(engines, batches, warmup=0, clock=clock_of_calls, turn=4)
+    time_in_turn(engines, batches, warmup=0, clock=clock_of_calls, turn=4)
     assert [inputs for name, inputs in calls if name == "A"][:6] == [6, 7, 0, 1, 2, 3]
     assert [inputs for name, inputs in calls if name == "A"][6:] == [2, 3, 4, 5, 6, 7]
     measured = [calls[before] for before, after in zip(timed[::2], timed[1::2], strict=True)]
@@ -94,7 +96,7 @@ def test_a_turn_begins_untimed_with_the_batches_before_it(fakes):
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_every_model_comes_right_after_every_other_equally_often(count):
-    orders = benchmark.turns(count)
+    orders = turns(count)
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert len({order[0] for order in orders}) == count  # each starts a round
     followed = Counter(pair for order in orders for pair in itertools.pairwise(order))
@@ -112,16 +114,16 @@ def test_garbage_collection_waits_for_the_timing_and_comes_back_after_a_failure(
 
     engines[1].run = fail
     with pytest.raises(RuntimeError, match="broken"):
-        benchmark.time_in_turn(engines, [[1.0]] * 3, warmup=0, clock=clock)
+        time_in_turn(engines, [[1.0]] * 3, warmup=0, clock=clock)
     assert states == [False]
     assert gc.isenabled()
 
 
 def test_the_sample_is_the_seeds_and_takes_each_sentence_once_before_any_twice():
     texts = [str(number) for number in range(20)]
-    chosen = benchmark.sentences_to_time(texts, 30, seed=3)
-    assert chosen == benchmark.sentences_to_time(texts, 30, seed=3)
-    assert chosen != benchmark.sentences_to_time(texts, 30, seed=4)
+    chosen = sentences_to_time(texts, 30, seed=3)
+    assert chosen == sentences_to_time(texts, 30, seed=3)
+    assert chosen != sentences_to_time(texts, 30, seed=4)
     assert sorted(chosen[:20]) == sorted(texts)
     assert len(set(chosen[20:])) == 10
 
@@ -138,7 +140,7 @@ def test_size_counts_what_opens_the_model_and_no_report(tmp_path):
         (tmp_path / name).write_bytes(b"x" * 1000)
     for name in ("SHARDING_INFO.md", "export.json", "artifact.json", "accuracy_curves.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"x" * 100_000)
-    assert benchmark.size_mb(tmp_path) == pytest.approx(len(counted) / 1000)
+    assert size_mb(tmp_path) == pytest.approx(len(counted) / 1000)
 
 
 class Recorder(LogReporter):
@@ -342,7 +344,7 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, context, monk
     text = "--threads and other words that begin with dashes"
     cost = probing.probe(folders["shard"], "onnxruntime", threads=1, text=text)
     [(command, environment)] = children
-    assert command[:3] == [sys.executable, "-m", "pressoir.inference.probe"]
+    assert command[:3] == [sys.executable, "-m", "pressoir.benchmark.probe"]
     assert environment["OMP_NUM_THREADS"] == "1"
     assert 50 < cost.baseline_rss_mb <= cost.peak_rss_mb
     assert min(cost.import_s, cost.load_s) > 0
@@ -351,7 +353,7 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, context, monk
 def test_a_childs_peak_memory_is_not_its_parents():
     """`ru_maxrss` survives exec: a child of a big process would report the big one's peak."""
     ballast = np.ones(30_000_000)  # 240 MB
-    code = "from pressoir.inference import probe; now = probe.rss_mb(); print(probe.peak_rss_mb(), now)"
+    code = "from pressoir.benchmark import probe; now = probe.rss_mb(); print(probe.peak_rss_mb(), now)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, current = map(float, child.stdout.split())
     assert current <= peak < 150 < ballast.nbytes / 1e6 < memory.peak_rss_mb()

@@ -13,6 +13,7 @@ from tokenizers import models as kinds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pressoir import vocabulary
+from pressoir.benchmark.size import size_mb
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.inference.engines.classifier import OnnxEngine
@@ -33,7 +34,6 @@ from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, export, quantize, teacher, teacher_outputs
 from pressoir.stages import vocabulary as stage
-from pressoir.stages.benchmark import size_mb
 from pressoir.stages.teacher_outputs import OutputsConfig
 
 GOOD, BAD = "good great lovely charming".split(), "bad awful dull boring".split()

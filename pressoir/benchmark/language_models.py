@@ -29,16 +29,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.benchmark.language_model_report import GenerationBenchmark, GenerationRow, headline, to_markdown
+from pressoir.benchmark.probe import Probe, probe
+from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
+from pressoir.benchmark.size import size_mb
+from pressoir.benchmark.timing import in_turn
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
-from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, headline, to_markdown
-from pressoir.inference.probe import Probe, probe
 from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
-from pressoir.stages.benchmark import LATENCIES, RESULT, TABLE, in_turn, size_mb, versions
 from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
@@ -284,7 +286,7 @@ def _rows(
 
 
 def _write(benchmark: GenerationBenchmark, times: Sequence[Sequence[Times]], folder: Path) -> None:
-    from pressoir import generation_plots
+    from pressoir.benchmark import language_model_plots
 
     samples = [
         {
@@ -298,8 +300,8 @@ def _write(benchmark: GenerationBenchmark, times: Sequence[Sequence[Times]], fol
     benchmark.write(folder / RESULT)
     (folder / TABLE).write_text(to_markdown(benchmark), encoding="utf-8")
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
-    generation_plots.perplexity_size(benchmark.rows, folder / "perplexity_size.png")
-    generation_plots.decode_speed(benchmark.rows, folder / "decode_speed.png")
+    language_model_plots.perplexity_size(benchmark.rows, folder / "perplexity_size.png")
+    language_model_plots.decode_speed(benchmark.rows, folder / "decode_speed.png")
 
 
 def _checkpoint_weights(folder: Path) -> list[tuple[int, int]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
-from pressoir.comparison import times
-from pressoir.generation_comparison import GenerationRow, figure, percent
+from pressoir.benchmark.classifier_report import times
+from pressoir.benchmark.language_model_report import GenerationRow, figure, percent
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,

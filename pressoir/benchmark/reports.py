@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from pathlib import Path
 
-from pressoir import comparison, generation_comparison
-from pressoir.comparison import Benchmark, Row, points
+import pressoir
+from pressoir.benchmark import classifier_report, language_model_report
+from pressoir.benchmark.classifier_report import Benchmark, Row, points
+from pressoir.benchmark.language_model_report import GenerationBenchmark, GenerationRow, figure, percent
 from pressoir.formats.folder import read_json
-from pressoir.generation_comparison import GenerationBenchmark, GenerationRow, figure, percent
+
+RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
 
 AnyBenchmark = Benchmark | GenerationBenchmark
 AnyRow = Row | GenerationRow
@@ -26,8 +31,8 @@ def read(path: Path) -> AnyBenchmark:
 def headline(benchmark: AnyBenchmark) -> str:
     """The last row against the first, in one line."""
     if isinstance(benchmark, GenerationBenchmark):
-        return generation_comparison.headline(benchmark)
-    return comparison.headline(benchmark)
+        return language_model_report.headline(benchmark)
+    return classifier_report.headline(benchmark)
 
 
 def short_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
@@ -65,3 +70,9 @@ def _generation_cells(row: GenerationRow) -> list[str]:
         figure(row.decode_tokens_per_s),
         "–" if row.simulated else f"{row.speedup:.1f}×",
     ]
+
+
+def versions() -> dict[str, str]:
+    """Of Pressoir, Python and what runs the models."""
+    packages = {name: metadata.version(name) for name in ("torch", "transformers", "onnxruntime")}
+    return {"pressoir": pressoir.__version__, "python": platform.python_version(), **packages}

@@ -1,7 +1,7 @@
 """What loading a model costs, measured in a process that has done nothing else.
 
 A process that already holds other models cannot tell how much memory one of them takes, nor how long a cold
-start lasts. So each model is opened in a fresh child, `python -m pressoir.inference.probe FOLDER --runtime
+start lasts. So each model is opened in a fresh child, `python -m pressoir.benchmark.probe FOLDER --runtime
 onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer, classifies the
 text or goes on from it, and prints one JSON line.
 
@@ -57,7 +57,7 @@ def probe(
     Raises:
         PressoirError: the child failed, or took more than 15 minutes; its last lines are in the message.
     """
-    command = [sys.executable, "-m", "pressoir.inference.probe", str(folder.absolute())]
+    command = [sys.executable, "-m", "pressoir.benchmark.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
     command += [f"--runtime={runtime}", f"--threads={threads}", f"--task={task}", f"--text={text}"]
     return run_child(command, threads, f"{folder} in {runtime}")
@@ -91,7 +91,7 @@ def run_child(command: Sequence[str], threads: int, what: str) -> Probe:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The child: load, run the model once, print a `Probe` as one JSON line."""
-    parser = argparse.ArgumentParser(prog="pressoir.inference.probe", description="Measure one cold start.")
+    parser = argparse.ArgumentParser(prog="pressoir.benchmark.probe", description="Measure one cold start.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", choices=get_args(Runtime), required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -1,6 +1,6 @@
 """What a benchmark of language models found: the typed content of its `benchmark.json`, and the text of it.
 
-As `pressoir.comparison` does for classifiers, `to_markdown` writes the table with the notes that the figures
+As `pressoir.benchmark.classifier_report` does for classifiers, `to_markdown` writes the table with the notes that the figures
 themselves call for.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pressoir.comparison import Conditions, Positive, times
+from pressoir.benchmark.classifier_report import Conditions, Positive, times
 from pressoir.config import Config, NotNegative
 from pressoir.formats.folder import Runtime
 
