@@ -50,7 +50,7 @@ def sentences(count, seed=0):
 def tiny_bert(tmp_path_factory):
     """Folder of a random 4-layer BERT without a head (hidden 32, 4 heads, FFN 64) and its tokenizer."""
     import torch
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-bert")
@@ -273,7 +273,7 @@ def no_cold_starts(monkeypatch, cold_start):
 
     tests/pressoir/stages/test_benchmark.py has a real one, and real runs of the command line have all.
     """
-    monkeypatch.setattr("pressoir.stages.benchmark.probe", lambda *call: cold_start)
+    monkeypatch.setattr("pressoir.benchmark.classifiers.probe", lambda *call: cold_start)
 
 
 # A skipped test proves nothing: in CI every skip must stand here, by a part of its reason.

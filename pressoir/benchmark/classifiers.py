@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, Row, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
-from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE
+from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
+from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
+from pressoir.data.sentences import info, load_split
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.metrics import accuracy, f1, wilson_interval
+from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
+from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier
@@ -34,7 +39,60 @@ class _Contender:
     """Class of each test sentence."""
 
 
-def contenders(
+def compare(
+    folders: Mapping[str, Path], data: Path, config: BenchmarkConfig, context: StageContext
+) -> dict[str, float]:
+    """Compare classifiers on the test split of the folder `data`; the first is what the others are compared with.
+
+    Raises:
+        PressoirError: a model fails to load in a fresh process, gives logits that are not finite, or has
+            other labels than the data.
+    """
+    test = load_split(data, "test")
+    texts, expected = list(test["text"]), np.asarray(test["label"])
+    use_threads(context.threads)
+
+    contenders = _contenders(folders, texts, info(data)["labels"], context)
+    classifiers = [contender.classifier for contender in contenders]
+    sample = sentences_to_time(texts, config.latency_samples, context.seed)
+    latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
+    tokenizing_ms: NDArray[np.float64] = np.median(
+        in_turn(
+            len(classifiers),
+            min(len(sample), TOKENIZED),
+            lambda model, item: tokenization_ms(classifiers[model], sample, item),
+            lambda done, total: context.reporter.progress(done, total, "tokenizers"),
+        ),
+        axis=1,
+    )  # (models,)
+
+    benchmark = Benchmark(
+        recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=describe_machine(context.threads),
+        versions=versions(),
+        threads=context.threads,
+        seed=context.seed,
+        test_sentences=len(texts),
+        warmup=config.warmup,
+        latency_samples=config.latency_samples,
+        throughput_batch_size=config.throughput_batch_size,
+        throughput_batches=config.throughput_batches,
+        tokenization_ms_p50=float(tokenizing_ms[0]),
+        rows=_rows(contenders, expected, latency_ms, tokenizing_ms, throughput_per_s),
+    )
+    _write(benchmark, latency_ms, context.out_dir)
+    context.reporter.message(headline(benchmark))
+    first, last = benchmark.rows[0], benchmark.rows[-1]
+    figures = last.model_dump(exclude={"stage", "runtime"})
+    return {
+        **{name: float(value) for name, value in figures.items()},
+        "reference_accuracy": first.accuracy,
+        "reference_latency_ms_p50": first.latency_ms_p50,
+        "reference_size_mb": first.size_mb,
+    }
+
+
+def _contenders(
     folders: Mapping[str, Path], texts: Sequence[str], labels: Sequence[str], context: StageContext
 ) -> list[_Contender]:
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
@@ -64,7 +122,7 @@ def contenders(
     return contenders
 
 
-def rows_of(
+def _rows(
     contenders: Sequence[_Contender],
     expected: NDArray[np.int64],
     latency_ms: NDArray[np.float64],
@@ -104,7 +162,7 @@ def rows_of(
     return tuple(rows)
 
 
-def write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) -> None:
+def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) -> None:
     from pressoir.benchmark import classifier_plots
 
     samples = [

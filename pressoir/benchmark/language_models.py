@@ -1,9 +1,8 @@
 """Measure language models side by side: perplexity, time to the first token, tokens a second, size, memory.
 
-The benchmark stage hands over to this where the first model is a causal LM. What is fair for classifiers is
-fair here (see `pressoir.stages.benchmark`): one process, models in turn in the order of a Williams square,
-each timed prompt after an untimed prompt of the same model, medians and p95; memory and load time from a
-fresh process a model.
+What is fair for classifiers is fair here (see `pressoir.stages.benchmark`): one process, models in turn in
+the order of a Williams square, each timed prompt after an untimed prompt of the same model, medians and p95;
+memory and load time from a fresh process a model.
 
 Two things are timed apart, because they are limited by different things. Reading the prompt (prefill)
 multiplies matrices by matrices and is limited by arithmetic: it makes the time to the first token (TTFT).
@@ -75,11 +74,12 @@ class _Contender:
         return math.exp(sum(score.nll for score in self.scores.values()) / len(self.scores))
 
 
-def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageContext) -> dict[str, float]:
-    """Compare the causal LMs of `inputs` (in order) on the texts of `inputs["data"]`.
+def compare(
+    folders: Mapping[str, Path], data: Path, config: BenchmarkConfig, context: StageContext
+) -> dict[str, float]:
+    """Compare causal LMs on the texts of the folder `data`; the first is what the others are compared with.
 
-    A folder's name is its stage (`source_onnx` is the source, exported); its runtime follows from what it
-    holds. Writes `benchmark.json`, `comparison.md`, `latencies.json` and two pictures; returns the last row's
+    Writes `benchmark.json`, `comparison.md`, `latencies.json` and two pictures; returns the last row's
     figures.
 
     Raises:
@@ -87,8 +87,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
             into other tokens than the first, or has too short a context for the prompts.
         DataError: a text is shorter than a window, or the first is shorter than a prompt.
     """
-    folders = {name: folder for name, folder in inputs.items() if name != "data"}
-    texts, cut = running_text.load_evaluation(inputs["data"]), running_text.info(inputs["data"])
+    texts, cut = running_text.load_evaluation(data), running_text.info(data)
     use_threads(context.threads)
     contenders = _contenders(folders, texts, cut, context)
     prompts = _prompts(contenders, next(iter(texts.values())), config)

@@ -134,8 +134,8 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
         with suppress(PressoirError):
             modules += ["onnx"] if language_model and has_streams(folder / GRAPH) else []
     else:
-        weights = "checkpoint" if language_model else "int8"
-        modules += ["pressoir.models.loading", f"pressoir.quantization.{weights}"]
+        weights = "formats.packed_checkpoint" if language_model else "models.simulated_int8"
+        modules += ["pressoir.models.loading", f"pressoir.{weights}"]
         with suppress(OSError, ValueError, KeyError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             family = config["model_type"].replace("-", "_")
@@ -143,8 +143,11 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
                 f"transformers.models.{family}.{part}_{family}" for part in ("configuration", "modeling")
             ]
     for module in modules:
-        with suppress(ImportError):  # opening the folder will say what is missing
+        try:
             import_module(module)
+        except ImportError as error:  # opening the folder will say which library is missing
+            if (error.name or "").startswith("pressoir"):
+                raise
 
 
 if __name__ == "__main__":

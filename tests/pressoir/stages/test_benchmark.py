@@ -14,6 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pressoir.benchmark import classifiers
 from pressoir.benchmark import probe as probing
 from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
 from pressoir.benchmark.size import size_mb
@@ -203,7 +204,7 @@ def measured(folders, cold_start, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     context = StageContext(out, tmp_path_factory.mktemp("work"), reporter, seed=0, threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "probe", lambda *call: asked.append(call) or cold_start)
+        patch.setattr(classifiers, "probe", lambda *call: asked.append(call) or cold_start)
         figures = benchmark.run(folders, CONFIG, context)
     result = Benchmark.read(out / "benchmark.json")
     return SimpleNamespace(asked=asked, progress=reporter.last, out=out, figures=figures, result=result)
