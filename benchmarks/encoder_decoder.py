@@ -141,7 +141,7 @@ def build(
     model: str, work: Path, threads: int, reporter: Reporter, opened: Callable[[Path], Callable[[Any], str]]
 ) -> list[Contender]:
     """The checkpoint and its two exports, opened. Each is opened twice: the first time imports libraries."""
-    from pressoir import export_encoder_decoder
+    from pressoir.export import encoder_decoder
 
     source = resolve.resolve(model).folder
     folders = {"PyTorch fp32": source}
@@ -150,7 +150,7 @@ def build(
         (work / "work").mkdir(parents=True, exist_ok=True)
         folders[name].mkdir()
         context = StageContext(folders[name], work / "work", reporter, seed=0, threads=threads)
-        export_encoder_decoder.run({"model": source}, ExportConfig(), context, int8=int8)
+        encoder_decoder.run({"model": source}, ExportConfig(), context, int8=int8)
     contenders = []
     for name, folder in folders.items():
         opened(folder)

@@ -325,7 +325,7 @@ def _text_data(folder: Path) -> Path:
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
     """A block in which exports skip their parity checks: what a graph takes does not depend on them."""
-    from pressoir import export_causal_lm, export_encoder_decoder
+    from pressoir.export import causal_lm, encoder_decoder
     from pressoir.inference.parity import Parity
     from pressoir.stages import export
 
@@ -333,8 +333,8 @@ def unchecked() -> Iterator[None]:
     figures = collections.defaultdict(float)
     with (
         mock.patch.object(export, "check_parity", return_value=figures),
-        mock.patch.object(export_encoder_decoder, "check_parity", return_value=figures),
-        mock.patch.object(export_causal_lm, "compare", lambda found, *_: dict.fromkeys(found, parity)),
+        mock.patch.object(encoder_decoder, "check_parity", return_value=figures),
+        mock.patch.object(causal_lm, "compare", lambda found, *_: dict.fromkeys(found, parity)),
     ):
         yield
 
@@ -352,11 +352,11 @@ def exported(source: Path, folder: Path) -> None:
 
 def int8(source: Path, folder: Path) -> None:
     """An int8 encoder-decoder or CTC model in ONNX."""
-    from pressoir import export_encoder_decoder
+    from pressoir.export import encoder_decoder
     from pressoir.recipe.sections import ExportConfig
 
     with unchecked():
-        export_encoder_decoder.run({"model": source}, ExportConfig(), _context(folder), int8=True)
+        encoder_decoder.run({"model": source}, ExportConfig(), _context(folder), int8=True)
 
 
 def quantised(scheme: str) -> Callable[[Path, Path], None]:

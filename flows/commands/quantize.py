@@ -197,12 +197,12 @@ def _two_stages(
 def _encoder_decoder(
     source: Source, config: QuantizeConfig, export_config: ExportConfig, context: StageContext
 ) -> None:
-    from pressoir import export_encoder_decoder
+    from pressoir.export import encoder_decoder
     from pressoir.quantization_metadata import ONNX
     from pressoir.system.memory import peak_rss_mb
 
     out = _folder(context, ONNX, context.out_dir)
-    figures = export_encoder_decoder.run(
+    figures = encoder_decoder.run(
         {"model": source.folder}, export_config, replace(context, out_dir=out), int8=True
     )
     configs = {"quantize": config, "export": export_config}

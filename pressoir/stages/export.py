@@ -2,7 +2,8 @@
 
 **What.** The float32 model is traced to ONNX, its attention, GELU and normalisation are fused into ONNX
 Runtime's own operators, and for an int8 checkpoint the checkpoint's own codes and scales take the place of
-the float weights (`pressoir.onnx_graph.lower`). Real sentences then go through PyTorch and through the graph.
+the float weights (`pressoir.export.int8_graph.lower_to_int8`). Real sentences then go through PyTorch and
+through the graph.
 
 **Why.** ONNX Runtime runs the fused graph several times faster than PyTorch runs the modules, needs no
 PyTorch to do it, and has integer kernels. A graph that departs from its checkpoint is worse than none: parity
@@ -19,53 +20,20 @@ optimizer, https://onnxruntime.ai/docs/performance/transformers-optimization.htm
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-
-from pressoir import first_token, onnx_graph
-from pressoir.data import sentences as data
-from pressoir.errors import ParityError
-from pressoir.formats import int8_checkpoint
-from pressoir.formats.folder import GRAPH, QUANTIZATION, task_of
-from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
-from pressoir.inference.text_classification import TextClassifier
-from pressoir.models import loading
-from pressoir.models.simulated_int8 import load_simulated
+from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
-from pressoir.system.runtime import one_thread
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "export"
 VERSION = 2
 KIND = "onnx"
 
-REPORT = "export.json"
-# ONNX Runtime kernels behind the names; below opset 17 it defines LayerNormalization itself.
-NORMALISATIONS = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
-# ‖graph − checkpoint‖ / ‖checkpoint‖ of a layer's output at which it is said to depart.
-FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05
-
 
 def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext) -> dict[str, float]:
-    """Export `inputs["model"]`, a float or an int8 folder; check it on sentences of `inputs["data"]`.
-
-    Causal LMs are `pressoir.export_causal_lm`'s, models for translation and speech
-    `pressoir.export_encoder_decoder`'s.
+    """Export `inputs["model"]`, a float or an int8 folder; check it on the texts of `inputs["data"]`.
 
     Raises:
         ParityError: the graph cannot hold a quantised layer exactly, or does not compute what the checkpoint
@@ -73,248 +41,13 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     """
     task = task_of(inputs["model"])
     if task == "causal-lm":
-        from pressoir import export_causal_lm
+        from pressoir.export import causal_lm
 
-        return export_causal_lm.run(inputs, config, context)
+        return causal_lm.run(inputs, config, context)
     if task in ("translation", "automatic-speech-recognition"):
-        from pressoir import export_encoder_decoder
+        from pressoir.export import encoder_decoder
 
-        return export_encoder_decoder.run(inputs, config, context)
-    source, out, tell = inputs["model"], context.out_dir, context.reporter.message
-    quantised = (source / QUANTIZATION).exists()
-    tokenizer = loading.load_tokenizer(source)
-    tell("tracing the float32 model")
-    graph = _trace(loading.load_classifier(source), config, context.work_dir)
-    if config.fuse:
-        tell("fusing operators")
-        graph = _fuse(graph, context.work_dir)
-    placements: dict[str, onnx_graph.Placement] = {}
-    if quantised:
-        packed = int8_checkpoint.packed_layers(source)
-        placements = onnx_graph.lower(graph, packed)
-        tell(f"{len(placements)} int8 layers written into the graph, codes and scales as stored")
-    onnx_graph.remove_unused(graph)
-    check_graph(graph)
-    onnx.save(graph, out / GRAPH)
-    shutil.copyfile(source / "config.json", out / "config.json")
-    if quantised:
-        shutil.copyfile(source / QUANTIZATION, out / QUANTIZATION)
-    loading.save_tokenizer(tokenizer, out)
+        return encoder_decoder.run(inputs, config, context)
+    from pressoir.export import classifier
 
-    model = load_simulated(source) if quantised else loading.load_classifier(source)
-    sentences = _sentences(inputs["data"], config.parity_samples)
-    if len(sentences) < config.parity_samples:
-        tell(
-            f"the data has only {len(sentences)} sentences for the parity check (wanted "
-            f"{config.parity_samples})"
-        )
-    figures = check_parity(out / GRAPH, model, tokenizer, sentences, config, quantised, context.threads)
-    size = (out / GRAPH).stat().st_size
-    report = {
-        "opset": config.opset,
-        "fused": config.fuse,
-        "operators": onnx_graph.operator_counts(graph),
-        "parity": figures,
-        "graph_bytes": size,
-        "int8_layers": {name: asdict(placement) for name, placement in placements.items()},
-    }
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    tell(
-        f"parity on {len(sentences)} sentences: max |Δlogit| {figures['max_logit_difference']:.2g}, "
-        f"label agreement {figures['label_agreement']:.4f}; {size / 1e6:.1f} MB"
-    )
-    return {**figures, "graph_mb": size / 1e6}
-
-
-def check_graph(graph: onnx.ModelProto) -> None:
-    """Run `onnx.checker`.
-
-    Raises:
-        ParityError: the graph is not valid ONNX.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    if any(entry.domain == "" and entry.version < 17 for entry in copy.opset_import):
-        for node in copy.graph.node:  # see NORMALISATIONS: ONNX itself does not know it yet
-            if node.op_type == "LayerNormalization":
-                node.domain = onnx_graph.MICROSOFT
-    try:
-        onnx.checker.check_model(copy)
-    except onnx.checker.ValidationError as error:
-        raise ParityError(f"the exported graph is not valid ONNX: {error}") from error
-
-
-def check_parity(
-    graph: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    config: ExportConfig,
-    quantised: bool,
-    threads: int,
-) -> dict[str, float]:
-    """Compare a graph with its checkpoint on `sentences`; return the figures.
-
-    Raises:
-        ParityError: they differ by more than `config` allows; the first layer that departs is named.
-    """
-    labels = [str(index) for index in range(model.config.num_labels)]
-    engine = OnnxEngine(graph, threads, batch_invariant=not quantised)
-    actual = TextClassifier(engine, tokenizer, labels).logits(sentences)
-    torch_engine = TorchEngine(model, batch_invariant=not quantised)
-    with one_thread() if quantised else contextlib.nullcontext():
-        expected = TextClassifier(torch_engine, tokenizer, labels).logits(sentences)
-    differences = np.abs(actual.astype(np.float64) - expected).max(axis=1)
-    agreement = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))
-    worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
-    largest = float(differences[worst])
-    figures = {
-        "max_logit_difference": largest,
-        "label_agreement": agreement,
-        "parity_samples": float(len(sentences)),
-    }
-    if quantised:
-        passed = agreement >= config.min_label_agreement and bool(np.isfinite(largest))
-        fault = (
-            f"label agreement is {agreement:.4f}, below export.min_label_agreement "
-            f"{config.min_label_agreement}"
-        )
-    else:
-        passed = largest <= config.max_logit_difference
-        fault = (
-            f"max |Δlogit| is {largest:.3g}, above export.max_logit_difference "
-            f"{config.max_logit_difference:g}"
-        )
-    if not passed:
-        place = first_departure(graph, model, tokenizer, sentences[worst], quantised, threads)
-        raise ParityError(
-            f"the ONNX graph departs from PyTorch on {len(sentences)} sentences: {fault} (max |Δlogit| "
-            f"{largest:.3g}). {place}. Try fuse: false or another opset; if it stays, the export is at fault"
-        )
-    return figures
-
-
-def first_departure(
-    graph: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentence: str,
-    quantised: bool,
-    threads: int,
-) -> str:
-    """Say at which normalisation the graph first leaves the checkpoint on one sentence."""
-    from torch import nn
-
-    proto = onnx.load(graph)
-    values = [node.output[0] for node in proto.graph.node if node.op_type in NORMALISATIONS]
-    known = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
-        for value in values
-        if value not in known
-    )
-    outputs: list[tuple[str, NDArray[np.float32]]] = []
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: outputs.append((name, output.numpy())))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm)
-    ]
-    labels = [str(index) for index in range(model.config.num_labels)]
-    try:
-        torch_classifier = TextClassifier(TorchEngine(model), tokenizer, labels)
-        encoded = torch_classifier.encode([sentence])
-        torch_classifier.engine.run(encoded)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(values) != len(outputs):
-        return (
-            f"Which layer departs first cannot be told: the graph has {len(values)} normalisation nodes, "
-            "the model "
-            f"{len(outputs)} LayerNorm modules"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        exposed = Path(folder) / GRAPH
-        onnx.save(proto, exposed)
-        engine = OnnxEngine(exposed, threads)
-        feed = {name: encoded[name] for name in (value.name for value in engine.session.get_inputs())}
-        results: Any = engine.session.run(values, feed)
-    tolerance = INT8_TOLERANCE if quantised else FLOAT_TOLERANCE
-    for (name, expected), actual in zip(outputs, results, strict=True):
-        if actual.ndim < expected.ndim:  # of the first token only, see `pressoir.first_token`
-            expected = expected[:, 0]
-        difference = float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-30))
-        if not difference <= tolerance:
-            return (
-                f"The first layer to depart is {name}: relative difference {difference:.3g}, tolerance "
-                f"{tolerance:g}"
-            )
-    return (
-        f"All {len(values)} LayerNorm outputs agree within {tolerance:g}: the head after the last one departs"
-    )
-
-
-def _sentences(folder: Path, count: int) -> list[str]:
-    """Up to `count` different sentences, validation first, then train; the test split is not touched."""
-    found: dict[str, None] = {}
-    for split in ("validation", "train"):
-        for text in data.load_split(folder, split)["text"]:
-            if len(found) == count:
-                return list(found)
-            found[text] = None
-    return list(found)
-
-
-def _trace(model: PreTrainedModel, config: ExportConfig, work_dir: Path) -> onnx.ModelProto:
-    """The float32 graph, weights inside."""
-    from optimum.exporters.onnx import onnx_export_from_model
-
-    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
-        onnx_export_from_model(
-            model, Path(folder), task="text-classification", opset=config.opset, do_validation=False
-        )
-        return onnx.load(Path(folder) / GRAPH)
-
-
-def _fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
-    """Fuse what ONNX Runtime has operators for; what does not fit a known pattern stays as it is.
-
-    Embeddings are left apart (their tables become int8, and the fused operator is no faster), and the
-    attention mask is passed as it is, so that padding may stand on either side.
-    """
-    from onnxruntime.transformers import optimizer
-    from onnxruntime.transformers.fusion_options import FusionOptions
-
-    options = FusionOptions("bert")
-    options.enable_embed_layer_norm = False
-    options.use_raw_attention_mask(True)
-    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
-        path = Path(folder) / GRAPH
-        onnx.save(graph, path)
-        # 0 heads and hidden size 0: read them off each layer, which may have been pruned.
-        fused = optimizer.optimize_model(
-            str(path),
-            model_type="bert",
-            num_heads=0,
-            hidden_size=0,
-            optimization_options=options,
-            opt_level=0,
-        )
-        fused.topological_sort()
-        result: onnx.ModelProto = fused.model
-    onnx_graph.split_skip_layer_norm(result)
-    first_token.choose_early(result)
-    return result
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what tracing says to developers of exporters: tracer, deprecation and fusion notes."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    return classifier.run(inputs, config, context)

@@ -245,7 +245,7 @@ def tiny_wav2vec2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(request, tmp_path_factory):
     """`exported("tiny_nllb", int8=False)`: the folder of that export, which passed its parity gate."""
-    from pressoir import export_encoder_decoder
+    from pressoir.export import encoder_decoder
     from pressoir.recipe.sections import ExportConfig
     from pressoir.stage import StageContext
 
@@ -260,7 +260,7 @@ def exported(request, tmp_path_factory):
             # Random weights of width 32 feel int8 far more than trained ones do.
             config = ExportConfig(min_label_agreement=0.85)
             source = {"model": request.getfixturevalue(name)}
-            figures = export_encoder_decoder.run(source, config, context, int8=int8)
+            figures = encoder_decoder.run(source, config, context, int8=int8)
             made[name, int8] = folder / "out", figures
         return made[name, int8]
 

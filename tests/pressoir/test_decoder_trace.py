@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pressoir import decoder_trace, weight_only_graph
 from pressoir.errors import ParityError
-from pressoir.export_causal_lm import _ModelWeights
+from pressoir.export import decoder_trace, weight_only_graph
+from pressoir.export.causal_lm import _ModelWeights
 from pressoir.models import loading, weight_layers
 
 LAYERS = {"tiny_llama": 16, "tiny_gpt2": 11, "tiny_qwen2": 16}  # tables, projections and head

@@ -7,8 +7,9 @@ import onnx
 import pytest
 import torch
 
-from pressoir import decoder_trace, export_causal_lm, planning, weight_only_graph
+from pressoir import planning
 from pressoir.errors import ParityError, SourceError
+from pressoir.export import causal_lm, decoder_trace, weight_only_graph
 from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
 from pressoir.models import loading, weight_layers
@@ -234,9 +235,9 @@ def test_a_graph_that_departs_from_pytorch_is_not_published(tiny_llama, tiny_tex
         return trace
 
     loaded = loading.load_causal_lm(tiny_llama)
-    monkeypatch.setattr(export_causal_lm.decoder_trace, "trace", tampered)
-    real_decoder = export_causal_lm.TorchDecoder
-    monkeypatch.setattr(export_causal_lm, "TorchDecoder", lambda model: real_decoder(loaded))
+    monkeypatch.setattr(causal_lm.decoder_trace, "trace", tampered)
+    real_decoder = causal_lm.TorchDecoder
+    monkeypatch.setattr(causal_lm, "TorchDecoder", lambda model: real_decoder(loaded))
     store = Store(tmp_path / "home")
     source = Source(reference="tiny", folder=tiny_llama, digest="0" * 64)
     data = Source(reference="text", folder=tiny_text, digest="1" * 64)
@@ -256,7 +257,7 @@ def test_another_greedy_text_is_refused_unless_it_is_a_tie(
         found = Parity(8, 32, 8, 64, divergences=[Divergence(3, 17, 5, 6, margin)])
         return dict.fromkeys(candidates, found)
 
-    monkeypatch.setattr(export_causal_lm, "compare", pretend)
+    monkeypatch.setattr(causal_lm, "compare", pretend)
     if refused:
         with pytest.raises(ParityError, match="prompt 3, new token 17 is 5 instead of 6"):
             to_onnx(q4_llama, tiny_text, tmp_path)
@@ -270,7 +271,7 @@ def test_a_fast_level_that_overflows_is_refused(q4_llama, tiny_text, tmp_path, m
     def pretend(candidates, reference, windows, prompts, new_tokens, reporter):
         return {level: Parity(8, 32, 8, 64, np.inf if level else 0.0) for level in candidates}
 
-    monkeypatch.setattr(export_causal_lm, "compare", pretend)
+    monkeypatch.setattr(causal_lm, "compare", pretend)
     with pytest.raises(ParityError, match=r"accuracy level 4 .* not finite"):
         to_onnx(q4_llama, tiny_text, tmp_path)
 

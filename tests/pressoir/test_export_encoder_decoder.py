@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pressoir import encoder_decoder_graph, export_encoder_decoder
-from pressoir.encoder_decoder_graph import DATA
 from pressoir.errors import ParityError, SourceError
+from pressoir.export import encoder_decoder, encoder_decoder_graph
+from pressoir.export.encoder_decoder_graph import DATA
 from pressoir.formats.folder import DECODER, ENCODER, GRAPH, read_json
 from pressoir.inference.engines.encoder_decoder import OnnxSequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.translation import Translator
@@ -170,7 +170,7 @@ def damaged(exported, tmp_path):
 def test_graphs_that_depart_from_pytorch_are_refused(damaged, request, context, name, int8, message):
     source, folder = request.getfixturevalue(name), damaged(name, int8)
     with pytest.raises(ParityError, match=message):
-        export_encoder_decoder.check_parity(source, folder, ExportConfig(), context, int8)
+        encoder_decoder.check_parity(source, folder, ExportConfig(), context, int8)
 
 
 def test_other_tokens_with_equal_logits_are_a_fault_of_the_search(exported, tiny_nllb, context, monkeypatch):
@@ -181,14 +181,12 @@ def test_other_tokens_with_equal_logits_are_a_fault_of_the_search(exported, tiny
 
     monkeypatch.setattr(OnnxSequenceToSequence, "generate", generate)
     with pytest.raises(ParityError, match=r"input \d decodes to other tokens"):
-        export_encoder_decoder.check_parity(
-            tiny_nllb, exported("tiny_nllb")[0], ExportConfig(), context, int8=False
-        )
+        encoder_decoder.check_parity(tiny_nllb, exported("tiny_nllb")[0], ExportConfig(), context, int8=False)
 
 
 def test_a_model_for_another_task_is_refused(tiny_classifier, context):
     with pytest.raises(SourceError, match="a model for text-classification, not for translation"):
-        export_encoder_decoder.run({"model": tiny_classifier}, ExportConfig(), context)
+        encoder_decoder.run({"model": tiny_classifier}, ExportConfig(), context)
     assert not list(context.out_dir.iterdir())
 
 
@@ -197,7 +195,7 @@ def test_a_quantised_model_is_not_quantised_again(tiny_nllb, context, tmp_path):
     shutil.copytree(tiny_nllb, source)
     (source / "quantization.json").write_text("{}")
     with pytest.raises(SourceError, match="quantised already"):
-        export_encoder_decoder.run({"model": source}, ExportConfig(), context, int8=True)
+        encoder_decoder.run({"model": source}, ExportConfig(), context, int8=True)
 
 
 def test_a_checkpoint_without_all_its_weights_is_refused(tiny_nllb, context, tmp_path):
@@ -206,7 +204,7 @@ def test_a_checkpoint_without_all_its_weights_is_refused(tiny_nllb, context, tmp
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "decoder_layers": 3}))
     with pytest.raises(SourceError, match=r"lacks weights of an encoder-decoder.*layers\.2"):
-        export_encoder_decoder.run({"model": source}, ExportConfig(), context)
+        encoder_decoder.run({"model": source}, ExportConfig(), context)
 
 
 def test_an_architecture_that_optimum_does_not_know_is_refused(tiny_nllb, context):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pressoir import first_token, onnx_graph
 from pressoir.data import sentences
+from pressoir.export import first_token
+from pressoir.export.classifier import check_graph, fuse, trace
+from pressoir.export.graph import remove_unused
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_engine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
@@ -68,14 +70,14 @@ def batch(model, seed):
 def fused(model, tmp_path, monkeypatch):
     """The fused graph without and with the choice moved, and the number of nodes it passed."""
     move, passed = first_token.choose_early, []
-    graph = export._trace(model, ExportConfig(), tmp_path)
+    graph = trace(model, ExportConfig(), tmp_path)
     monkeypatch.setattr(first_token, "choose_early", lambda graph: 0)
-    late = export._fuse(graph, tmp_path)
+    late = fuse(graph, tmp_path)
     monkeypatch.setattr(first_token, "choose_early", lambda graph: passed.append(move(graph)))
-    early = export._fuse(graph, tmp_path)
+    early = fuse(graph, tmp_path)
     monkeypatch.setattr(first_token, "choose_early", move)
     for each in (late, early):
-        onnx_graph.remove_unused(each)
+        remove_unused(each)
     return late, early, passed[0]
 
 
@@ -106,7 +108,7 @@ def test_the_logits_are_those_of_the_late_choice_and_of_pytorch(make, tmp_path, 
     model = random_classifier(seed, config)
     late, early, passed = fused(model, tmp_path, monkeypatch)
     assert passed >= PASSED
-    export.check_graph(early)
+    check_graph(early)
     inputs = batch(model, seed)
     expected = TorchEngine(model).run(inputs)
     assert np.ptp(expected[:, 0]) > 0.1  # the sentences differ

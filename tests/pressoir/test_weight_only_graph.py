@@ -9,9 +9,9 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from pressoir import decoder_trace, weight_only_graph
 from pressoir.errors import ParityError
-from pressoir.export_causal_lm import _fill, _ModelWeights
+from pressoir.export import decoder_trace, weight_only_graph
+from pressoir.export.causal_lm import _fill, _ModelWeights
 from pressoir.formats.packed_checkpoint import open_packed
 from pressoir.models import loading
 from pressoir.models.skeleton import build

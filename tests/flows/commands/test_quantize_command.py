@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from flows.cli import main
-from pressoir import export_causal_lm
+from pressoir.export import causal_lm
 from pressoir.inference.engines.decoder import OnnxDecoder
 from pressoir.inference.parity import Parity
 from pressoir.models import loading
@@ -134,7 +134,7 @@ def test_a_graph_that_fails_its_check_leaves_the_older_result(tiny_llama, tmp_pa
     output.mkdir(parents=True)
     (output / "metadata.json").write_text("old")
     wrong = Parity(8, 128, 8, 64, max_logit_difference=0.5)
-    monkeypatch.setattr(export_causal_lm, "compare", lambda candidates, *_: dict.fromkeys(candidates, wrong))
+    monkeypatch.setattr(causal_lm, "compare", lambda candidates, *_: dict.fromkeys(candidates, wrong))
     result = run("--model", tiny_llama, "--output", output, "--level", "q4", "--algorithm", "rtn")
     assert result.exit_code == 2
     assert "departs from PyTorch" in result.output
@@ -195,7 +195,7 @@ def other_model(folder, architecture):
 
 
 def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
-    from pressoir import export_encoder_decoder
+    from pressoir.export import encoder_decoder
 
     model = other_model(tmp_path / "model", "MarianMTModel")
 
@@ -206,7 +206,7 @@ def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
         (context.out_dir / "encoder_model.onnx").write_bytes(b"graph")
         return {"graph_mb": 5e-6}
 
-    monkeypatch.setattr(export_encoder_decoder, "run", fake)
+    monkeypatch.setattr(encoder_decoder, "run", fake)
     said = quantize(model, tmp_path / "out", "--level", "int8")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"onnx", "metadata.json"}
     facts = metadata(tmp_path / "out")

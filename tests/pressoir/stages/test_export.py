@@ -12,9 +12,11 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from pressoir import onnx_graph
 from pressoir.data import sentences
 from pressoir.errors import ParityError
+from pressoir.export import int8_graph
+from pressoir.export.classifier import check_parity, fuse, parity_sentences, trace
+from pressoir.export.graph import constants, split_skip_layer_norm
 from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.formats.tensor_bytes import read_header
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_engine
@@ -85,7 +87,7 @@ def float_onnx(classifier, tiny_data, tmp_path_factory):
 def placements(folder):
     report = json.loads((folder / "export.json").read_text())
     return {
-        name: onnx_graph.Placement(p["codes"], p["scales"], p["columns"] and tuple(p["columns"]), p["bits"])
+        name: int8_graph.Placement(p["codes"], p["scales"], p["columns"] and tuple(p["columns"]), p["bits"])
         for name, p in report["int8_layers"].items()
     }
 
@@ -100,9 +102,9 @@ def assert_holds_the_checkpoints_numbers(graph_folder, checkpoint):
     where = placements(graph_folder)
     assert set(where) == packed
     for name in packed:
-        codes, scales = onnx_graph.read_placement(graph, where[name])
+        codes, scales = int8_graph.read_placement(graph, where[name])
         assert codes.dtype == np.int8
-        stored = onnx_graph.constants(graph)[where[name].codes] if where[name].bits == 4 else None
+        stored = constants(graph)[where[name].codes] if where[name].bits == 4 else None
         bytes_of_codes = codes.tobytes() if stored is None else numpy_helper.to_array(stored).tobytes()
         assert bytes_of_codes == raw[f"{name}.weight"].numpy().tobytes()
         assert scales.tobytes() == raw[f"{name}.weight_scale"].numpy().tobytes()
@@ -110,9 +112,7 @@ def assert_holds_the_checkpoints_numbers(graph_folder, checkpoint):
         product = blocks * scales.reshape(*blocks.shape[:2], 1).astype(np.float32)
         assert product.tobytes() == state[f"{name}.weight"].numpy().tobytes()
     # Nothing of it is there a second time in float32.
-    floats = {
-        numpy_helper.to_array(t).tobytes() for t in onnx_graph.constants(graph).values() if t.data_type == 1
-    }
+    floats = {numpy_helper.to_array(t).tobytes() for t in constants(graph).values() if t.data_type == 1}
     for name in packed:
         weight = state[f"{name}.weight"].numpy()
         assert not {weight.tobytes(), weight.T.tobytes()} & floats
@@ -189,7 +189,7 @@ def test_float32_agrees_within_a_millionth_with_padding_on_either_side(float_onn
 
 
 def test_a_large_table_stays_int8_and_is_looked_up_row_by_row(int8, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "EXPANDED_TABLE_ELEMENTS", 0)
+    monkeypatch.setattr(int8_graph, "EXPANDED_TABLE_ELEMENTS", 0)
     folder, figures = to_onnx(int8, tiny_data, tmp_path / "onnx")
     assert_holds_the_checkpoints_numbers(folder, int8)
     graph = onnx.load(folder / "model.onnx")
@@ -275,11 +275,11 @@ def nudged(layer, what):
 
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_four_bit_table_that_differs_in_one_number(blocks, tmp_path, nudge):
-    graph = export._fuse(export._trace(loading.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
+    graph = fuse(trace(loading.load_classifier(blocks), ExportConfig(), tmp_path), tmp_path)
     layers = packed_layers(blocks)
     layers[WORDS] = nudged(layers[WORDS], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.embeddings\.word_embeddings:"):
-        onnx_graph.lower(graph, layers)
+        int8_graph.lower_to_int8(graph, layers)
 
 
 def test_shards_of_a_four_bit_table_answer_as_the_whole_graph_does(blocks_onnx, tiny_data, tmp_path):
@@ -402,7 +402,7 @@ def corrupt(graph_path, contains, change):
 def parity(folder, checkpoint, tiny_data, quantised, **config):
     model = load_simulated(checkpoint) if quantised else loading.load_classifier(checkpoint)
     texts = list(sentences.load_split(tiny_data, "validation")["text"])
-    return export.check_parity(
+    return check_parity(
         folder / "model.onnx",
         model,
         loading.load_tokenizer(checkpoint),
@@ -458,12 +458,12 @@ def test_a_graph_that_gives_nan_never_passes(float_onnx, int8_onnx, int8, classi
 
 @pytest.mark.parametrize("nudge", ["code", "scale"])
 def test_lowering_refuses_a_layer_whose_weight_differs_in_one_bit(int8, tiny_data, tmp_path, nudge):
-    graph = export._fuse(export._trace(loading.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
+    graph = fuse(trace(loading.load_classifier(int8), ExportConfig(), tmp_path), tmp_path)
     layers = packed_layers(int8)
     victim = "bert.encoder.layer.1.attention.self.key"
     layers[victim] = nudged(layers[victim], nudge)
     with pytest.raises(ParityError, match=r"weights of bert\.encoder\.layer\.1\.attention\.self\.key:"):
-        onnx_graph.lower(graph, layers)
+        int8_graph.lower_to_int8(graph, layers)
 
 
 def test_two_layers_with_equal_weights_both_find_their_place(classifier, tiny_data, tmp_path):
@@ -480,10 +480,10 @@ def test_two_layers_with_equal_weights_both_find_their_place(classifier, tiny_da
 
 def test_parity_takes_validation_then_train_and_never_test(tiny_data):
     splits = {s: list(sentences.load_split(tiny_data, s)["text"]) for s in ("train", "validation", "test")}
-    assert export._sentences(tiny_data, 70) == splits["validation"][:70]
-    many = export._sentences(tiny_data, 300)
+    assert parity_sentences(tiny_data, 70) == splits["validation"][:70]
+    many = parity_sentences(tiny_data, 300)
     assert many == [*splits["validation"], *splits["train"][:220]]
-    everything = export._sentences(tiny_data, 10_000)
+    everything = parity_sentences(tiny_data, 10_000)
     assert len(everything) == len(splits["validation"]) + len(splits["train"])
     assert not set(everything) & set(splits["test"])
 
@@ -524,6 +524,6 @@ def test_splitting_skip_layer_norm_changes_no_result_beyond_rounding(tmp_path):
     for name in ("before", "after"):
         onnx.save(model, tmp_path / f"{name}.onnx")
         results.append(OnnxEngine(tmp_path / f"{name}.onnx", 1).run(feed))
-        onnx_graph.split_skip_layer_norm(model)
+        split_skip_layer_norm(model)
     assert [node.op_type for node in model.graph.node] == ["Sum", "LayerNormalization"]
     assert np.allclose(*results, atol=1e-6)

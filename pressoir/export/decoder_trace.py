@@ -4,7 +4,7 @@ While optimum traces, a stand-in takes each weight layer's place: a few standard
 the layer's shape, around a (1, out) constant that carries the layer's name into the graph. Nothing of what
 the tracer copies, folds, compares, writes and runs then grows with the model: a billion parameters take the
 seconds and the memory of a thousand. And since every stand-in names its layer, no weight is ever looked for
-by its content: two equal layers stay two. `pressoir.weight_only_graph` puts the real weights in.
+by its content: two equal layers stay two. `pressoir.export.weight_only_graph` puts the real weights in.
 
 Two things make the graph cheaper to run, and are left out with `simplify=False`:
 
@@ -33,10 +33,10 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pressoir import onnx_graph
 from pressoir.errors import ParityError
+from pressoir.export.graph import remove_unused, set_nodes
+from pressoir.export.tracing import quiet
 from pressoir.models import weight_layers
-from pressoir.stages.export import quiet
 
 _NOT_GROUPED = ("head_mask", "softcap", "s_aux", "output_attentions")
 
@@ -200,7 +200,7 @@ def remove_identities(model: onnx.ModelProto) -> None:
         del node.input[:]
         node.input.extend(inputs)
         kept.append(node)
-    onnx_graph.set_nodes(model, kept)
+    set_nodes(model, kept)
 
 
 def share_dimensions(model: onnx.ModelProto) -> None:
@@ -221,7 +221,7 @@ def share_dimensions(model: onnx.ModelProto) -> None:
         for value in (*inferred.graph.value_info, *inferred.graph.input)
     }
     _Dimensions(model, shapes).run()
-    onnx_graph.remove_unused(model)
+    remove_unused(model)
 
 
 def _dimension(dimension: Any) -> str | int | None:
@@ -260,7 +260,7 @@ class _Dimensions:
             del node.input[:]
             node.input.extend(inputs)
             kept.append(node)
-        onnx_graph.set_nodes(self.model, [*self.first, *kept])
+        set_nodes(self.model, [*self.first, *kept])
 
     def _shared(self, node: onnx.NodeProto, measured: dict[str, str]) -> str | None:
         """The value that stands for `node`'s output from now on; None: keep the node."""

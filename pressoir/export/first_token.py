@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from pressoir import onnx_graph
+from pressoir.export.graph import constants, set_nodes
 
 SUMS = {"Add", "Sum"}
 TOKENWISE = {*SUMS, "MatMul", "LayerNormalization", "BiasGelu", "FastGelu", "Gelu", "Relu", "Tanh"}
@@ -26,7 +26,7 @@ def choose_early(model: onnx.ModelProto) -> int:
 
     The choice is a `Gather` by one constant number along axis 1 of a value (batch, seq, hidden).
     """
-    tensors = onnx_graph.constants(model)
+    tensors = constants(model)
     readers: dict[str, list[onnx.NodeProto | None]] = {output.name: [None] for output in model.graph.output}
     for node in model.graph.node:
         for value in node.input:
@@ -60,7 +60,7 @@ def choose_early(model: onnx.ModelProto) -> int:
         moved.input[:] = [chosen.get(value, value) for value in node.input]
         moved.output[:] = [chosen[node.output[0]]]
         nodes.append(moved)
-    onnx_graph.set_nodes(model, nodes)
+    set_nodes(model, nodes)
     return len(passed)
 
 

@@ -1,6 +1,6 @@
 """Put weights into a traced graph: packed codes as they are stored, or floats, all as external data.
 
-A graph from `pressoir.decoder_trace` names the layer behind each product. Here the product becomes what ONNX
+A graph from `pressoir.export.decoder_trace` names the layer behind each product. Here the product becomes what ONNX
 Runtime executes, and the checkpoint's own codes, scales and zero points become its constants: nothing is
 derived, so nothing is lost, and `verify` reads every byte back to prove it.
 
@@ -38,14 +38,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pressoir import onnx_graph
-from pressoir.decoder_trace import Trace, stand_in_input
 from pressoir.errors import ParityError
+from pressoir.export.decoder_trace import Trace, stand_in_input
+from pressoir.export.graph import MICROSOFT, remove_unused, set_nodes
 from pressoir.formats import packing
 from pressoir.formats.folder import GRAPH
 from pressoir.formats.packed_checkpoint import PackedLayer
 from pressoir.formats.packed_streams import KEY
-from pressoir.onnx_graph import MICROSOFT
 
 DATA = "model.onnx.data"
 EXTERNAL_BYTES = 1024
@@ -218,8 +217,8 @@ class _Lowering:
                 self._product(node, layer, value)
         del self.model.graph.initializer[:]
         self.model.graph.initializer.extend(self.tensors.values())
-        onnx_graph.set_nodes(self.model, self.nodes)
-        onnx_graph.remove_unused(self.model)  # what the stand-ins were made of
+        set_nodes(self.model, self.nodes)
+        remove_unused(self.model)  # what the stand-ins were made of
         if self.streams:
             self.model.metadata_props.add(key=KEY, value=json.dumps(self.streams))
 

@@ -1,7 +1,7 @@
 """Write a translation or speech model as ONNX graphs, in float32 or int8, and prove what they compute.
 
 **What.** M2M100 and NLLB, Marian and T5 (translation), Whisper (speech) become an encoder and one decoder
-with a cache; wav2vec2 and its kin with a CTC head become one graph (`pressoir.encoder_decoder_graph`). With
+with a cache; wav2vec2 and its kin with a CTC head become one graph (`pressoir.export.encoder_decoder_graph`). With
 `int8`, linear layers, token embeddings and the head are stored as int8 codes, a scale an output channel or
 token; activations are quantised as they come, per tensor. Convolutions, norms, biases, position tables and
 a CTC head stay float32.
@@ -32,9 +32,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir import encoder_decoder_graph, onnx_graph
 from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
+from pressoir.export import encoder_decoder_graph, int8_graph
+from pressoir.export.graph import operator_counts
+from pressoir.export.tracing import REPORT
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
@@ -43,7 +45,6 @@ from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
-from pressoir.stages.export import REPORT
 
 NAME = "export"
 VERSION = 1
@@ -86,7 +87,7 @@ def run(
     graphs = encoder_decoder_graph.trace(model, config.opset, context.work_dir, config.fuse)
     del model
     for name, layers in packed.items():
-        onnx_graph.lower(graphs[name], layers)
+        int8_graph.lower_to_int8(graphs[name], layers)
     size = encoder_decoder_graph.save(graphs, out)
     _copy_settings(source, out)
     if int8:
@@ -114,7 +115,7 @@ def run(
     figures = check_parity(source, out, config, context, int8)
     report = {
         "opset": config.opset,
-        "operators": {name: onnx_graph.operator_counts(graph) for name, graph in graphs.items()},
+        "operators": {name: operator_counts(graph) for name, graph in graphs.items()},
         "parity": figures,
         "graph_bytes": size,
         "original_bytes": original,

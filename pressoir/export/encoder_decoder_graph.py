@@ -27,13 +27,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pressoir import onnx_graph
-from pressoir.decoder_trace import remove_identities, share_dimensions
 from pressoir.errors import ParityError
+from pressoir.export.decoder_trace import remove_identities, share_dimensions
+from pressoir.export.graph import remove_unused
+from pressoir.export.tracing import quiet
 from pressoir.formats.folder import DECODER, ENCODER, GRAPH
 from pressoir.formats.int8_checkpoint import PackedWeight
 from pressoir.quantization.int8 import quantize_rows
-from pressoir.stages.export import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +100,7 @@ def trace(
         remove_identities(graph)
         if simplify:
             share_dimensions(graph)
-        onnx_graph.remove_unused(graph)
+        remove_unused(graph)
     return graphs
 
 

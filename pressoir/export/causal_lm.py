@@ -1,7 +1,7 @@
 """Write a causal LM as one ONNX graph with a key-value cache, and prove that it computes the same.
 
-**What.** The model is traced without its weights (`pressoir.decoder_trace`), float weights or the packed
-checkpoint's own codes, scales and zero points are put in (`pressoir.weight_only_graph`), every quantised
+**What.** The model is traced without its weights (`pressoir.export.decoder_trace`), float weights or the packed
+checkpoint's own codes, scales and zero points are put in (`pressoir.export.weight_only_graph`), every quantised
 layer is read back from the files, and real text goes through PyTorch and through the graph.
 
 **Why.** ONNX Runtime multiplies 4-bit codes as they are: a token needs an eighth of the memory traffic of
@@ -37,9 +37,11 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from pressoir import decoder_trace, onnx_graph, weight_only_graph
 from pressoir.data import running_text
 from pressoir.errors import ParityError, SourceError
+from pressoir.export import decoder_trace, weight_only_graph
+from pressoir.export.graph import operator_counts
+from pressoir.export.tracing import REPORT
 from pressoir.formats.folder import GRAPH
 from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
 from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
@@ -48,7 +50,6 @@ from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.models import loading, skeleton, weight_layers
 from pressoir.recipe.sections import ExportConfig, TextConfig
 from pressoir.stage import StageContext
-from pressoir.stages.export import REPORT
 
 WINDOWS = 8
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 32, 64
@@ -104,7 +105,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         "opset": config.opset,
         "fused": config.fuse,
         "accuracy_level": config.accuracy_level if checkpoint else None,
-        "operators": onnx_graph.operator_counts(graph),
+        "operators": operator_counts(graph),
         "quantised_layers": quantised,
         "packed3_layers": len(weight_only_graph.packed3(graph)),
         "graph_bytes": (out / GRAPH).stat().st_size,

@@ -33,17 +33,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pressoir.errors import ParityError
+from pressoir.export.graph import MICROSOFT, Array, attributes, constants, remove_unused, set_nodes
 from pressoir.formats import packing, symmetric_blocks
 
 if TYPE_CHECKING:
     from pressoir.formats.int8_checkpoint import PackedWeight
 
-MICROSOFT = "com.microsoft"
 # An embedding table of at most this many elements is expanded to float32 when the session is made: fewer
 # nodes to run for a few hundred kilobytes of memory. The vocabulary's table stays int8 in memory.
 EXPANDED_TABLE_ELEMENTS = 500_000
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,6 @@ class Placement:
     """The layer's columns of an (in, out) matrix that may hold several; None: an embedding (rows, width)."""
     bits: int = 8
     """Of a code; those of 4 bits are two a byte, each plus 8."""
-
-
-def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Every initializer and the value of every `Constant` node, by name."""
-    result = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            result[node.output[0]] = node.attribute[0].t
-    return result
-
-
-def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator the graph has, most frequent first; constants are not counted."""
-    return dict(
-        Counter(node.op_type for node in model.graph.node if node.op_type != "Constant").most_common()
-    )
 
 
 def read_placement(
@@ -93,36 +75,7 @@ def read_placement(
     return np.ascontiguousarray(codes[:, start:stop].T), scales[start:stop]
 
 
-def split_skip_layer_norm(model: onnx.ModelProto) -> None:
-    """Replace each SkipLayerNormalization by Sum and LayerNormalization, which run faster on the CPU.
-
-    ONNX Runtime's fused kernel walks each row with scalar code: 48 µs on 25 × 384 values, against 16 µs of
-    the pair (2 threads, ONNX Runtime 1.31). `Sum`, not `Add`: ONNX Runtime may fuse an Add back.
-    """
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type != "SkipLayerNormalization" or any(node.output[1:]):
-            nodes.append(node)
-            continue
-        epsilon = _attributes(node).get("epsilon", 1e-12)
-        total = f"{node.output[0]}_sum"
-        scale, shift = node.input[2], node.input[3] if len(node.input) > 3 else ""
-        addends = [node.input[0], node.input[1], *node.input[4:5]]
-        nodes.append(helper.make_node("Sum", addends, [total], f"{node.name}_sum"))
-        nodes.append(
-            helper.make_node(
-                "LayerNormalization",
-                [total, scale, shift],
-                [node.output[0]],
-                node.name,
-                axis=-1,
-                epsilon=epsilon,
-            )
-        )
-    set_nodes(model, nodes)
-
-
-def lower(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[str, Placement]:
+def lower_to_int8(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[str, Placement]:
     """Replace the float weights of `layers` by their codes and scales, in place; return where each stands.
 
     Raises:
@@ -142,35 +95,6 @@ def lower(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[st
         if not (np.array_equal(codes, layers[name].codes) and np.array_equal(scales, layers[name].scales)):
             raise ParityError(f"layer {name} was not written into the graph as the checkpoint holds it")
     return lowering.placements
-
-
-def remove_unused(model: onnx.ModelProto) -> None:
-    """Drop nodes whose outputs nobody reads, then initializers and shape notes that no node needs."""
-    needed = {output.name for output in model.graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    set_nodes(model, kept[::-1])
-    initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(initializers)
-    del model.graph.value_info[:]  # shapes of values, some of which are gone
-    used, known = {node.domain for node in kept}, {entry.domain for entry in model.opset_import}
-    if MICROSOFT in used - known:
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Make `nodes`, of which some may be the graph's own, the graph's nodes."""
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
 
 
 def _content(array: Array) -> tuple[tuple[int, ...], bytes]:
@@ -244,7 +168,7 @@ class _Lowering:
             layer = self._claim("linear", weight)
             return layer and self._with_bias(_Product((layer,), output=node.output[0]), weight.shape[1])
         if node.op_type == "Gemm" and (weight := self._matrix(node.input[1])) is not None:
-            settings = _attributes(node)
+            settings = attributes(node)
             plain = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 and not settings.get(
                 "transA"
             )
@@ -254,7 +178,7 @@ class _Lowering:
         if node.op_type == "Attention" and (weight := self._matrix(node.input[1])) is not None:
             names = tuple(self._claim("linear", part) or "" for part in self._parts(node, weight))
             return _Product(names, node.input[2], node.output[0]) if any(names) else None
-        if node.op_type == "Gather" and not _attributes(node).get("axis"):
+        if node.op_type == "Gather" and not attributes(node).get("axis"):
             table = self._matrix(node.input[0])
             layer = self._claim("embedding", table) if table is not None else None
             return layer and _Product((layer,))
@@ -277,7 +201,7 @@ class _Lowering:
 
     def _parts(self, node: onnx.NodeProto, packed: Array) -> list[Array]:
         """The query, key and value columns of a fused attention's matrix."""
-        sizes = _attributes(node).get("qkv_hidden_sizes") or [packed.shape[1] // 3] * 3
+        sizes = attributes(node).get("qkv_hidden_sizes") or [packed.shape[1] // 3] * 3
         return np.split(packed, np.cumsum(sizes)[:2], axis=1)
 
     def _with_bias(self, product: _Product, width: int) -> _Product:
@@ -355,7 +279,7 @@ class _Lowering:
             self._add("DynamicQuantizeMatMul", [value, codes, scales, "", plan.bias], [plan.output], name)
 
     def _attention(self, node: onnx.NodeProto, plan: _Product) -> None:
-        settings = _attributes(node)
+        settings = attributes(node)
         mask, *others = [*node.input[3:], *[""] * 4][:4]
         widths = {len(self.layers[name].scales) for name in plan.layers if name}
         if all(plan.layers) and len(widths) == 1 and not any(others):
