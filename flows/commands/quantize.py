@@ -97,7 +97,7 @@ def quantize(
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
     from pressoir.formats.folder import task_of
-    from pressoir.quantization_metadata import FILE, ONNX
+    from pressoir.quantization.metadata import FILE, ONNX
     from pressoir.sources import resolve
 
     source = resolve.resolve(model)
@@ -181,7 +181,7 @@ def _two_stages(
     source: Source, data: Path, stages: Mapping[str, tuple[Any, Any]], context: StageContext
 ) -> None:
     """Quantise, export what came out of it, and describe both."""
-    from pressoir.quantization_metadata import ONNX, QUANTIZED
+    from pressoir.quantization.metadata import ONNX, QUANTIZED
     from pressoir.system.memory import peak_rss_mb
 
     folders = {"quantize": QUANTIZED, "export": ONNX}
@@ -198,7 +198,7 @@ def _encoder_decoder(
     source: Source, config: QuantizeConfig, export_config: ExportConfig, context: StageContext
 ) -> None:
     from pressoir.export import encoder_decoder
-    from pressoir.quantization_metadata import ONNX
+    from pressoir.quantization.metadata import ONNX
     from pressoir.system.memory import peak_rss_mb
 
     out = _folder(context, ONNX, context.out_dir)
@@ -216,7 +216,7 @@ def _describe(
     peaks: Mapping[str, float],
     context: StageContext,
 ) -> None:
-    from pressoir.quantization_metadata import FILE, describe
+    from pressoir.quantization.metadata import FILE, describe
 
     content = describe(context.out_dir, source, configs, figures, peaks, context.seed)
     (context.out_dir / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -228,7 +228,7 @@ def _folder(context: StageContext, name: str, parent: Path) -> Path:
 
 
 def _print_result(output: Path) -> None:
-    from pressoir.quantization_metadata import FILE
+    from pressoir.quantization.metadata import FILE
 
     content = json.loads((output / FILE).read_text(encoding="utf-8"))
     lines = []

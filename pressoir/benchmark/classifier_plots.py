@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pressoir.benchmark.classifier_report import Row, points, times
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
-
-SCORE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
 
 def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
@@ -175,37 +172,6 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
         figure.savefig(path)
 
 
-def training_curves(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
-    """Training loss, and scores on the validation split, over epochs.
-
-    Each entry of `history` has `epoch`, and `loss` or any scores (fractions 0–1), null where it was not
-    measured.
-    """
-    names = {name for entry in history for name, value in entry.items() if value is not None} - {"epoch"}
-    scores = sorted(names - {"loss"})
-    panels = int("loss" in names) + int(bool(scores))
-    with mpl.rc_context(STYLE):
-        figure = new_figure(9.4 if panels == 2 else 5.6, 3.9)
-        if "loss" in names:
-            axes = figure.add_subplot(1, panels, 1)
-            known = _curve(axes, history, "loss", COLOURS["pytorch"])
-            axes.set_ylabel("training loss")
-            axes.set_ylim(bottom=min(0, *(loss for _, loss in known)) if len(known) > 1 else None)
-            set_title(axes, f"Training loss: {known[0][1]:.3g} → {known[-1][1]:.3g}")
-        if scores:
-            axes = figure.add_subplot(1, panels, panels)
-            for name, colour in zip(scores, itertools.cycle(SCORE_COLOURS), strict=False):
-                known = _curve(axes, history, name, colour, scale=100)
-                best = max(known, key=lambda point: point[1])
-                axes.plot(*best, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
-                if name == scores[0]:
-                    set_title(axes, f"Best {_pretty(name)}: {best[1]:.1f} % at epoch {best[0]:g}")
-            axes.set_ylabel("validation score, % (best ringed)")
-            if len(scores) > 1:
-                axes.legend(loc="best")
-        figure.savefig(path)
-
-
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """Rows that no other beats in both latency and accuracy, the fastest first."""
     front: list[Row] = []
@@ -221,26 +187,6 @@ def _columns(axes: Axes, p50: str, p95: str, y: float) -> None:
         axes.annotate(
             text, (1, y), (offset, 0), axes.get_yaxis_transform(), "offset points", ha="right", **BESIDE_STYLE
         )
-
-
-def _curve(
-    axes: Axes, history: Sequence[Mapping[str, float | None]], name: str, colour: str, scale: float = 1
-) -> list[tuple[float, float]]:
-    """Draw one figure over the epochs at which it was measured; return those points."""
-    known = [
-        (epoch, scale * value)
-        for entry in history
-        if (epoch := entry.get("epoch")) is not None and (value := entry.get(name)) is not None
-    ]
-    style: dict[str, Any] = {"linewidth": 2, "marker": "o", "markersize": 5}
-    axes.plot(*zip(*known, strict=True), color=colour, label=_pretty(name), **style)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    return known
-
-
-def _pretty(name: str) -> str:
-    return "F1" if name == "f1" else name.replace("_", " ")
 
 
 def _density(values: Floats) -> tuple[Floats, Floats]:

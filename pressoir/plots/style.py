@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
+SCORE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+
 COLOURS = {"pytorch": "#0072B2", "onnxruntime": "#D55E00"}
 MARKERS = {"pytorch": "o", "onnxruntime": "s"}
 NAMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}

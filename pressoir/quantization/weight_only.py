@@ -34,14 +34,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pressoir import quantization_plots
 from pressoir.data import running_text
 from pressoir.errors import DataError, QuantizationError
 from pressoir.formats import packed_checkpoint, tensor_files
 from pressoir.formats.folder import QUANTIZATION, model_files, read_json
 from pressoir.formats.packed_checkpoint import FORMAT_VERSION, LayerInfo, PackedCheckpoint
 from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
-from pressoir.quantization import allocation, gptq, hqq, packer, rtn, sensitivity
+from pressoir.quantization import allocation, gptq, hqq, packer, plot, rtn, sensitivity
 from pressoir.quantization.calibration import DecoderStream
 from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
@@ -92,7 +91,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     chosen: dict[str, Any] = {}
     if held_out is not None:
         chosen = _allocate(job, held_out)
-        quantization_plots.allocation(chosen, out / PLOT)
+        plot.allocation(chosen, out / PLOT)
     else:
         job.write(dict.fromkeys(source.matrices, BITS[config.scheme]))
     description = _describe(job, chosen)

@@ -1,7 +1,7 @@
 """Augment: more sentences for the student to learn from, labelled by the teacher.
 
 A student learns the teacher's function, and a small labelled set shows little of it. The teacher can be asked
-about any sentence: altered copies of the training sentences (some words replaced, `pressoir.augmentation`),
+about any sentence: altered copies of the training sentences (some words replaced, `pressoir.training.augmentation`),
 parts of them (runs of words), and, where the recipe names them, sentences that nobody labelled. All get the
 teacher's most likely label;
 `teacher_outputs` then computes its soft labels for them, as for all rows. Validation and test stay as they
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pressoir import augmentation, training
-from pressoir.augmentation import Proposer, Sentence
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.models import loading
 from pressoir.recipe.sections import AugmentConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
+from pressoir.training import augmentation, loop
+from pressoir.training.augmentation import Proposer, Sentence
 
 NAME, VERSION, KIND = "augment", 2, "dataset"
 BLOCK = 256
@@ -74,9 +74,7 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
     spans = _spans(texts, config.spans, taken, context.seed)
     new = [text for _, text in copies] + spans + unlabelled
     asked = [*texts, *new] if copies else new
-    logits = training.logits_of(
-        inputs["teacher"], facts["labels"], asked, "augment: labels", context.reporter
-    )
+    logits = loop.logits_of(inputs["teacher"], facts["labels"], asked, "augment: labels", context.reporter)
     labels = logits.argmax(axis=1)
     if copies:
         own = np.array([row["label"] for row in rows])

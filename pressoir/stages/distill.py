@@ -24,7 +24,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
@@ -33,6 +32,8 @@ from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.stages.teacher_outputs import matched_layers
 from pressoir.system.files import write_text_atomic
+from pressoir.training import loop
+from pressoir.training.distillation import DistillationLoss, TeacherOutputs
 
 NAME, VERSION, KIND = "distill", 1, "model"
 SCORES = "scores.json"  # of a seed; written last
@@ -89,9 +90,9 @@ def _train(
     )
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
-    loss = training.DistillationLoss.of(config)
+    loss = DistillationLoss.of(config)
     own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
-    history = training.fit(
+    history = loop.fit(
         student,
         tokenizer,
         inputs["data"],
@@ -99,11 +100,11 @@ def _train(
         own,
         what="distill: steps" if config.seeds == 1 else f"distill, seed {seed}: steps",
         loss=loss,
-        outputs=training.TeacherOutputs.open(inputs["outputs"]),
+        outputs=TeacherOutputs.open(inputs["outputs"]),
     )
-    training.save_history(history, own, NAME)
+    loop.save_history(history, own, NAME)
     loading.save_model(student, done)
-    scores = training.evaluate(student, tokenizer, inputs["data"])
+    scores = loop.evaluate(student, tokenizer, inputs["data"])
     scores |= {"parameters": count_parameters(student), "parameters_of_teacher": ratio}
     write_text_atomic(done / SCORES, json.dumps(scores))  # last: it says that the rest is whole
     return scores

@@ -9,7 +9,7 @@ file is smaller, and every runtime is faster. Importance is the first-order Tayl
 |activation × gradient| summed over a head or neuron, or the mean absolute activation (no backward pass).
 Costs one pass over the calibration sentences, plus recovery epochs. How much goes is given
 (`head_sparsity`, `ffn_sparsity`), or found: the least that brings the model to a `target`, see
-`pressoir.pruning`.
+`pressoir.pruning.units`.
 
 With `rounds` it goes by and by: importance is measured, a part removed and the rest recovered, again and
 again. Of n rounds, after the k-th the part 1 − (1 − k/n)³ of what is to go is gone: much while there is much
@@ -36,22 +36,34 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import pruning, training
+from pressoir.benchmark import cost as benchmark_cost
+from pressoir.benchmark.cost import Conditions
 from pressoir.config import Config
+from pressoir.data import sentences
+from pressoir.export import classifier
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
-from pressoir.pruning import Kept, Units
-from pressoir.recipe.sections import PruneConfig
-from pressoir.reporting import Forwarding, Reporter
+from pressoir.pruning import units
+from pressoir.pruning.target import at_level, reach, steps
+from pressoir.pruning.units import Kept, Units
+from pressoir.quantization import int8_scheme
+from pressoir.recipe.sections import ExportConfig, PruneConfig, QuantizeConfig
+from pressoir.reporting import Forwarding, Reporter, Silent
 from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
+from pressoir.training import loop
+from pressoir.training.distillation import DistillationLoss, TeacherOutputs
+
+LATENCY_SAMPLES = 200  # validation sentences that the median is over
 
 NAME, VERSION, KIND = "prune", 1, "model"
 DEFAULT_SPARSITY, DEFAULT_HEAD_SPARSITY, DEFAULT_FFN_SPARSITY = 0.3, 0.25, 0.5
@@ -95,7 +107,7 @@ def run(inputs: Mapping[str, Path], config: PruneConfig, context: StageContext) 
         shutil.copy2(path, context.out_dir)
     if config.epochs:
         history = [epoch for one in rounds for epoch in one.history]
-        training.save_history(history, context, NAME)
+        loop.save_history(history, context, NAME)
     first, last = rounds[0], rounds[-1]
     if config.rounds > 1 or config.target is not None:
         told = [one.model_dump(exclude={"history", "parameters_before"}) for one in rounds]
@@ -149,48 +161,48 @@ def _round(
         figures = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
     else:
         figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
-    before, parameters = pruning.units(model), count_parameters(model)
+    before, parameters = units.units(model), count_parameters(model)
     after_step: Callable[[], None] | None = None
     dial, measured = None, dict[str, float]()
     if config.granularity == "unstructured":
         sparsity = DEFAULT_SPARSITY if config.sparsity is None else config.sparsity
         sparsity *= share(number, config.rounds)
-        after_step = pruning.zero_smallest(model, sparsity)
+        after_step = units.zero_smallest(model, sparsity)
         tell(
             f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so no runtime for "
             "dense matrices gains speed from it"
         )
     else:
         kept = _choose(model, tokenizer, sentences, config, own, earlier)
-        pruning.remove(model, kept)
+        units.remove(model, kept)
         dial, measured = kept.dial, kept.measured
         tell(f"{title}: {_told(kept.units)}")
     figures["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
     tell(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
     history: list[dict[str, float]] = []
     if config.epochs:
-        history = training.fit(
+        history = loop.fit(
             model,
             tokenizer,
             sentences,
             config,
             own,
             what=f"{title}: recovery steps",
-            loss=training.DistillationLoss.of(config),
-            outputs=training.TeacherOutputs.open(inputs["outputs"]),
+            loss=DistillationLoss.of(config),
+            outputs=TeacherOutputs.open(inputs["outputs"]),
             after_step=after_step,
         )
         if after_step is not None:
             after_step()
     loading.save_model(model, out)
     loading.save_tokenizer(tokenizer, out)
-    figures |= training.evaluate(model, tokenizer, sentences)
+    figures |= loop.evaluate(model, tokenizer, sentences)
     figures |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
     if config.epochs:
         tell(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
     done = Round(
         before=before,
-        after=pruning.units(model),
+        after=units.units(model),
         parameters_before=parameters,
         epochs=config.epochs,
         dial=dial,
@@ -218,37 +230,37 @@ def _choose(
     if path.exists():
         return Kept.model_validate_json(path.read_text(encoding="utf-8"))
     number = len(earlier) + 1
-    scores = pruning.importance(model, tokenizer, sentences, config, context)
-    whole = earlier[0].before if earlier else pruning.units(model)
+    scores = units.importance(model, tokenizer, sentences, config, context)
+    whole = earlier[0].before if earlier else units.units(model)
     uniform, part = config.allocation == "uniform", share(number, config.rounds)
     if (target := config.target) is not None:
 
         def cost(candidate: PreTrainedModel) -> Mapping[str, float]:
             if target.parameters is not None:
                 return {"parameters": count_parameters(candidate)}
-            return pruning.int8_cost(candidate, tokenizer, sentences, config, context)
+            return int8_cost(candidate, tokenizer, sentences, config, context)
 
         # With `global` the new importance has moved units between layers, and the shape with them.
         last = number == config.rounds
         if not earlier or (last and not uniform):
-            choices = pruning.steps(scores, uniform, whole)
-            found = pruning.reach(model, choices, target, cost, context)
+            choices = steps(scores, uniform, whole)
+            found = reach(model, choices, target, cost, context)
             dial, measured = found.dial, found.measured
         else:
             dial, measured = earlier[0].dial, {}
         assert dial is not None
-        kept = pruning.at_dial(scores, dial * part, uniform, whole)
+        kept = at_level(scores, dial * part, uniform, whole)
         kept = kept.model_copy(update={"dial": dial, "measured": measured})
     else:
         heads = DEFAULT_HEAD_SPARSITY if config.head_sparsity is None else config.head_sparsity
         neurons = DEFAULT_FFN_SPARSITY if config.ffn_sparsity is None else config.ffn_sparsity
-        kept = pruning.keep(scores, heads * part, neurons * part, uniform, whole)
+        kept = units.keep(scores, heads * part, neurons * part, uniform, whole)
     write_text_atomic(path, kept.model_dump_json())
     return kept
 
 
 def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
-    return training.evaluate(model, tokenizer, sentences)["validation_accuracy"]
+    return loop.evaluate(model, tokenizer, sentences)["validation_accuracy"]
 
 
 def _zeros(model: PreTrainedModel) -> float:
@@ -276,3 +288,41 @@ class _Later(Forwarding):
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """See `Reporter.metric`."""
         super().metric(name, value, None if step is None else self._past + step)
+
+
+def int8_cost(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: PruneConfig,
+    context: StageContext,
+) -> Mapping[str, float]:
+    """Size (MB) and measured latency (ms, median) of the int8 ONNX graph that `model` becomes.
+
+    It is quantised and exported as a recipe does it by default, with the table of word pieces that
+    `quantization_aware` names, on a few sentences of the data `folder`, and thrown away. Timed are validation
+    sentences, one at a time.
+    """
+    words: Literal["q4", "int8"] = "q4" if config.quantization_aware == "int8_q4" else "int8"
+    with tempfile.TemporaryDirectory(dir=context.work_dir) as name:
+        scratch = Path(name)
+        source, packed, graph, work, few = (
+            scratch / part for part in ("model", "int8", "graph", "work", "few")
+        )
+        for part in (packed, graph, work):
+            part.mkdir()
+        loading.save_model(model, source)
+        loading.save_tokenizer(tokenizer, source)
+        sentences.excerpt(folder, few)
+        int8_scheme.run(
+            {"model": source, "data": few},
+            QuantizeConfig(embeddings=words, max_accuracy_drop=None),
+            StageContext(packed, work, Silent(), context.seed, context.threads),
+        )
+        classifier.run(
+            {"model": packed, "data": few},
+            ExportConfig(min_label_agreement=0.0),  # nothing has recovered yet
+            StageContext(graph, work, Silent(), context.seed, context.threads),
+        )
+        conditions = Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
+        return benchmark_cost.cost(graph, folder, conditions).model_dump()

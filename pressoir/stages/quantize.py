@@ -1,8 +1,8 @@
 """Store weights in int8: one symmetric scale an output channel, one a row of each embedding table.
 
 **What.** A weight row w becomes codes round(w / s) in −127…127 with s = max|w| / 127. The codes and the
-scales are what the file holds, see `pressoir.formats.int8_checkpoint`; biases, norms and excluded
-modules stay float32. Activations are quantised while the model runs, per tensor, to uint8 (dynamic). With
+scales are what the file holds, see `pressoir.formats.int8_checkpoint`; biases, norms and excluded modules
+stay float32. Activations are quantised while the model runs, per tensor, to uint8 (dynamic). With
 `embeddings: q4` the word pieces' table has two codes a byte and a scale a block, see
 `pressoir.quantization.symmetric`: half the bytes at about ten times the rounding error.
 
@@ -23,236 +23,27 @@ ZeroQ, CVPR 2020, arXiv:2001.00281.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
-from pressoir import metrics
-from pressoir.data import sentences
-from pressoir.formats import symmetric_blocks
-from pressoir.formats.folder import QUANTIZATION
-from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
-from pressoir.inference.engines.classifier import TorchEngine
-from pressoir.inference.text_classification import TextClassifier
-from pressoir.models import loading
-from pressoir.models.simulated_int8 import quantize_input
-from pressoir.quantization import symmetric
-from pressoir.quantization.int8 import named_by, quantizable, quantize_rows, word_table
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import StageContext
-from pressoir.system.runtime import one_thread
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "quantize"
 VERSION = 1
 KIND = "quantized-model"
 
-SENSITIVITY_SAMPLES = 128
-
 
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
-    """Quantise `inputs["model"]`; validate on the validation split of `inputs["data"]`.
-
-    Schemes that quantise weights only are `pressoir.quantization.weight_only`'s.
+    """Quantise `inputs["model"]`; the data of `inputs["data"]` calibrates and validates.
 
     Raises:
         SourceError: the model does not load, or a weight is not finite.
     """
-    if config.scheme != "int8":
-        from pressoir.quantization import weight_only
+    if config.scheme == "int8":
+        from pressoir.quantization import int8_scheme
 
-        return weight_only.run(inputs, config, context)
-    source, out, tell = inputs["model"], context.out_dir, context.reporter.message
-    model = loading.load_classifier(source)
-    tokenizer = loading.load_tokenizer(source)
-    split = sentences.load_split(inputs["data"], "validation")
-    texts, labels = list(split["text"]), list(split["label"])
-    reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    excluded: dict[str, str] = {}
-    widened: dict[str, str] = {}
-    packed: dict[str, tuple[Tensor, Tensor]] = {}  # layer: codes and scales
-    kinds, words = dict(quantizable(model)), word_table(model)
-    for name in kinds:
-        weight = reference[f"{name}.weight"]
-        if named_by(name, config.exclude):
-            excluded[name] = "named in quantize.exclude"
-        elif name == words and config.embeddings == "float":
-            excluded[name] = "quantize.embeddings is float"
-        elif name == words and config.embeddings == "q4":
-            size = symmetric.block_size(weight.shape[1], config.block_size, name)
-            packed[name] = symmetric.quantize(weight, size, name)
-        else:
-            packed[name] = quantize_rows(weight, name)
+        return int8_scheme.run(inputs, config, context)
+    from pressoir.quantization import weight_only
 
-    scorer = _Scorer(model, reference, packed, kinds, tokenizer)
-    float_accuracy = metrics.accuracy(scorer.float_logits(texts).argmax(axis=1), labels)
-    accuracy = metrics.accuracy(scorer.logits(texts, set(packed)).argmax(axis=1), labels)
-    first_accuracy, sensitivity = accuracy, dict[str, float]()
-    limit = config.max_accuracy_drop
-    if limit is not None and _exceeds(float_accuracy - accuracy, limit):
-        tell(
-            f"int8 loses {100 * (float_accuracy - accuracy):.2f} points of validation accuracy, more than "
-            "the "
-            f"{100 * limit:.2f} allowed; ranking {len(packed)} layers by sensitivity"
-        )
-        sensitivity = scorer.sensitivity(texts[:SENSITIVITY_SAMPLES], context)
-        for name in sorted(sensitivity, key=lambda layer: (-sensitivity[layer], layer)):
-            reason = f"most sensitive of the layers left: mean KL divergence {sensitivity[name]:.3g}"
-            if packed[name][1].ndim == 2:
-                packed[name] = scorer.packed[name] = quantize_rows(reference[f"{name}.weight"], name)
-                widened[name], becomes = reason, "gets 8 bits instead of 4"
-            else:
-                del packed[name]
-                excluded[name], becomes = reason, "stays in float32"
-            accuracy = metrics.accuracy(scorer.logits(texts, set(packed)).argmax(axis=1), labels)
-            tell(f"{name} {becomes}: int8 validation accuracy is now {accuracy:.4f}")
-            if not _exceeds(float_accuracy - accuracy, limit):
-                break
-
-    state: dict[str, Tensor] = {}
-    layers: dict[str, dict[str, Any]] = {}
-    for name, tensor in reference.items():
-        layer = name.removesuffix(".weight")
-        if layer in packed and name.endswith(".weight"):
-            codes, scales = packed[layer]
-            state[name], state[f"{layer}.weight_scale"] = stored(codes, scales), scales
-            layers[layer] = _describe(kinds[layer], tensor, codes, scales)
-        else:
-            state[name] = tensor.contiguous()
-    save_file(state, out / WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(source / "config.json", out / "config.json")
-    loading.save_tokenizer(tokenizer, out)
-    original = sum(tensor.numel() * tensor.element_size() for tensor in reference.values())
-    new = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    errors = [layer["relative_error"] for layer in layers.values()]
-    description = {
-        "format_version": FORMAT_VERSION,
-        "scheme": config.scheme,
-        "activations": "dynamic",
-        "layers": layers,
-        "excluded": excluded,
-        **({"widened": widened} if widened else {}),
-        "original_bytes": original,
-        "new_bytes": new,
-        "validation": {
-            "sentences": len(texts),
-            "float_accuracy": float_accuracy,
-            "accuracy_before_exclusions": first_accuracy,
-            "accuracy": accuracy,
-            "max_accuracy_drop": limit,
-        },
-        "sensitivity": sensitivity,
-    }
-    (out / QUANTIZATION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    tell(
-        f"{len(layers)} of {len(kinds)} layers in int8, {original / 1e6:.1f} → {new / 1e6:.1f} MB; "
-        f"validation accuracy {float_accuracy:.4f} → {accuracy:.4f}"
-    )
-    return {
-        "validation_accuracy": accuracy,
-        "validation_accuracy_drop": float_accuracy - accuracy,
-        "size_ratio": original / new,
-        "mean_relative_error": float(np.mean(errors)) if errors else 0.0,
-        "max_relative_error": max(errors, default=0.0),
-        "excluded_layers": float(len(excluded)),
-    }
-
-
-class _Scorer:
-    """Runs one model with any subset of its layers in int8, one sentence at a time."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        reference: dict[str, Tensor],
-        packed: Mapping[str, tuple[Tensor, Tensor]],
-        kinds: Mapping[str, str],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        self.model, self.reference, self.kinds, self.tokenizer = model, reference, kinds, tokenizer
-        self.packed = dict(packed)
-        self.labels = [str(index) for index in range(model.config.num_labels)]
-
-    def float_logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Logits (sentences, labels) of the float model."""
-        return self._run(texts, batch_invariant=True)
-
-    def logits(self, texts: Sequence[str], layers: set[str]) -> NDArray[np.float32]:
-        """Logits (sentences, labels) with `layers` in int8."""
-        with self._quantized(layers):
-            return self._run(texts, batch_invariant=False)
-
-    def sensitivity(self, texts: Sequence[str], context: StageContext) -> dict[str, float]:
-        """Mean KL divergence from the float model's output distribution with one layer in int8, by layer."""
-        expected, result = _log_softmax(self.float_logits(texts)), {}
-        for done, name in enumerate(self.packed, start=1):
-            actual = _log_softmax(self.logits(texts, {name}))
-            result[name] = float((np.exp(expected) * (expected - actual)).sum(axis=1).mean())
-            context.reporter.progress(done, len(self.packed), "layers ranked")
-        return result
-
-    def _run(self, texts: Sequence[str], batch_invariant: bool) -> NDArray[np.float32]:
-        engine = TorchEngine(self.model, batch_invariant)
-        with nullcontext() if batch_invariant else one_thread():
-            return TextClassifier(engine, self.tokenizer, self.labels).logits(texts)
-
-    @contextmanager
-    def _quantized(self, layers: set[str]) -> Iterator[None]:
-        hooks = []
-        try:
-            for name in layers:
-                module, (codes, scales) = self.model.get_submodule(name), self.packed[name]
-                _assign(module, dequantize(codes, scales))
-                if self.kinds[name] == "linear":
-                    hooks.append(module.register_forward_pre_hook(quantize_input))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for name in layers:
-                _assign(self.model.get_submodule(name), self.reference[f"{name}.weight"])
-
-
-def _assign(module: nn.Module, weight: Tensor) -> None:
-    with torch.no_grad():
-        assert isinstance(module.weight, Tensor)
-        module.weight.copy_(weight)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return result
-
-
-def _exceeds(drop: float, limit: float) -> bool:
-    return drop > limit + 1e-9  # 0.90 − 0.89 is a little more than 0.01 in binary
-
-
-def _describe(kind: str, weight: Tensor, codes: Tensor, scales: Tensor) -> dict[str, Any]:
-    """What `quantization.json` says of a layer."""
-    norm = float(torch.linalg.vector_norm(weight))
-    difference = float(torch.linalg.vector_norm(weight - dequantize(codes, scales)))
-    told = {
-        "kind": kind,
-        "bits": 8,
-        "shape": list(codes.shape),
-        "granularity": "output channel" if kind == "linear" else "row",
-        "relative_error": difference / norm if norm else 0.0,  # Frobenius
-    }
-    if scales.ndim == 1:
-        return told
-    size = codes.shape[1] // scales.shape[1]
-    return told | {"bits": symmetric_blocks.BITS, "granularity": f"block of {size}", "block_size": size}
+    return weight_only.run(inputs, config, context)

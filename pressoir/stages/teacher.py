@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from pressoir import training
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import StageContext
+from pressoir.training import loop
 
 NAME, VERSION, KIND = "teacher", 1, "model"
 
@@ -48,8 +48,8 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     else:
         model = loading.load_classifier(inputs["model"], labels=labels)
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
-        history = training.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
-    training.save_history(history, context, NAME)
+        history = loop.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
+    loop.save_history(history, context, NAME)
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
-    return training.evaluate(model, tokenizer, inputs["data"]) | {"parameters": count_parameters(model)}
+    return loop.evaluate(model, tokenizer, inputs["data"]) | {"parameters": count_parameters(model)}

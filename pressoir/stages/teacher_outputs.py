@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from pressoir import relations, training
 from pressoir.config import Config
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
@@ -24,6 +23,7 @@ from pressoir.models import loading
 from pressoir.recipe.sections import StudentConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
+from pressoir.training import loop, relations
 
 NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"
 
@@ -49,7 +49,7 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     """
     model = loading.load_classifier(inputs["teacher"])
     tokenizer = loading.load_tokenizer(inputs["teacher"])
-    rows = training.tokenize(inputs["data"], "train", tokenizer, model)
+    rows = loop.tokenize(inputs["data"], "train", tokenizer, model)
     lengths = np.asarray(rows["length"][:], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     logits = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
@@ -102,7 +102,7 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
             sentences.load_split(inputs["data"], "train")["text"][:],
         )
         ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        logits[ascending] = training.logits_of(
+        logits[ascending] = loop.logits_of(
             reference,
             facts["labels"],
             [texts[row] for row in ascending],

@@ -16,7 +16,7 @@ much of the validation text that is. With `min_count` above 1 this also meets ra
 which later stages then learn from in their new form.
 
 **Source.** A. Ushio et al. 2023, "An Efficient Multilingual Language Model Compression through Vocabulary
-Trimming" (arXiv:2305.15020), there for languages. Why the split stays the same: `pressoir.vocabulary`.
+Trimming" (arXiv:2305.15020), there for languages. Why the split stays the same: `pressoir.pruning.vocabulary`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from typing import Any
 from torch import Tensor, nn, tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir import training, vocabulary
 from pressoir.benchmark.size import size_mb
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
 from pressoir.models import loading
 from pressoir.models.layouts import LAYOUTS, count_parameters
+from pressoir.pruning import vocabulary
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
+from pressoir.training import loop
 
 NAME, VERSION, KIND = "vocabulary", 1, "model"
 REPORT = "vocabulary.json"
@@ -62,7 +63,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
             f"vocabulary: {inputs['model']} has a tokenizer without a fast form; save it as a tokenizer.json"
         )
     figures: dict[str, float] = {
-        "accuracy_before": training.evaluate(model, tokenizer, folder)["validation_accuracy"],
+        "accuracy_before": loop.evaluate(model, tokenizer, folder)["validation_accuracy"],
         "parameters_before": count_parameters(model),
         "size_mb_before": size_mb(inputs["model"]),
         "positions_before": _positions(model),
@@ -114,7 +115,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
         "validation_token_coverage": held_out.tokens,
         "validation_sentence_coverage": held_out.sentences,
         "validation_length_ratio": held_out.length,
-        **training.evaluate(model, cut, folder),
+        **loop.evaluate(model, cut, folder),
     }
     (out / REPORT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     context.reporter.message(

@@ -15,6 +15,7 @@ from pressoir.benchmark import classifier_plots
 from pressoir.benchmark.classifier_report import Row
 from pressoir.metrics import wilson_interval
 from pressoir.plots.label_placement import place_labels
+from pressoir.training.curves import training_curves
 
 # stage, runtime, accuracy, size, median latency: what a run on SST-2 looks like
 FIGURES = [
@@ -182,7 +183,7 @@ def test_training_curves_show_what_was_measured_where_it_was(figures, tmp_path):
         {"epoch": 2.0, "loss": 0.3, "accuracy": 0.9, "f1": 0.85},
         {"epoch": 3.0, "loss": None, "accuracy": 0.85, "f1": 0.9},
     ]
-    classifier_plots.training_curves(history, tmp_path / "t.png")
+    training_curves(history, tmp_path / "t.png")
     loss, scores = figures[0].axes
     assert loss.lines[0].get_xydata().tolist() == [[0.5, 0.9], [1, 0.5], [2, 0.3]]
     curves = {line.get_label(): line.get_xydata() for line in scores.lines}
@@ -193,7 +194,7 @@ def test_training_curves_show_what_was_measured_where_it_was(figures, tmp_path):
 
 @pytest.mark.parametrize("entry", [{"epoch": 0.0, "accuracy": 0.5}, {"epoch": 1.0, "loss": 0.4}])
 def test_one_measurement_is_enough_for_curves(entry, figures, tmp_path):
-    classifier_plots.training_curves([entry], tmp_path / "t.png")
+    training_curves([entry], tmp_path / "t.png")
     assert len(figures[0].axes) == 1
 
 

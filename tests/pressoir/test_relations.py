@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
-from pressoir import relations, training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
@@ -17,6 +16,8 @@ from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
+from pressoir.training import loop, relations
+from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 
 BRIEF = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-3, "hidden_weight": 0}
 INTENSE = {**BRIEF, "batch_size": 8, "learning_rate": 1e-2}  # one epoch, so that none is chosen
@@ -68,22 +69,22 @@ def inputs(tiny_classifier, tiny_data, tmp_path_factory):
 
 
 def fit(model, inputs, config, context, **options):
-    return training.fit(
+    return loop.fit(
         model,
         loading.load_tokenizer(inputs["teacher"]),
         inputs["data"],
         config,
         context,
         what="steps",
-        loss=training.DistillationLoss.of(config),
-        outputs=training.TeacherOutputs.open(inputs["outputs"]),
+        loss=DistillationLoss.of(config),
+        outputs=TeacherOutputs.open(inputs["outputs"]),
         **options,
     )
 
 
 def apart(model, inputs, count=64):
     """The relation loss of `model` on the first sentences, without dropout."""
-    outputs = training.TeacherOutputs.open(inputs["outputs"])
+    outputs = TeacherOutputs.open(inputs["outputs"])
     texts = sentences.load_split(inputs["data"], "train")["text"][:count]
     encoded = loading.load_tokenizer(inputs["teacher"])(texts, padding=True, return_tensors="pt")
     batch = outputs.batch(list(range(count)), encoded["input_ids"].shape[1])
@@ -166,9 +167,9 @@ def test_relation_heads_that_do_not_fit_are_refused_with_those_that_do():
 def test_it_is_added_to_the_other_losses_by_its_weight():
     logits, labels = torch.tensor([[1.0, -1.0]]), torch.tensor([1])
     student, teacher, mask = vectors(1, 4, 3, 16), vectors(1, 4, 3, 32, seed=2), torch.ones(1, 4)
-    plain = training.DistillationLoss(2.0, 0.5, 0.0)
+    plain = DistillationLoss(2.0, 0.5, 0.0)
     config = DistillConfig(alpha=0.5, hidden_weight=0, relation_weight=3, relation_heads=4)
-    found = training.DistillationLoss.of(config)(
+    found = DistillationLoss.of(config)(
         logits, labels, logits, mask=mask, vectors=student, teacher_vectors=teacher
     )
     expected = plain(logits, labels, logits) + 3 * relations.loss(student, teacher, mask, 4)
@@ -212,7 +213,7 @@ def test_kept_are_the_last_layers_queries_keys_and_values(family, tiny_bert, tin
     inputs = {"teacher": tmp_path / "teacher", "data": tiny_data}
     teacher_outputs.run(inputs, OutputsConfig(hidden=False, relations=True, student=None), context)
 
-    outputs = training.TeacherOutputs.open(context.out_dir)
+    outputs = TeacherOutputs.open(context.out_dir)
     assert outputs.hidden is None
     assert outputs.relations.shape == (outputs.offsets[-1], 3, 16)
     assert outputs.relations.dtype == np.float16
@@ -269,7 +270,7 @@ def test_a_narrower_student_is_distilled_without_a_projection(inputs, context):
         config = DistillConfig(**INTENSE, student=StudentConfig(config=smaller), relation_weight=weight)
         distill.run(inputs, config, dataclasses.replace(context, out_dir=out, work_dir=work))
         model = loading.load_classifier(out)
-        assert not any(training.PROJECTION in name for name in model.state_dict())
+        assert not any(PROJECTION in name for name in model.state_dict())
         found[weight] = apart(model, inputs)
     assert found[100.0] < 0.9 * found[0.0]
     assert any("relations of the last layer in 2 heads" in line for line in context.reporter.messages)
@@ -307,12 +308,12 @@ def test_hooks_are_there_while_it_trains_if_at_all(inputs, context, weight, coun
 def test_of_weight_zero_nothing_is_read_even_where_it_is_kept(inputs, context, tiny_classifier):
     """Another stage may have asked for it; this one's tokens may even be different ones."""
     folder = inputs["outputs"]
-    outputs = training.TeacherOutputs.open(folder)
+    outputs = TeacherOutputs.open(folder)
     given = dataclasses.replace(outputs, relations=outputs.relations[:0])
-    loss = training.DistillationLoss(2.0, 0.5, 0.0)
+    loss = DistillationLoss(2.0, 0.5, 0.0)
     config, model = DistillConfig(**BRIEF), loading.load_classifier(tiny_classifier)
     tokenizer = loading.load_tokenizer(tiny_classifier)
-    history = training.fit(
+    history = loop.fit(
         model, tokenizer, inputs["data"], config, context, what="steps", loss=loss, outputs=given
     )
     assert len(history) == 1
@@ -358,12 +359,12 @@ def test_heads_that_do_not_fit_are_refused_before_the_first_step(inputs, context
 
 
 def test_other_tokens_than_the_teachers_are_refused(inputs, context):
-    outputs = training.TeacherOutputs.open(inputs["outputs"])
+    outputs = TeacherOutputs.open(inputs["outputs"])
     shifted = dataclasses.replace(outputs, offsets=outputs.offsets[::-1].copy())
     config, model = DistillConfig(**BRIEF, relation_weight=1), loading.load_classifier(inputs["teacher"])
-    tokenizer, loss = loading.load_tokenizer(inputs["teacher"]), training.DistillationLoss.of(config)
+    tokenizer, loss = loading.load_tokenizer(inputs["teacher"]), DistillationLoss.of(config)
     with pytest.raises(RecipeError, match=r"attention relations cannot .* distill\.relation_weight"):
-        training.fit(model, tokenizer, inputs["data"], config, context, what="s", loss=loss, outputs=shifted)
+        loop.fit(model, tokenizer, inputs["data"], config, context, what="s", loss=loss, outputs=shifted)
 
 
 def test_outputs_without_relations_are_refused(inputs, context):

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
 
-from pressoir import augmentation
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.models import loading
 from pressoir.recipe.sections import AugmentConfig, DataConfig, StudentConfig
 from pressoir.stages import augment, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
+from pressoir.training import augmentation
 
 SPLITS = ("train", "validation", "test")
 

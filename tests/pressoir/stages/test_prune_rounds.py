@@ -9,15 +9,17 @@ import torch
 from pydantic import ValidationError
 from stopping import StoppedError, StopsAt
 
-from pressoir import pruning, training
 from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters, encoder_layers
+from pressoir.pruning import target, units
+from pressoir.pruning.target import MOST_STEPS, smallest_removal
 from pressoir.recipe.sections import PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import prune, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig
+from pressoir.training import loop
 
 QUICK = {"epochs": 0, "calibration_samples": 32}
 BRIEF = {"batch_size": 16, "learning_rate": 3e-4, "hidden_weight": 0, "calibration_samples": 32}
@@ -40,11 +42,11 @@ def loaded(folder):
 def steps(inputs, config, context):
     """The dial's steps, and the model that each one leaves."""
     model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
-    scores = pruning.importance(model, tokenizer, inputs["data"], config, context)
-    found = pruning.steps(scores, config.allocation == "uniform", pruning.units(model))
+    scores = units.importance(model, tokenizer, inputs["data"], config, context)
+    found = target.steps(scores, config.allocation == "uniform", units.units(model))
     left = [loaded(inputs["model"]) for _ in found]
     for one, kept in zip(left, found, strict=True):
-        pruning.remove(one, kept)
+        units.remove(one, kept)
     return found, left
 
 
@@ -63,8 +65,8 @@ def test_after_each_round_the_cubic_share_of_the_units_is_gone(inputs, context):
     config = PruneConfig(rounds=3, head_sparsity=0.5, ffn_sparsity=0.75, **QUICK)
     figures = prune.run(inputs, config, context)
     # Gone are 19/27, 26/27 and all of it: 2.6, 2.1 and 2 of 4 heads, 30.2, 17.8 and 16 of 64 neurons.
-    expected = pruning.Units((2,) * 4, (16,) * 4)
-    assert pruning.units(loaded(context.out_dir)) == expected
+    expected = units.Units((2,) * 4, (16,) * 4)
+    assert units.units(loaded(context.out_dir)) == expected
     told = json.loads((context.out_dir / prune.REPORT).read_text())
     assert [one["after"] for one in told] == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
     assert [one["before"] for one in told][1:] == [one["after"] for one in told][:-1]
@@ -74,13 +76,13 @@ def test_after_each_round_the_cubic_share_of_the_units_is_gone(inputs, context):
 
 
 def test_each_round_measures_importance_anew(inputs, context, monkeypatch):
-    measured, importance = [], pruning.importance
+    measured, importance = [], units.importance
 
     def counted(model, *args):
-        measured.append(pruning.units(model).neurons[0])
+        measured.append(units.units(model).neurons[0])
         return importance(model, *args)
 
-    monkeypatch.setattr(pruning, "importance", counted)
+    monkeypatch.setattr(units, "importance", counted)
     prune.run(inputs, PruneConfig(rounds=2, head_sparsity=0.0, ffn_sparsity=0.5, **QUICK), context)
     assert measured == [64, 32]
 
@@ -90,9 +92,9 @@ def test_one_round_removes_what_importance_says_and_leaves_no_other_files(inputs
     config = PruneConfig(allocation=allocation, head_sparsity=0.5, ffn_sparsity=0.5, **QUICK)
     prune.run(inputs, config, context)
     model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
-    scores = pruning.importance(model, tokenizer, inputs["data"], config, context)
-    whole = pruning.units(model)
-    pruning.remove(model, pruning.keep(scores, 0.5, 0.5, allocation == "uniform", whole))
+    scores = units.importance(model, tokenizer, inputs["data"], config, context)
+    whole = units.units(model)
+    units.remove(model, units.keep(scores, 0.5, 0.5, allocation == "uniform", whole))
     assert same(weights_of(loaded(context.out_dir)), weights_of(model))
     assert not (context.out_dir / prune.REPORT).exists()
 
@@ -129,7 +131,7 @@ def test_a_number_of_parameters_is_reached_by_the_first_step_that_reaches_it(inp
         given = config.model_copy(update={"target": PruneTarget(parameters=limit)})
         figures = prune.run(inputs, given, own)
         assert figures["parameters"] == counts[place]
-        assert pruning.units(loaded(context.out_dir)) == found[place].units
+        assert units.units(loaded(context.out_dir)) == found[place].units
 
 
 def test_a_target_that_the_model_meets_as_it_is_removes_nothing(inputs, context):
@@ -142,9 +144,7 @@ def test_a_size_is_that_of_the_int8_graph_that_is_really_made(inputs, context):
     config = PruneConfig(**QUICK)
     tokenizer = loading.load_tokenizer(inputs["model"])
     _, left = steps(inputs, config, context)
-    sizes = [
-        pruning.int8_cost(one, tokenizer, inputs["data"], config, context)["size_mb"] for one in left[1:3]
-    ]
+    sizes = [prune.int8_cost(one, tokenizer, inputs["data"], config, context)["size_mb"] for one in left[1:3]]
     assert sizes[0] > sizes[1]
     given = config.model_copy(update={"target": PruneTarget(size_mb=sum(sizes) / 2)})
     figures = prune.run(inputs, given, context)
@@ -156,7 +156,7 @@ def test_a_size_is_that_of_the_int8_graph_that_is_really_made(inputs, context):
 def test_four_bit_word_pieces_are_in_the_size_where_training_was_for_them(inputs, context):
     model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     plain, packed = (
-        pruning.int8_cost(model, tokenizer, inputs["data"], PruneConfig(quantization_aware=words), context)
+        prune.int8_cost(model, tokenizer, inputs["data"], PruneConfig(quantization_aware=words), context)
         for words in (None, "int8_q4")
     )
     assert packed["size_mb"] != plain["size_mb"]
@@ -164,41 +164,41 @@ def test_four_bit_word_pieces_are_in_the_size_where_training_was_for_them(inputs
 
 def slow_heads(model, *_):
     """A made-up cost: 1 ms a head, 0.01 ms a neuron."""
-    left = pruning.units(model)
+    left = units.units(model)
     return {"size_mb": 1.0, "latency_ms": sum(left.heads) + 0.01 * sum(left.neurons)}
 
 
 def test_a_latency_is_reached_as_measured_and_the_measure_is_told(inputs, context, monkeypatch):
-    monkeypatch.setattr(pruning, "int8_cost", slow_heads)
+    monkeypatch.setattr(prune, "int8_cost", slow_heads)
     config = PruneConfig(target=PruneTarget(latency_ms=10), **QUICK)
     figures = prune.run(inputs, config, context)
     # A step takes a head and 16 neurons of each of 4 layers, 4.64 ms; from 18.56 ms two are needed.
-    assert pruning.units(loaded(context.out_dir)) == pruning.Units((2,) * 4, (32,) * 4)
+    assert units.units(loaded(context.out_dir)) == units.Units((2,) * 4, (32,) * 4)
     assert figures["int8_latency_ms"] == pytest.approx(9.28)
     assert any("9.280 ms (target 10.000 ms)" in text for text in context.reporter.messages)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_rounds_end_where_the_target_is_reached(inputs, context, monkeypatch, allocation):
-    monkeypatch.setattr(pruning, "int8_cost", slow_heads)
+    monkeypatch.setattr(prune, "int8_cost", slow_heads)
     target = PruneTarget(latency_ms=10)
     figures = prune.run(inputs, PruneConfig(rounds=2, allocation=allocation, target=target, **QUICK), context)
     left = slow_heads(loaded(context.out_dir))["latency_ms"]
     assert left <= 10
     assert figures["int8_latency_ms"] == pytest.approx(left)
     first = json.loads((context.out_dir / prune.REPORT).read_text())[0]
-    assert sum(first["after"][0]) >= sum(pruning.units(loaded(context.out_dir)).heads)
+    assert sum(first["after"][0]) >= sum(units.units(loaded(context.out_dir)).heads)
     assert sum(first["before"][0]) == 16
 
 
 def test_a_target_out_of_reach_says_by_how_much(inputs, context, monkeypatch):
-    monkeypatch.setattr(pruning, "int8_cost", slow_heads)
+    monkeypatch.setattr(prune, "int8_cost", slow_heads)
     with pytest.raises(RecipeError, match=r"still 4\.640 ms, 0\.640 ms \(16\.0%\) too much"):
         prune.run(inputs, PruneConfig(target=PruneTarget(latency_ms=4), **QUICK), context)
 
 
 def test_bisection_finds_the_first_step_that_meets_in_few_measurements():
-    for last in (0, 1, 2, 7, pruning.MOST_STEPS - 1):
+    for last in (0, 1, 2, 7, MOST_STEPS - 1):
         for first in range(last + 1):
             asked = []
 
@@ -206,15 +206,15 @@ def test_bisection_finds_the_first_step_that_meets_in_few_measurements():
                 asked.append(step)
                 return step >= first
 
-            assert pruning.smallest_removal(meets, last) == first
+            assert smallest_removal(meets, last) == first
             assert len(asked) <= 8
 
 
 def test_of_many_steps_an_even_selection_is_searched():
     torch.manual_seed(0)
-    scores = pruning.Importance(list(torch.rand(12, 12)), list(torch.rand(12, 768)))
-    found = pruning.steps(scores, False, pruning.Units((12,) * 12, (768,) * 12))
-    assert 200 < len(found) <= pruning.MOST_STEPS
+    scores = units.Importance(list(torch.rand(12, 12)), list(torch.rand(12, 768)))
+    found = target.steps(scores, False, units.Units((12,) * 12, (768,) * 12))
+    assert 200 < len(found) <= MOST_STEPS
     assert found[0].units == ((12,) * 12, (768,) * 12)
     assert found[-1].units == ((1,) * 12, (16,) * 12)
 
@@ -240,7 +240,7 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
     stopped = dataclasses.replace(context, reporter=StopsAt(12, "round 2"))
     with pytest.raises(StoppedError):
         prune.run(inputs, config, stopped)
-    fits, fit = [], training.fit
+    fits, fit = [], loop.fit
 
     def counted(*args, **kwargs):
         fits.append(kwargs["what"])
@@ -249,9 +249,9 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
     def never(*args):
         raise AssertionError("the choice of units was made before")
 
-    monkeypatch.setattr(training, "fit", counted)
-    monkeypatch.setattr(pruning, "importance", never)
-    monkeypatch.setattr(pruning, "reach", never)
+    monkeypatch.setattr(loop, "fit", counted)
+    monkeypatch.setattr(units, "importance", never)
+    monkeypatch.setattr(prune, "reach", never)
     again = dataclasses.replace(context, reporter=StopsAt(None, "round 2"))
     assert prune.run(inputs, config, again) == pytest.approx(figures)
     assert fits == ["prune, round 2 of 2: recovery steps"]

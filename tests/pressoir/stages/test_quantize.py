@@ -17,6 +17,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers, layout, resize_ffn
 from pressoir.models.simulated_int8 import dynamic_quantize, load_simulated
+from pressoir.quantization import int8_scheme
 from pressoir.quantization.int8 import quantizable, quantize_rows
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import LogReporter
@@ -159,7 +160,7 @@ def fake_scores(monkeypatch, hurt, float_accuracy=0.9):
     """Let the model lose 5 points for each of the layers `hurt` that is in int8, and rank by `hurt`'s
     numbers."""
 
-    class Scorer(quantize._Scorer):
+    class Scorer(int8_scheme.Scorer):
         def _labels(self, accuracy, count):
             right = round(accuracy * count)
             truth = np.asarray(self.truth)
@@ -176,7 +177,7 @@ def fake_scores(monkeypatch, hurt, float_accuracy=0.9):
             assert len(texts) <= 128
             return {name: hurt.get(name, 0.0) for name in self.packed}
 
-    monkeypatch.setattr(quantize, "_Scorer", Scorer)
+    monkeypatch.setattr(int8_scheme, "Scorer", Scorer)
     return Scorer
 
 
@@ -221,7 +222,7 @@ def test_sensitivity_singles_out_the_layer_that_int8_really_hurts(tiny_classifie
     kinds = dict(quantizable(model))
     packed = {name: quantize_rows(reference[f"{name}.weight"], name) for name in kinds}
     packed[victim] = (packed[victim][0] // 48 * 48, packed[victim][1])  # as if it had 2 bits
-    scorer = quantize._Scorer(model, reference, packed, kinds, loading.load_tokenizer(tiny_classifier))
+    scorer = int8_scheme.Scorer(model, reference, packed, kinds, loading.load_tokenizer(tiny_classifier))
     ranking = scorer.sensitivity(texts, context)
     assert max(ranking, key=ranking.get) == victim
     assert all(value >= -1e-9 for value in ranking.values())  # a KL divergence
@@ -374,7 +375,7 @@ def test_a_four_bit_table_that_costs_too_much_gets_eight_bits_before_it_goes_bac
             return self._labels(0.8 if coarse else 0.9, len(texts))
 
     Scorer.truth = sentences.load_split(tiny_data, "validation")["label"]
-    monkeypatch.setattr(quantize, "_Scorer", Scorer)
+    monkeypatch.setattr(int8_scheme, "Scorer", Scorer)
     folder, figures = quantise(tiny_classifier, tiny_data, context, embeddings="q4", max_accuracy_drop=0.01)
     told = description(folder)
     assert figures["validation_accuracy_drop"] == pytest.approx(0)

@@ -16,17 +16,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from stopping import StoppedError, StopsAt
 
-from pressoir import pruning, training
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers
+from pressoir.pruning import units
 from pressoir.quantization.int8 import quantize_rows
 from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, prune, teacher, teacher_outputs
 from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
+from pressoir.training import loop
+from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
 
@@ -64,7 +66,7 @@ def test_teacher_learns_and_reports_what_it_reached(trained, tiny_bert):
     assert {"loss", "accuracy", "f1", "train_loss"} <= set(history[0])
     reloaded = loading.load_classifier(folders["teacher"])
     assert reloaded.config.id2label == {0: "negative", 1: "positive"}
-    again = training.evaluate(reloaded, loading.load_tokenizer(folders["teacher"]), folders["data"])
+    again = loop.evaluate(reloaded, loading.load_tokenizer(folders["teacher"]), folders["data"])
     assert again["validation_accuracy"] == metrics["validation_accuracy"]
     assert loading.load_tokenizer(folders["teacher"]).model_max_length == 32
 
@@ -101,7 +103,7 @@ def test_a_checkpoint_with_other_classes_is_refused(tiny_bert, tiny_data, tmp_pa
 
 def test_teacher_outputs_are_the_teachers_logits_and_hidden_states(trained):
     folders, _ = trained
-    outputs = training.TeacherOutputs.open(folders["outputs"])
+    outputs = TeacherOutputs.open(folders["outputs"])
     model, tokenizer = loading.load_classifier(folders["teacher"]), loading.load_tokenizer(folders["teacher"])
     texts = sentences.load_split(folders["data"], "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
@@ -128,7 +130,7 @@ def test_the_logits_are_a_references_where_there_is_one(trained, context, hidden
     loading.save_tokenizer(loading.load_tokenizer(folders["teacher"]), context.work_dir)
     inputs = {"teacher": folders["teacher"], "data": folders["data"], "reference": context.work_dir}
     teacher_outputs.run(inputs, OutputsConfig(hidden=hidden, student=None), context)
-    found, own = (training.TeacherOutputs.open(f) for f in (context.out_dir, folders["every"]))
+    found, own = (TeacherOutputs.open(f) for f in (context.out_dir, folders["every"]))
     torch.testing.assert_close(torch.tensor(found.logits), -torch.tensor(own.logits), atol=1e-5, rtol=1e-4)
     assert found.offsets.tolist() == own.offsets.tolist()
     assert (found.hidden == own.hidden).all() if hidden else found.hidden is None
@@ -159,12 +161,12 @@ def test_distillation_loss_is_the_formula_it_names():
     labels, mask = torch.tensor([1]), torch.tensor([[1, 1, 0]])
     hidden, teacher_hidden = torch.zeros(1, 3, 4), torch.ones(1, 3, 1, 4)
     teacher_hidden[0, 2] = 100  # padding must not count
-    loss = training.DistillationLoss(temperature=3.0, alpha=0.7, hidden_weight=2.0)
+    loss = DistillationLoss(temperature=3.0, alpha=0.7, hidden_weight=2.0)
     p, q = F.softmax(teacher_logits / 3, -1), F.softmax(logits / 3, -1)
     expected = 0.7 * 9 * (p * (p / q).log()).sum() + 0.3 * F.cross_entropy(logits, labels) + 2.0 * 1.0
     found = loss(logits, labels, teacher_logits, (hidden,), teacher_hidden, mask)
     torch.testing.assert_close(found, expected)
-    same = training.DistillationLoss(temperature=3.0, alpha=1.0, hidden_weight=0)
+    same = DistillationLoss(temperature=3.0, alpha=1.0, hidden_weight=0)
     assert same(logits, labels, logits).abs() < 1e-6
 
 
@@ -200,7 +202,7 @@ def test_of_several_seeds_the_best_is_kept_and_finished_ones_are_not_trained_aga
         alone[seed] = distill.run(folders, DistillConfig(**brief), one)["validation_accuracy"]
         weights[seed] = load_file(one.out_dir / "model.safetensors")
 
-    fit, seeds = training.fit, []
+    fit, seeds = loop.fit, []
 
     def failing_at_the_third(*args, **kwargs):
         seeds.append(args[4].seed)
@@ -208,7 +210,7 @@ def test_of_several_seeds_the_best_is_kept_and_finished_ones_are_not_trained_aga
             raise KeyboardInterrupt
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(training, "fit", failing_at_the_third)
+    monkeypatch.setattr(loop, "fit", failing_at_the_third)
     config, several = DistillConfig(**brief, seeds=3), fresh(context, "several")
     with pytest.raises(KeyboardInterrupt):
         distill.run(folders, config, several)
@@ -226,7 +228,7 @@ def test_a_narrower_student_learns_hidden_states_through_a_projection_that_is_no
     distill.run(folders, DistillConfig(**FAST, student=student), context)
     model = loading.load_classifier(context.out_dir)
     assert model.config.hidden_size == 16
-    assert not any(training.PROJECTION in name for name in model.state_dict())
+    assert not any(PROJECTION in name for name in model.state_dict())
 
 
 def test_a_student_config_that_does_not_fit_is_refused(trained, context):
@@ -284,8 +286,8 @@ def test_global_allocation_gives_layers_different_widths_and_reloads_through_the
     heads = [torch.tensor([1.0, 5, 5, 5]), torch.ones(4), torch.tensor([9.0, 0, 0, 0]), torch.ones(4)]
     neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
     neurons[3][:60] = 0
-    scores = pruning.Importance(heads, neurons)
-    pruning.remove(model, pruning.keep(scores, 0.4, 0.4, False, pruning.units(model)))
+    scores = units.Importance(heads, neurons)
+    units.remove(model, units.keep(scores, 0.4, 0.4, False, units.units(model)))
     widths = [layer.intermediate.dense.out_features for layer in encoder_layers(model)]
     assert len(set(widths)) > 1
     assert all(width % 16 == 0 for width in widths)
@@ -305,7 +307,7 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
         layer.attention.output.dense.weight[:, 8:16] = 0  # nor does head 1
     for kind in ("taylor", "activation"):
         config = PruneConfig(importance=kind, calibration_samples=64)
-        heads, neurons = pruning.importance(model, tokenizer, folders["data"], config, context)
+        heads, neurons = units.importance(model, tokenizer, folders["data"], config, context)
         if kind == "taylor":
             assert neurons[2][10:20].max() == 0 < neurons[2][20:].min()
             assert heads[2].argmin() == 1
@@ -314,9 +316,9 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
 
 def test_choose_keeps_the_best_and_never_empties_a_layer():
     scores = [torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1e-9])]
-    kept = pruning.choose(scores, 0.9, uniform=False)
+    kept = units.choose(scores, 0.9, uniform=False)
     assert all(len(layer) >= 1 for layer in kept)
-    assert pruning.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
+    assert units.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
 
 
 def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):
@@ -325,7 +327,7 @@ def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_p
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert loop.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
@@ -354,7 +356,7 @@ def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, 
     script = tmp_path / "child.py"
     script.write_text(textwrap.dedent(CHILD))
     command = [sys.executable, str(script), str(tiny_bert), str(tiny_data), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         for line in child.stdout:
             if line.strip() == "step 45":
@@ -374,7 +376,7 @@ def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context)
     teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
     model = loading.load_classifier(context.out_dir)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    scores = training.evaluate(model, loading.load_tokenizer(context.out_dir), tiny_data)
+    scores = loop.evaluate(model, loading.load_tokenizer(context.out_dir), tiny_data)
     assert np.isfinite(scores["validation_f1"])
 
 
@@ -426,7 +428,7 @@ def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_sto
     own = dataclasses.replace(fresh(context, "stopped"), reporter=StopsAt(12))
     with pytest.raises(StoppedError):
         prune.run(itself, given, own)
-    last = training.last_whole_checkpoint(own.work_dir / "round-1" / "checkpoints")
+    last = loop.last_whole_checkpoint(own.work_dir / "round-1" / "checkpoints")
     assert last.name == "checkpoint-10"
     assert (
         loading.load_classifier(last).state_dict().keys()

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from tokenizers import models as kinds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pressoir import vocabulary
 from pressoir.benchmark.size import size_mb
 from pressoir.data import sentences
 from pressoir.errors import SourceError
@@ -21,6 +20,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
+from pressoir.pruning import vocabulary
 from pressoir.recipe.sections import (
     DataConfig,
     DistillConfig,

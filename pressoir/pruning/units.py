@@ -13,11 +13,9 @@ Michel et al. 2019 (arXiv:1905.10650), heads; S. Han et al. 2015 (arXiv:1506.026
 
 from __future__ import annotations
 
-import copy
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,21 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir.benchmark import cost as benchmark_cost
-from pressoir.benchmark.cost import Conditions
 from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.errors import RecipeError
-from pressoir.models import loading
 from pressoir.models.layouts import accepted_inputs, encoder_layers, layout, resize_ffn
-from pressoir.recipe.sections import ExportConfig, PruneConfig, PruneTarget, QuantizeConfig
-from pressoir.reporting import Silent, track
+from pressoir.recipe.sections import PruneConfig
+from pressoir.reporting import track
 from pressoir.stage import StageContext
-from pressoir.stages import export, quantize
 
 FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
-MOST_STEPS = 256
-LATENCY_SAMPLES = 200  # validation sentences that the median is over
 
 
 class Units(NamedTuple):
@@ -156,7 +147,7 @@ def keep(scores: Importance, head_sparsity: float, ffn_sparsity: float, uniform:
     """What stays when those parts of the units of `whole` (what the model once had) are gone."""
     heads = choose(scores.heads, head_sparsity, uniform, whole=whole.heads)
     neurons = choose(scores.neurons, ffn_sparsity, uniform, FFN_MULTIPLE, whole.neurons)
-    return Kept(heads=_indices(heads), neurons=_indices(neurons))
+    return Kept(heads=indices(heads), neurons=indices(neurons))
 
 
 def choose(
@@ -233,128 +224,9 @@ def zero_smallest(model: PreTrainedModel, sparsity: float) -> Callable[[], None]
     return apply
 
 
-def at_dial(scores: Importance, dial: float, uniform: bool, whole: Units) -> Kept:
-    """What stays at a position of the dial."""
-    if dial == 0:
-        every = [[torch.arange(len(layer)) for layer in part] for part in scores]
-        return Kept(heads=_indices(every[0]), neurons=_indices(every[1]), dial=dial)
-    return keep(scores, dial, dial, uniform, whole).model_copy(update={"dial": dial})
-
-
-def steps(scores: Importance, uniform: bool, whole: Units) -> list[Kept]:
-    """What stays at each step of the dial, from all to the least; no two are of the same shape."""
-    heads, neurons = (max(whole.heads), max(whole.neurons)) if uniform else map(sum, whole)
-    dials = sorted(
-        {head / heads for head in range(heads + 1)}
-        | {neuron / neurons for neuron in range(0, neurons, FFN_MULTIPLE)}
-    )
-    if len(dials) > MOST_STEPS:
-        dials = [dials[round(place)] for place in torch.linspace(0, len(dials) - 1, MOST_STEPS).tolist()]
-    shapes: dict[Units, Kept] = {}
-    for dial in dials:
-        kept = at_dial(scores, dial, uniform, whole)
-        shapes.setdefault(kept.units, kept)
-    return list(shapes.values())
-
-
-Cost = Callable[[PreTrainedModel], Mapping[str, float]]
-"""What a model costs: `parameters`, or `size_mb` and `latency_ms`."""
-
-
-def reach(
-    model: PreTrainedModel, choices: Sequence[Kept], target: PruneTarget, cost: Cost, context: StageContext
-) -> Kept:
-    """The first of `choices` (from large to small) with which `model` reaches the target, and its costs.
-
-    Raises:
-        RecipeError: the last one does not reach it either; the message says by how much.
-    """
-    (name, limit), *_ = ((name, value) for name, value in target if value is not None)
-    measured: dict[int, Mapping[str, float]] = {}
-
-    def meets(index: int) -> bool:
-        candidate = copy.deepcopy(model)
-        remove(candidate, choices[index])
-        measured[index] = cost(candidate)
-        context.reporter.message(
-            f"prune: dial at {choices[index].dial:.3f}: {_told(name, measured[index][name])} "
-            f"(target {_told(name, limit)})"
-        )
-        return bool(measured[index][name] <= limit)
-
-    last = len(choices) - 1
-    with torch.random.fork_rng(devices=[]):  # the recovery draws the same numbers, whether this ran or not
-        if not meets(last):
-            least = measured[last][name]
-            raise RecipeError(
-                f"prune.target: {_told(name, limit)} cannot be reached: with one head and {FFN_MULTIPLE} "
-                f"neurons a layer it is still {_told(name, least)}, {_told(name, least - limit)} "
-                f"({(least - limit) / limit:.1%}) too much; raise the target, or first take away layers "
-                "(distill.student.layers) or word pieces (vocabulary)"
-            )
-        found = smallest_removal(meets, last)
-    return choices[found].model_copy(update={"measured": dict(measured[found])})
-
-
-def smallest_removal(meets: Callable[[int], bool], last: int) -> int:
-    """The first step from 0 that meets, where `last` does, and, after one that does, all others do."""
-    first = 0
-    while first < last:
-        middle = (first + last) // 2
-        if meets(middle):
-            last = middle
-        else:
-            first = middle + 1
-    return last
-
-
-def int8_cost(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    config: PruneConfig,
-    context: StageContext,
-) -> Mapping[str, float]:
-    """Size (MB) and measured latency (ms, median) of the int8 ONNX graph that `model` becomes.
-
-    It is quantised and exported as a recipe does it by default, with the table of word pieces that
-    `quantization_aware` names, on a few sentences of the data `folder`, and thrown away. Timed are validation
-    sentences, one at a time.
-    """
-    words: Literal["q4", "int8"] = "q4" if config.quantization_aware == "int8_q4" else "int8"
-    with tempfile.TemporaryDirectory(dir=context.work_dir) as name:
-        scratch = Path(name)
-        source, packed, graph, work, few = (
-            scratch / part for part in ("model", "int8", "graph", "work", "few")
-        )
-        for part in (packed, graph, work):
-            part.mkdir()
-        loading.save_model(model, source)
-        loading.save_tokenizer(tokenizer, source)
-        sentences.excerpt(folder, few)
-        quantize.run(
-            {"model": source, "data": few},
-            QuantizeConfig(embeddings=words, max_accuracy_drop=None),
-            StageContext(packed, work, Silent(), context.seed, context.threads),
-        )
-        export.run(
-            {"model": packed, "data": few},
-            ExportConfig(min_label_agreement=0.0),  # nothing has recovered yet
-            StageContext(graph, work, Silent(), context.seed, context.threads),
-        )
-        conditions = Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
-        return benchmark_cost.cost(graph, folder, conditions).model_dump()
-
-
-def _indices(layers: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+def indices(layers: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(layer.tolist()) for layer in layers)
 
 
 def _head_size(model: PreTrainedModel) -> int:
     return int(model.config.hidden_size // model.config.num_attention_heads)
-
-
-def _told(name: str, value: float) -> str:
-    if name == "parameters":
-        return f"{value:,.0f} weights"
-    return f"{value:.3f} MB" if name == "size_mb" else f"{value:.3f} ms"

@@ -6,7 +6,7 @@ stands here because both distilling and recovering from pruning use it.
 
 Sources: G. Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531) for the
 soft-label loss; X. Jiao et al. 2020, "TinyBERT" (arXiv:1909.10351) for the hidden-state loss; for that of
-relations see `pressoir.relations`.
+relations see `pressoir.training.relations`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -36,127 +35,20 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import metrics, relations
+from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import accepted_inputs
-from pressoir.quantization import aware
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
-
-PROJECTION = "hidden_projection"
-
-
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """What the teacher says of every training sentence, memory-mapped from disk."""
-
-    logits: NDArray[np.float32]
-    """(sentences, labels)"""
-    hidden: NDArray[np.float16] | None
-    """(tokens of all sentences, matched layers, hidden); None without a hidden-state loss."""
-    offsets: NDArray[np.int64]
-    """(sentences + 1): where each sentence's tokens begin in `hidden` and `relations`."""
-    relations: NDArray[np.float16] | None = None
-    """(tokens of all sentences, 3, width): queries, keys and values of the last layer; None without that
-    loss."""
-
-    @classmethod
-    def open(cls, folder: Path) -> TeacherOutputs:
-        """Open the artifact of the `teacher_outputs` stage."""
-        mapped = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("hidden", "relations")
-            if (folder / f"{name}.npy").exists()
-        }
-        return cls(
-            np.load(folder / "logits.npy"),
-            mapped.get("hidden"),
-            np.load(folder / "offsets.npy"),
-            mapped.get("relations"),
-        )
-
-    def batch(self, rows: list[int], length: int) -> dict[str, Tensor]:
-        """Tensors of the sentences `rows`: logits (batch, labels), hidden (batch, length, layers, hidden),
-        relations (batch, length, 3, width); the last two as far as they are there, padded by zeros.
-        """
-        tensors = {"teacher_logits": torch.from_numpy(self.logits[rows])}
-        for name, stored in (("hidden", self.hidden), ("relations", self.relations)):
-            if stored is not None:
-                padded = np.zeros((len(rows), length, *stored.shape[1:]), dtype=np.float16)
-                for place, row in enumerate(rows):
-                    start, end = self.offsets[row], self.offsets[row + 1]
-                    padded[place, : end - start] = stored[start:end]
-                tensors[f"teacher_{name}"] = torch.from_numpy(padded)
-        return tensors
-
-
-@dataclass(frozen=True)
-class DistillationLoss:
-    """L = α·T²·KL(teacher ‖ student, at temperature T) + (1 − α)·CE + β·MSE(matched hidden states)
-    + γ·KL(attention relations of the last layers, see `pressoir.relations`).
-    """
-
-    temperature: float
-    alpha: float
-    hidden_weight: float
-    relation_weight: float = 0.0
-    relation_heads: int | None = None
-
-    @classmethod
-    def of(cls, config: LearnerConfig) -> DistillationLoss:
-        """With the weights that `config` gives."""
-        return cls(
-            config.temperature,
-            config.alpha,
-            config.hidden_weight,
-            config.relation_weight,
-            config.relation_heads,
-        )
-
-    def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        teacher_logits: Tensor,
-        hidden: tuple[Tensor, ...] | None = None,
-        teacher_hidden: Tensor | None = None,
-        mask: Tensor | None = None,
-        vectors: Tensor | None = None,
-        teacher_vectors: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss.
-
-        Args:
-            logits: student's, (batch, labels); `teacher_logits` likewise.
-            labels: class indices, (batch,).
-            hidden: the student's matched layers, each (batch, seq, hidden).
-            teacher_hidden: (batch, seq, layers, hidden).
-            mask: 1 for tokens, 0 for padding, (batch, seq).
-            vectors: the student's queries, keys and values, (batch, seq, 3, width); `teacher_vectors`
-                likewise, of a width of its own.
-        """
-        logits, scale = logits.float(), self.temperature
-        soft = F.kl_div(
-            F.log_softmax(logits / scale, dim=-1),
-            F.softmax(teacher_logits.float() / scale, dim=-1),
-            reduction="batchmean",
-        )
-        loss = self.alpha * scale**2 * soft + (1 - self.alpha) * F.cross_entropy(logits, labels)
-        if hidden is not None and teacher_hidden is not None and mask is not None:
-            difference = (
-                torch.stack(hidden, dim=2).float() - teacher_hidden.float()
-            )  # (batch, seq, layers, hidden)
-            per_token = difference.square().mean(dim=(2, 3))
-            loss = loss + self.hidden_weight * (per_token * mask).sum() / mask.sum()
-        if vectors is not None and teacher_vectors is not None and mask is not None:
-            apart = relations.loss(vectors, teacher_vectors, mask, self.relation_heads)
-            loss = loss + self.relation_weight * apart
-        return loss
+from pressoir.training import relations
+from pressoir.training.curves import training_curves
+from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.loop import quantization_aware
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
@@ -273,7 +165,7 @@ def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContext
     if not isinstance(config, LearnerConfig) or config.quantization_aware is None:
         return nullcontext()
     words = 4 if config.quantization_aware == "int8_q4" else 8
-    return aware.simulated(model, words, exclude=(*QuantizeConfig().exclude, PROJECTION))
+    return quantization_aware.simulated(model, words, exclude=(*QuantizeConfig().exclude, PROJECTION))
 
 
 def evaluate(
@@ -322,11 +214,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def save_history(history: list[dict[str, float]], context: StageContext, title: str) -> None:
     """Write the figures of each epoch as `history.json` and their curves as a PNG."""
-    from pressoir.benchmark import classifier_plots
 
     (context.out_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     if history:
-        classifier_plots.training_curves(history, context.out_dir / f"{title}_curves.png")
+        training_curves(history, context.out_dir / f"{title}_curves.png")
 
 
 class _Trainer(Trainer):
