@@ -35,13 +35,14 @@ import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
 from flows.commands.terminal import progress, quiet_libraries
-from pressoir import planning
 from pressoir.benchmark import classifier_report
 from pressoir.benchmark.classifier_report import Benchmark, points
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
+from pressoir.pipeline.build import build_stage
+from pressoir.pipeline.checks import check_inputs
 from pressoir.plots.style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
@@ -143,7 +144,7 @@ def ablate(
     from flows.compress import pipeline
 
     store, base = Store(given.home), plain(recipe, options)
-    planning.check_inputs(base, store)
+    check_inputs(base, store)
     rows = [Row(BASE, {}), *(Row(name, one.alone) for name, one in options.items() if name in wanted)]
     for number, row in enumerate(rows, start=1):
         reporter.message(f"row {number} of {len(rows) + (ALL in wanted)}: {row.name}")
@@ -177,7 +178,7 @@ def measure(
     assert isinstance(teacher, Artifact)
     models = {TEACHER: teacher} | {row.name: row.model for row in rows if row.model is not None}
     inputs = {"data": split, **models}
-    found, _ = planning.build_stage(
+    found, _ = build_stage(
         "benchmark", base.benchmark, inputs, store, reporter, seed=base.seed, threads=threads, refresh=again
     )
     report = Benchmark.read(store.path(found) / "benchmark.json")

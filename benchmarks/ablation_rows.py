@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from pressoir import planning
 from pressoir.config import Config, Document
 from pressoir.errors import PressoirError, RecipeError, StoreError
 from pressoir.formats.folder import QUANTIZATION, read_json
-from pressoir.planning import Pressed
+from pressoir.pipeline.build import build_stage
+from pressoir.pipeline.keys import stage_key
+from pressoir.pipeline.runner import PipelineOutput
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.search.config import with_values
@@ -60,7 +61,7 @@ class Row:
     name: str
     overrides: dict[str, Any]
     """What it sets in the base."""
-    made: Pressed[Artifact] | None = None
+    made: PipelineOutput[Artifact] | None = None
     steps: set[str] = field(default_factory=set)
     """Keys of all stages."""
     widened: list[str] = field(default_factory=list)
@@ -188,9 +189,9 @@ class Timed(StoreRunner):
     def build(self, stage: str, config: BaseModel, inputs: dict[str, Artifact | Source | None]) -> Artifact:
         """Build one stage, or find it."""
         known = {name: given.digest for name, given in inputs.items() if given is not None}
-        key = planning.stage_key(stage, config, known, self.seed).hash()
+        key = stage_key(stage, config, known, self.seed).hash()
         note = self._seconds.counting(key)
-        artifact, found = planning.build_stage(
+        artifact, found = build_stage(
             *(stage, config, inputs, self.store, _Ticking(self.reporter, note)),
             seed=self.seed,
             threads=self.threads,

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from flows.commands.terminal import console, progress
-from pressoir.planning import build_stage
+from pressoir.pipeline.build import build_stage
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
 from pressoir.sources import resolve
 from pressoir.store.artifact import Artifact

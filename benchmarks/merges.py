@@ -12,7 +12,7 @@ from pathlib import Path
 from flows.commands.terminal import console, progress
 from pressoir.formats.folder import read_json
 from pressoir.inference.text_generation import TextGenerator
-from pressoir.planning import build_stage
+from pressoir.pipeline.build import build_stage
 from pressoir.recipe.sections import MergeConfig, TextConfig
 from pressoir.sources import resolve
 from pressoir.store.store import Store

@@ -16,7 +16,8 @@ from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.planning import Planner, Pressed
+from pressoir.pipeline.plan import Planner
+from pressoir.pipeline.runner import PipelineOutput
 from pressoir.recipe.recipe import Recipe
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -24,7 +25,7 @@ from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 if TYPE_CHECKING:
-    from pressoir.planning import Unbuilt
+    from pressoir.pipeline.plan import Unbuilt
 
 ROWS = ("pytorch", "onnx", "optimum", "olive", "onnxruntime", "pytorch-int8", "pressoir")
 """What `--rows` takes."""
@@ -74,7 +75,7 @@ def find(recipe: Recipe, store: Store, file: Path) -> Run:
 
     if recipe.task != "text-classification":
         raise PressoirError(f"{file}: the peers are compared on a classifier, but task is {recipe.task!r}")
-    found: Pressed[Artifact | Unbuilt] = pipeline(
+    found: PipelineOutput[Artifact | Unbuilt] = pipeline(
         recipe, Planner(recipe.model_copy(update={"refresh": False}), store)
     )
     needed = {

@@ -28,13 +28,15 @@ from flows.commands.shard import shard, unshard, verify
 from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir import __version__
 from pressoir.errors import PressoirError
+from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
 from pressoir.store.store import Store
 from pressoir.system.files import copy_folder, disk_errors, write_text_atomic
 
 if TYPE_CHECKING:
-    from pressoir.planning import CompressResult, PlanRow
+    from pressoir.pipeline.plan import PlanRow
+    from pressoir.pipeline.runner import CompressResult
 
 
 class _Group(click.Group):
@@ -74,19 +76,18 @@ def compress(
     quiet_libraries(verbose)
     from flows.compress import compress as flow
     from flows.compress import plan
-    from pressoir import planning
     from pressoir.sources import resolve
     from tasks import report_to
 
     the_store = Store()
-    sentences = planning.check_inputs(parsed, the_store)
-    base = resolve.resolve(planning.base_reference(parsed), the_store)
+    sentences = check_inputs(parsed, the_store)
+    base = resolve.resolve(base_reference(parsed), the_store)
     rows = plan(parsed)
     if dry_run:
         _print_plan(rows, parsed, base.folder)
         return
     if any(row.state == "build" for row in rows):
-        planning.check_space(parsed, the_store, base, sentences)
+        check_space(parsed, the_store, base, sentences)
     if output is not None:
         _check_output(output)
 
@@ -192,7 +193,7 @@ def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
 
 
 def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
-    from pressoir.memory import estimate_peak_bytes
+    from pressoir.pipeline.estimates import estimate_peak_bytes
 
     table = Table("step", "takes", "state", "key", "peak memory", box=None)
     peak = 0  # never falls: what a process has taken it rarely gives back

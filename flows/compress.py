@@ -14,9 +14,11 @@ from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
 from flows.linked import linked_run
-from pressoir import planning
 from pressoir.benchmark import reports
-from pressoir.planning import CompressResult, Made, PlanRow, Pressed, Runner, base_reference, check_inputs
+from pressoir.pipeline import plan as planning
+from pressoir.pipeline.checks import base_reference, check_inputs
+from pressoir.pipeline.plan import PlanRow
+from pressoir.pipeline.runner import CompressResult, Output, PipelineOutput, Runner
 from pressoir.recipe.recipe import Recipe, load
 from pressoir.sources.resolve import Source
 from pressoir.store.store import Store
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from pressoir.stages.teacher_outputs import OutputsConfig
 
 
-def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
+def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
     """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing.
 
     What a recipe leaves out is skipped: a classifier is taught, distilled and pruned, a causal LM is not.
@@ -42,7 +44,7 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     student = run.fetch(named.model) if named and named.model else None
 
     data = run("data", recipe.data) if recipe.teacher else run("text", recipe.text)
-    current: Made | Source | None = base
+    current: Output | Source | None = base
     name = "source"
     if recipe.merge:
         name, current = "merge", run("merge", recipe.merge, data=data, base=ancestor, **parents)
@@ -79,7 +81,7 @@ def pipeline(recipe: Recipe, run: Runner[Made]) -> Pressed[Made]:
     if recipe.shard:
         exported = artifacts["shard"] = run("shard", recipe.shard, model=exported)
     report = run("benchmark", recipe.benchmark, data=data, **artifacts)
-    return Pressed(artifacts=artifacts, data=data, final=exported, report=report)
+    return PipelineOutput(artifacts=artifacts, data=data, final=exported, report=report)
 
 
 def _outputs(recipe: Recipe) -> OutputsConfig | None:

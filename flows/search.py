@@ -23,7 +23,7 @@ from flows.linked import linked_run
 from pressoir.benchmark import reports
 from pressoir.benchmark.reports import AnyRow
 from pressoir.evaluation.guards import exclusive
-from pressoir.planning import check_inputs
+from pressoir.pipeline.checks import check_inputs
 from pressoir.recipe.recipe import Recipe
 from pressoir.search import report, trial
 from pressoir.search.budget import Limits, meets

@@ -27,7 +27,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 from pydantic import BaseModel
 
-from pressoir import planning
+from pressoir.pipeline.build import build_stage
 from pressoir.reporting import Reporter
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -63,7 +63,7 @@ def run_stage(
     with run.parent.nested(label, {"stage": stage, "prefect.task_run_id": str(task_run.id)}) as nested:
         nested.log(params={**config.model_dump(mode="json"), "seed": run.seed})
         with _reporter(label, nested) as reporter:
-            artifact, cached = planning.build_stage(
+            artifact, cached = build_stage(
                 stage,
                 config,
                 inputs,

@@ -32,7 +32,7 @@ TASKS = {
 
 
 class TaskRunner:
-    """See `pressoir.planning.Runner`."""
+    """See `pressoir.pipeline.runner.Runner`."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context

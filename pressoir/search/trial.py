@@ -23,12 +23,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pressoir import planning
 from pressoir.benchmark.cost import Conditions, Cost, cost
 from pressoir.config import Config
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError, StoreError
-from pressoir.planning import Pressed, Runner
+from pressoir.pipeline.build import build_stage
+from pressoir.pipeline.checks import base_reference
+from pressoir.pipeline.runner import PipelineOutput, Runner
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import LearnerConfig
 from pressoir.reporting import Reporter, Silent
@@ -43,7 +44,7 @@ from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
-Pipeline = Callable[[Recipe, Runner[Artifact]], Pressed[Artifact]]
+Pipeline = Callable[[Recipe, Runner[Artifact]], PipelineOutput[Artifact]]
 """The order of the stages, see `flows.compress.pipeline`."""
 _TRAINED = ("teacher_outputs", "distill", "prune", "quantize")
 
@@ -142,7 +143,7 @@ def predict(
     """Size and latency that the recipe's model will have, of an untrained one of its shape."""
     plain = untrained(recipe)
     config = plain.model_dump(mode="json", exclude=_NOT_SHAPE)
-    inputs = {"model": resolve.resolve(planning.base_reference(plain), store).digest}
+    inputs = {"model": resolve.resolve(base_reference(plain), store).digest}
     inputs["data"] = data.source_digest(plain.data)
     if plain.distill and plain.distill.student.model:
         inputs["student"] = resolve.resolve(plain.distill.student.model, store).digest
@@ -193,7 +194,7 @@ def _last_learner(recipe: Recipe) -> str:
 
 
 class StoreRunner:
-    """Carries out a trial's stages, here, in the store; see `pressoir.planning.Runner`.
+    """Carries out a trial's stages, here, in the store; see `pressoir.pipeline.runner.Runner`.
 
     `benchmark` is left out, and what comes after the stage `until`: the model given stands for their result.
     """
@@ -225,7 +226,7 @@ class StoreRunner:
     def build(self, stage: str, config: BaseModel, inputs: dict[str, Artifact | Source | None]) -> Artifact:
         """Build one stage, or find it."""
         with self._quiet.building():
-            return planning.build_stage(
+            return build_stage(
                 stage, config, inputs, self.store, self.reporter, seed=self.seed, threads=self.threads
             )[0]
 
@@ -257,7 +258,7 @@ class ShapeRunner(StoreRunner):
             data.excerpt(sentences.folder, self._excerpt)
             moved["data"] = sentences.model_copy(update={"folder": self._excerpt})
         with self._quiet.building():
-            made, _ = planning.build_stage(
+            made, _ = build_stage(
                 stage, config, moved, self._scratch, Silent(), seed=self.seed, threads=self.threads
             )
         self._made.add(made.key)

@@ -60,7 +60,7 @@ def real_recipe(tiny_bert, tiny_data):
 @pytest.fixture
 def fake_stages(monkeypatch):
     """Stages that copy their model stand in for all but `data`; the value is the list of those that ran."""
-    from pressoir.planning import STAGES, load_stage
+    from pressoir.pipeline.keys import STAGES, load_stage
 
     ran = []
     for name in STAGES:

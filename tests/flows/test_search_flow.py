@@ -44,7 +44,7 @@ def quiet(caplog):
 @pytest.fixture
 def built(monkeypatch):
     """Every stage that was really run, with its folder of inputs and its configuration."""
-    from pressoir.planning import STAGES, load_stage
+    from pressoir.pipeline.keys import STAGES, load_stage
 
     ran = []
     for name in STAGES:

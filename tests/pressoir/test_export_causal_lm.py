@@ -7,12 +7,12 @@ import onnx
 import pytest
 import torch
 
-from pressoir import planning
 from pressoir.errors import ParityError, SourceError
 from pressoir.export import causal_lm, decoder_trace, weight_only_graph
 from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Divergence, Parity
 from pressoir.models import loading, weight_layers
+from pressoir.pipeline.build import build_stage
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
 from pressoir.sources.resolve import Source
 from pressoir.stage import StageContext
@@ -242,7 +242,7 @@ def test_a_graph_that_departs_from_pytorch_is_not_published(tiny_llama, tiny_tex
     source = Source(reference="tiny", folder=tiny_llama, digest="0" * 64)
     data = Source(reference="text", folder=tiny_text, digest="1" * 64)
     with pytest.raises(ParityError, match=r"max \|Δlogit\| is .* above export.max_logit_difference 0.001"):
-        planning.build_stage(
+        build_stage(
             "export", ExportConfig(), {"model": source, "data": data}, store, Listener(), seed=0, threads=1
         )
     assert list(store.artifacts()) == []

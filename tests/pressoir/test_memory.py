@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pressoir import memory
+from pressoir.pipeline import estimates
 from pressoir.recipe.recipe import Recipe
 
 
@@ -14,19 +14,19 @@ def recipe(**sections):
 
 @pytest.mark.parametrize("stage", ["augment", "vocabulary"])
 def test_stages_that_classify_hold_two_models_and_one_layer_of_a_batch(stage, tiny_classifier):
-    parameters = memory.parameter_count(tiny_classifier)
+    parameters = estimates.parameter_count(tiny_classifier)
     config = json.loads((tiny_classifier / "config.json").read_text())
-    layer = memory.activation_bytes(config, 64, 32, layers=1)
-    found = memory.estimate_peak_bytes(stage, recipe(), tiny_classifier)
-    assert found == memory.PROCESS_BYTES + 2 * 4 * parameters + layer
-    assert 4 * layer == memory.activation_bytes(config, 64, 32)  # of its four layers
+    layer = estimates.activation_bytes(config, 64, 32, layers=1)
+    found = estimates.estimate_peak_bytes(stage, recipe(), tiny_classifier)
+    assert found == estimates.PROCESS_BYTES + 2 * 4 * parameters + layer
+    assert 4 * layer == estimates.activation_bytes(config, 64, 32)  # of its four layers
 
 
 def test_a_cut_vocabulary_is_one_more_artifact_on_disk(tiny_classifier):
     less, more = (
-        memory.estimate_disk_bytes(recipe(vocabulary=given), tiny_classifier, 100) for given in (None, {})
+        estimates.estimate_disk_bytes(recipe(vocabulary=given), tiny_classifier, 100) for given in (None, {})
     )
-    assert more - less == 4 * memory.parameter_count(tiny_classifier)
+    assert more - less == 4 * estimates.parameter_count(tiny_classifier)
 
 
 def test_sentences_that_are_added_have_hidden_states_too(tiny_classifier, tmp_path):
@@ -36,7 +36,8 @@ def test_sentences_that_are_added_have_hidden_states_too(tiny_classifier, tmp_pa
     plain = recipe(distill={"hidden_weight": 1}, data=data)
     added = recipe(distill={"hidden_weight": 1}, data=data, augment={"copies": 4})
     one, five_and_three = (
-        memory.estimate_disk_bytes(each, tiny_classifier, count) for each, count in ((plain, 1), (added, 1))
+        estimates.estimate_disk_bytes(each, tiny_classifier, count)
+        for each, count in ((plain, 1), (added, 1))
     )
-    eight = memory.estimate_disk_bytes(plain, tiny_classifier, 8)
+    eight = estimates.estimate_disk_bytes(plain, tiny_classifier, 8)
     assert five_and_three == eight > one

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from pressoir import planning
 from pressoir.errors import DataError, RegistryError, StoreError
+from pressoir.pipeline.checks import check_inputs
+from pressoir.pipeline.keys import key_config, load_stage, stage_key
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from pressoir.store.store import Store
@@ -15,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 def data_key(folder, seed=0, suffix=".tsv", **changes):
     files = {split: folder / f"{split}{suffix}" for split in SPLITS}
-    return planning.stage_key("data", DataConfig(source="files", **files, **changes), {}, seed).hash()
+    return stage_key("data", DataConfig(source="files", **files, **changes), {}, seed).hash()
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def test_other_contents_formats_settings_and_seeds_get_other_keys(files):
 
 def test_of_a_named_model_only_the_digest_counts():
     def teacher(checkpoint):
-        return planning.key_config(TeacherConfig(checkpoint=checkpoint))
+        return key_config(TeacherConfig(checkpoint=checkpoint))
 
     def student(model):
-        return planning.key_config(DistillConfig(student=StudentConfig(model=model)))
+        return key_config(DistillConfig(student=StudentConfig(model=model)))
 
     assert teacher("./a") == teacher("./b") != teacher(None)
     assert student("./a") == student("./b") != student(None)
@@ -52,22 +53,22 @@ def test_of_a_named_model_only_the_digest_counts():
 
 def test_an_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="no stage 'os'"):
-        planning.load_stage("os")
+        load_stage("os")
 
 
 def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data):
     store = Store(tmp_path / "home")
     files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}
     good = Recipe.from_dict({"data": {"source": "files", **files}})
-    assert planning.check_inputs(good, store) == 400
+    assert check_inputs(good, store) == 400
     assert not store.home.exists()
     missing = {"source": "files", "train": "none.tsv", "test": "none.tsv"}
     with pytest.raises(DataError, match="is not a file"):
-        planning.check_inputs(Recipe.from_dict({"data": missing}), store)
+        check_inputs(Recipe.from_dict({"data": missing}), store)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        planning.check_inputs(good, Store(tmp_path / "file"))
+        check_inputs(good, Store(tmp_path / "file"))
     store.home.mkdir()
     (store.home / "models.json").write_text("{")
     with pytest.raises(RegistryError, match="line 1"):
-        planning.check_inputs(good, store)
+        check_inputs(good, store)

@@ -24,7 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from pressoir.planning import STAGES, Planner, load_stage, stage_key
+from pressoir.pipeline.keys import STAGES, load_stage, stage_key
+from pressoir.pipeline.plan import Planner
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import (
     AugmentConfig,

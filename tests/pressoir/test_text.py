@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pressoir import planning
 from pressoir.data import running_text
 from pressoir.errors import DataError
+from pressoir.pipeline.keys import stage_key
 from pressoir.recipe.sections import TextConfig
 
 
@@ -48,7 +48,7 @@ def test_the_key_follows_the_content_not_the_place(tmp_path):
     def key(name, content):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")
-        return planning.stage_key("text", TextConfig(calibration=path), {}, 0).hash()
+        return stage_key("text", TextConfig(calibration=path), {}, 0).hash()
 
     assert key("a.txt", "same") == key("b.txt", "same")
     assert key("a.txt", "same") != key("a.txt", "other")

@@ -7,7 +7,7 @@ import yaml
 
 from pressoir.benchmark.cost import Conditions
 from pressoir.data import sentences
-from pressoir.planning import STAGES, load_stage
+from pressoir.pipeline.keys import STAGES, load_stage
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Silent
 from pressoir.search import trial
@@ -41,9 +41,9 @@ def pipeline(recipe, run):
     if recipe.shard:
         exported = run("shard", recipe.shard, model=exported)
     report = run("benchmark", recipe.benchmark, data=data, teacher=teacher, shard=exported)
-    from pressoir.planning import Pressed
+    from pressoir.pipeline.runner import PipelineOutput
 
-    return Pressed(artifacts={"shard": exported}, data=data, final=exported, report=report)
+    return PipelineOutput(artifacts={"shard": exported}, data=data, final=exported, report=report)
 
 
 @pytest.fixture

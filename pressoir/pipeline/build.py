@@ -1,0 +1,46 @@
+"""Carry out one stage, or find its result in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pressoir.pipeline.keys import load_stage, stage_key
+from pressoir.reporting import Reporter
+from pressoir.sources.resolve import Source
+from pressoir.stage import StageContext
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
+from pressoir.system.runtime import use_threads
+
+
+def build_stage(
+    stage: str,
+    config: BaseModel,
+    inputs: Mapping[str, Artifact | Source | None],
+    store: Store,
+    reporter: Reporter,
+    *,
+    seed: int,
+    threads: int,
+    refresh: bool = False,
+) -> tuple[Artifact, bool]:
+    """Build one stage here, or find it in the store; return the artifact, and whether it was there.
+
+    Raises:
+        PressoirError: whatever the stage raises; nothing is published then.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}
+    folders = {n: v.folder if isinstance(v, Source) else store.path(v) for n, v in given.items()}
+    key = stage_key(stage, config, {n: v.digest for n, v in given.items()}, seed)
+
+    def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
+        use_threads(threads)
+        metrics: Mapping[str, float] = load_stage(stage).run(
+            folders, config, StageContext(out_dir, work_dir, reporter, seed, threads)
+        )
+        return metrics
+
+    return store.build(key, make, refresh=refresh, tell=reporter.message)

@@ -1,0 +1,85 @@
+"""What a run will do, before it does it: the key of every step, and whether the store has it already.
+
+The order of the stages is written once, as a function over a `Runner`. The flow hands it one that builds; the
+`Planner` here only computes keys and looks them up, so a plan can never disagree with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from pressoir.config import Config
+from pressoir.pipeline.keys import stage_key
+from pressoir.pipeline.runner import Runner
+from pressoir.recipe.recipe import Recipe
+from pressoir.sources import resolve
+from pressoir.sources.resolve import Source
+from pressoir.store.artifact import Artifact
+from pressoir.store.store import Store
+
+
+class Unbuilt(Config):
+    """Stands for the output of a stage that the store does not have."""
+
+    stage: str
+
+
+class PlanRow(Config):
+    """One step of a plan."""
+
+    stage: str
+    """The stage."""
+    of: str | None
+    """The stage whose model it takes; tells the exports of teacher and final model apart."""
+    state: Literal["cached", "build"]
+    """Whether the store has the result."""
+    key: str | None
+    """Its place in the store; unknown while an input is not built."""
+
+
+class Planner:
+    """A runner that builds nothing: it looks every step up and notes the result in `rows`."""
+
+    def __init__(self, recipe: Recipe, store: Store) -> None:
+        self.recipe, self.store = recipe, store
+        self.rows: list[PlanRow] = []
+
+    def fetch(self, reference: str) -> Source:
+        """See `Runner.fetch`."""
+        return resolve.resolve(reference, self.store)
+
+    def __call__(
+        self, stage: str, config: BaseModel, **inputs: Artifact | Unbuilt | Source | None
+    ) -> Artifact | Unbuilt:
+        """See `Runner.__call__`."""
+        known = {name: given.digest for name, given in inputs.items() if isinstance(given, Artifact | Source)}
+        key, found = None, None
+        if not any(isinstance(given, Unbuilt) for given in inputs.values()):
+            key = stage_key(stage, config, known, self.recipe.seed)
+            found = None if self.recipe.refresh else self.store.find(key)
+        model = inputs.get("model")
+        self.rows.append(
+            PlanRow(
+                stage=stage,
+                of=None if model is None or isinstance(model, Source) else model.stage,
+                state="cached" if found else "build",
+                key=key.hash() if key else None,
+            )
+        )
+        return found or Unbuilt(stage=stage)
+
+
+def plan(
+    pipeline: Callable[[Recipe, Runner[Artifact | Unbuilt]], Any], recipe: Recipe, store: Store | None = None
+) -> list[PlanRow]:
+    """Every step that `pipeline` would take for `recipe`, in order, and whether the store has its result.
+
+    Raises:
+        SourceError: a model cannot be found; DataError: a data file does not exist.
+    """
+    planner = Planner(recipe, store or Store())
+    pipeline(recipe, planner)
+    return planner.rows
