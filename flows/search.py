@@ -28,8 +28,8 @@ from pressoir.recipe.recipe import Recipe
 from pressoir.search import report, trial
 from pressoir.search.budget import Limits, meets
 from pressoir.search.config import SearchConfig, load
+from pressoir.search.found import SearchResult, conclude
 from pressoir.search.records import Outcome, Trial, describe
-from pressoir.search.report import SearchResult
 from pressoir.search.study import Study
 from pressoir.search.trial import Assignment
 from pressoir.store.store import Store
@@ -100,7 +100,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         study = Study(folder / report.STUDY, config.space, config.seed)
         with _workers(config, store) as workers:
             _try_all(config, study, workers, limits, parent)
-        found = report.conclude(config, study.trials(), reference, limits, conditions)
+        found = conclude(config, study.trials(), reference, limits, conditions)
         model, rows = None, ()
         if found.winner is not None:
             model, rows = _benchmark(report.recipe_of(config, found.winner), store, parent)

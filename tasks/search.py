@@ -14,8 +14,8 @@ from pressoir.benchmark.cost import Conditions
 from pressoir.benchmark.reports import AnyRow
 from pressoir.search import report, trial
 from pressoir.search.config import SearchConfig
+from pressoir.search.found import Found
 from pressoir.search.records import Figures, Outcome, Trial
-from pressoir.search.report import Found
 from pressoir.search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
 from tasks._stage import ProgressArtifact, stage_task

@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from pressoir.search.report import SearchResult
+    from pressoir.search.found import SearchResult
 
 
 @click.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.search.budget import meets
-from pressoir.search.report import Found, verdict
+from pressoir.search.found import Found, verdict
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -20,7 +20,7 @@ from pressoir.plots.style import (
     staircase,
 )
 from pressoir.search.budget import meets
-from pressoir.search.report import Found
+from pressoir.search.found import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,96 +19,15 @@ from typing import Any
 
 import yaml
 
-from pressoir.benchmark.classifier_report import points, times
-from pressoir.benchmark.cost import Conditions
 from pressoir.benchmark.reports import AnyRow
-from pressoir.config import Config
 from pressoir.recipe.recipe import Recipe
-from pressoir.search import budget
-from pressoir.search.budget import Limits, Miss
 from pressoir.search.config import SearchConfig, with_values
-from pressoir.search.records import Figures, Trial
+from pressoir.search.found import Found, verdict
+from pressoir.search.records import Trial
 from pressoir.system.files import write_text_atomic
 
 CONFIG, STUDY, WINNER, NEAREST = "search.yaml", "study.db", "winner.yaml", "nearest.yaml"
 TRIALS, REPORT, PAGE, PICTURE = "trials.json", "report.md", "pareto.html", "pareto.png"
-
-
-class Found(Config):
-    """What a search found."""
-
-    trials: tuple[Trial, ...]
-    reference: Figures
-    """Of the exported teacher, on the validation split."""
-    limits: Limits
-    conditions: Conditions
-    winner: Trial | None
-    """None where no recipe meets the budget."""
-    nearest: Trial | None
-    """Then: the one that is nearest to it, where anything is known of any."""
-    misses: tuple[Miss, ...]
-    """The constraints that it fails."""
-    front: tuple[Trial, ...]
-    """Finished trials that none beats in everything."""
-
-    def headline(self) -> str:
-        """The answer in one line."""
-        if self.winner is not None:
-            figures = self.winner.outcome.figures
-            assert figures is not None
-            first = self.reference
-            return (
-                f"{self.winner.named()}: {figures.size_mb:.2f} MB, {figures.latency_ms:.2f} ms, validation "
-                f"accuracy {100 * figures.accuracy:.1f} % "
-                f"({times(first.size_mb / figures.size_mb, 'smaller', 'larger')}, "
-                f"{times(first.latency_ms / figures.latency_ms, 'faster', 'slower')}, "
-                f"{points(figures.accuracy - first.accuracy)} points against the exported teacher)"
-            )
-        if self.nearest is None:
-            return "No recipe meets the budget: no trial gave a model."
-        known = "" if self.nearest.outcome.accuracy is not None else "; its accuracy is not known"
-        return (
-            f"No recipe meets the budget. The nearest, {self.nearest.named()}, has "
-            f"{'; '.join(map(str, self.misses))}{known}."
-        )
-
-
-class SearchResult(Config):
-    """What a run of the search flow leaves behind."""
-
-    folder: Path
-    """Of the search: recipe, report, page, study."""
-    found: Found
-    model: str | None
-    """Digest of the winner's model; None where there is none."""
-    rows: tuple[AnyRow, ...]
-    """Its benchmark on the test split."""
-    prefect_run_id: str
-    mlflow_run_id: str
-    tracking_uri: str
-    """Where MLflow keeps the run."""
-
-
-def conclude(
-    config: SearchConfig,
-    trials: Sequence[Trial],
-    reference: Figures,
-    limits: Limits,
-    conditions: Conditions,
-) -> Found:
-    """Choose the winner, or the nearest."""
-    best = budget.winner(trials, limits, config.prefer)
-    near = budget.nearest(trials, limits) if best is None else None
-    return Found(
-        trials=tuple(trials),
-        reference=reference,
-        limits=limits,
-        conditions=conditions,
-        winner=best,
-        nearest=near[0] if near else None,
-        misses=tuple(near[1]) if near else (),
-        front=tuple(budget.pareto_front(trials)),
-    )
 
 
 def recipe_of(config: SearchConfig, trial: Trial) -> Recipe:
@@ -164,16 +83,6 @@ def table(found: Found, trials: Sequence[Trial]) -> tuple[list[str], list[list[s
             ]
         )
     return columns, rows
-
-
-def verdict(found: Found, trial: Trial) -> str:
-    """What became of a trial, in a few words."""
-    if found.winner is not None and trial.number == found.winner.number:
-        return "wins"
-    if trial.outcome.figures is None:
-        return f"{trial.outcome.state} {trial.outcome.reason}"
-    failing = budget.misses(trial.outcome.figures, trial.outcome.accuracy, found.limits)
-    return "; ".join(map(str, failing)) or "meets the budget"
 
 
 def short_name(key: str, keys: Sequence[str]) -> str:

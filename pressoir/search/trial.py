@@ -36,7 +36,7 @@ from pressoir.reporting import Reporter, Silent
 from pressoir.search import measure
 from pressoir.search.budget import Limits, cannot_cost, cannot_reach
 from pressoir.search.config import ProxyConfig, SearchConfig, with_values
-from pressoir.search.quiet import Quiet
+from pressoir.search.measuring_lock import Quiet
 from pressoir.search.records import Figures, Outcome
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source

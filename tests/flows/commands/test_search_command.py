@@ -5,8 +5,8 @@ import yaml
 from click.testing import CliRunner
 
 from pressoir.benchmark.cost import Conditions
-from pressoir.search import report
 from pressoir.search.budget import Limits
+from pressoir.search.found import SearchResult, conclude
 from pressoir.search.records import Figures, Outcome, Trial
 
 VALUES = {
@@ -30,8 +30,8 @@ def command(monkeypatch, tmp_path):
         teacher = Figures(accuracy=0.9, size_mb=90.0, latency_ms=20.0)
         limits = Limits.of(config.budget, teacher)
         conditions = Conditions(threads=1, batch_size=1, samples=10)
-        found = report.conclude(config, trials, teacher, limits, conditions)
-        return report.SearchResult(
+        found = conclude(config, trials, teacher, limits, conditions)
+        return SearchResult(
             folder=config.folder.absolute(),
             found=found,
             model="abc" if found.winner else None,

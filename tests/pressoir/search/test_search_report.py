@@ -7,6 +7,7 @@ import pytest
 
 from pressoir.benchmark.cost import Conditions, Cost
 from pressoir.recipe.recipe import Recipe
+from pressoir.search import found as search_found
 from pressoir.search import page, report
 from pressoir.search.budget import Limits
 from pressoir.search.config import SearchConfig
@@ -55,7 +56,7 @@ TRIALS = [
 
 def conclude(config, trials=TRIALS, size=20.0):
     limits = Limits(max_size_mb=size, max_latency_ms=None, min_accuracy=0.8)
-    return report.conclude(config, trials, REFERENCE, limits, CONDITIONS)
+    return search_found.conclude(config, trials, REFERENCE, limits, CONDITIONS)
 
 
 def test_the_winning_recipe_reads_back_with_its_choices(config):
