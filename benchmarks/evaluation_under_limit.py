@@ -31,10 +31,12 @@ from typing import Any
 
 import yaml
 
-from pressoir.evaluation import memory_log, planner, report, run
+from pressoir.evaluation import memory_log, planner, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.guards import ended_by_sigterm
 from pressoir.evaluation.journal import Journal
+from pressoir.evaluation.report import write
+from pressoir.evaluation.report.results import Consolidated
 from pressoir.formats.tensor_bytes import WEIGHTS
 from pressoir.store.store import Store
 from pressoir.system.cgroups import Files, hierarchies
@@ -273,8 +275,8 @@ def all_at_once(config: Path, journal: Path) -> None:
     from pressoir.system.runtime import limit_threads
 
     limit_threads(available_cpus())
-    from pressoir.evaluation import child
-    from pressoir.evaluation.predictors import open_predictor
+    from pressoir.evaluation.child import __main__ as child
+    from pressoir.evaluation.child.predictors import open_predictor
     from pressoir.system.allowance import peak_resident_bytes
 
     prepared = run.prepare(EvaluationConfig.from_yaml(config), Store())
@@ -342,7 +344,7 @@ def compare(config: Path | None, limit: int, work: Path) -> int:
         if place is None:
             words.append(f"memory.budget_gb={limit / GB}")
         within = watched(words, place, environment, work / "evaluate.log")
-    folder = next((path.parent for path in (work / "results").glob(f"*/{report.CONSOLIDATED}")), None)
+    folder = next((path.parent for path in (work / "results").glob(f"*/{write.CONSOLIDATED}")), None)
     if folder is None:
         print((work / "evaluate.log").read_text()[-5000:], file=sys.stderr)
         print(f"`pressoir evaluate` ended with {within.code} and left no result", file=sys.stderr)
@@ -372,7 +374,7 @@ def compare(config: Path | None, limit: int, work: Path) -> int:
 class Evaluated:
     """What the evaluation says of itself."""
 
-    result: report.Consolidated
+    result: Consolidated
     plan: planner.EvaluationPlan
     children_bytes: int
     """Peak of all children together, from `memory_stats.json`."""
@@ -382,7 +384,7 @@ class Evaluated:
     @classmethod
     def read(cls, folder: Path) -> Evaluated:
         """The folder of a run."""
-        result = report.read(folder / report.CONSOLIDATED)
+        result = write.read(folder / write.CONSOLIDATED)
         plan = planner.EvaluationPlan.model_validate_json((folder / run.PLAN).read_text(encoding="utf-8"))
         journal = Journal(folder / run.JOURNAL)
         attempts = {

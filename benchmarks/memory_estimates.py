@@ -30,7 +30,8 @@ from typing import Any
 import random_models as rm
 
 from pressoir.errors import SourceError
-from pressoir.evaluation import datasets, estimate
+from pressoir.evaluation import datasets
+from pressoir.evaluation.estimates import estimate
 from pressoir.evaluation.jobs import End, Job, parse
 from pressoir.formats.folder import task_of
 from pressoir.sources import resolve

@@ -10,11 +10,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 import tasks
-from pressoir.evaluation import cluster, memory_log, report, run, scoring
+from pressoir.evaluation import cluster, memory_log, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.records import Outcome
-from pressoir.evaluation.report import Report, Result, Row
+from pressoir.evaluation.report import scoring, write
+from pressoir.evaluation.report.results import Report, Result, Row
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.store.store import Store
@@ -50,7 +51,7 @@ def evaluate_batch(prepared: Prepared, batch: str, log: MemoryLog) -> list[Outco
 def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcome], parent: Run) -> Report:
     """Score what was predicted, write the results, and tell MLflow: a nested run a model."""
     results = [_result(prepared, name, outcomes[name]) for name in prepared.names if name in outcomes]
-    written = report.write(folder, results, prepared.plan, memory_log.stats(folder), context(prepared))
+    written = write.write(folder, results, prepared.plan, memory_log.stats(folder), context(prepared))
     for row in written.rows:
         _track(parent, row)
     for path in written.paths:

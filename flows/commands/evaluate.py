@@ -210,9 +210,9 @@ def _print_batches(prepared: Prepared) -> None:
 
 
 def _print_result(result: EvaluationResult) -> None:
-    from pressoir.evaluation import report_page
+    from pressoir.evaluation.report import page
 
-    columns, rows = report_page.short_table(result.rows)
+    columns, rows = page.short_table(result.rows)
     table = Table(*map(_whole, columns[:2]), box=None, pad_edge=False)
     for name in columns[2:]:
         table.add_column(name, justify="right")

@@ -28,14 +28,15 @@ import yaml
 
 from pressoir.config import Config, read_yaml, validate
 from pressoir.errors import DataError, RecipeError, RegistryError, SourceError, StoreError, UnreachableError
-from pressoir.evaluation import datasets, estimate, planner, supervisor
+from pressoir.evaluation import datasets, planner, supervisor
 from pressoir.evaluation.config import EvaluationConfig, ModelConfig, Strategy
 from pressoir.evaluation.datasets import DataSet
+from pressoir.evaluation.estimates import estimate
 from pressoir.evaluation.jobs import Job, Remote, prediction_settings, wanted_batch_size
 from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
-from pressoir.evaluation.report import Row
+from pressoir.evaluation.report.results import Row
 from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
 from pressoir.sources import resolve

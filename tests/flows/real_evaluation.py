@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from pressoir.evaluation.report.results import Result
+
 
 class Watch:
     """A run of which only the folder of results is known; it may not have begun."""
@@ -89,8 +91,9 @@ def until(condition, what, seconds=120):
 
 
 def main(config, resumed=None):
-    from pressoir.evaluation import memory_log, report, run, scoring
+    from pressoir.evaluation import memory_log, run
     from pressoir.evaluation.config import load
+    from pressoir.evaluation.report import scoring, write
     from pressoir.store.store import Store
 
     parsed = load(config)
@@ -108,8 +111,8 @@ def main(config, resumed=None):
         found = run.predictions(prepared.jobs[name], asked)
         score = scoring.score(asked, {one.sample: one.value for one in found})
         scored = outcomes[name].model_copy(update={"metrics": score.metrics, "notes": score.notes})
-        results.append(report.Result(name, model, data, asked, scored, found))
-    report.write(folder, results, prepared.plan, memory_log.stats(folder), {"name": parsed.name})
+        results.append(Result(name, model, data, asked, scored, found))
+    write.write(folder, results, prepared.plan, memory_log.stats(folder), {"name": parsed.name})
 
 
 if __name__ == "__main__":

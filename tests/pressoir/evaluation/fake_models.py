@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pressoir.evaluation import child
+from pressoir.evaluation.child import __main__ as child
 from pressoir.system.runtime import limit_threads
 
 COMMAND = (sys.executable, __file__)

@@ -3,12 +3,13 @@
 import json
 from datetime import UTC, datetime, timedelta
 
-from pressoir.evaluation import memory_log, scoring
+from pressoir.evaluation import memory_log
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Batch, EvaluationPlan, Placement, Skipped
 from pressoir.evaluation.records import Outcome, Sample
-from pressoir.evaluation.report import Result
+from pressoir.evaluation.report import scoring
+from pressoir.evaluation.report.results import Result
 
 GB = 10**9
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

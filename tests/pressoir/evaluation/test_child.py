@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pressoir.errors import PressoirError, ShardError
-from pressoir.evaluation import child
+from pressoir.evaluation.child import __main__ as child
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.jobs import (
     Job,

@@ -10,9 +10,10 @@ import fake_models
 import pytest
 
 from pressoir.errors import SourceError
-from pressoir.evaluation import datasets, estimate, footprint, formula
+from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.evaluation.footprint import Weights, Work
+from pressoir.evaluation.estimates import estimate, footprint, formula
+from pressoir.evaluation.estimates.footprint import Weights, Work
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.recipe.sections import DataConfig
 

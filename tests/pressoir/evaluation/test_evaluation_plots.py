@@ -6,13 +6,14 @@ import pytest
 from fake_results import GB, PLAN, RESULTS, batch_line, make_result, sample_line, session_line, write_log
 from matplotlib.figure import Figure
 
-from pressoir.evaluation import plots, report
+from pressoir.evaluation.report import plots, write
+from pressoir.evaluation.report.results import Row
 
-ROWS = [report.Row(report._result(one), report._measured(one)) for one in RESULTS]
+ROWS = [Row(write._result(one), write._measured(one)) for one in RESULTS]
 
 
 def make_rows(*results):
-    return [report.Row(report._result(one), report._measured(one)) for one in results]
+    return [Row(write._result(one), write._measured(one)) for one in results]
 
 
 MANY = make_rows(

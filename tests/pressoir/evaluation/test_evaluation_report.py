@@ -9,10 +9,11 @@ import pytest
 from fake_results import CONTEXT, DATA, GB, PLAN, RESULTS, make_result, write_log
 
 from pressoir.errors import PressoirError, StoreError
-from pressoir.evaluation import report, report_page
 from pressoir.evaluation.memory_log import MemoryStats, stats
 from pressoir.evaluation.planner import EvaluationPlan
-from pressoir.evaluation.report import Consolidated
+from pressoir.evaluation.report import page as report_page
+from pressoir.evaluation.report import write
+from pressoir.evaluation.report.results import Consolidated, Row
 
 FILES = {
     *("consolidated_results.json", "consolidated_detailed.jsonl", "memory_stats.json", "report.md"),
@@ -26,7 +27,7 @@ def written(tmp_path_factory):
     """The folder of a report, and what `write` said of it."""
     folder = tmp_path_factory.mktemp("runs") / "demo-20260102-030405"
     folder.mkdir()
-    return folder, report.write(folder, RESULTS, PLAN, write_log(folder), CONTEXT)
+    return folder, write.write(folder, RESULTS, PLAN, write_log(folder), CONTEXT)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def page(written):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take a second each, and are not what is tested."""
-    monkeypatch.setattr(report, "_draw_atomic", lambda path, draw: path.write_bytes(b"PNG"))
+    monkeypatch.setattr(write, "_draw_atomic", lambda path, draw: path.write_bytes(b"PNG"))
 
 
 def read(path):
@@ -57,7 +58,7 @@ def test_every_file_is_there_and_nothing_else(written):
 
 def test_the_consolidated_file_is_its_type(written):
     folder, found = written
-    stored = report.read(folder / "consolidated_results.json")
+    stored = write.read(folder / "consolidated_results.json")
     assert isinstance(stored, Consolidated)
     raw = read(folder / "consolidated_results.json")
     assert list(raw) == ["schema", "run", "name", "models", "measured", "context"]
@@ -139,7 +140,7 @@ def test_a_resumed_run_leaves_the_same_results_byte_by_byte(written, tmp_path, n
         return dataclasses.replace(other, predictions=other.predictions[::-1])
 
     plan = PLAN.model_copy(update={"batches": PLAN.batches[::-1], "budget_bytes": GB})
-    report.write(folder, [again(one) for one in RESULTS], plan, MemoryStats(), {"name": "demo"})
+    write.write(folder, [again(one) for one in RESULTS], plan, MemoryStats(), {"name": "demo"})
     name = "consolidated_detailed.jsonl"
     assert (folder / name).read_bytes() == (written[0] / name).read_bytes()
 
@@ -156,15 +157,15 @@ def test_writing_again_changes_nothing(written, tmp_path, no_pictures):
     folder.mkdir()
     contents = []
     for _ in range(2):
-        report.write(folder, RESULTS, PLAN, write_log(folder), CONTEXT)
+        write.write(folder, RESULTS, PLAN, write_log(folder), CONTEXT)
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert contents[0] == contents[1]
 
 
 def test_files_of_an_earlier_plan_are_taken_away(tmp_path, no_pictures):
-    report.write(tmp_path, RESULTS, PLAN, write_log(tmp_path), CONTEXT)
+    write.write(tmp_path, RESULTS, PLAN, write_log(tmp_path), CONTEXT)
     plan = PLAN.model_copy(update={"batches": PLAN.batches[:1]})
-    report.write(tmp_path, RESULTS[:1], plan, MemoryStats(), CONTEXT)
+    write.write(tmp_path, RESULTS[:1], plan, MemoryStats(), CONTEXT)
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"batch_2_results.json", "memory.png"} | {
         "memory_samples.jsonl"
     }
@@ -194,9 +195,9 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_half_file(tmp_path, monkeypat
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report, "write_text_atomic", full)
+    monkeypatch.setattr(write, "write_text_atomic", full)
     with pytest.raises(StoreError, match="no space left"):
-        report.write(tmp_path, RESULTS, PLAN, MemoryStats(), CONTEXT)
+        write.write(tmp_path, RESULTS, PLAN, MemoryStats(), CONTEXT)
     assert not list(tmp_path.iterdir())
 
 
@@ -208,7 +209,7 @@ def test_a_picture_is_put_in_place_whole_or_not_at_all(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        report._draw_atomic(tmp_path / "a.png", fail)
+        write._draw_atomic(tmp_path / "a.png", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"before"
 
@@ -217,7 +218,7 @@ def test_reading_what_is_no_result_says_so(tmp_path):
     (tmp_path / "a.json").write_text('{"schema": 2}')
     for path in (tmp_path / "a.json", tmp_path / "missing.json"):
         with pytest.raises(PressoirError, match="is not the result of an evaluation"):
-            report.read(path)
+            write.read(path)
 
 
 class TestPage:
@@ -285,15 +286,15 @@ class TestPage:
             assert line in part
 
     def test_pictures_are_linked_where_there_are_any(self, page, tmp_path, no_pictures):
-        assert set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)) == set(report.PICTURES)
+        assert set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)) == set(write.PICTURES)
         empty = EvaluationPlan(budget_bytes=GB, batches=(), skipped=())
         failed = make_result("m", "reviews", "damaged", part=0, peaks=(None, None))
-        found = report.write(tmp_path, [failed], empty, MemoryStats(), {})
+        found = write.write(tmp_path, [failed], empty, MemoryStats(), {})
         assert "![" not in (tmp_path / "report.md").read_text()
         assert found.headline == "0 of 1 evaluated, 1 damaged"
 
     def test_what_others_wrote_stays_in_its_cell(self, tmp_path, no_pictures):
-        report.write(tmp_path, RESULTS, PLAN, MemoryStats(), {"machine": {"cpu": "a | b\nc"}})
+        write.write(tmp_path, RESULTS, PLAN, MemoryStats(), {"machine": {"cpu": "a | b\nc"}})
         assert "| machine | cpu a \\| b c |" in (tmp_path / "report.md").read_text()
 
 
@@ -305,7 +306,7 @@ class TestShortTable:
             make_result("a" * 40 + "-large.texts", "texts", "skipped_memory", part=0.5, peaks=(12.5, 100.1)),
             *RESULTS,
         ]
-        rows = [report.Row(report._result(one), report._measured(one)) for one in results]
+        rows = [Row(write._result(one), write._measured(one)) for one in results]
         columns, cells = report_page.short_table(rows)
         widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
         assert sum(widths) + 2 * (len(widths) - 1) <= 100
@@ -339,6 +340,6 @@ def test_more_in_the_journal_than_was_asked_for_does_not_count(tmp_path, no_pict
     few = dataclasses.replace(data, samples=data.samples[:5])
     whole = make_result("m", "reviews", seconds=0.1)
     asked = dataclasses.replace(whole, data=few, predictions=whole.predictions[:5])
-    found = report.write(tmp_path, [asked], PLAN, MemoryStats(), {}).rows[0]
+    found = write.write(tmp_path, [asked], PLAN, MemoryStats(), {}).rows[0]
     assert (found.result.samples, found.result.total) == (5, 5)
     assert found.measured.seconds == pytest.approx(0.5)

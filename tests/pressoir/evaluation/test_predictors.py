@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from pressoir.errors import DataError, PressoirError, RecipeError
-from pressoir.evaluation import child, datasets
+from pressoir.evaluation import datasets
+from pressoir.evaluation.child import __main__ as child
+from pressoir.evaluation.child.predictors import Windows, open_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
-from pressoir.evaluation.predictors import Windows, open_predictor, samples_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from pressoir.errors import DataError, PressoirError, RecipeError, UnreachableError
-from pressoir.evaluation import child, datasets
+from pressoir.evaluation import datasets
+from pressoir.evaluation.child import __main__ as child
+from pressoir.evaluation.child.remote import endpoint, open_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
-from pressoir.evaluation.remote import endpoint, open_predictor, samples_of
 from pressoir.evaluation.supervisor import Limits, run_plan
 from pressoir.recipe.sections import DataConfig
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from fake_models import COMMAND, drive, expected, make_run
 
-from pressoir.evaluation import child
+from pressoir.evaluation.child import __main__ as child
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fake_results import DATA, values
 
-from pressoir.evaluation import scoring
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.records import Sample
-from pressoir.evaluation.scoring import score
+from pressoir.evaluation.report import scoring
+from pressoir.evaluation.report.scoring import score
 
 
 def make(task, references, labels=()):
@@ -182,7 +182,7 @@ print(*sys.modules)
 
 def test_a_terminal_that_only_shows_results_waits_for_no_plotting_library():
     program = (
-        "import sys, pressoir.evaluation.report_page, pressoir.evaluation.memory_log; print(*sys.modules)"
+        "import sys, pressoir.evaluation.report.page, pressoir.evaluation.memory_log; print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"matplotlib", "sklearn", "torch", "transformers", "onnxruntime"}

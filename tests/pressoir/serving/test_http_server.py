@@ -22,9 +22,9 @@ from serving_http import KEY, SENTENCE, events, refused
 from flows.commands.serve import serve
 from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
+from pressoir.evaluation.child.remote import open_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
-from pressoir.evaluation.remote import open_predictor, samples_of
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator

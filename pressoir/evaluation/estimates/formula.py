@@ -8,7 +8,7 @@
 - a sample's work: activations, logits and caches of the longest sample, by the architecture's sizes, times
   the batch.
 
-The last three are `pressoir.evaluation.footprint`'s. How well they hold is measured by
+The last three are `pressoir.evaluation.estimates.footprint`'s. How well they hold is measured by
 `benchmarks/memory_estimates.py`, for the CPU: what a GPU's driver takes of the RAM is not in it.
 """
 
@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pressoir.evaluation import footprint
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.footprint import FLOAT, Work
+from pressoir.evaluation.estimates import footprint
+from pressoir.evaluation.estimates.footprint import FLOAT, Work
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Estimate, Sample
 from pressoir.formats.folder import Runtime, runtime_of

@@ -63,7 +63,7 @@ class Score:
 def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     """Score the samples that have a prediction.
 
-    `predictions` has the raw predictions (see `pressoir.evaluation.predictors`) by sample id; of a causal LM
+    `predictions` has the raw predictions (see `pressoir.evaluation.child.predictors`) by sample id; of a causal LM
     by `<text>:<window>`. Ids that the data lack are left out; the order does not matter.
     """
     if data.task == "causal-lm":

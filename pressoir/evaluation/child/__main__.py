@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 from pressoir.system.runtime import end_with_parent, limit_threads, release_memory
 
 if TYPE_CHECKING:
+    from pressoir.evaluation.child.predictors import Predictor
     from pressoir.evaluation.datasets import DataSet
     from pressoir.evaluation.jobs import End, Job, Message
     from pressoir.evaluation.journal import Journal
-    from pressoir.evaluation.predictors import Predictor
     from pressoir.evaluation.records import Sample
 
 LOCK_S = 60.0
@@ -210,10 +210,10 @@ def _predict(
 
 def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
     if job.remote is not None:
-        from pressoir.evaluation import remote
+        from pressoir.evaluation.child import remote
 
         return remote.samples_of(job, data)
-    from pressoir.evaluation.predictors import samples_of
+    from pressoir.evaluation.child.predictors import samples_of
 
     return samples_of(job, data)
 
@@ -224,10 +224,10 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
     if open_model is not None:
         return open_model(job, data)
     if job.remote is not None:
-        from pressoir.evaluation import remote
+        from pressoir.evaluation.child import remote
 
         return remote.open_predictor(job, data)
-    from pressoir.evaluation.predictors import open_predictor
+    from pressoir.evaluation.child.predictors import open_predictor
 
     check_model_folder(job.folder, job.model)
     return open_predictor(job, data)

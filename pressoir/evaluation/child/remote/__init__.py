@@ -1,4 +1,4 @@
-"""Models on a server, asked over HTTP: the same raw predictions as `pressoir.evaluation.predictors` gives.
+"""Models on a server, asked over HTTP: the same raw predictions as `pressoir.evaluation.child.predictors` gives.
 
 **Why.** What a server answers is what its users get; and a model that is served can be compared with those
 on this machine, on the same data and by the same metrics.
@@ -47,14 +47,14 @@ https://github.com/openai/openai-openapi.
 from __future__ import annotations
 
 from pressoir.errors import DataError, PressoirError, RecipeError
+from pressoir.evaluation.child.predictors import Predictor
+from pressoir.evaluation.child.remote.endpoint import Endpoint
+from pressoir.evaluation.child.remote.kserve import KServe
+from pressoir.evaluation.child.remote.openai import OpenAI
 from pressoir.evaluation.config import Protocol
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job
-from pressoir.evaluation.predictors import Predictor
 from pressoir.evaluation.records import Sample
-from pressoir.evaluation.remote.endpoint import Endpoint
-from pressoir.evaluation.remote.kserve import KServe
-from pressoir.evaluation.remote.openai import OpenAI
 from pressoir.formats.folder import Task
 
 CHARACTERS_A_TOKEN = 4

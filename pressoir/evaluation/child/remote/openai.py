@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.evaluation.remote.model import RemoteModel
+from pressoir.evaluation.child.remote.model import RemoteModel
 from pressoir.inference.audio import Waveform
 
 CLASSIFY = "Classify the user's text. Answer with exactly one of these labels, and nothing else: {labels}"

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import PressoirError
+from pressoir.evaluation.child.remote.endpoint import Endpoint
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.evaluation.records import Sample
-from pressoir.evaluation.remote.endpoint import Endpoint
 from pressoir.inference.audio import SAMPLING_RATE, Waveform, read_audio
 
 
@@ -33,7 +33,7 @@ class RemoteModel(ABC):
         return sample.length
 
     def predict(self, samples: Sequence[Sample]) -> list[Any]:
-        """See `pressoir.evaluation.predictors`."""
+        """See `pressoir.evaluation.child.predictors`."""
         return [self._predict(sample.input) for sample in samples]
 
     def _predict(self, asked: Any) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.text import Annotation
 
-from pressoir.evaluation.report_page import clipped, factor, rate
-from pressoir.evaluation.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
+from pressoir.evaluation.report.page import factor
+from pressoir.evaluation.report.results import clipped, rate
+from pressoir.evaluation.report.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pressoir.evaluation.memory_log import MemoryStats
-    from pressoir.evaluation.report import Row
+    from pressoir.evaluation.report.results import Row
 
 RED = "#C0392B"
 _REMOTE = "#CC79A7"

@@ -8,7 +8,7 @@ file                           content
 `batch_<n>_results.json`       `BatchResult`: who ran together, and how each ended
 `memory_stats.json`            `memory_log.MemoryStats`
 `report.md`                    the table, and what has to be said of it
-`*.png`                        see `pressoir.evaluation.plots`
+`*.png`                        see `pressoir.evaluation.report.plots`
 =============================  ============================================================================
 
 What was predicted and scored stands apart from what was measured about it: `models` of the first file and the
@@ -23,154 +23,30 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.evaluation import scoring
-from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.memory_log import MemoryStats
-from pressoir.evaluation.planner import EvaluationPlan, Placement
-from pressoir.evaluation.records import Outcome, Verdict
-from pressoir.formats.folder import Runtime, Task
+from pressoir.evaluation.planner import EvaluationPlan
+from pressoir.evaluation.report import scoring
+from pressoir.evaluation.report.results import (
+    BatchResult,
+    Consolidated,
+    Measured,
+    ModelResult,
+    Report,
+    Result,
+    Row,
+)
 from pressoir.system.files import disk_errors, write_text_atomic
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
 MEMORY, PAGE = "memory_stats.json", "report.md"
 PICTURES = ("metrics.png", "speed.png", "peaks.png", "memory.png")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run, that is one model on one data set, as it ended."""
-
-    run_id: str
-    model: str
-    """Id of the model."""
-    data_name: str
-    data: DataSet
-    outcome: Outcome
-    """With `metrics` and `notes` of `scoring.score`."""
-    predictions: Sequence[Prediction]
-    """Those that were asked for, in any order."""
-
-
-class ModelResult(Config):
-    """What a run predicted and scored: the same however often it was interrupted."""
-
-    id: str
-    """Of the run: the model's, with the data set's where it has several."""
-    model: str
-    data: str
-    task: Task
-    runtime: Runtime | Literal["remote"] | None
-    """Null where it never came so far."""
-    verdict: Verdict
-    detail: str
-    samples: int
-    """With a prediction."""
-    total: int
-    """Asked for; 0 where that never became known."""
-    success_rate: float
-    """Part of them that has a prediction, 0–1."""
-    metrics: dict[str, float]
-    """The main one first; to `scoring.DIGITS` digits."""
-    notes: tuple[str, ...]
-
-
-class Measured(Config):
-    """What was measured about a run."""
-
-    seconds: float
-    """Spent in the model."""
-    load_s: float
-    """Imports and loading, over all attempts."""
-    samples_per_s: float | None
-    """Samples (of a causal LM: windows) by those seconds."""
-    batch_size: int | None
-    """Most samples that went through the model together."""
-    predicted_peak_bytes: int | None
-    """At the batch size that was run."""
-    measured_peak_bytes: int | None
-    real_time_factor: float | None = None
-    """Speech: seconds by seconds of sound; below 1 it is faster than speech."""
-
-
-class Consolidated(Config):
-    """The content of `consolidated_results.json`."""
-
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    run: str
-    """Name of the folder."""
-    name: str
-    """The configuration's."""
-    models: tuple[ModelResult, ...]
-    """In the configuration's order."""
-    measured: dict[str, Measured]
-    """By run id."""
-    context: dict[str, Any]
-    """Strategy, budget, limit, threads, versions."""
-
-
-class BatchResult(Config):
-    """The content of a `batch_<n>_results.json`."""
-
-    schema_version: Literal[1] = Field(default=1, alias="schema")
-    batch: int
-    """Its number in the plan, from 1."""
-    name: str
-    placements: tuple[Placement, ...]
-    predicted_peak_bytes: int
-    """Sum of the placements'."""
-    measured_peak_bytes: int | None
-    """Largest PSS of all its children at one moment; null where no sample of the memory was taken."""
-    outcomes: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table."""
-
-    result: ModelResult
-    measured: Measured
-
-    @property
-    def main_metric(self) -> str | None:
-        """Name of the main metric, where it could be computed."""
-        name = scoring.MAIN_METRIC[self.result.task]
-        return name if name in self.result.metrics else None
-
-    @property
-    def whole(self) -> bool:
-        """Whether it ended well, with all samples."""
-        return self.result.verdict == "ok" and self.result.samples == self.result.total
-
-    @property
-    def peak_ratio(self) -> float | None:
-        """Predicted by measured peak; 1 or more is safe."""
-        predicted, measured = self.measured.predicted_peak_bytes, self.measured.measured_peak_bytes
-        return predicted / measured if predicted and measured else None
-
-    def figures(self) -> dict[str, float]:
-        """All its figures by name, metrics first."""
-        known = {**self.result.metrics, "success_rate": self.result.success_rate}
-        measured = self.measured.model_dump(exclude_none=True)
-        return {**known, **{name: float(value) for name, value in measured.items()}}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was written."""
-
-    paths: tuple[Path, ...]
-    rows: tuple[Row, ...]
-    """In the configuration's order."""
-    headline: str
 
 
 def write(
@@ -188,7 +64,7 @@ def write(
     Raises:
         StoreError: the folder is full, or cannot be written.
     """
-    from pressoir.evaluation import plots, report_page
+    from pressoir.evaluation.report import page, plots
 
     rows = tuple(Row(_result(one), _measured(one)) for one in results)
     consolidated = Consolidated(
@@ -213,7 +89,7 @@ def write(
         DETAILED: "".join(line for one in results for line in _detailed(one)),
         MEMORY: _json(log),
         **{f"batch_{one.batch}_results.json": _json(one) for one in batches},
-        PAGE: report_page.to_markdown(consolidated, batches, log, plan, tuple(pictures)),
+        PAGE: page.to_markdown(consolidated, batches, log, plan, tuple(pictures)),
     }
     with disk_errors(folder):
         for name, text in texts.items():
@@ -226,7 +102,7 @@ def write(
     return Report(
         paths=tuple(folder / name for name in (*texts, *pictures)),
         rows=rows,
-        headline=report_page.headline(rows, log, plan),
+        headline=page.headline(rows, log, plan),
     )
 
 

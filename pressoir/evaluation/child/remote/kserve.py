@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from pressoir.errors import DataError, PressoirError, RecipeError
-from pressoir.evaluation.remote.model import RemoteModel
+from pressoir.evaluation.child.remote.model import RemoteModel
 from pressoir.inference.audio import SAMPLING_RATE, Waveform
 
 _FLOATS = ("FP16", "BF16", "FP32", "FP64")

@@ -10,8 +10,8 @@ from typing import Any
 from pressoir.evaluation.memory_log import MemoryStats
 from pressoir.evaluation.planner import EvaluationPlan
 from pressoir.evaluation.records import Verdict
-from pressoir.evaluation.report import BatchResult, Consolidated, Row
-from pressoir.evaluation.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
+from pressoir.evaluation.report.results import BatchResult, Consolidated, Row, clipped, rate
+from pressoir.evaluation.report.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
 
 VERDICTS: dict[Verdict, str] = {
     "ok": "evaluated",
@@ -133,19 +133,6 @@ def _short_cells(row: Row) -> list[str]:
     ]
 
 
-def clipped(names: Sequence[str], most: int) -> list[str]:
-    """Names without their middle where they have more than `most` letters; longer if they were the same then.
-
-    Both ends tell: a family's models share the beginning, the runs on one data set the end.
-    """
-    for limit in range(most, max(map(len, names), default=0), 6):
-        half = (limit - 1) // 2
-        short = [n if len(n) <= limit else f"{n[: limit - 1 - half]}…{n[-half:]}" for n in names]
-        if len(set(short)) == len(set(names)):
-            return short
-    return list(names)
-
-
 def score_of(row: Row, interval: bool = False) -> str:
     """The main metric by name and value, `accuracy 91.3 %`, or a dash."""
     if row.main_metric is None:
@@ -155,13 +142,6 @@ def score_of(row: Row, interval: bool = False) -> str:
     if interval and "accuracy_ci_low" in found:
         text += f" ({100 * found['accuracy_ci_low']:.1f}–{100 * found['accuracy_ci_high']:.1f})"
     return text
-
-
-def rate(value: float | None) -> str:
-    """Samples a second, in few digits."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
 def factor(value: float) -> str:

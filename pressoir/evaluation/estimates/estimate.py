@@ -4,7 +4,7 @@
 that it is there to save: nothing here loads a model or a heavy library.
 
 **What.** Three ways: what the configuration says (`memory_gb`); `probe`, which measures two batch sizes in
-real children; `estimate`, a formula (`pressoir.evaluation.formula`).
+real children; `estimate`, a formula (`pressoir.evaluation.estimates.formula`).
 
 **Cost.** A formula takes milliseconds, a probe two short runs. What was found is kept under `estimates/` of
 Pressoir's home, by all that decides it.
@@ -25,8 +25,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.formula import MARGIN
-from pressoir.evaluation.formula import estimate as estimate
+from pressoir.evaluation.estimates.formula import MARGIN, estimate
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal, Prediction
 from pressoir.evaluation.process import Child
