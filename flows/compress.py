@@ -24,9 +24,9 @@ from pressoir.sources.resolve import Source
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from tasks import tracking
-from tasks._stage import RunContext
 from tasks.register import register
 from tasks.runner import TaskRunner
+from tasks.stage import RunContext
 
 if TYPE_CHECKING:
     from pressoir.stages.teacher_outputs import OutputsConfig

@@ -35,8 +35,8 @@ from pressoir.search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from tasks import search as steps
-from tasks._stage import ProgressArtifact, RunContext
 from tasks.runner import TaskRunner
+from tasks.stage import ProgressArtifact, RunContext
 from tasks.tracking import Run
 
 

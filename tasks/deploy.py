@@ -24,11 +24,11 @@ from pressoir.registry.registry import Registry
 from pressoir.serving import deployment, smoke
 from pressoir.serving.client import KEY, Server
 from pressoir.serving.config import ServingConfig, resolve
-from pressoir.serving.sharing import analyse
+from pressoir.serving.pool.sharing import analyse
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors
 from tasks import serving_version
-from tasks._stage import stage_task
+from tasks.stage import stage_task
 from tasks.tracking import Run
 
 NOT_UNDONE = "not undone"

@@ -19,7 +19,7 @@ from pressoir.evaluation.report.results import Report, Result, Row
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.store.store import Store
-from tasks._stage import ProgressArtifact, stage_task
+from tasks.stage import ProgressArtifact, stage_task
 from tasks.tracking import Run
 
 

@@ -6,7 +6,6 @@ from pydantic import BaseModel
 
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from tasks._stage import RunContext
 from tasks.augment import augment
 from tasks.benchmark import benchmark
 from tasks.data import data
@@ -17,6 +16,7 @@ from tasks.merge import merge
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.shard import shard
+from tasks.stage import RunContext
 from tasks.teacher import teacher
 from tasks.teacher_outputs import teacher_outputs
 from tasks.text import text

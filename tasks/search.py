@@ -18,7 +18,7 @@ from pressoir.search.found import Found
 from pressoir.search.records import Figures, Outcome, Trial
 from pressoir.search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
-from tasks._stage import ProgressArtifact, stage_task
+from tasks.stage import ProgressArtifact, stage_task
 from tasks.tracking import Run
 
 

@@ -28,10 +28,10 @@ from pressoir.serving.checks import as_list, check_text, check_texts, check_wave
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError
 from pressoir.serving.generation import Generation, Scored
-from pressoir.serving.hosting import Hosting
-from pressoir.serving.observer import Observer, SilentObserver
 from pressoir.serving.overlay import overlaid
-from pressoir.serving.shared_model import SharedModel
+from pressoir.serving.pool.hosting import Hosting
+from pressoir.serving.pool.observer import Observer, SilentObserver
+from pressoir.serving.pool.shared_model import SharedModel
 from pressoir.store.store import Store
 
 Result = TypeVar("Result")

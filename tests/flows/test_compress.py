@@ -230,10 +230,10 @@ def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeyp
     from prefect.client.orchestration import get_client
 
     from flows.compress import compress
-    from tasks import _stage
+    from tasks import stage
 
-    monkeypatch.setattr(_stage, "_LONG_S", -1.0)
-    monkeypatch.setattr(_stage, "_EVERY_S", -1.0)
+    monkeypatch.setattr(stage, "_LONG_S", -1.0)
+    monkeypatch.setattr(stage, "_EVERY_S", -1.0)
     result = compress(set_(recipe, registry=None))
     with get_client(sync_client=True) as client:
         bars = {

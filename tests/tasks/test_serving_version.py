@@ -67,7 +67,7 @@ def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
 
 def test_a_configuration_is_resolved_through_mlflow(store, registered):
     from pressoir.serving.config import ServingConfig, resolve
-    from pressoir.serving.sharing import analyse
+    from pressoir.serving.pool.sharing import analyse
     from tasks.serving_version import reference_of
 
     _, places = registered

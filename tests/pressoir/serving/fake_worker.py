@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pressoir.errors import PressoirError, SourceError
-from pressoir.serving import worker
+from pressoir.serving.worker import __main__ as worker
 
 COMMAND = (sys.executable, __file__)
 MB = 1_000_000
@@ -98,7 +98,7 @@ def open_served(job):
 
 
 if __name__ == "__main__":
-    served = types.ModuleType("pressoir.serving.served")
+    served = types.ModuleType("pressoir.serving.worker.served")
     served.LoadJob, served.open_served = Job, open_served
-    sys.modules["pressoir.serving.served"] = served
+    sys.modules["pressoir.serving.worker.served"] = served
     sys.exit(worker.main())

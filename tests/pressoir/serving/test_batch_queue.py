@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from pressoir.serving.batching import BatchQueue, estimate_tokens
 from pressoir.serving.errors import InferenceError, QueueFullError, WorkerDiedError
-from pressoir.serving.shared_model import Slots
+from pressoir.serving.pool.batching import BatchQueue, estimate_tokens
+from pressoir.serving.pool.shared_model import Slots
 
 
 class Engine:

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from pressoir.serving.errors import BudgetError, ClosingError, LoadError
-from pressoir.serving.pool import ModelPool
-from pressoir.serving.sharing import ModelSpec
+from pressoir.serving.pool.pool import ModelPool
+from pressoir.serving.pool.sharing import ModelSpec
 
 MB = 10**6
 

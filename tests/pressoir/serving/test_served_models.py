@@ -12,9 +12,9 @@ from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
-from pressoir.serving.messages import LENGTHS, Message, pack, unpack
-from pressoir.serving.served import LoadJob, groups, open_served
-from pressoir.serving.turns import Turns
+from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
+from pressoir.serving.worker.served import LoadJob, groups, open_served
+from pressoir.serving.worker.turns import Turns
 from pressoir.system.files import folder_digest
 
 TEXTS = ["the film was good", "the book was bad and dull and the soup was cold", "the game was fine"]

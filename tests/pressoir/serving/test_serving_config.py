@@ -9,7 +9,7 @@ from pressoir.errors import RecipeError
 from pressoir.serving.config import ServingConfig, TierSettings, load, resolve
 from pressoir.serving.errors import RequestError
 from pressoir.serving.overlay import overlaid
-from pressoir.serving.sharing import analyse
+from pressoir.serving.pool.sharing import analyse
 from pressoir.store.store import Store
 
 

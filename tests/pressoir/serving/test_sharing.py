@@ -3,9 +3,9 @@
 import pytest
 
 from pressoir.serving.config import ServingConfig, TierConfig
-from pressoir.serving.resident import Resident
-from pressoir.serving.sharing import analyse
-from pressoir.serving.statistics import statistics
+from pressoir.serving.pool.resident import Resident
+from pressoir.serving.pool.sharing import analyse
+from pressoir.serving.pool.statistics import statistics
 
 MB = 10**6
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from fake_worker import COMMAND, MB
 
-from pressoir.serving import process
 from pressoir.serving.errors import InferenceError, LoadError, RequestError, WorkerDiedError
-from pressoir.serving.process import ProcessModel
+from pressoir.serving.pool import process
+from pressoir.serving.pool.process import ProcessModel
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ class TestEnd:
     def test_it_does_not_outlive_its_parent_whatever_it_is_doing(self):
         program = f"""
             import asyncio, os
-            from pressoir.serving import process
+            from pressoir.serving.pool import process
             process.COMMAND = {COMMAND!r}
 
             async def run():

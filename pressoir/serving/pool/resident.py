@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, Literal, Protocol, TypeVar
 
-from pressoir.serving.sharing import ModelSpec
+from pressoir.serving.pool.sharing import ModelSpec
 
 Event = Literal["loaded", "evicted", "unloaded", "replaced", "died", "failed"]
 """What becomes of a model."""

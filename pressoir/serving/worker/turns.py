@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from pressoir.errors import PressoirError
-from pressoir.serving.messages import Message
+from pressoir.serving.worker.messages import Message
 
 Answer = tuple[dict[str, Any], Any]
 """Body and array of a `result`."""

@@ -23,8 +23,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Generic
 
 from pressoir.serving.errors import BudgetError, ClosingError
-from pressoir.serving.resident import Event, ModelT, Resident
-from pressoir.serving.sharing import ModelSpec
+from pressoir.serving.pool.resident import Event, ModelT, Resident
+from pressoir.serving.pool.sharing import ModelSpec
 
 BASE_BYTES = {"onnxruntime": 120_000_000, "pytorch": 380_000_000}
 """What a worker takes beside its model's files, before it was measured."""

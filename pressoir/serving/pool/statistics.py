@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pressoir.serving.resident import Resident
-from pressoir.serving.shared_model import SharedModel
-from pressoir.serving.sharing import ModelSpec, Sharing
+from pressoir.serving.pool.resident import Resident
+from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.pool.sharing import ModelSpec, Sharing
 
 
 def statistics(sharing: Sharing, residents: Mapping[str, Resident[SharedModel]]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from pressoir.serving.calls import Calls
 from pressoir.serving.errors import LoadError, from_failure
-from pressoir.serving.messages import LENGTHS, Message, pack, unpack
+from pressoir.serving.pool.calls import Calls
+from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.system.runtime import child_environment
 
 _EXIT_S = 5.0  # that a worker gets to end by itself

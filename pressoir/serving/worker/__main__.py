@@ -3,7 +3,7 @@
 **Why.** Only the end of a process gives all its memory back, and a model that crashes takes nobody with it.
 
 **What.** The first message that comes through the socket (a descriptor that the parent left open) says what
-to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.turns`): before each
+to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.worker.turns`): before each
 step everything that has come is read, so that a request that is cancelled costs at most the step in work.
 There is one thread, and so nothing to lock.
 
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from pressoir.system.runtime import end_with_parent, limit_threads
 
 if TYPE_CHECKING:
-    from pressoir.serving.messages import Message
-    from pressoir.serving.served import ServedModel
+    from pressoir.serving.worker.messages import Message
+    from pressoir.serving.worker.served import ServedModel
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
 
 def serve(model: ServedModel, channel: Channel) -> None:
     """Answer requests until there can come no more."""
-    from pressoir.serving.turns import Turns
+    from pressoir.serving.worker.turns import Turns
 
     turns = Turns(model.operations, channel.write)
     while True:
@@ -81,7 +81,7 @@ class Channel:
 
     def read(self) -> Message | None:
         """The next message; None when the parent has closed its end."""
-        from pressoir.serving.messages import LENGTHS, unpack
+        from pressoir.serving.worker.messages import LENGTHS, unpack
 
         lengths = self._exactly(LENGTHS.size)
         if lengths is None:
@@ -91,7 +91,7 @@ class Channel:
 
     def write(self, message: Message) -> None:
         """Send a message; the parent always reads."""
-        from pressoir.serving.messages import pack
+        from pressoir.serving.worker.messages import pack
 
         self._socket.sendall(pack(message))
 
@@ -106,9 +106,9 @@ class Channel:
 
 
 def _load(message: Message, channel: Channel) -> ServedModel | None:
-    from pressoir.serving.messages import Message
-    from pressoir.serving.served import LoadJob, open_served
-    from pressoir.serving.turns import failure
+    from pressoir.serving.worker.messages import Message
+    from pressoir.serving.worker.served import LoadJob, open_served
+    from pressoir.serving.worker.turns import failure
 
     try:
         model = open_served(LoadJob.model_validate(message.body))

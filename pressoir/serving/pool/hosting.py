@@ -16,17 +16,17 @@ from typing import Any
 
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
-from pressoir.serving.calls import Calls
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
-from pressoir.serving.observer import Observer
-from pressoir.serving.pool import ModelPool
-from pressoir.serving.process import ProcessModel
-from pressoir.serving.resident import Event
-from pressoir.serving.shared_model import SharedModel
-from pressoir.serving.sharing import ModelSpec, Sharing, analyse
-from pressoir.serving.statistics import labels, statistics
-from pressoir.serving.thread import ThreadModel
+from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.observer import Observer
+from pressoir.serving.pool.pool import ModelPool
+from pressoir.serving.pool.process import ProcessModel
+from pressoir.serving.pool.resident import Event
+from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.pool.sharing import ModelSpec, Sharing, analyse
+from pressoir.serving.pool.statistics import labels, statistics
+from pressoir.serving.pool.thread import ThreadModel
 from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -125,7 +125,7 @@ class Hosting:
                 await self._change(config, analyse(config))
 
     async def statistics(self) -> dict[str, Any]:
-        """The sharing statistics, freshly measured; see `pressoir.serving.statistics`."""
+        """The sharing statistics, freshly measured; see `pressoir.serving.pool.statistics`."""
         await self.pool.measure()
         return statistics(self.sharing, self.pool.residents)
 

@@ -1,7 +1,7 @@
 """A model as its server sees it: requests go out, answers come back, whatever lies between.
 
 `Calls` keeps the requests in flight; a subclass carries the messages, to a process
-(`pressoir.serving.process`) or to a thread (`pressoir.serving.thread`). All of it lives on one event loop.
+(`pressoir.serving.pool.process`) or to a thread (`pressoir.serving.pool.thread`). All of it lives on one event loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.serving.errors import ServingError, WorkerDiedError, from_failure
-from pressoir.serving.messages import Message
+from pressoir.serving.worker.messages import Message
 
 
 class Calls(ABC):

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pressoir.serving.calls import Calls
 from pressoir.serving.errors import LoadError
-from pressoir.serving.messages import Message
-from pressoir.serving.turns import Turns, failure
+from pressoir.serving.pool.calls import Calls
+from pressoir.serving.worker.messages import Message
+from pressoir.serving.worker.turns import Turns, failure
 from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
@@ -103,7 +103,7 @@ def _main(
     tell: Callable[[Message], None],
     settle: Callable[[_Loaded], None],
 ) -> None:
-    from pressoir.serving.served import LoadJob, open_served
+    from pressoir.serving.worker.served import LoadJob, open_served
     from pressoir.system.memory import pss_bytes
 
     try:

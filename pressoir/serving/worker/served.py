@@ -2,7 +2,7 @@
 
 `open_served` verifies a folder's digest, loads the model, and runs its example once, so that a model that is
 told to be ready has answered. The answers are those of `pressoir.inference`; what is added is that a batch is
-split by the tokens that it really has, and that every part is a step (see `pressoir.serving.turns`).
+split by the tokens that it really has, and that every part is a step (see `pressoir.serving.worker.turns`).
 
 ========================  ===========================================================
 task                      operations
@@ -37,7 +37,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
-from pressoir.serving.turns import Operations, Steps
+from pressoir.serving.worker.turns import Operations, Steps
 from pressoir.system.files import folder_digest
 from pressoir.system.runtime import use_threads
 

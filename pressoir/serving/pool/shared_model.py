@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pressoir.serving.batching import BatchQueue
-from pressoir.serving.calls import Calls
 from pressoir.serving.config import BatchingConfig
 from pressoir.serving.errors import QueueFullError
+from pressoir.serving.pool.batching import BatchQueue
+from pressoir.serving.pool.calls import Calls
 
 APART = 8
 """Texts in a message to a model that computes them one by one: an answer waits for those of its message."""
