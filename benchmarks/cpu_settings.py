@@ -1,4 +1,4 @@
-"""What each CPU setting of `pressoir.system.runtime` buys: time, CPU use and peak memory, with and without it.
+"""What each CPU setting of `pressoir.system.runtime` gains: time, CPU use and peak memory, with and without.
 
 python benchmarks/cpu_settings.py
 
@@ -251,7 +251,7 @@ def release(folder: Path) -> dict[str, float]:
 
 
 def load(folder: Path, copied: bool = False) -> Any:
-    """The model by the options of `pressoir.system.runtime`; or, copied, from a file that was read into memory."""
+    """The model by the options of `pressoir.system.runtime`; or from a file that was read into memory."""
     from transformers import BertConfig, BertForSequenceClassification
 
     if not copied:

@@ -29,7 +29,7 @@ from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 
 MLFLOW_PORT = 5000
-"""Where `flows.commands.ui` serves MLflow when nothing else is said."""
+"""Where `pressoir ui` serves MLflow when nothing else is said."""
 _DATASET_CONTEXT = "mlflow.data.context"
 # MLflow tells of each table it makes and each model it checks; what a person should read, the reporter says.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def page(self) -> str:
-        """Address of the run's page, once MLflow's server runs (`python -m flows.commands.ui` for the local store)."""
+        """Address of the run's page, once MLflow's server runs (`pressoir ui` for the local store)."""
         server = self.uri if self.uri.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 

@@ -62,7 +62,8 @@ def test_no_flow_file_is_named_like_an_installed_package():
     "modules",
     [
         "pressoir",
-        "pressoir.errors, pressoir.recipe.recipe, pressoir.store.store, pressoir.registry.registry, pressoir.pipeline.plan",
+        "pressoir.errors, pressoir.recipe.recipe, pressoir.store.store, pressoir.registry.registry, "
+        "pressoir.pipeline.plan",
     ],
 )
 def test_importing_the_library_loads_no_heavy_package(modules):

@@ -1,4 +1,4 @@
-"""`pressoir registry …`: models known by name. The commands only print; `pressoir.registry.registry` does the work."""
+"""`pressoir registry …`: models known by name. The commands only print; `pressoir.registry` does the work."""
 
 from __future__ import annotations
 

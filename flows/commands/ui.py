@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's pages on this machine, over the stores that the flows write: `python -m flows.commands.ui`.
+"""Prefect's and MLflow's pages on this machine, over the stores that the flows write: `pressoir ui`.
 
 Both listen on 127.0.0.1 alone. Ctrl-C or SIGTERM stops both, and every process they have started.
 """

@@ -42,7 +42,7 @@ class _Contender:
 def compare(
     folders: Mapping[str, Path], data: Path, config: BenchmarkConfig, context: StageContext
 ) -> dict[str, float]:
-    """Compare classifiers on the test split of the folder `data`; the first is what the others are compared with.
+    """Compare classifiers on the test split of the folder `data`; the first is the reference.
 
     Raises:
         PressoirError: a model fails to load in a fresh process, gives logits that are not finite, or has

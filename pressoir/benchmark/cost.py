@@ -52,6 +52,7 @@ def cost(folder: Path, sentences: Path, conditions: Conditions) -> Cost:
 
 
 def measure(folder: Path, sentences: Path, conditions: Conditions) -> tuple[Cost, TextClassifier]:
+    """Size and latency, as `cost` measures them, and the classifier that was opened for it."""
     use_threads(conditions.threads)
     classifier = TextClassifier.open(folder, conditions.threads)
     cycle = itertools.cycle(data.load_split(sentences, "validation")["text"])

@@ -1,7 +1,7 @@
 """What a benchmark of language models found: the typed content of its `benchmark.json`, and the text of it.
 
-As `pressoir.benchmark.classifier_report` does for classifiers, `to_markdown` writes the table with the notes that the figures
-themselves call for.
+As `pressoir.benchmark.classifier_report` does for classifiers, `to_markdown` writes the table with the notes
+that the figures themselves call for.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class _Contender:
 def compare(
     folders: Mapping[str, Path], data: Path, config: BenchmarkConfig, context: StageContext
 ) -> dict[str, float]:
-    """Compare causal LMs on the texts of the folder `data`; the first is what the others are compared with.
+    """Compare causal LMs on the texts of the folder `data`; the first is the reference.
 
     Writes `benchmark.json`, `comparison.md`, `latencies.json` and two pictures; returns the last row's
     figures.

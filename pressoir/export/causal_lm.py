@@ -1,8 +1,8 @@
 """Write a causal LM as one ONNX graph with a key-value cache, and prove that it computes the same.
 
-**What.** The model is traced without its weights (`pressoir.export.decoder_trace`), float weights or the packed
-checkpoint's own codes, scales and zero points are put in (`pressoir.export.weight_only_graph`), every quantised
-layer is read back from the files, and real text goes through PyTorch and through the graph.
+**What.** The model is traced without its weights (`pressoir.export.decoder_trace`), float weights or the
+packed checkpoint's own codes, scales and zero points are put in (`pressoir.export.weight_only_graph`), every
+quantised layer is read back from the files, and real text goes through PyTorch and through the graph.
 
 **Why.** ONNX Runtime multiplies 4-bit codes as they are: a token needs an eighth of the memory traffic of
 float32, which is what decoding is bound by. The same bytes serve on disk, in memory and in the shards.

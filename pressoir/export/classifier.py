@@ -1,4 +1,4 @@
-"""A classifier as an ONNX graph: traced, fused, lowered to int8 where it is quantised, and compared with PyTorch."""
+"""A classifier as an ONNX graph: traced, fused, lowered to int8 if quantised, and compared with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Write a translation or speech model as ONNX graphs, in float32 or int8, and prove what they compute.
 
 **What.** M2M100 and NLLB, Marian and T5 (translation), Whisper (speech) become an encoder and one decoder
-with a cache; wav2vec2 and its kin with a CTC head become one graph (`pressoir.export.encoder_decoder_graph`). With
-`int8`, linear layers, token embeddings and the head are stored as int8 codes, a scale an output channel or
-token; activations are quantised as they come, per tensor. Convolutions, norms, biases, position tables and
+with a cache; wav2vec2 and its kin with a CTC head become one graph (`pressoir.export.encoder_decoder_graph`).
+With `int8`, linear layers, token embeddings and the head are stored as int8 codes, a scale an output channel
+or token; activations are quantised as they come, per tensor. Convolutions, norms, biases, position tables and
 a CTC head stay float32.
 
 **Why.** ONNX Runtime decodes without the overhead of PyTorch's modules, needs no PyTorch, and has integer

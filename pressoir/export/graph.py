@@ -77,6 +77,7 @@ def remove_unused(model: onnx.ModelProto) -> None:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 

@@ -1,8 +1,8 @@
 """Put weights into a traced graph: packed codes as they are stored, or floats, all as external data.
 
-A graph from `pressoir.export.decoder_trace` names the layer behind each product. Here the product becomes what ONNX
-Runtime executes, and the checkpoint's own codes, scales and zero points become its constants: nothing is
-derived, so nothing is lost, and `verify` reads every byte back to prove it.
+A graph from `pressoir.export.decoder_trace` names the layer behind each product. Here the product becomes
+what ONNX Runtime executes, and the checkpoint's own codes, scales and zero points become its constants:
+nothing is derived, so nothing is lost, and `verify` reads every byte back to prove it.
 
 ==================  =========================================================================================
 layer               in the graph

@@ -3,7 +3,8 @@
 A sharded folder holds safetensors files in the order in which a forward pass needs them, and
 `shard_manifest.json` with the SHA-256 of every file that a program reads. The shards are those of a
 checkpoint, or the external data of an ONNX graph. `pressoir.stages.shard` makes such a folder,
-`pressoir.formats.unsharding` undoes it, `pressoir.inference.progressive.loader` runs a model while its shards still arrive.
+`pressoir.formats.unsharding` undoes it, `pressoir.inference.progressive.loader` runs a model while its shards
+still arrive.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """In which order a forward pass needs a checkpoint's tensors, and what part of the model each belongs to.
 
-The order of the model's own parameters comes from running it without weights (`pressoir.models.skeleton`); here
-a checkpoint's names are put into it. A checkpoint may have names that the model has not: the scale and zero
-point of a quantised weight, a buffer of an older version, or all names without the base model's prefix.
+The order of the model's own parameters comes from running it without weights (`pressoir.models.skeleton`);
+here a checkpoint's names are put into it. A checkpoint may have names that the model has not: the scale and
+zero point of a quantised weight, a buffer of an older version, or all names without the base model's prefix.
 """
 
 from __future__ import annotations

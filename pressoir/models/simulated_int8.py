@@ -1,4 +1,4 @@
-"""An int8 checkpoint as a PyTorch module that computes what ONNX Runtime will: int8 weights, and activations rounded as they come."""
+"""An int8 checkpoint as a PyTorch module that computes what ONNX Runtime will, activations rounded too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe to a plan and its steps: keys, checks before any work, estimates, and the building of one stage.
+"""From a recipe to a plan and its steps: keys, checks before any work, estimates, and one stage's building.
 
 A recipe and a store enter; rows of a plan, or artifacts, leave.
 """

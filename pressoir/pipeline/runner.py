@@ -13,7 +13,7 @@ from pressoir.config import Config
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 
-Output = TypeVar("Made")
+Output = TypeVar("Output")
 
 
 class Runner(Protocol[Output]):

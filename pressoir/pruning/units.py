@@ -225,6 +225,7 @@ def zero_smallest(model: PreTrainedModel, sparsity: float) -> Callable[[], None]
 
 
 def indices(layers: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Plain numbers instead of one tensor a layer."""
     return tuple(tuple(layer.tolist()) for layer in layers)
 
 

@@ -1,4 +1,4 @@
-"""int8 for encoders: which layers stay in float32 so that validation accuracy holds, by measured sensitivity."""
+"""int8 for encoders; the most sensitive layers stay in float32, so that validation accuracy holds."""
 
 from __future__ import annotations
 

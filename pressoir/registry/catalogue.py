@@ -177,6 +177,7 @@ def nearest(id: str, known: Iterable[str]) -> str | None:
 
 
 def hint(id: str, known: Collection[str]) -> str:
+    """What an error about an unknown id goes on with: the nearest one, or those that are known."""
     if near := nearest(id, known):
         return f"did you mean {near!r}?"
     if not known:

@@ -16,7 +16,7 @@ from pydantic import Field, FiniteFloat
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.formats import sharding
-from pressoir.formats.folder import Task, check_model_folder, read_json
+from pressoir.formats.folder import Task, check_model_folder, model_files, read_json
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
@@ -128,7 +128,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
 
 def content(base: str, folder: Path) -> tuple[str, int]:
     """Digest and size in bytes of the model in `folder`; of a fetched one what is fetched counts, no more."""
-    return folder_digest(folder, folder.model_files(folder) if base.startswith(resolve.FETCHED) else None)
+    return folder_digest(folder, model_files(folder) if base.startswith(resolve.FETCHED) else None)
 
 
 def check_graphs(folder: Path, reference: str) -> None:

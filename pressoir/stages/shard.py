@@ -6,8 +6,8 @@ their first use. An ONNX `external_data` entry is a file, an offset and a length
 the safetensors header. One set of bytes thus serves ONNX Runtime and every safetensors reader.
 
 **Why.** Files of a size that a host, a CDN or a flash partition takes; a download that resumes shard by
-shard; a model whose first layers run before its last have arrived (`pressoir.inference.progressive.loader`); a SHA-256 a
-shard, checked before anything is opened.
+shard; a model whose first layers run before its last have arrived (`pressoir.inference.progressive.loader`);
+a SHA-256 a shard, checked before anything is opened.
 
 **Cost.** One copy of the weights on the disk and a megabyte of memory; no computation, no byte changed. A
 tensor that the source has twice, because it is tied, is stored once.

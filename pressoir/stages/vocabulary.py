@@ -16,7 +16,8 @@ much of the validation text that is. With `min_count` above 1 this also meets ra
 which later stages then learn from in their new form.
 
 **Source.** A. Ushio et al. 2023, "An Efficient Multilingual Language Model Compression through Vocabulary
-Trimming" (arXiv:2305.15020), there for languages. Why the split stays the same: `pressoir.pruning.vocabulary`.
+Trimming" (arXiv:2305.15020), there for languages. Why the split stays the same:
+`pressoir.pruning.vocabulary`.
 """
 
 from __future__ import annotations

@@ -99,14 +99,17 @@ def replace_folder(draft: Path, target: Path) -> None:
 
 
 def files_of(folder: Path) -> list[Path]:
+    """Every file below `folder` but its own manifest, sorted."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
 
 def remove(path: Path) -> None:
+    """Delete a folder, as far as it can be."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

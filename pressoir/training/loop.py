@@ -45,10 +45,9 @@ from pressoir.models.layouts import accepted_inputs
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
-from pressoir.training import relations
+from pressoir.training import quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
-from pressoir.training.loop import quantization_aware
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:

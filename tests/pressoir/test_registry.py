@@ -220,7 +220,8 @@ def test_references_are_the_digests_of_registered_models_and_their_lineage(tmp_p
 
 def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
+        "import sys; from pathlib import Path\n"
+        "from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
         "home, worker = Path(sys.argv[1]), sys.argv[2]\n"
         "for i in range(5):\n"
         "    Registry(home).add(Entry(id=f'm-{worker}-{i}', name='m', type='causal-lm', size_mb=1,\n"
@@ -239,7 +240,8 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(
     Registry(tmp_path).add(entry())
     before = (tmp_path / "models.json").read_bytes()
     program = (
-        "import os, signal, sys; from pathlib import Path; from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pressoir.registry.catalogue import *; from pressoir.registry.registry import *\n"
         "replace = Path.replace\n"
         "def killed(self, target):\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if target.name == FILE else replace(self, target)\n"

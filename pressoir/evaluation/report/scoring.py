@@ -63,8 +63,8 @@ class Score:
 def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     """Score the samples that have a prediction.
 
-    `predictions` has the raw predictions (see `pressoir.evaluation.child.predictors`) by sample id; of a causal LM
-    by `<text>:<window>`. Ids that the data lack are left out; the order does not matter.
+    `predictions` has the raw predictions (see `pressoir.evaluation.child.predictors`) by sample id; of a
+    causal LM by `<text>:<window>`. Ids that the data lack are left out; the order does not matter.
     """
     if data.task == "causal-lm":
         return _perplexity(data, predictions)

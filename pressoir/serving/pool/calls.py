@@ -1,7 +1,8 @@
 """A model as its server sees it: requests go out, answers come back, whatever lies between.
 
 `Calls` keeps the requests in flight; a subclass carries the messages, to a process
-(`pressoir.serving.pool.process`) or to a thread (`pressoir.serving.pool.thread`). All of it lives on one event loop.
+(`pressoir.serving.pool.process`) or to a thread (`pressoir.serving.pool.thread`). All of it lives on one
+event loop.
 """
 
 from __future__ import annotations

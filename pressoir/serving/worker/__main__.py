@@ -3,9 +3,9 @@
 **Why.** Only the end of a process gives all its memory back, and a model that crashes takes nobody with it.
 
 **What.** The first message that comes through the socket (a descriptor that the parent left open) says what
-to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.worker.turns`): before each
-step everything that has come is read, so that a request that is cancelled costs at most the step in work.
-There is one thread, and so nothing to lock.
+to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.worker.turns`):
+before each step everything that has come is read, so that a request that is cancelled costs at most the step
+in work. There is one thread, and so nothing to lock.
 
 Standard input is a pipe that nothing is written to: when it closes, the parent is gone, and the kernel ends
 this process, too. Whatever libraries print goes to the log, which is standard error.

@@ -1,4 +1,4 @@
-"""Models on a server, asked over HTTP: the same raw predictions as `pressoir.evaluation.child.predictors` gives.
+"""Models on a server, asked over HTTP: raw predictions as `pressoir.evaluation.child.predictors` gives them.
 
 **Why.** What a server answers is what its users get; and a model that is served can be compared with those
 on this machine, on the same data and by the same metrics.
