@@ -16,7 +16,7 @@ from pressoir.formats.folder import Task
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 
-EMBEDDED_PAIRS = Path(__file__).parents[1] / "demo" / "pairs.tsv"
+EMBEDDED_PAIRS = Path(__file__).parents[1] / "data" / "demo" / "pairs.tsv"
 """Sentences of reviews in twos, graded by Pressoir's authors from 0 (unrelated) to 5 (the same meaning), with
 contradictions at 1.5."""
 

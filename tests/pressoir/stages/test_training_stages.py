@@ -336,7 +336,8 @@ import sys
 from pathlib import Path
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.reporting import LogReporter
-from pressoir.stages import StageContext, teacher
+from pressoir.stage import StageContext
+from pressoir.stages import teacher
 model, data, root = map(Path, sys.argv[1:])
 (root / "out").mkdir(exist_ok=True)
 
@@ -356,7 +357,7 @@ def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, 
     script = tmp_path / "child.py"
     script.write_text(textwrap.dedent(CHILD))
     command = [sys.executable, str(script), str(tiny_bert), str(tiny_data), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         for line in child.stdout:
             if line.strip() == "step 45":

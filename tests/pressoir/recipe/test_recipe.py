@@ -12,7 +12,7 @@ from pressoir.recipe import recipe as recipe_module
 from pressoir.recipe.recipe import Recipe, load
 from pressoir.recipe.sections import DataConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 OTHERS = ("evaluation-", "search-", "serving-")
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 CONFIG_TYPES = [

@@ -48,7 +48,7 @@ from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 
 RECORD = Path(__file__).with_name("recorded_keys.json")
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 OTHERS = ("evaluation-", "search-", "serving-")
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 SEED = 42

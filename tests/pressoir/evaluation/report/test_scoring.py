@@ -167,13 +167,18 @@ def test_scoring_and_reporting_load_no_library_that_runs_models():
     program = """
 import sys
 from fake_results import DATA, values
-from pressoir.evaluation import memory_log, plots, report, report_page, scoring
+from pressoir.evaluation import memory_log
+from pressoir.evaluation.report import page, plots, scoring, write
 for data in DATA.values():
     assert scoring.score(data, values(data)).metrics
 print(*sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     loaded = done.stdout.split()
     assert {"matplotlib", "jiwer", "sacrebleu", "sklearn"} <= set(loaded)

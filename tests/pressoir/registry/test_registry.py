@@ -17,7 +17,7 @@ from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.promotion import promotion
 from pressoir.registry.registry import Registry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def entry(id="pressed", **changes):

@@ -25,7 +25,7 @@ from pressoir.store.store import Store, default_home
 from pressoir.system import files
 from pressoir.system.files import MANIFEST, folder_digest, replace_folder, write_text_atomic
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="only Linux tells the path of an open file"
 )
