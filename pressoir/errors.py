@@ -12,6 +12,7 @@
     ├── MergeError        models that cannot be merged as asked (all findings at once)
     ├── QuantizationError a weight or a model that cannot be stored in that many bits
     ├── RegistryError     the model registry is not valid, or lacks an id
+    ├── ExtensionError    a task, stage, algorithm or architecture that nothing declares rightly
     └── ServingError      a request that a server refuses or cannot answer (see `pressoir.serving.errors`)
 
 A message says what is wrong, where (file, field, line), and what to change. The command line prints it and
@@ -57,6 +58,10 @@ class QuantizationError(PressoirError):
 
 class RegistryError(PressoirError):
     """The registry file, or an id in it, is wrong."""
+
+
+class ExtensionError(PressoirError):
+    """A name that nothing declares, or a package whose declaration cannot be used."""
 
 
 class UnreachableError(SourceError):

@@ -134,8 +134,8 @@ def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
         with suppress(PressoirError):
             modules += ["onnx"] if language_model and has_streams(folder / GRAPH) else []
     else:
-        weights = "formats.packed_checkpoint" if language_model else "models.simulated_int8"
-        modules += ["pressoir.models.loading", f"pressoir.{weights}"]
+        packed, int8 = "pressoir.formats.packed_checkpoint", "pressoir.models.simulated_int8"
+        modules += ["pressoir.models.loading", packed if language_model else int8]
         with suppress(OSError, ValueError, KeyError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             family = config["model_type"].replace("-", "_")

@@ -1,1 +1,4 @@
-"""Serve models to several tiers: what tiers name alike is loaded once, and shared."""
+"""Serve models to several tiers; a model that several of them name is loaded once, and shared.
+
+A serving configuration and requests enter; answers, their statistics, and a checked deployment leave.
+"""

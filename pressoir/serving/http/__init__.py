@@ -1,4 +1,5 @@
 """The server: a service's tiers over HTTP, with limits, metrics and the comparison page.
 
-Only what is in here knows FastAPI. See `docs/serving.md` for the endpoints.
+Requests enter, answers and refusals leave. Only what is in here knows FastAPI. See `docs/serving.md` for the
+endpoints.
 """

@@ -465,9 +465,9 @@ class TestProbe:
 def test_estimating_loads_no_heavy_library(tiny_classifier, tiny_data, tmp_path):
     program = """
 import sys
+from pathlib import Path
 from pressoir.evaluation import datasets
 from pressoir.evaluation.estimates import estimate
-from pressoir.evaluation import datasets, estimate
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.jobs import Job
 from pressoir.recipe.sections import DataConfig
