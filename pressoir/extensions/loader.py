@@ -49,8 +49,8 @@ def load(group: Group, name: str) -> Any:
         return entry.load()
     except (ImportError, AttributeError) as error:
         raise ExtensionError(
-            f"{entry.dist and entry.dist.name} declares {name!r} in {group} as {entry.value}, which cannot be "
-            f"imported: {error}"
+            f"{entry.dist and entry.dist.name} declares {name!r} in {group} as {entry.value}, which cannot "
+            f"be imported: {error}"
         ) from error
 
 
