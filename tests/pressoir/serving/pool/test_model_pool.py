@@ -295,7 +295,7 @@ class TestReplacing:
             loader = Loader()
             pool, _ = pool_of(loader, budget_bytes=150 * MB)
             old = await use(pool, A)
-            with pytest.raises(BudgetError, match="no room for a second a"):
+            with pytest.raises(BudgetError, match="no room for a second instance of a"):
                 await pool.replace(A, drain_s=60)
             assert await use(pool, A) is old
             await pool.close()
