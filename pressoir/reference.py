@@ -16,7 +16,7 @@ def reference(of: str) -> str:
     """Markdown of a kind of file; a search's without the recipe in it."""
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.recipe.recipe import Recipe
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 
     types: tuple[type[BaseModel], ...] = (Recipe, EvaluationConfig, ServingConfig, SearchConfig)

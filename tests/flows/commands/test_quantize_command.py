@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from flows.cli import main
 from pressoir.export import causal_lm
+from pressoir.flows.cli import main
 from pressoir.inference.engines.decoder import OnnxDecoder
 from pressoir.inference.parity import Parity
 from pressoir.models import loading

@@ -245,7 +245,7 @@ def test_nothing_is_kept_unless_asked_and_the_rest_is_the_same_to_the_byte(input
 
 
 def test_they_are_asked_for_by_whoever_learns_from_them():
-    from flows.compress import _outputs
+    from pressoir.flows.compress import _outputs
     from pressoir.recipe.recipe import Recipe
 
     def asked(**sections):
