@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.models.layouts import accepted_inputs, encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import accepted_inputs, architecture_of, encoder_layers, linear, resize_ffn
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -69,15 +69,10 @@ def units(model: PreTrainedModel) -> Units:
     Raises:
         SourceError: the architecture is not one whose parts are known.
     """
-    parts, layers = layout(model), encoder_layers(model)
-
-    def width(layer: nn.Module, part: str) -> int:
-        return int(layer.get_submodule(parts[part]).out_features)  # type: ignore[arg-type]
-
-    size = _head_size(model)
+    names, layers, head_size = architecture_of(model), encoder_layers(model), _head_size(model)
     return Units(
-        tuple(width(layer, "query") // size for layer in layers),
-        tuple(width(layer, "ffn_in") for layer in layers),
+        tuple(linear(layer, names.query).out_features // head_size for layer in layers),
+        tuple(linear(layer, names.ffn_in).out_features for layer in layers),
     )
 
 
@@ -93,46 +88,46 @@ def importance(
     `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
-    parts, layers = layout(model), encoder_layers(model)
+    names, layers = architecture_of(model), encoder_layers(model)
     rows = sentences.load_split(folder, "train").shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
     seen: dict[tuple[str, int], Tensor] = {}
     hooks = []
     for index, layer in enumerate(layers):
-        for part in ("attention_output", "ffn_out"):
+        for kind, path in (("heads", names.attention_output), ("neurons", names.ffn_out)):
 
-            def keep(
-                module: nn.Module, args: tuple[Tensor, ...], place: tuple[str, int] = (part, index)
+            def capture(
+                module: nn.Module, args: tuple[Tensor, ...], units_of: tuple[str, int] = (kind, index)
             ) -> None:
-                seen[place] = args[0]
+                seen[units_of] = args[0]
                 if taylor:
                     args[0].retain_grad()
 
-            hooks.append(layer.get_submodule(parts[part]).register_forward_pre_hook(keep))
+            hooks.append(linear(layer, path).register_forward_pre_hook(capture))
     head_size, present = _head_size(model), units(model)
     scores = Importance([torch.zeros(n) for n in present.heads], [torch.zeros(n) for n in present.neurons])
-    names = accepted_inputs(model)
+    inputs = accepted_inputs(model)
     batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
         encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
-            logits = model(**{name: encoded[name] for name in names if name in encoded}).logits
+            logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
                 F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
-        for (part, index), activation in seen.items():  # activation: (batch, seq, units)
+        for (kind, index), activation in seen.items():  # activation: (batch, seq, units)
             if taylor:
                 assert activation.grad is not None
                 effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
-                if part == "attention_output":
+                if kind == "heads":
                     per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
                     scores.heads[index] += per_head
                 else:
                     scores.neurons[index] += effect.abs().sum(dim=0)
             else:
                 size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
-                if part == "attention_output":
+                if kind == "heads":
                     scores.heads[index] += size.view(-1, head_size).sum(dim=1)
                 else:
                     scores.neurons[index] += size
@@ -182,6 +177,7 @@ def choose(
 
 def remove(model: PreTrainedModel, kept: Kept) -> None:
     """Take out, in place, every unit that is not kept; the new sizes go into the configuration."""
+    names = architecture_of(model)
     already = {int(k): set(v) for k, v in (getattr(model.config, "pruned_heads", None) or {}).items()}
     total = model.config.num_attention_heads
     gone: dict[int, list[int]] = {}
@@ -190,14 +186,12 @@ def remove(model: PreTrainedModel, kept: Kept) -> None:
         if lost := [head for place, head in enumerate(present) if place not in heads]:
             gone[index] = lost
     if gone:
-        model.prune_heads(gone)
-    parts = layout(model)
+        names.prune_heads(model, gone)
     for layer, neurons in zip(encoder_layers(model), kept.neurons, strict=True):
-        resize_ffn(layer, parts, torch.tensor(neurons))
+        resize_ffn(layer, names, torch.tensor(neurons))
     widths = list(kept.units.neurons)
-    field = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
     if len(set(widths)) == 1:
-        setattr(model.config, field, widths[0])
+        setattr(model.config, names.ffn_width_field, widths[0])
         if hasattr(model.config, "intermediate_sizes"):  # of an earlier round
             del model.config.intermediate_sizes
     else:

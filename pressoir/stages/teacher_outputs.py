@@ -62,7 +62,7 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     if config.hidden:
         shapes["hidden"] = (int(offsets[-1]), len(matched), model.config.hidden_size)
     if config.relations:
-        shapes["relations"] = (int(offsets[-1]), len(relations.PARTS), relations.width(model))
+        shapes["relations"] = (int(offsets[-1]), len(relations.PROJECTIONS), relations.width(model))
     kept: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {
         name: np.lib.format.open_memmap(
             context.out_dir / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
