@@ -92,8 +92,8 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
                 found["relations"] = relations.stacked(seen)
             for name, states in found.items():  # (batch, seq, …)
                 chosen = states.half().numpy()
-                for place, row in enumerate(batch):
-                    kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
+                for index, row in enumerate(batch):
+                    kept[name][offsets[row] : offsets[row + 1]] = chosen[index, : lengths[row]]
     for array in kept.values():
         array.flush()
     if reference is not None:

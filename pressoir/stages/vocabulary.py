@@ -210,7 +210,7 @@ def _save_tokenizer(
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         index = {str(old): str(new) for new, old in enumerate(ids)}
         added = settings.get("added_tokens_decoder", {})
-        settings["added_tokens_decoder"] = {index[place]: token for place, token in added.items()}
+        settings["added_tokens_decoder"] = {index[old]: token for old, token in added.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         cut = loading.load_tokenizer(folder)
         cut.model_max_length = longest

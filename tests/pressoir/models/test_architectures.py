@@ -103,8 +103,8 @@ def test_the_parts_are_those_that_a_pass_uses(model_type):
 def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
     model = made(model_type)
     heads = ((0, 2, 3), (0, 1, 2, 3), (1,))
-    kept = units.Kept(heads=heads, neurons=tuple(tuple(range(count)) for count in neurons))
-    units.remove(model, kept)
+    plan = units.PruningPlan(heads=heads, neurons=tuple(tuple(range(count)) for count in neurons))
+    units.remove(model, plan)
     assert units.units(model) == units.Units((3, 4, 1), neurons)
     loading.save_model(model, tmp_path)
     again = loading.load_classifier(tmp_path)
