@@ -13,9 +13,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from pressoir.extensions import loader
 from pressoir.flows.commands.standalone import stage_output
 from pressoir.flows.commands.terminal import console, progress
-from pressoir.extensions import loader
 
 if TYPE_CHECKING:
     from pressoir.inference.side_by_side import Side

@@ -96,7 +96,7 @@ def test_its_package_and_version_are_recorded_and_enter_the_key(outside, tiny_ll
 
 
 def test_it_is_offered_wherever_an_algorithm_is_named(outside):
-    from flows.commands.quantize import quantize
+    from pressoir.flows.commands.quantize import quantize
 
     assert (
         Recipe.from_dict({"task": "causal-lm", "quantize": {"algorithm": "power_of_two"}}).quantize.algorithm
