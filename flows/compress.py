@@ -29,7 +29,7 @@ from tasks.runner import TaskRunner
 from tasks.stage import RunContext
 
 if TYPE_CHECKING:
-    from pressoir.stages.teacher_outputs import OutputsConfig
+    from pressoir.recipe.sections import OutputsConfig
 
 
 def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
@@ -86,7 +86,7 @@ def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
 
 def _outputs(recipe: Recipe) -> OutputsConfig | None:
     """Which of the teacher's outputs are learnt from; None where nobody learns."""
-    from pressoir.stages.teacher_outputs import OutputsConfig
+    from pressoir.recipe.sections import OutputsConfig
 
     learners = [
         stage

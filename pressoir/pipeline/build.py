@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pressoir.pipeline.keys import load_stage, stage_key
+from pressoir.pipeline.keys import stage_key
 from pressoir.reporting import Reporter
 from pressoir.sources.resolve import Source
-from pressoir.stage import StageContext
+from pressoir.stage import StageContext, load_stage
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import use_threads

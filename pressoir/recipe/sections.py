@@ -270,6 +270,17 @@ class DistillConfig(LearnerConfig):
     """Students that are trained, from the recipe's seed on; the best on validation is kept."""
 
 
+class OutputsConfig(Config):
+    """Which of the teacher's outputs are learnt from; follows from the sections of those that learn."""
+
+    hidden: bool
+    """Also the hidden states of the layers that the student's layers are matched with."""
+    relations: bool = False
+    """Also the queries, keys and values of the last layer, from which attention relations are computed."""
+    student: StudentConfig | None
+    """The student that will learn from them; None matches every layer of the teacher with itself."""
+
+
 class PruneTarget(Config):
     """What pruning is to reach, as its figure at most. Exactly one of the three."""
 

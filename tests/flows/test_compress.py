@@ -293,9 +293,7 @@ def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home):
     assert not (home / "mlflow.db").exists()
 
 
-def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, monkeypatch):
-    import sys
-
+def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, replace_run):
     from mlflow import MlflowClient
 
     from flows.compress import compress
@@ -307,7 +305,7 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
         fake_stages.append("quantize")
         raise ParityError("the codes do not match")
 
-    monkeypatch.setattr(sys.modules["pressoir.stages.quantize"], "run", fail)
+    replace_run("quantize", fail)
     with pytest.raises(ParityError, match="the codes do not match"):
         compress(recipe)
     assert fake_stages.count("quantize") == 1
