@@ -7,6 +7,7 @@ import pytest
 from pressoir.errors import DataError, RegistryError, StoreError
 from pressoir.pipeline.checks import check_inputs
 from pressoir.pipeline.keys import stage_key
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from pressoir.store.store import Store
@@ -55,15 +56,15 @@ def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data
     store = Store(tmp_path / "home")
     files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}
     good = Recipe.from_dict({"data": {"source": "files", **files}})
-    assert check_inputs(good, store) == 400
+    assert check_inputs(good, Sources(store)) == 400
     assert not store.home.exists()
     missing = {"source": "files", "train": "none.tsv", "test": "none.tsv"}
     with pytest.raises(DataError, match="is not a file"):
-        check_inputs(Recipe.from_dict({"data": missing}), store)
+        check_inputs(Recipe.from_dict({"data": missing}), Sources(store))
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        check_inputs(good, Store(tmp_path / "file"))
+        check_inputs(good, Sources(Store(tmp_path / "file")))
     store.home.mkdir()
     (store.home / "models.json").write_text("{")
     with pytest.raises(RegistryError, match="line 1"):
-        check_inputs(good, store)
+        check_inputs(good, Sources(store))

@@ -26,6 +26,7 @@ import pytest
 
 from pressoir.pipeline.keys import stage_key
 from pressoir.pipeline.plan import Planner
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import (
     AugmentConfig,
@@ -396,7 +397,7 @@ def recipe_keys(path, folder):
         recipe = Recipe.from_yaml(path, here)
     with recorded_versions():
         store = FullStore()
-        planner = RecordedPlanner(recipe, store)
+        planner = RecordedPlanner(recipe, Sources(store))
         pipeline(recipe, planner)
         hashes = [key.hash() for key in store.keys]
     assert [row.key for row in planner.rows] == hashes
