@@ -76,10 +76,10 @@ def compress(
     """Run the compress flow on RECIPE, a YAML file (see configs/)."""
     parsed = Recipe.from_yaml(recipe, overrides)
     quiet_libraries(verbose)
-    from flows.compress import compress as flow
-    from flows.compress import plan
+    from pressoir.flows.compress import compress as flow
+    from pressoir.flows.compress import plan
     from pressoir.pipeline.sources import Sources
-    from tasks import report_to
+    from pressoir.tasks import report_to
 
     sources = Sources(Store())
     sentences = check_inputs(parsed, sources)

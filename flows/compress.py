@@ -23,10 +23,10 @@ from pressoir.pipeline.runner import CompressResult, Output, PipelineOutput, Run
 from pressoir.pipeline.sources import Sources, current_sources
 from pressoir.recipe.recipe import Recipe, load
 from pressoir.system.runtime import available_cpus
-from tasks import tracking
-from tasks.register import register
-from tasks.stage import RunContext
-from tasks.stages import TaskRunner
+from pressoir.tasks import tracking
+from pressoir.tasks.register import register
+from pressoir.tasks.stage import RunContext
+from pressoir.tasks.stages import TaskRunner
 
 
 def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
@@ -79,7 +79,7 @@ def plan(recipe: Recipe, sources: Sources | None = None) -> list[PlanRow]:
 
 @flow(name="compress", flow_run_name="{recipe.name}")
 def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
-    """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
+    """Compress the model of `recipe`: teacher, student, pruning, int8, ONNX, shards, benchmark."""
     sources = current_sources()
     store = sources.store
     check_inputs(recipe, sources)

@@ -35,10 +35,10 @@ from pressoir.recipe_search.study import Study
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import search as steps
-from tasks.stage import ProgressArtifact, RunContext
-from tasks.stages import TaskRunner
-from tasks.tracking import Run
+from pressoir.tasks import search as steps
+from pressoir.tasks.stage import ProgressArtifact, RunContext
+from pressoir.tasks.stages import TaskRunner
+from pressoir.tasks.tracking import Run
 
 
 class Workers(Protocol):

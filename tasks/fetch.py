@@ -8,7 +8,7 @@ from typing import Any
 from pressoir.errors import UnreachableError
 from pressoir.pipeline.sources import Sources
 from pressoir.sources.resolve import Source
-from tasks.stage import stage_task
+from pressoir.tasks.stage import stage_task
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:

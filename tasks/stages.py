@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pressoir.sources.resolve import Source
 from pressoir.stage import load_stage
 from pressoir.store.artifact import Artifact
-from tasks.fetch import fetch
-from tasks.stage import RunContext, run_stage, stage_task
+from pressoir.tasks.fetch import fetch
+from pressoir.tasks.stage import RunContext, run_stage, stage_task
 
 
 @stage_task

@@ -329,7 +329,7 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
     from pressoir.pipeline.sources import Sources
     from pressoir.sources import resolve
     from pressoir.store.store import Store
-    from tasks import fetch as module
+    from pressoir.tasks import fetch as module
 
     seen = []
 
@@ -360,7 +360,7 @@ def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
     from pressoir.errors import SourceError
     from pressoir.pipeline.sources import Sources
     from pressoir.store.store import Store
-    from tasks.fetch import fetch
+    from pressoir.tasks.fetch import fetch
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
@@ -405,7 +405,7 @@ def test_a_command_hashes_each_file_and_reads_the_data_once(
 ):
     from click.testing import CliRunner
 
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     outside = tmp_path / "outside"
     shutil.copytree(tiny_classifier, outside / "model")
@@ -424,7 +424,7 @@ def test_a_command_hashes_each_file_and_reads_the_data_once(
 
 
 def test_a_flow_looks_up_once_too(recipe, fake_stages, monkeypatch, tmp_path, tiny_classifier):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     shutil.copytree(tiny_classifier, tmp_path / "outside" / "model")
     seen = watch_reading(monkeypatch, tmp_path / "outside")
@@ -435,7 +435,7 @@ def test_a_flow_looks_up_once_too(recipe, fake_stages, monkeypatch, tmp_path, ti
 
 def test_a_stage_of_another_package_runs_in_its_place_and_is_compared(recipe, fake_stages, smooth):
     """Its section is that of any stage, its task and its run in MLflow are named after it."""
-    from flows.compress import compress, plan
+    from pressoir.flows.compress import compress, plan
     from pressoir.recipe import recipe as recipes
 
     smooth.install(after="'prune'")
@@ -465,7 +465,7 @@ def test_a_stage_of_another_package_runs_in_its_place_and_is_compared(recipe, fa
     ("after", "before"), [("teacher", "teacher_outputs"), ("distill", "prune"), ("shard", "benchmark")]
 )
 def test_its_place_does_not_depend_on_which_stages_the_recipe_has(recipe, smooth, after, before):
-    from flows.compress import plan
+    from pressoir.flows.compress import plan
     from pressoir.recipe import recipe as recipes
 
     smooth.install(after=repr(after))

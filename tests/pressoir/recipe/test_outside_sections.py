@@ -68,7 +68,7 @@ def test_in_a_new_process_every_module_sees_it_and_recipes_go_over_a_wire(smooth
     program = (
         "import pickle\n"
         "from pressoir.recipe.recipe import Recipe, load\n"
-        "from pressoir.search.config import SECTIONS\n"
+        "from pressoir.recipe_search.config import SECTIONS\n"
         "made = load({'smooth': {'strength': 0.75}})\n"
         "assert pickle.loads(pickle.dumps(made)) == made and type(made) is Recipe\n"
         "print(made.smooth.strength, 'smooth' in SECTIONS)"
