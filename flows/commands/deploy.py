@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
 def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Deploy CONFIG, a YAML file (see configs/): `pressoir serve NAME` then serves it.
+    """Deploy CONFIG, a YAML file or serving-demo: `pressoir serve NAME` then serves it.
 
     Every model is hashed, every tier answers in a server of its own, and only then is anything registered. If
     a step fails, everything is as it was before.

@@ -68,7 +68,7 @@ def evaluate(
     overrides: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Evaluate the models of CONFIG, a YAML file (see configs/), batch by batch, within live memory.
+    """Evaluate the models of CONFIG, a YAML file or an example, batch by batch, within live memory.
 
     Results go to results/<run>/. Exit code 1 says that some model did not end well; the report says why.
     """
@@ -116,7 +116,7 @@ def _configuration(
     from pressoir.evaluation.config import EvaluationConfig
 
     if path is None and resume is None:
-        raise RecipeError("give CONFIG, a YAML file (such as configs/evaluation-demo.yaml), or --resume RUN")
+        raise RecipeError("give CONFIG (a YAML file, or the example evaluation-demo), or --resume RUN")
     parsed = None if path is None else EvaluationConfig.from_yaml(path, overrides)
     folder = None
     if resume is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
 def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
+    """Find a recipe that meets the budget of CONFIG, a YAML file or search-demo.
 
     Results go to results/<name>-<digest>/; run again after a kill, or for more trials, it goes on there. Exit
     code 1 says that no recipe meets the budget.

@@ -106,9 +106,8 @@ class Catalogue(Config):
 
 
 def shipped_file() -> Path:
-    """The catalogue that comes with Pressoir: inside an installed package, else at the repository's root."""
-    package = Path(__file__).parents[1]
-    return next(path for path in (package / FILE, package.parent / FILE) if path.exists())
+    """The catalogue that comes with Pressoir."""
+    return Path(__file__).parents[1] / FILE
 
 
 def read(path: Path) -> Catalogue:

