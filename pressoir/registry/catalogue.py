@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
@@ -55,8 +55,8 @@ class Entry(Config):
     """SHA-256 of `model.safetensors`; checked before the model is used."""
     revision: str | None = None
     """Commit on the hub."""
-    licence: str
-    """SPDX identifier."""
+    license: Annotated[str, Field(validation_alias=AliasChoices("license", "licence"))]
+    """SPDX identifier."""  # files of version 0.1.0 have it as `licence`
     metrics: dict[str, FiniteFloat] = Field(default={})
     """What it was measured to do; fractions 0–1, units in the names."""
     quantization: str | None = None
