@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     show_default=True,
     envvar="PRESSOIR_PORT",
     show_envvar=True,
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 chooses a free port.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     "limits",
     multiple=True,
     metavar="NAME=VALUE …",
-    help="A limit of the server, see docs/serving.md.",
+    help="Set a limit of the server, see docs/serving.md.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show what the workers log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the log of the workers.")
 def serve(
     config: str, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
 ) -> None:
-    """Serve the tiers of CONFIG: a YAML file, a name that `pressoir deploy` gave, or serving-demo.
+    """Serve the tiers of CONFIG: a YAML file, the name of a deployed one, or serving-demo.
 
-    Ctrl-C or SIGTERM stops it.
+    Ctrl-C or SIGTERM stops the server.
 
-    One line of JSON a request goes to standard output, everything else to standard error.
+    One JSON line per request is written to standard output, all other messages to standard error.
     """
     from pressoir.config import plain, validate
     from pressoir.serving.http.limits import Limits
@@ -58,7 +58,11 @@ def serve(
     allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
     _log(verbose)
     serve_tiers(
-        parsed, host, port, allowed, lambda address: click.echo(f"{address}  Ctrl-C stops it", err=True)
+        parsed,
+        host,
+        port,
+        allowed,
+        lambda address: click.echo(f"{address}  Ctrl-C stops the server", err=True),
     )
 
 
@@ -79,7 +83,9 @@ def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> Ser
             return ServingConfig.from_yaml(config, overrides)
         raise RegistryError(f"{error}; examples are: {', '.join(shipped)}") from error
     if overrides:
-        raise RecipeError(f"{config!r} was deployed as it is; change its file, and deploy it again")
+        raise RecipeError(
+            f"--set cannot change the deployed configuration {config!r}; edit its file and deploy it again"
+        )
     return found
 
 

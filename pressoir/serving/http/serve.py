@@ -34,8 +34,8 @@ def serve(
     limits, store = limits or Limits(), Store()
     if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
         raise RecipeError(
-            f"{parsed.name} names models of MLflow's registry ({EXTERNAL}…), which the server does not ask; "
-            "run `pressoir deploy` on its file, and serve what it writes"
+            f"{parsed.name} names models of the MLflow registry ({EXTERNAL}…), which the "
+            "server cannot resolve; run `pressoir deploy` on its file and serve the deployed configuration"
         )
     listening = listen(host, port)  # before anything is hashed or loaded
     try:
