@@ -13,7 +13,7 @@ from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters, encoder_layers
 from pressoir.pruning import rounds, target, units
-from pressoir.pruning.target import smallest_removal
+from pressoir.pruning.target import MOST_STEPS, smallest_removal
 from pressoir.recipe.sections import OutputsConfig, PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext

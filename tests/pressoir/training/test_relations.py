@@ -10,7 +10,7 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers
+from pressoir.models.layouts import encoder_layers, layout
 from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
