@@ -1,6 +1,6 @@
 """The batch-evaluation flow: many models, one machine, never more memory than there is.
 
-`batch_evaluation("configs/evaluation-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a
+`batch_evaluation("evaluation-demo")` runs it in plain Python; `prefect.yaml` deploys it. What a
 run has done stands in its folder; `resume` goes on there.
 """
 

@@ -73,7 +73,7 @@ def main() -> None:
 def compress(
     recipe: Path, overrides: tuple[str, ...], dry_run: bool, output: Path | None, verbose: bool
 ) -> None:
-    """Run the compress flow on RECIPE, a YAML file (see configs/)."""
+    """Run the compress flow on RECIPE, a YAML file or the name of an example, such as demo."""
     parsed = Recipe.from_yaml(recipe, overrides)
     quiet_libraries(verbose)
     from pressoir.flows.compress import compress as flow

@@ -1,6 +1,6 @@
 """The compress flow: from a base model to a small, fast, measured and registered one.
 
-`compress("configs/demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. A stage that the recipe
+`compress("demo")` runs it in plain Python; `prefect.yaml` deploys it. A stage that the recipe
 sets to null is left out, and what the store already has is not made again.
 """
 

@@ -1,6 +1,6 @@
 """The deploy flow: a serving configuration that is checked, tried, registered, and then served; or nothing.
 
-`deploy("configs/serving-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What can fail comes
+`deploy("serving-demo")` runs it in plain Python; `prefect.yaml` deploys it. What can fail comes
 first: models are found and hashed, and each tier answers in a server of its own, before anything is changed.
 The changes are one transaction: if one of them fails, all are taken back.
 """

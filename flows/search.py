@@ -1,6 +1,6 @@
 """The search flow: from a budget to the recipe that meets it.
 
-`search("configs/search-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a search has
+`search("search-demo")` runs it in plain Python; `prefect.yaml` deploys it. What a search has
 done stands in its folder: started again, it goes on there.
 """
 

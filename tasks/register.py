@@ -42,7 +42,7 @@ def register(
                 shards=tuple(path.name for path in sorted(folder.glob("shard_*.safetensors"))),
             ),
             digest=final.digest,
-            licence="NOASSERTION" if base is None else base.licence,
+            license="NOASSERTION" if base is None else base.license,
             metrics=row.model_dump(exclude={"stage", "runtime", "perplexities"}),
             quantization=recipe.quantize and recipe.quantize.scheme,
             lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},

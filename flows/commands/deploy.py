@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Deploy CONFIG, a YAML file (see configs/); `pressoir serve NAME` then serves it.
+    """Deploy CONFIG, a YAML file or serving-demo; `pressoir serve NAME` then serves it.
 
     All models are hashed and all tiers are tested in a temporary server before anything is registered. If a
     step fails, all changes are rolled back.

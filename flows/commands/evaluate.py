@@ -73,7 +73,7 @@ def evaluate(
     overrides: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Evaluate the models of CONFIG, a YAML file (see configs/), in batches that fit the available memory.
+    """Evaluate the models of CONFIG, a YAML file or an example, in batches that fit the available memory.
 
     Results are written to results/<run>/. Exit code 1 means that a model failed; the report says why.
     """
@@ -121,7 +121,7 @@ def _configuration(
     from pressoir.evaluation.config import EvaluationConfig
 
     if path is None and resume is None:
-        raise RecipeError("specify CONFIG, a YAML file such as configs/evaluation-demo.yaml, or --resume RUN")
+        raise RecipeError("specify CONFIG (a YAML file, or the example evaluation-demo), or --resume RUN")
     parsed = None if path is None else EvaluationConfig.from_yaml(path, overrides)
     folder = None
     if resume is not None:

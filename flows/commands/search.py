@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
+    """Find a recipe that meets the budget of CONFIG, a YAML file or search-demo.
 
     Results are written to results/<name>-<digest>/. Running the command again resumes the search, or adds
     trials. Exit code 1 means that no recipe meets the budget.

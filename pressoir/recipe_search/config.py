@@ -19,7 +19,6 @@ from pressoir.config import (
     checked,
     look_beside,
     plain,
-    read_yaml,
 )
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
@@ -114,8 +113,8 @@ def _read_recipe(value: Any) -> Any:
         value = value.model_dump(mode="json")
     folder = Path()
     if isinstance(value, (str, Path)):
-        folder = Path(value).parent
-        value = plain(read_yaml(Path(value)), (), str(value))
+        path, raw = Recipe.read(value)
+        folder, value = path.parent, plain(raw, (), str(path))
         Recipe._look_beside(value, folder)
     if isinstance(value, dict) and isinstance(value.get("data"), dict):
         data = dict(value["data"])

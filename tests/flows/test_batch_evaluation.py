@@ -180,7 +180,7 @@ class TestLooking:
     def test_nothing_given_says_what_to_give(self, home):
         result = run("evaluate")
         assert result.exit_code == 2
-        assert "configs/evaluation-demo.yaml" in result.stderr
+        assert "the example evaluation-demo" in result.stderr
 
     def test_interactive_asks_and_can_be_declined(self, written, home, tmp_path):
         from pressoir.flows.cli import main

@@ -9,7 +9,7 @@ from pressoir.flows.extras import needs_dask
 
 
 def test_a_missing_extra_is_told_with_how_to_get_it():
-    told = r"pip install 'pressoir\[dask\]' \(No module named 'no_dask'\)"
+    told = r"`pip install '\.\[dask\]'` in Pressoir's folder \(No module named 'no_dask'\)"
     with pytest.raises(RecipeError, match=told), needs_dask():
         import_module("no_dask")
 

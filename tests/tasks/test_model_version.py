@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+RECORDED = Path(__file__).with_name("recorded_pyfunc_model.py")
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
@@ -81,6 +83,29 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
     logged = json.loads(model.metadata.to_json())
     assert logged["flavors"]["python_function"]["config"]["digest"] == artifact.digest
     assert sum(f.stat().st_size for f in (store.home / "mlartifacts").rglob("*") if f.is_file()) < 100_000
+
+
+def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(
+    store, publish, run, tiny_classifier, monkeypatch
+):
+    """MLflow keeps the code that it was registered with, here that of version 0.1.0."""
+    import mlflow
+    import pandas as pd
+
+    from pressoir.inference.text_classification import TextClassifier
+    from pressoir.recipe.sections import RegistryConfig
+    from pressoir.tasks import model_version
+
+    assert "from pressoir.artifact import" in RECORDED.read_text(encoding="utf-8")
+    monkeypatch.setattr(model_version, "CODE", RECORDED)
+    artifact = publish()
+    model_version.log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    (code,) = (store.home / "mlartifacts").rglob("recorded_pyfunc_model.py")
+    assert code.read_bytes() == RECORDED.read_bytes()
+    with model_version._global_tracking_uri(run.uri):
+        answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(pd.DataFrame({"text": ["good"]}))
+    expected = TextClassifier.open(tiny_classifier, 1).predict(["good"])
+    assert answer.to_dict("records") == [pytest.approx(expected[0], abs=1e-6)]
 
 
 def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
