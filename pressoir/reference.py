@@ -8,6 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from pressoir.extensions.choice import OneOf
+
 FILES = ("recipe", "evaluation", "serving", "search")
 """The kinds of configuration files."""
 
@@ -47,7 +49,9 @@ def _section(model: type[BaseModel], path: str, without: str | None, sections: l
             default = (
                 "required" if field.is_required() else _plain(field.get_default(call_default_factory=True))
             )
-            lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |")
+            lines.append(
+                f"| `{name}` | {_type_name(field.annotation, *field.metadata)} | {default} | {meaning} |"
+            )
     sections.append("\n".join(lines) + "\n")
     for nested_path, nested_model in nested:
         if nested_path != without:
@@ -69,12 +73,15 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _type_name(annotation: Any) -> str:
+def _type_name(annotation: Any, *metadata: Any) -> str:
     names = []
     for part in _parts(annotation):
         origin = get_origin(part)
+        choices = [one for one in (*metadata, *getattr(part, "__metadata__", ())) if isinstance(one, OneOf)]
         if part is type(None):
             names.append("null")
+        elif choices:
+            names.append(", ".join(f"`{value}`" for value in choices[0].names()))
         elif origin is Literal:
             names.append(", ".join(f"`{value}`" for value in get_args(part)))
         elif origin in (tuple, list):

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows.commands.terminal import console
 from pressoir.errors import SourceError
-from pressoir.formats.folder import Task
+from pressoir.extensions.loader import names
 from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
@@ -23,6 +23,7 @@ from pressoir.store.store import Store
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
 # Below this width the table shows what tells models apart, and leaves the rest to `show`.
 _WIDE = 100
+TASK = click.Choice(names("pressoir.tasks"))
 
 
 @click.group()
@@ -48,7 +49,9 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
 @click.option("--path", type=click.Path(file_okay=False, path_type=Path), help="Folder of the model.")
 @click.option("--from", "reference", help="Any other reference: hub:org/name, https://…, store:…, an id.")
 @click.option("--name", help="Name for people; by default the id.")
-@click.option("--type", "task", type=click.Choice(get_args(Task)), help="By default what config.json says.")
+@click.option(
+    "--type", "task", type=click.Choice(names("pressoir.tasks")), help="By default what config.json says."
+)
 @click.option("--licence", help="SPDX identifier; by default what its README.md says.")
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME=NUMBER", callback=_metrics, help="Repeatable."
@@ -82,7 +85,7 @@ def add(id: str, path: Path | None, reference: str | None, force: bool, task: An
 
 
 @registry.command("list")
-@click.option("--type", "task", type=click.Choice(get_args(Task)), help="Only models of this type.")
+@click.option("--type", "task", type=click.Choice(names("pressoir.tasks")), help="Only models of this type.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole entries.")
 def list_models(task: str | None, as_json: bool) -> None:
     """List every known model."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName
+from pressoir.formats.folder import Runtime
 from pressoir.recipe.sections import DataConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -34,7 +35,7 @@ class GenerationConfig(Config):
 class DataSetConfig(Config):
     """One data set. Which fields it needs follows from its task."""
 
-    task: Task
+    task: TaskName
     """What it measures."""
     classification: DataConfig = DataConfig()
     """text-classification: its test split; by default the embedded reviews'."""

@@ -12,7 +12,7 @@ from pressoir.data import running_text
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 
@@ -25,7 +25,7 @@ contradictions at 1.5."""
 class DataSet:
     """What a model is asked, and what would be right."""
 
-    task: Task
+    task: TaskName
     samples: tuple[Sample, ...]
     """In the data's order. A causal LM has one sample a text; its child cuts it into windows."""
     fingerprint: str
@@ -127,7 +127,7 @@ def _pairs(path: Path) -> list[Sample]:
     return samples
 
 
-def _fingerprint(task: Task, samples: list[Sample]) -> str:
+def _fingerprint(task: TaskName, samples: list[Sample]) -> str:
     def content(value: Any) -> Any:
         return file_sha256(Path(value)) if task == "automatic-speech-recognition" else value
 

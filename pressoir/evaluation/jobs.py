@@ -13,7 +13,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
-from pressoir.formats.folder import Runtime, Task, runtime_of
+from pressoir.extensions.task import TaskName
+from pressoir.formats.folder import Runtime, runtime_of
 
 Device = Literal["auto", "cpu", "cuda"]
 PAIRS_TOGETHER = 8
@@ -44,7 +45,7 @@ class Job(Config):
     """Its files; not looked at where it is remote."""
     remote: Remote | None = None
     """Where it is not here, but on a server."""
-    task: Task
+    task: TaskName
     runtime: Runtime | None = None
     """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
     data: DataSetConfig
@@ -126,7 +127,7 @@ def parse(line: bytes) -> Loaded | Progress | End | None:
         return None
 
 
-def wanted_batch_size(task: Task, asked: int | None, preset: int) -> int:
+def wanted_batch_size(task: TaskName, asked: int | None, preset: int) -> int:
     """Samples a batch that a model would like: what the configuration says, else the strategy's preset."""
     if asked is not None:
         return asked

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_vali
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -43,7 +43,7 @@ class Entry(Config):
     """Name it is known by; the same as its key in the file."""
     name: str
     """Name for people."""
-    type: Task
+    type: TaskName
     """What it does."""
     size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Size of its files on disk, MB = 10^6 bytes."""

@@ -15,7 +15,8 @@ from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
 from pressoir.evaluation.records import Outcome, Verdict
 from pressoir.evaluation.report import scoring
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName
+from pressoir.formats.folder import Runtime
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ModelResult(Config):
     """Of the run: the model's, with the data set's where it has several."""
     model: str
     data: str
-    task: Task
+    task: TaskName
     runtime: Runtime | Literal["remote"] | None
     """Null where it never came so far."""
     verdict: Verdict

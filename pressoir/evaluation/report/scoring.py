@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 
 DIGITS = 6
 """Significant digits of the floats in a raw prediction."""
-MAIN_METRIC: dict[Task, str] = {
+MAIN_METRIC: dict[TaskName, str] = {
     "text-classification": "accuracy",
     "automatic-speech-recognition": "wer",
     "translation": "bleu",
@@ -39,7 +39,7 @@ MAIN_METRIC: dict[Task, str] = {
     "feature-extraction": "spearman",
 }
 LOWER_IS_BETTER = frozenset({"wer", "cer", "perplexity"})
-UNITS: dict[Task, str] = {
+UNITS: dict[TaskName, str] = {
     "text-classification": "sentences",
     "automatic-speech-recognition": "recordings",
     "translation": "sentences",

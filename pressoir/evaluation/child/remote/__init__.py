@@ -55,7 +55,7 @@ from pressoir.evaluation.config import Protocol
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Sample
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""
@@ -110,7 +110,7 @@ def open_predictor(job: Job, data: DataSet) -> Predictor:
     return model
 
 
-def _protocol(server: Endpoint, task: Task) -> Protocol:
+def _protocol(server: Endpoint, task: TaskName) -> Protocol:
     """What a server speaks that has the task."""
     if task == "causal-lm":
         return "openai"
