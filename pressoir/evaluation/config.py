@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task import TaskName, task
 from pressoir.formats.folder import Runtime
 from pressoir.recipe.sections import DataConfig
 
@@ -57,13 +57,8 @@ class DataSetConfig(Config):
 
     @model_validator(mode="after")
     def _needs(self) -> DataSetConfig:
-        needed = {
-            "automatic-speech-recognition": ("manifest",),
-            "translation": ("source", "reference"),
-        }.get(self.task, ())
-        return checked(
-            self, [f"task {self.task!r} needs `{name}`" for name in needed if getattr(self, name) is None]
-        )
+        missing = [name for name in task(self.task).required_data if getattr(self, name) is None]
+        return checked(self, [f"task {self.task!r} needs `{name}`" for name in missing])
 
 
 class ModelConfig(Config):

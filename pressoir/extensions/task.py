@@ -115,6 +115,11 @@ class Task:
     outputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", ("rows",)),)
     """Tensors of a KServe v2 answer."""
 
+    @property
+    def main_metric(self) -> Metric:
+        """By which models are compared."""
+        return self.metrics[0]
+
     def part(self, field: Part) -> Any:
         """What the dotted path of a field names, imported now.
 

@@ -14,8 +14,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
 from pressoir.evaluation.records import Outcome, Verdict
-from pressoir.evaluation.report import scoring
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task import TaskName, task
 from pressoir.formats.folder import Runtime
 
 
@@ -116,7 +115,7 @@ class Row:
     @property
     def main_metric(self) -> str | None:
         """Name of the main metric, where it could be computed."""
-        name = scoring.MAIN_METRIC[self.result.task]
+        name = task(self.result.task).main_metric.name
         return name if name in self.result.metrics else None
 
     @property
