@@ -7,7 +7,6 @@ TASK = Task(
     position=5,
     heads=("",),  # whatever has no other task's head
     adapter="pressoir.inference.feature_extraction:SentenceEncoder",
-    export="pressoir.export.classifier:run",  # which says that a head is missing
     read_data="pressoir.evaluation.datasets:graded_pairs",
     unit="pairs",
     most_together=8,  # a pair is two sentences, and larger batches gain no speed on a CPU
