@@ -155,6 +155,11 @@ def tasks() -> list[Task]:
     return sorted(map(task, loader.names(GROUP)), key=lambda one: (one.position, one.name))
 
 
+def names_of(*kinds: Kind) -> list[str]:
+    """Names of the tasks of some kinds, in the order in which lists show them."""
+    return [one.name for one in tasks() if one.kind in kinds]
+
+
 def task_of_architecture(name: str) -> Task:
     """The task of a model class, such as `LlamaForCausalLM`: of all declared heads, the longest that fits.
 

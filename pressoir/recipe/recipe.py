@@ -8,12 +8,14 @@ the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, get_args
 
 import yaml
 from pydantic import Field, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
+from pressoir.extensions.choice import OneOf
+from pressoir.extensions.task import Kind, names_of
 from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
@@ -40,7 +42,7 @@ class Recipe(Document):
     """Name of the run: MLflow experiment, registry id, output folder."""
     description: str = ""
     """One line for people."""
-    task: Literal["text-classification", "causal-lm"] = "text-classification"
+    task: Annotated[str, OneOf(lambda: names_of(*get_args(Kind)))] = "text-classification"
     """What the model does. A causal LM is merged and quantised, not taught: it has no teacher to distill."""
     model: str = "all-minilm-l6-v2"
     """The base model: a local folder, a catalogue id, `hub:org/name@revision`, or `package:module`."""
@@ -80,7 +82,7 @@ class Recipe(Document):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("task") == "causal-lm":
+        if isinstance(raw, dict) and raw.get("task") in names_of("language model"):
             absent: dict[str, Any] = dict.fromkeys(("teacher", "distill", "prune"))
             raw = {**absent, "quantize": {"scheme": "q4"}, **raw}
             if isinstance(raw["quantize"], dict):
@@ -91,12 +93,13 @@ class Recipe(Document):
     def _one_lane(self) -> Recipe:
         problems = []
         ranked_by = self.registry and self.registry.criterion.metric
-        language_model, integer = self.task == "causal-lm", self.quantize and self.quantize.scheme == "int8"
+        language_model = self.task in names_of("language model")
+        integer = self.quantize and self.quantize.scheme == "int8"
         if language_model:
             taught = ("teacher", "augment", "vocabulary", "distill", "prune")
             given = [name for name in taught if getattr(self, name) is not None]
             if given:
-                problems.append(f"{', '.join(given)}: not for task 'causal-lm'; set to null or leave out")
+                problems.append(f"{', '.join(given)}: not for task {self.task!r}; set to null or leave out")
             if ranked_by == "accuracy":
                 problems.append("registry.criterion.metric: a causal LM has no accuracy; choose perplexity")
             if integer:

@@ -23,6 +23,7 @@ from pressoir.config import (
 )
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
+from pressoir.extensions.task import names_of
 from pressoir.recipe.recipe import Recipe
 from pressoir.store.artifact import digest_of
 
@@ -152,7 +153,7 @@ class SearchConfig(Document):
     @model_validator(mode="after")
     def _space_fits_the_recipe(self) -> SearchConfig:
         problems = []
-        if self.recipe.task != "text-classification":
+        if self.recipe.task not in names_of("classifier"):
             problems.append(
                 f"recipe.task: {self.recipe.task!r} has no accuracy to search by; give a classifier's recipe"
             )

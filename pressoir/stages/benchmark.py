@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pressoir.benchmark import classifiers, language_models
 from pressoir.errors import PressoirError
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
@@ -48,6 +48,6 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         raise PressoirError(
             "the benchmark was given no model; the first is what the others are compared with"
         )
-    causal = task_of(next(iter(folders.values()))) == "causal-lm"
-    compare = language_models.compare if causal else classifiers.compare
-    return compare(folders, inputs["data"], config, context)
+    compare = task(task_of(next(iter(folders.values())))).part("compare")
+    figures: dict[str, float] = compare(folders, inputs["data"], config, context)
+    return figures
