@@ -14,17 +14,17 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BeforeValidator
 
-from flows.extras import needs_dask
-from flows.linked import linked_run
 from pressoir.evaluation import run
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.run import EvaluationResult
+from pressoir.flows.extras import needs_dask
+from pressoir.flows.linked import linked_run
 from pressoir.store.store import Store
-from tasks import evaluation as steps
+from pressoir.tasks import evaluation as steps
 
 if TYPE_CHECKING:
-    from flows.dask_cluster import Cluster
+    from pressoir.flows.dask_cluster import Cluster
 
 
 @flow(name="batch-evaluation", flow_run_name="{config.name}", validate_parameters=True)
@@ -33,10 +33,10 @@ def batch_evaluation(
     resume: str | None = None,
     batches: tuple[str, ...] = (),
 ) -> EvaluationResult:
-    """Evaluate all models of `config`, batch after batch, within the memory that there really is.
+    """Evaluate all models of `config`, in batches that fit the available memory.
 
-    `resume` is the name or the folder of an earlier run, which is gone on with; `batches` are the only ones
-    to be run. A model that fails does not end the run: its outcome says why.
+    `resume` is the name or folder of a previous run to resume; `batches` selects the batches to run. A model
+    that fails does not end the run: its outcome says why.
     """
     from prefect.runtime import flow_run
 
@@ -79,6 +79,6 @@ def _cluster(config: EvaluationConfig) -> Iterator[Cluster | None]:
         yield None
         return
     with needs_dask():
-        from flows import dask_cluster
+        from pressoir.flows import dask_cluster
     with dask_cluster.opened(config, config.dask) as cluster:
         yield cluster

@@ -13,8 +13,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.benchmark import reports
+from pressoir.flows.linked import linked_run
 from pressoir.pipeline import plan as planning
 from pressoir.pipeline.checks import base_reference, check_inputs
 from pressoir.pipeline.plan import PlanRow
@@ -23,10 +23,10 @@ from pressoir.recipe.recipe import Recipe, load
 from pressoir.sources.resolve import Source
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import tracking
-from tasks.register import register
-from tasks.runner import TaskRunner
-from tasks.stage import RunContext
+from pressoir.tasks import tracking
+from pressoir.tasks.register import register
+from pressoir.tasks.runner import TaskRunner
+from pressoir.tasks.stage import RunContext
 
 if TYPE_CHECKING:
     from pressoir.stages.teacher_outputs import OutputsConfig
@@ -110,7 +110,7 @@ def plan(recipe: Recipe) -> list[PlanRow]:
 
 @flow(name="compress", flow_run_name="{recipe.name}")
 def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
-    """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
+    """Compress the model of `recipe`: teacher, student, pruning, int8, ONNX, shards, benchmark."""
     store = Store()
     check_inputs(recipe, store)
     with linked_run(recipe.name, "flows.compress.compress", store) as parent:

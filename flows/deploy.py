@@ -15,15 +15,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.transactions import Transaction, transaction
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.errors import PressoirError
+from pressoir.flows.linked import linked_run
 from pressoir.serving.config import ServingConfig, load
 from pressoir.serving.deployment import DeploymentError, DeployResult, entry
 from pressoir.store.store import Store
-from tasks import deploy as steps
-from tasks.serving_version import ALIAS, model_name
+from pressoir.tasks import deploy as steps
+from pressoir.tasks.serving_version import ALIAS, model_name
 
-SERVE = (sys.executable, "-m", "flows.cli", "serve")
+SERVE = (sys.executable, "-m", "pressoir.flows.cli", "serve")
 """How the server is started that tries a configuration out."""
 
 
@@ -31,7 +31,7 @@ SERVE = (sys.executable, "-m", "flows.cli", "serve")
 def deploy(
     config: Annotated[ServingConfig, BeforeValidator(load)], server: str | None = None
 ) -> DeployResult:
-    """Check, try out and register `config`, and have the server at the address `server` go over to it."""
+    """Check, test and register `config`; optionally switch the running server at `server` to it."""
     from prefect.runtime import flow_run
 
     store = Store()
@@ -75,5 +75,5 @@ def _table(config: ServingConfig, latencies: dict[str, float]) -> list[dict[str,
 def _failed(error: PressoirError, attempt: Transaction) -> DeploymentError:
     """What went wrong, and what became of the changes before it."""
     left: list[str] = attempt.get(steps.NOT_UNDONE, [])
-    after = "; ".join(left) if left else "everything is as it was before"
+    after = "; ".join(left) if left else "all changes were rolled back"
     return DeploymentError(f"{error}\n{after}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pressoir.extensions.choice import OneOf
+from pressoir.extensions.declared_name import DeclaredName
 
 FILES = ("recipe", "evaluation", "serving", "search")
 """The kinds of configuration files."""
@@ -18,7 +19,7 @@ def reference(of: str) -> str:
     """Markdown of a kind of file; a search's without the recipe in it."""
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.recipe.recipe import Recipe
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 
     types: tuple[type[BaseModel], ...] = (Recipe, EvaluationConfig, ServingConfig, SearchConfig)
@@ -49,9 +50,8 @@ def _section(model: type[BaseModel], path: str, without: str | None, sections: l
             default = (
                 "required" if field.is_required() else _plain(field.get_default(call_default_factory=True))
             )
-            lines.append(
-                f"| `{name}` | {_type_name(field.annotation, *field.metadata)} | {default} | {meaning} |"
-            )
+            kind = _declared(field.metadata) or _type_name(field.annotation)
+            lines.append(f"| `{name}` | {kind} | {default} | {meaning} |")
     sections.append("\n".join(lines) + "\n")
     for nested_path, nested_model in nested:
         if nested_path != without:
@@ -73,15 +73,18 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _type_name(annotation: Any, *metadata: Any) -> str:
+def _declared(metadata: Iterable[Any]) -> str:
+    """The names that a field of declared names accepts; empty for any other field."""
+    names = [name for mark in metadata if isinstance(mark, DeclaredName) for name in mark.choices]
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _type_name(annotation: Any) -> str:
     names = []
     for part in _parts(annotation):
         origin = get_origin(part)
-        choices = [one for one in (*metadata, *getattr(part, "__metadata__", ())) if isinstance(one, OneOf)]
         if part is type(None):
             names.append("null")
-        elif choices:
-            names.append(", ".join(f"`{value}`" for value in choices[0].names()))
         elif origin is Literal:
             names.append(", ".join(f"`{value}`" for value in get_args(part)))
         elif origin in (tuple, list):
@@ -89,7 +92,7 @@ def _type_name(annotation: Any, *metadata: Any) -> str:
         elif origin is dict:
             names.append("mapping")
         elif hasattr(part, "__metadata__"):
-            names.append(_type_name(part.__origin__))
+            names.append(_declared(part.__metadata__) or _type_name(part.__origin__))
         else:
             names.append(
                 getattr(part, "__name__", str(part)).lower().replace("str", "text").replace("bool", "yes/no")

@@ -15,7 +15,7 @@ from pressoir.evaluation import cluster
 from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.runtime import available_cpus
-from tasks.stage import stage_task
+from pressoir.tasks.stage import stage_task
 
 
 @stage_task(name="evaluate-on-worker", task_run_name="evaluate-{given.job.model}")
@@ -29,7 +29,7 @@ def evaluate_on_worker(given: cluster.Assignment, topic: str) -> Outcome:
     def tell(event: Event) -> None:
         known = worker.state.tasks.get(key)
         if known is None or known.state == "cancelled":
-            raise PressoirError(f"{event.model}: nobody waits for it any more")
+            raise PressoirError(f"{event.model}: no longer awaited")
         if event.kind == "started":
             event = replace(event, detail=f"on worker {worker.address}")
         worker.log_event(topic, {"event": asdict(event)})

@@ -9,17 +9,17 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-import tasks
+from pressoir import tasks
 from pressoir.benchmark.cost import Conditions
 from pressoir.benchmark.reports import AnyRow
-from pressoir.search import report, trial
-from pressoir.search.config import SearchConfig
-from pressoir.search.found import Found
-from pressoir.search.records import Figures, Outcome, Trial
-from pressoir.search.trial import Assignment, Pipeline
+from pressoir.recipe_search import report, trial
+from pressoir.recipe_search.config import SearchConfig
+from pressoir.recipe_search.found import Found
+from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
-from tasks.stage import ProgressArtifact, stage_task
-from tasks.tracking import Run
+from pressoir.tasks.stage import ProgressArtifact, stage_task
+from pressoir.tasks.tracking import Run
 
 
 class TrialReporter:
@@ -48,19 +48,19 @@ class TrialReporter:
 def measure_reference(
     config: SearchConfig, pipeline: Pipeline, home: Path, conditions: Conditions
 ) -> Figures:
-    """Train the teacher, export it, measure it."""
+    """Train, export and measure the teacher."""
     return trial.reference(config.recipe, pipeline, Store(home), TrialReporter("teacher"), conditions)
 
 
 @stage_task(name="trial", task_run_name="trial-{given.number}")
 def run_trial(given: Assignment, pipeline: Pipeline, home: Path) -> Outcome:
-    """Carry out one trial, here."""
+    """Run one trial in this process."""
     return trial.run(given, pipeline, Store(home), TrialReporter(f"trial {given.number}"))
 
 
 @stage_task(name="report")
 def write_report(config: SearchConfig, found: Found, test: Sequence[AnyRow], parent: Run) -> list[Path]:
-    """Write what was found, and give it to MLflow."""
+    """Write the report and log it to MLflow."""
     paths = report.write(config, found, test)
     for path in paths:
         parent.client.log_artifact(parent.run_id, str(path))

@@ -10,10 +10,10 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from pressoir.search.found import SearchResult
+    from pressoir.recipe_search.found import SearchResult
 
 
 @click.command()
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field; may be repeated."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
 
-    Results go to results/<name>-<digest>/; run again after a kill, or for more trials, it goes on there. Exit
-    code 1 says that no recipe meets the budget.
+    Results are written to results/<name>-<digest>/. Running the command again resumes the search, or adds
+    trials. Exit code 1 means that no recipe meets the budget.
     """
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
 
     parsed = SearchConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
-    from flows.search import search as flow
-    from tasks import report_to
+    from pressoir.flows.search import search as flow
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed)
@@ -42,7 +42,7 @@ def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 
 
 def _print(result: SearchResult) -> None:
-    from pressoir.search import report
+    from pressoir.recipe_search import report
 
     found = result.found
     console.print(f"\n[bold]{escape(found.headline())}[/]\n", soft_wrap=True)
@@ -57,7 +57,7 @@ def _print(result: SearchResult) -> None:
     states = [trial.outcome.state for trial in found.trials]
     console.print(
         f"\n{len(states)} recipes: {states.count('finished')} trained, {states.count('cut')} cut, "
-        f"{states.count('failed')} failed; above, those that none beats in accuracy, size and latency"
+        f"{states.count('failed')} failed; listed are the Pareto-optimal ones (accuracy, size, latency)"
     )
     if found.winner is not None:
         console.print(f"recipe  {escape(str(result.folder / report.WINNER))}", soft_wrap=True)
@@ -66,4 +66,4 @@ def _print(result: SearchResult) -> None:
         console.print(f"nearest {escape(str(result.folder / report.NEAREST))}", soft_wrap=True)
     console.print(f"report  {escape(str(result.folder / report.REPORT))}", soft_wrap=True)
     console.print(f"page    {escape(str(result.folder / report.PAGE))}", soft_wrap=True)
-    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")

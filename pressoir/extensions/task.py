@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pressoir.errors import ExtensionError
 from pressoir.extensions import loader
-from pressoir.extensions.choice import OneOf
+from pressoir.extensions.declared_name import DeclaredName
 
 GROUP: Literal["pressoir.tasks"] = "pressoir.tasks"
 Kind = Literal["classifier", "language model"]
@@ -155,9 +155,9 @@ def tasks() -> list[Task]:
     return sorted(map(task, loader.names(GROUP)), key=lambda one: (one.position, one.name))
 
 
-def names_of(*kinds: Kind) -> list[str]:
-    """Names of the tasks of some kinds, in the order in which lists show them."""
-    return [one.name for one in tasks() if one.kind in kinds]
+def names_of(kind: Kind) -> list[str]:
+    """Names of the tasks of a kind, in the order in which lists show them."""
+    return [one.name for one in tasks() if one.kind == kind]
 
 
 def task_of_architecture(name: str) -> Task:
@@ -184,5 +184,18 @@ def task_offering(operation: str) -> Task:
     raise ExtensionError(f"no task in {GROUP} offers the operation {operation!r}")
 
 
-TaskName = Annotated[str, OneOf(lambda: [one.name for one in tasks()])]
-"""A declared task's name, as a type of configuration fields."""
+@dataclass(frozen=True)
+class _TaskName(DeclaredName):
+    group: loader.Group = GROUP
+    kinds: tuple[Kind, ...] | None = None
+    """Only tasks of these; null: all."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(one.name for one in tasks() if self.kinds is None or one.kind in self.kinds)
+
+
+TaskName = Annotated[str, _TaskName()]
+"""A declared task's name, as the type of a configuration's field."""
+RecipeTask = Annotated[str, _TaskName(kinds=get_args(Kind))]
+"""The same, of a task that recipes take."""

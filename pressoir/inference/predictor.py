@@ -33,7 +33,9 @@ def open_predictor(folder: Path, threads: int) -> Predictor:
     """
     declared = task(task_of(folder))
     if declared.table is None:
-        raise SourceError(f"{folder} holds a model for {declared.name}, which cannot be served from MLflow")
+        raise SourceError(
+            f"{folder} contains a model for {declared.name}, which cannot be served from MLflow"
+        )
     predictor: Predictor = declared.part("table")(folder, threads)
     return predictor
 

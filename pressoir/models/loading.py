@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from transformers.modeling_utils import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import QUANTIZATION
+from pressoir.extensions import architecture
+from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tokenizer_limit import most_tokens
-from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 
 
 def load_classifier(
@@ -50,6 +52,7 @@ def load_classifier(
     Raises:
         SourceError: the folder does not hold a model that transformers knows, or lacks some of its weights.
     """
+    _register(folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what would be a warning is an error below
@@ -75,7 +78,7 @@ def load_classifier(
             )
             _check_initialised(model, info, folder, new_head=labels is not None)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as a text classifier: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as a text classifier: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.eval()
@@ -112,11 +115,11 @@ def load_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
             mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
             if random := {*info["missing_keys"], *mismatched}:
                 raise SourceError(
-                    f"{folder} lacks weights of a causal LM ({', '.join(sorted(random)[:5])}); "
-                    "its config.json does not fit them"
+                    f"{folder} is missing weights of a causal LM ({', '.join(sorted(random)[:5])}); "
+                    "config.json does not match the weights"
                 )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as a causal language model: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.eval()
@@ -168,6 +171,7 @@ _SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "speech-encoder-decoder
 
 def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None) -> PreTrainedModel:
     """Load by one of transformers' auto classes; weights whose names begin with `optional` may be missing."""
+    _register(folder)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what would be a warning is an error below
     try:
@@ -180,15 +184,15 @@ def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None)
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as {what}: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as {what}: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     random = {*info["missing_keys"], *mismatched}
     if random := {name for name in random if not (optional and name.startswith(optional))}:
         raise SourceError(
-            f"{folder} lacks weights of {what} ({', '.join(sorted(random)[:5])}); its config.json does not "
-            "fit them"
+            f"{folder} is missing weights of {what} ({', '.join(sorted(random)[:5])}); config.json does "
+            "not match the weights"
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -211,13 +215,19 @@ def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMod
     missing = {name for name in state if name not in _tied(model)}
     for name, tensor in dequantized_tensors(folder):
         if name not in state or state[name].shape != tensor.shape:
-            raise SourceError(f"{folder}: weights do not fit the config: {name} {tuple(tensor.shape)}")
+            raise SourceError(f"{folder}: weights do not match the config: {name} {tuple(tensor.shape)}")
         state[name].copy_(tensor)
         missing.discard(name)
     model.tie_weights()
     if missing:
-        raise SourceError(f"{folder} lacks weights of a causal LM ({', '.join(sorted(missing)[:5])})")
+        raise SourceError(f"{folder} is missing weights of a causal LM ({', '.join(sorted(missing)[:5])})")
     return model
+
+
+def _register(folder: Path) -> None:
+    """Make transformers know the folder's model type, where another package brings its classes."""
+    with suppress(SourceError):  # a configuration that cannot be read is refused by what needs it
+        architecture.register(read_json(folder / "config.json").get("model_type"))
 
 
 def _tied(model: PreTrainedModel) -> set[str]:
@@ -233,9 +243,9 @@ def _check_initialised(model: PreTrainedModel, info: dict[str, Any], folder: Pat
         encoder = f"{model.base_model_prefix}."
         random = {name for name in random if name.startswith(encoder) and ".pooler." not in name}
     if random:
-        hint = "its config.json does not fit them" if new_head else "fine-tune it first"
+        hint = "config.json does not match the weights" if new_head else "fine-tune it first"
         raise SourceError(
-            f"{folder} lacks weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
+            f"{folder} is missing weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
         )
 
 
@@ -252,6 +262,7 @@ def load_config(folder: Path) -> Any:
     Raises:
         SourceError: there is none, or it is not of a model that transformers knows.
     """
+    _register(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -269,6 +280,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         SourceError: there is none, or it is broken.
     """
+    _register(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -307,9 +319,9 @@ def _load_special(folder: Path, config: Any) -> PreTrainedModel:
                 f"{folder}: config.json has {len(widths)} intermediate_sizes for {len(layers)} layers"
             )
         for layer, width in zip(layers, widths, strict=True):
-            resize_ffn(layer, layout(model), torch.arange(width))
+            resize_ffn(layer, architecture_of(model), torch.arange(width))
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:
-        raise SourceError(f"{folder}: weights do not fit the config: {[*missing, *unexpected][:5]}")
+        raise SourceError(f"{folder}: weights do not match the config: {[*missing, *unexpected][:5]}")
     return model

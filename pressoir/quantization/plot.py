@@ -30,11 +30,11 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
     `chosen` is the `allocation` of a packed folder's `quantization.json`.
     """
     layers: Mapping[str, Any] = chosen["layers"]
-    places = {name: _place(name) for name in layers}
-    rows = list(dict.fromkeys(row for row, _ in places.values()))
-    columns = 1 + max(column for _, column in places.values())
+    cells = {name: _cell(name) for name in layers}
+    rows = list(dict.fromkeys(row for row, _ in cells.values()))
+    columns = 1 + max(column for _, column in cells.values())
     losses, bits = np.full((2, len(rows), columns), np.nan)
-    for name, (row, column) in places.items():
+    for name, (row, column) in cells.items():
         losses[rows.index(row), column] = layers[name]["sensitivity"]["q2"]
         bits[rows.index(row), column] = int(layers[name]["level"][1:])
     with mpl.rc_context(STYLE):
@@ -45,7 +45,7 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
         norm = LogNorm(low, max(high, 1.01 * low))
         image = first.imshow(np.where(losses > 0, losses, low), cmap="cividis", norm=norm, aspect="auto")
         bar = figure.colorbar(image, ax=first, pad=0.015)
-        bar.set_label("nats a token", color=MUTED)
+        bar.set_label("nats per token", color=MUTED)
         set_title(
             first, "Sensitivity at 2 bits", "KL divergence of the output with this matrix alone quantised"
         )
@@ -57,7 +57,7 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
             second.text(column, row, f"{value}", ha="center", va="center", fontsize=9, color=_TEXT[value])
         increase = chosen["perplexity"] / chosen["float_perplexity"] - 1
         change = f"perplexity of held-out calibration text {100 * increase:+.2f} %"
-        set_title(second, f"Bits chosen: {chosen['mean_bits']:.2f} a weight", change)
+        set_title(second, f"Bits chosen: {chosen['mean_bits']:.2f} per weight", change)
         second.set_xlabel("decoder layer")
         for axes in (first, second):
             _grid(axes, rows)
@@ -75,7 +75,7 @@ def _grid(axes: Axes, rows: list[str]) -> None:
         spine.set_visible(False)
 
 
-def _place(name: str) -> tuple[str, int]:
+def _cell(name: str) -> tuple[str, int]:
     """Row (what the matrix is in its decoder layer) and column (which layer) of a module's name."""
     number = re.search(r"\.(\d+)\.", name)
     return (name[number.end() :], int(number[1])) if number else (name, 0)

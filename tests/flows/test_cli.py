@@ -17,7 +17,7 @@ from pressoir.store.store import Store
 
 
 def run(*words):
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     return CliRunner().invoke(main, [str(word) for word in words])
 
@@ -83,7 +83,7 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(written, home, tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [("ro", "cannot be written"), ("size=2m", "MB free, but this run")]
+    ("options", "told"), [("ro", "is not writable"), ("size=2m", "MB free, but this run")]
 )
 def test_a_read_only_or_full_disk_is_told_before_any_work(options, told, written, tmp_path, monkeypatch):
     disk = tmp_path / "disk"
@@ -147,7 +147,7 @@ def command_line(*words, home, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *map(str, words)],
+        [sys.executable, "-m", "pressoir.flows.cli", *map(str, words)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -22,7 +22,7 @@ KEY = "a-key"
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     """MLflow's database, empty: making one takes seconds."""
-    from tasks.tracking import prepare_database
+    from pressoir.tasks.tracking import prepare_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_database(f"sqlite:///{path}")
@@ -57,9 +57,9 @@ def fake_serve(monkeypatch):
 
 
 def use_fake(patch):
-    import flows.deploy
+    import pressoir.flows.deploy
 
-    patch.setattr(flows.deploy, "SERVE", FAKE)
+    patch.setattr(pressoir.flows.deploy, "SERVE", FAKE)
     patch.setenv("PRESSOIR_API_KEY", KEY)
 
 
@@ -94,7 +94,7 @@ def state(home, server=None):
 
 
 def deploy(*words):
-    from flows.deploy import deploy
+    from pressoir.flows.deploy import deploy
 
     return deploy(*words)
 
@@ -163,7 +163,7 @@ class TestDeployment:
     def test_a_second_deployment_waits_for_the_first_and_says_so(self, values, home):
         from filelock import FileLock
 
-        from tasks import report_to
+        from pressoir.tasks import report_to
 
         first = FileLock(home / "locks" / "deploy.lock", thread_local=False)
         told = []
@@ -178,7 +178,7 @@ class TestDeployment:
         first.acquire()
         with report_to(Reporter()):
             assert deploy(values).version == "1"
-        assert told == ["another deployment is under way; waiting until it has ended"]
+        assert told == ["another deployment is in progress; waiting until it ends"]
 
     def test_what_could_not_be_taken_back_is_told(self, values, home):
         from pressoir.serving.deployment import DeploymentError
@@ -188,8 +188,8 @@ class TestDeployment:
             server.tells_config, server.faults = False, ["lost"]
             with pytest.raises(DeploymentError) as failed:
                 deploy(values, server.url)
-        assert "never told its earlier one; restart it" in str(failed.value)
-        assert "as it was before" not in str(failed.value)
+        assert "its previous one is unknown; restart it" in str(failed.value)
+        assert "rolled back" not in str(failed.value)
         files, models, _ = state(home)
         assert files["models.json"] is None
         assert models == {}
@@ -199,9 +199,9 @@ class TestDeployment:
 
         with FakeServer({"tiers": {}}, "another-key") as server:
             for url, message in (
-                (server.url, "PRESSOIR_API_KEY is not the server's key"),
-                ("http://127.0.0.1:9", "check that the server runs"),
-                ("127.0.0.1:5001", "write http://host:port"),
+                (server.url, "PRESSOIR_API_KEY is not the API key of the server"),
+                ("http://127.0.0.1:9", "check that the server is running"),
+                ("127.0.0.1:5001", "expected http://host:port"),
             ):
                 with pytest.raises(PressoirError, match=message):
                     deploy(values, url)
@@ -214,7 +214,7 @@ class TestDeployment:
         from pressoir.errors import PressoirError
 
         client_of(home).create_registered_model("serving-tiny")
-        with pytest.raises(PressoirError, match="no serving configuration; choose another `name`"):
+        with pytest.raises(PressoirError, match="not a serving configuration; choose another `name`"):
             deploy(values)
 
 
@@ -251,26 +251,26 @@ def fail_alias(monkeypatch):
 
 
 def interrupt(monkeypatch):
-    import tasks.serving_version
+    import pressoir.tasks.serving_version
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.serving_version, "register", stop)
+    monkeypatch.setattr(pressoir.tasks.serving_version, "register", stop)
 
 
 FAULTS = {
-    "pinned digest": "is pinned, but the files",
-    "damaged artifact": "is not what its stage made any more",
-    "no server": "ended with code 1; it said:\nno memory for the models",
-    "mute tier": "tiers.story does not answer its smoke request",
+    "pinned digest": "is specified, but the files",
+    "damaged artifact": "was modified after its stage created it",
+    "no server": "exited with code 1; its output was:\nno memory for the models",
+    "mute tier": "tiers.story failed its smoke test",
     "registry": "no space left",
     "version": "the disk is full",
     "alias": "the disk is full",
     "interrupt": "",
     "reload refused": "the model cannot be loaded",
-    "reload ignored": "was told to reload, but serves",
-    "reload lost": "does not answer",
+    "reload ignored": "was requested to reload, but serves",
+    "reload lost": "does not respond",
     "reload unfit": "story failed",
 }
 
@@ -306,7 +306,7 @@ def fault(name, values, server, monkeypatch, home):
         server.faults = []
 
 
-@pytest.fixture(scope="module", params=["nothing was deployed", "something was deployed"])
+@pytest.fixture(scope="module", params=["no deployed configuration", "something was deployed"])
 def place(request, tmp_path_factory, tiny_classifier, database, prefect_harness):
     """A home, and a server; each failed deployment leaves both as they are, so that the next can be tried."""
     from pressoir.store.artifact import StageKey
@@ -350,7 +350,7 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
     assert FAULTS[name] in str(failed.value)
     assert state(home, server) == before
     if name in ("registry", "version", "alias") or name.startswith("reload"):
-        assert "everything is as it was before" in str(failed.value)
+        assert "all changes were rolled back" in str(failed.value)
     client = client_of(home)
     experiment = client.get_experiment_by_name("serving-tiny")
     latest = client.search_runs([experiment.experiment_id], max_results=1)[0]
@@ -358,8 +358,8 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
 
 
 def run(*words):
-    from flows.cli import main
-    from flows.commands.deploy import deploy
+    from pressoir.flows.cli import main
+    from pressoir.flows.commands.deploy import deploy
 
     if "deploy" not in main.commands:
         main.add_command(deploy)
@@ -385,7 +385,7 @@ class TestCommand:
         ("words", "told"),
         [
             (["--set", "tires=1"], "tires: unknown field; did you mean `tiers`?"),
-            (["--set", "tiers.basic.settings.num_beams=4"], "num_beams means nothing"),
+            (["--set", "tiers.basic.settings.num_beams=4"], "num_beams is not supported"),
         ],
     )
     def test_mistakes_are_one_message_and_exit_code_2(self, written, home, words, told):
@@ -406,8 +406,8 @@ class TestCommand:
 def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     values, home, tmp_path, monkeypatch, tiny_classifier
 ):
-    import flows.deploy
-    import tasks.serving_version
+    import pressoir.flows.deploy
+    import pressoir.tasks.serving_version
     from pressoir.errors import PressoirError
     from pressoir.registry.registry import Registry
     from pressoir.serving.client import Server
@@ -424,7 +424,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     log = tmp_path / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
+            [*pressoir.flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
         )
     try:
         address = until(lambda: re.search(r"http://[\d.]+:\d+", log.read_text()))[0]
@@ -432,9 +432,9 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
             until(server.is_ready)
             before = state(home), server.digests()
 
-            monkeypatch.setattr(flows.deploy, "SERVE", FAKE)  # the real one has been tried
+            monkeypatch.setattr(pressoir.flows.deploy, "SERVE", FAKE)  # the real one has been tried
             more = {**tiers, "own": {"model": str(own)}, "story": values["tiers"]["story"]}
-            register = tasks.serving_version.register
+            register = pressoir.tasks.serving_version.register
 
             def spoil(*words):
                 weights = own / "model.safetensors"
@@ -443,8 +443,8 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
                 return register(*words)
 
             with monkeypatch.context() as patch:
-                patch.setattr(tasks.serving_version, "register", spoil)
-                with pytest.raises(PressoirError, match="everything is as it was before"):
+                patch.setattr(pressoir.tasks.serving_version, "register", spoil)
+                with pytest.raises(PressoirError, match="all changes were rolled back"):
                     deploy({**values, "isolation": "thread", "tiers": more}, address)
             assert (state(home), server.digests()) == before
             server.ask("basic", first.config.tiers["basic"])

@@ -42,7 +42,7 @@ def publish(store, tiny_classifier):
 
 @pytest.fixture
 def run(store):
-    from tasks.tracking import parent_run
+    from pressoir.tasks.tracking import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         yield run
@@ -65,7 +65,7 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     version, promoted, _ = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -87,7 +87,7 @@ def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
     store, publish, run, tmp_path, monkeypatch
 ):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -106,12 +106,12 @@ def test_a_changed_artifact_is_not_served(store, publish, run):
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     (store.path(artifact) / "seed.txt").write_text("altered")
-    with _global_tracking_uri(run.uri), pytest.raises(StoreError, match="is not what was registered"):
+    with _global_tracking_uri(run.uri), pytest.raises(StoreError, match="differs from the registered model"):
         mlflow.pyfunc.load_model("models:/tiny/1")
 
 
@@ -120,7 +120,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -134,7 +134,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
 def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     def register(seed, **figures):
         artifact = publish(seed)
@@ -148,7 +148,7 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
     assert str(holder()) == "1"
     version, promoted, why = register(3, speedup=9.0, accuracy_delta=-0.2)
     assert (version, promoted) == ("3", False)
-    assert "never promoted" in why
+    assert "below the minimum" in why
     assert str(holder()) == "1"
     assert register(4, speedup=3.0)[:2] == ("4", True)
     assert str(holder()) == "4"
@@ -160,14 +160,14 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
 
 def test_the_same_result_is_one_version(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     artifact = publish()
     first = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     again = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     assert first[:2] == again[:2] == ("1", True)
-    assert "already carries" in again[2]
-    assert "nobody holds it" in run.client.get_model_version("tiny", "1").tags["decision"]
+    assert "already has the alias" in again[2]
+    assert "no version holds it" in run.client.get_model_version("tiny", "1").tags["decision"]
     assert len(run.client.search_model_versions("name='tiny'")) == 1
 
 
@@ -179,7 +179,7 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)

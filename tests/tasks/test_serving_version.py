@@ -19,7 +19,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     """MLflow's database, empty: making one takes seconds."""
-    from tasks.tracking import prepare_database
+    from pressoir.tasks.tracking import prepare_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_database(f"sqlite:///{path}")
@@ -32,7 +32,7 @@ def registered(store, database, tiny_classifier):
     from mlflow import MlflowClient
 
     from pressoir.store.artifact import StageKey
-    from tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking import tracking_uri
 
     uri = tracking_uri(store.home)[0]
     store.home.mkdir()
@@ -56,7 +56,7 @@ def registered(store, database, tiny_classifier):
 
 
 def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     client, places = registered
     assert reference_of("models:/press@champion", store) == places[0]
@@ -68,7 +68,7 @@ def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
 def test_a_configuration_is_resolved_through_mlflow(store, registered):
     from pressoir.serving.config import ServingConfig, resolve
     from pressoir.serving.pool.sharing import analyse
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     _, places = registered
     tiers = {"basic": {"model": "models:/press@champion"}, "stored": {"model": places[0]}}
@@ -80,18 +80,18 @@ def test_a_configuration_is_resolved_through_mlflow(store, registered):
 
 
 def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     client, places = registered
     client.create_registered_model("foreign")
     client.create_model_version("foreign", tmp_path.as_uri())
     for uri, told in {
         "models:/pres@champion": "no registered model 'pres'; did you mean 'press'",
-        "models:/zzz@champion": "it has: foreign, press",
-        "models:/press@best": "no alias 'best'; it has: champion",
+        "models:/zzz@champion": "available: foreign, press",
+        "models:/press@best": "no alias 'best'; available: champion",
         "models:/press/7": "has no version 7",
-        "models:/press": "write models:/NAME@ALIAS or models:/NAME/VERSION",
-        "models:/foreign/1": "was not registered by a recipe of Pressoir's",
+        "models:/press": "expected models:/NAME@ALIAS or models:/NAME/VERSION",
+        "models:/foreign/1": "was not registered by Pressoir",
     }.items():
         with pytest.raises(RegistryError, match=told):
             reference_of(uri, store)
@@ -101,12 +101,12 @@ def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
     shutil.rmtree(store.root / places[1].removeprefix("store:"))
     with pytest.raises(RegistryError, match=r"has the digest .* run its recipe again"):
         reference_of("models:/press/1", store)
-    with pytest.raises(RegistryError, match="does not hold; set PRESSOIR_HOME"):
+    with pytest.raises(RegistryError, match=r"is not in the store .*; set PRESSOIR_HOME"):
         reference_of("models:/press/2", store)
 
 
 def test_an_mlflow_that_does_not_answer_is_told_with_its_address(store, monkeypatch):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

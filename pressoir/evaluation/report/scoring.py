@@ -53,8 +53,7 @@ def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     declared = task(data.task)
     found = {name: rounded(predictions[name]) for name in in_order(data, predictions)}
     if not found:
-        what = "window" if declared.windows else "sample"
-        return Score({}, (f"no {what} has a prediction: nothing was scored",))
+        return Score({}, ("no predictions to score",))
     result: Score = declared.part("score")(data, found)
     return result
 
@@ -123,10 +122,10 @@ def classification(data: DataSet, found: Predictions) -> Score:
         occurring = len({one for one in (*answers, *expected) if one >= 0})
         note = f"F1 is the macro average over {occurring} classes"
     else:
-        note = f"F1 is of the class {data.labels[1]!r}" if data.labels else "F1 is of the class 1"
-    notes = [note, "the interval of the accuracy is Wilson's, 95 %"]
+        note = f"F1 is that of class {data.labels[1]!r}" if data.labels else "F1 is that of class 1"
+    notes = [note, "the interval of the accuracy is the 95 % Wilson confidence interval"]
     if strange := sum(one < 0 for one in answers):
-        notes.append(f"{strange} answers were no label, and count as wrong")
+        notes.append(f"{strange} answers were not a label and count as wrong")
     return Score(
         {
             "accuracy": right / len(expected),
@@ -164,11 +163,11 @@ def perplexity(data: DataSet, found: Predictions) -> Score:
     if len(sums) > 1:
         means |= {f"perplexity/{text}": nll / count for text, (nll, count) in sums.items()}
     notes = [
-        f"perplexity is over {tokens:,} tokens of windows that do not overlap, each scored from its second "
-        "token on; it compares models with the same tokenizer and window only"
+        f"perplexity is over {tokens:,} tokens in non-overlapping windows, each scored from its second "
+        "token on; it is comparable only between models with the same tokenizer and window"
     ]
     if beyond := [name_of(name) for name, mean in means.items() if mean > 700]:
-        notes.append(f"beyond what a float holds: {', '.join(beyond)}")
+        notes.append(f"not representable as a float: {', '.join(beyond)}")
     return Score({name: math.exp(mean) for name, mean in means.items() if mean <= 700}, tuple(notes))
 
 
@@ -177,7 +176,7 @@ def correlation(data: DataSet, found: Predictions) -> Score:
     first = _ranks([value["similarity"] for value in found.values()])
     second = _ranks(_expected(data, found))
     if len(found) < 2 or not first.std() or not second.std():
-        return Score({}, ("Spearman's correlation is not defined: one side is the same for all pairs",))
+        return Score({}, ("Spearman's correlation is undefined: one side is constant over all pairs",))
     value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
     return Score({"spearman": value}, (f"Spearman's rank correlation over {len(found)} pairs",))
 

@@ -49,13 +49,13 @@ class _Asked(BaseModel):
 
 
 class StreamOptions(_Asked):
-    """What a stream tells beside its pieces."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class _Continue(_Asked):
-    """What completions have in common."""
+    """Fields shared by both completion requests."""
 
     model: Model
     temperature: float | None = None
@@ -73,7 +73,7 @@ class _Continue(_Asked):
 
 
 class Completion(_Continue):
-    """A prompt to go on from."""
+    """A text completion request."""
 
     prompt: str | list[str]
     max_tokens: int | None = None
@@ -98,7 +98,7 @@ class ChatMessage(_Asked):
 
 
 class Chat(_Continue):
-    """A conversation to go on with."""
+    """A chat completion request."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: int | None = None
@@ -162,25 +162,25 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Response:
-        """The tiers."""
+        """List the tiers."""
         return JsonAnswer({"object": "list", "data": [described(tier) for tier in backend.config.tiers]})
 
     @router.get("/models/{tier}")
     async def model(tier: str, request: Request) -> Response:
-        """A tier."""
+        """Describe a tier."""
         backend.named(request, tier)
         return JsonAnswer(described(tier))
 
     @router.post("/completions")
     async def completions(asked: Completion, request: Request) -> Response:
-        """A continuation of each prompt, whole, or of one as events (`stream`)."""
+        """Complete each prompt; with `stream`, a single prompt as server-sent events."""
         tier = backend.tier(request, asked.model, "causal-lm")
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         _check_prompts(backend, tier, prompts, asked.stream)
         if asked.max_tokens == 0 and asked.echo and not asked.stream:
             return await _scored(_Form(tier, chat=False), prompts, service, tier, asked.logprobs is not None)
         if asked.logprobs is not None:
-            message = "logprobs are given of prompts alone: set echo, max_tokens 0, and no stream"
+            message = "logprobs are supported for prompts only: set echo and max_tokens 0, without stream"
             raise HttpError(422, "not_supported", message)
         options = {**asked.options(), "max_new_tokens": asked.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
@@ -191,7 +191,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat(asked: Chat, request: Request) -> Response:
-        """The next message of a conversation, whole or as events (`stream`), by the model's chat template."""
+        """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
         tier = backend.tier(request, asked.model, "causal-lm")
         messages = [{"role": one.role, "content": _joined(one.content)} for one in asked.messages]
         backend.check_lengths(one["content"] for one in messages)
@@ -215,7 +215,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/embeddings")
     async def embeddings(asked: Embeddings, request: Request) -> Response:
-        """A vector of length 1 for each text."""
+        """A normalised embedding of each text."""
         tier = backend.tier(request, asked.model, "feature-extraction")
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         backend.check_lengths(texts)
@@ -235,9 +235,9 @@ def routes(backend: Backend) -> APIRouter:
         model: Annotated[str, Form(max_length=100)],
         language: Annotated[str | None, Form(max_length=50)] = None,
         response_format: Annotated[Literal["json", "text"], Form()] = "json",
-        temperature: Annotated[float, Form(ge=0, le=0, description="Only 0: it is not sampled.")] = 0,
+        temperature: Annotated[float, Form(ge=0, le=0, description="Only 0 is supported: no sampling.")] = 0,
     ) -> Response:
-        """What is said in a file of sound."""
+        """Transcribe an audio file."""
         tier = backend.tier(request, model, "automatic-speech-recognition")
         rate = (await backend.info(tier))["sampling_rate"]
         longest = backend.config.tiers[tier].settings.max_audio_s
@@ -257,7 +257,9 @@ def _check_prompts(backend: Backend, tier: str, prompts: Sequence[str], stream: 
     most = 1 if stream else backend.config.tiers[tier].settings.max_batch
     if not 1 <= len(prompts) <= most:
         how = " as a stream" if stream else ""
-        raise HttpError(422, "invalid_request", f"there are {len(prompts)} prompts; give 1 to {most}{how}")
+        raise HttpError(
+            422, "invalid_request", f"the request has {len(prompts)} prompts; expected 1 to {most}{how}"
+        )
 
 
 async def _whole(form: _Form, generations: Sequence[Generation], before: Sequence[str]) -> Response:
@@ -368,8 +370,7 @@ def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) ->
             too_dense = info.frames * info.channels > longest_s * _MOST_SAMPLES_A_SECOND
             if info.frames > longest_s * info.samplerate or too_dense:
                 raise RequestError(
-                    f"the file is longer than {longest_s:g} s, which are allowed, or does not tell its "
-                    "length; cut it"
+                    f"the file is longer than {longest_s:g} s, or does not declare its length; shorten it"
                 )
         return _renamed(read_audio, path, sampling_rate)
 

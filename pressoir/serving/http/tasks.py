@@ -21,12 +21,12 @@ from pressoir.serving.http.streams import Events, EventStream, event
 MOST_COMPARED = 4
 """Most tiers in one comparison."""
 
-Tier = Annotated[str | None, Field(description="May be left out where only one tier has the task.")]
-Texts = Annotated[str | list[str], Field(description="One text, or several.")]
+Tier = Annotated[str | None, Field(description="Optional if only one tier supports the task.")]
+Texts = Annotated[str | list[str], Field(description="One text or several texts.")]
 
 
 class _Asked(BaseModel):
-    """A request in which an unknown field is an error; null is as if it were left out."""
+    """A request; unknown fields are errors, and null means that the field is omitted."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ class Classify(_Asked):
 
 
 class Translate(_Asked):
-    """Texts to translate; languages are codes such as `en`, or the model's own."""
+    """Texts to translate; languages are codes such as `en`, or in the model's own notation."""
 
     text: Texts
     source_language: str | None = None
@@ -54,7 +54,7 @@ class Translate(_Asked):
 
 
 class Generate(_Asked):
-    """A prompt to go on from."""
+    """A text generation request."""
 
     prompt: str
     tier: Tier = None
@@ -69,7 +69,7 @@ class Generate(_Asked):
 
 
 class Compare(_Asked):
-    """Texts for several tiers that classify."""
+    """Texts to classify by several tiers."""
 
     texts: list[str]
     tiers: Annotated[list[str], Field(min_length=2, max_length=MOST_COMPARED)]
@@ -81,7 +81,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/classify")
     async def classify(asked: Classify, request: Request) -> Response:
-        """The probability of each label, for each text."""
+        """Classify texts: the probability of each label."""
         texts = [asked.text] if isinstance(asked.text, str) else asked.text
         backend.check_lengths(texts)
         tier = backend.tier(request, asked.tier, "text-classification")
@@ -92,7 +92,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/translate")
     async def translate(asked: Translate, request: Request) -> Response:
-        """The translation of each text."""
+        """Translate texts."""
         texts = [asked.text] if isinstance(asked.text, str) else asked.text
         backend.check_lengths(texts)
         tier = backend.tier(request, asked.tier, "translation")
@@ -103,7 +103,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/generate/stream")
     async def generate(asked: Generate, request: Request) -> Response:
-        """A continuation, piece by piece: `{"piece": …}`, at last `{"done": true, "tokens", "seconds"}`.
+        """Generate text as a stream of `{"piece": …}`, ending with `{"done": true, "tokens", "seconds"}`.
 
         An error after the first piece is an event named `error`.
         """
@@ -115,7 +115,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("/tiers", tags=["status"])
     async def tiers() -> Response:
-        """What clients can ask for."""
+        """List the tiers."""
         config = backend.config
         return JsonAnswer(
             {
@@ -126,13 +126,13 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/compare")
     async def compare(asked: Compare, request: Request) -> Response:
-        """Several tiers on the same texts, one text and one tier at a time, and how they compare so far."""
+        """Run several tiers on the same texts, one text and tier at a time, and compare them."""
         backend.check_lengths(asked.texts)
         configs = _compared(backend, asked.tiers)
         most = min(tier.settings.max_batch for tier in configs.values())
         if not 1 <= len(asked.texts) <= most:
             raise HttpError(
-                422, "invalid_request", f"the request has {len(asked.texts)} texts; give 1 to {most}"
+                422, "invalid_request", f"the request has {len(asked.texts)} texts; expected 1 to {most}"
             )
         comparison = comparisons.of(_digests(configs))
         order, results = comparison.order(asked.tiers), []
@@ -152,15 +152,15 @@ def routes(backend: Backend) -> APIRouter:
                         }
                     )
         except TimeoutError as error:
-            raise TimedOutError(f"not answered within {limit:g} s; give fewer texts") from error
+            raise TimedOutError(f"no result within {limit:g} s; send fewer texts") from error
         statistics = comparison.statistics(asked.tiers, _sizes(configs))
         return JsonAnswer({"results": results, "order": order, "statistics": statistics})
 
     @router.get("/compare/statistics")
     async def statistics(
-        tiers: Annotated[str, Query(description="Two tiers or more, with commas between them.")],
+        tiers: Annotated[str, Query(description="Two or more tiers, separated by commas.")],
     ) -> Response:
-        """How tiers compare, over all texts since the server was started."""
+        """Comparison of tiers over all texts since the server started."""
         configs = _compared(backend, [name.strip() for name in tiers.split(",")])
         comparison = comparisons.of(_digests(configs))
         return JsonAnswer(comparison.statistics(list(configs), _sizes(configs)))
@@ -215,7 +215,9 @@ def _compared(backend: Backend, names: list[str]) -> dict[str, TierConfig]:
     """The tiers of a comparison, which must be of a kind; raises UnknownTierError or HttpError."""
     if not 2 <= len(set(names)) == len(names) <= MOST_COMPARED:
         raise HttpError(
-            422, "invalid_request", f"name 2 to {MOST_COMPARED} different tiers; the request has {len(names)}"
+            422,
+            "invalid_request",
+            f"expected 2 to {MOST_COMPARED} different tiers; the request has {len(names)}",
         )
     return {
         name: backend.config.tiers[backend.service.models.tier(name, "text-classification")] for name in names

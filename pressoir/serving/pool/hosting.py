@@ -88,8 +88,8 @@ class Hosting:
             return name
         fitting = [tier for tier, spec in self.sharing.by_tier.items() if spec.task == task]
         if len(fitting) != 1:
-            known = f"name one of: {', '.join(fitting)}" if fitting else f"no tier is for {task}"
-            raise UnknownTierError(f"the request names no tier; {known}")
+            known = f"specify one of: {', '.join(fitting)}" if fitting else f"no tier supports {task}"
+            raise UnknownTierError(f"the request specifies no tier; {known}")
         return fitting[0]
 
     def is_loaded(self, tier: str) -> bool:
@@ -150,7 +150,10 @@ class Hosting:
                 chosen.append(spec)
                 room = None if room is None else room - expected
             else:
-                log.info("%s waits for its first request: the budget has no room for it now", spec.name)
+                log.info(
+                    "%s will be loaded on its first request: it does not fit in the memory budget now",
+                    spec.name,
+                )
         return chosen
 
     async def _renew(self) -> None:
@@ -211,7 +214,7 @@ class Hosting:
                 await calls.call("example")
         except (ServingError, TimeoutError) as error:
             await calls.close()
-            raise LoadError(f"{spec.name} was loaded, but fails its first request: {error}") from error
+            raise LoadError(f"{spec.name} was loaded, but its first request failed: {error}") from error
         except BaseException:
             await asyncio.shield(calls.close())
             raise

@@ -1,4 +1,4 @@
-"""What tests of lists that other packages add to share."""
+"""A folder of made-up packages, each with entry points."""
 
 import pytest
 

@@ -12,6 +12,7 @@ from pressoir.evaluation.config import DataSetConfig
 from pressoir.extensions import task as extension
 from pressoir.extensions.task import task, task_of_architecture, tasks
 from pressoir.formats.folder import task_of
+from pressoir.recipe.recipe import Recipe
 from pressoir.registry import catalogue
 
 OWN = [
@@ -80,9 +81,11 @@ def test_a_task_of_another_package_joins_the_schema_and_is_told_from_a_models_fo
     assert task_of(tmp_path) == "masked-lm"
 
 
-def test_an_unknown_task_is_refused_as_a_literal_would_be():
-    with pytest.raises(ValidationError, match=r"Input should be 'text-classification', .* or 'feature-ex"):
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match=r"pressoir\.tasks has no 'masked-lm'; .*: text-classification, "):
         DataSetConfig(task="masked-lm")
+    with pytest.raises(ValidationError, match=r"there are: text-classification, causal-lm$|causal-lm \["):
+        Recipe(task="translation")
 
 
 def test_a_part_that_is_not_declared_or_not_there_is_named(outside):

@@ -23,7 +23,7 @@ from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_
 from pressoir.inference.engines.session import make_session
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 from pressoir.models.simulated_int8 import load_simulated
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
@@ -333,7 +333,7 @@ def pruned(folder, source, heads, widths):
     model = loading.load_classifier(source)
     model.prune_heads(heads)
     for layer, width in zip(encoder_layers(model), widths, strict=True):
-        resize_ffn(layer, layout(model), torch.arange(width))
+        resize_ffn(layer, architecture_of(model), torch.arange(width))
     model.config.intermediate_sizes = widths
     loading.save_model(model, folder)
     loading.save_tokenizer(loading.load_tokenizer(source), folder)
@@ -425,7 +425,7 @@ def test_a_float_graph_with_one_wrong_weight_is_refused_and_the_layer_named(
         if node.op_type == "MatMul" and f"layer.{layer}/output/dense" in node.name
     )
     corrupt(tmp_path / "model.onnx", node.input[1], lambda w: w * -100)
-    place = rf"first layer to depart is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
+    place = rf"first layer that differs is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
         parity(tmp_path, classifier, tiny_data, quantised=False)
 
@@ -436,7 +436,7 @@ def test_an_int8_graph_with_wrong_scales_is_refused_and_the_layer_named(int8_onn
         tmp_path, int8, tiny_data, quantised=True, min_label_agreement=0.95
     )  # of 80, random: some near ties
     corrupt(tmp_path / "model.onnx", "layer.2.attention.self.qkv.weight_scale", lambda s: s * -1000)
-    place = r"first layer to depart is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
+    place = r"first layer that differs is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
         parity(tmp_path, int8, tiny_data, quantised=True)
 

@@ -227,7 +227,7 @@ def test_as_many_shards_as_tensors_are_possible_and_one_more_is_refused(exported
     folder, _ = run_stage(shard, {"model": exported}, ShardConfig(shards=count), tmp_path / "most")
     assert open_engine(folder, 1).run(feed(1, 4, 0)).shape == (1, 2)
     with pytest.raises(
-        ShardError, match=f"{count + 1}, but the model has {count} tensors; give {count} at most"
+        ShardError, match=f"{count + 1}, but the model has {count} tensors; specify at most {count}"
     ):
         run_stage(shard, {"model": exported}, ShardConfig(shards=count + 1), tmp_path / "more")
 
@@ -277,15 +277,15 @@ def set_fields(**fields):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip_a_bit, r"shard_00\.safetensors was altered"),
+        (flip_a_bit, r"shard_00\.safetensors was modified"),
         (lambda f: first(f).write_bytes(first(f).read_bytes()[:-1]), r"shard_00\.safetensors is truncated"),
         (lambda f: first(f).write_bytes(b""), r"shard_00\.safetensors is truncated"),
         (lambda f: first(f).write_bytes(first(f).read_bytes() + b"\0"), r"shard_00\.safetensors is longer"),
         (lambda f: first(f).unlink(), r"shard_00\.safetensors is missing"),
-        (link, r"shard_00\.safetensors is missing, or not a plain file"),
+        (link, r"shard_00\.safetensors is missing or not a regular file"),
         (lambda f: (first(f).unlink(), first(f).mkdir()), r"shard_00\.safetensors is missing"),
         (lambda f: (f / "shard_07.safetensors").write_bytes(b"x"), r"shard_07\.safetensors is not in"),
-        (flip_a_bit_of_the_graph, r"model\.onnx was altered"),
+        (flip_a_bit_of_the_graph, r"model\.onnx was modified"),
         (lambda f: (f / "config.json").write_text("{}"), r"config\.json is truncated"),
         (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
         (lambda f: (f / "model.onnx").unlink(), r"model\.onnx is missing"),
@@ -306,12 +306,12 @@ def set_fields(**fields):
         (set_fields(surprise=1), "is not a shard manifest: surprise"),
         (set_fields(kind="pickle"), "is not a shard manifest: kind"),
         (set_fields(files=[]), "must name the graph"),
-        (name_other("../model.onnx"), "is no file of a model folder"),
-        (name_other(".hidden"), "is no file of a model folder"),
-        (name_other("shard_manifest.json"), "is no file of a model folder"),
-        (name_other("shard_00.safetensors"), "is no file of a model folder"),
-        (set_fields(tied={"a": "b"}), "`tied` names a tensor that no shard has"),
-        (lambda f: rewrite(f, lambda m: m["shards"].reverse()), "not in the order that they give"),
+        (name_other("../model.onnx"), "is not allowed in a model folder"),
+        (name_other(".hidden"), "is not allowed in a model folder"),
+        (name_other("shard_manifest.json"), "is not allowed in a model folder"),
+        (name_other("shard_00.safetensors"), "is not allowed in a model folder"),
+        (set_fields(tied={"a": "b"}), "`tied` must map tensors"),
+        (lambda f: rewrite(f, lambda m: m["shards"].reverse()), "not in their declared order"),
         (
             lambda f: rewrite(f, lambda m: m["shards"][0]["tensors"][0].update(bytes=1 << 40)),
             "after the file",

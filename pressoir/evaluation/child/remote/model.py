@@ -71,7 +71,7 @@ class RemoteModel(ABC):
     def finite(self, values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
         """The values; raises PressoirError where one is not finite."""
         if not np.isfinite(values).all():
-            raise PressoirError(f"{self.server.url}: {self.name} gives {what} that are not finite")
+            raise PressoirError(f"{self.server.url}: {self.name} returned {what} that are not finite")
         return values
 
 
