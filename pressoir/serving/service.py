@@ -8,7 +8,7 @@
             async for piece in pieces: ...
 
 A request names a tier (or the only one of its task), gets the tier's settings laid over its own
-(`pressoir.serving.overlay`), leases the model, which is loaded first where it is not, and waits its turn.
+(`pressoir.serving.settings`), leases the model, which is loaded first where it is not, and waits its turn.
 Its time (`timeout_s`) covers all of that. There is no HTTP here.
 """
 
@@ -28,10 +28,10 @@ from pressoir.serving.checks import as_list, check_text, check_texts, check_wave
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError
 from pressoir.serving.generation import Generation, Scored
-from pressoir.serving.overlay import overlaid
-from pressoir.serving.pool.hosting import Hosting
+from pressoir.serving.pool.model_handle import ModelHandle
+from pressoir.serving.pool.model_host import ModelHost
 from pressoir.serving.pool.observer import Observer, SilentObserver
-from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.settings import merge_settings
 from pressoir.store.store import Store
 
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ class Service:
     ) -> None:
         """Raises RecipeError where the configuration is not resolved."""
         self.observer = observer or SilentObserver()
-        self.models = Hosting(config, store or Store(), self.observer)
+        self.models = ModelHost(config, store or Store(), self.observer)
         """The models behind the tiers: loading, unloading, reloading, statistics."""
 
     async def start(self) -> None:
@@ -104,9 +104,9 @@ class Service:
         Raises:
             ServingError: see `pressoir.serving.errors`; so do the other methods.
         """
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
         task: Task = "text-classification"
-        async with self._request("classify", task, tier, asked, text) as (settings, model):
+        async with self._request("classify", task, tier, overrides, text) as (settings, model):
             rows = await model.answer("classify", as_list(text), max_length=settings.max_length)
             found = [dict(zip(model.info["labels"], row, strict=True)) for row in rows]
         return found[0] if isinstance(text, str) else found
@@ -120,9 +120,9 @@ class Service:
         timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
         """Embeddings (texts, hidden), of lengths that are not normalised."""
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
         task: Task = "feature-extraction"
-        async with self._request("embed", task, tier, asked, texts) as (settings, model):
+        async with self._request("embed", task, tier, overrides, texts) as (settings, model):
             rows = await model.answer("embed", as_list(texts), max_length=settings.max_length)
         return np.stack(rows)
 
@@ -171,7 +171,7 @@ class Service:
         A language is a common code (`fr`) or the model's own (`fra_Latn`); without one the tier's is taken,
         then the model's. One that is unknown is refused with those that are known.
         """
-        asked = {
+        overrides = {
             "source_language": source_language,
             "target_language": target_language,
             "max_length": max_length,
@@ -179,7 +179,7 @@ class Service:
             "num_beams": num_beams,
             "timeout_s": timeout_s,
         }
-        async with self._request("translate", "translation", tier, asked, text) as (settings, model):
+        async with self._request("translate", "translation", tier, overrides, text) as (settings, model):
             found = await model.answer(
                 "translate",
                 as_list(text),
@@ -211,7 +211,7 @@ class Service:
             ServingError: the tier is unknown or a setting is out of range, at once; the rest, from the
                 iterator.
         """
-        asked = {
+        overrides = {
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -222,7 +222,7 @@ class Service:
             "timeout_s": timeout_s,
         }
         name = self.models.tier(tier, "causal-lm")
-        settings = overlaid(self.models.config.tiers[name].settings, asked, name)
+        settings = merge_settings(self.models.config.tiers[name].settings, overrides, name)
         check_text(prompt, "the prompt")
         return Generation(self._generate(prompt, name, settings))
 
@@ -235,10 +235,10 @@ class Service:
         timeout_s: float | None = None,
     ) -> Scored:
         """How probable a causal LM finds each token of a text, of which perplexity is computed."""
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
-        request = self._request("score", "causal-lm", tier, asked, text)
-        async with request as (settings, model), model.slots.slot():
-            answer = await model.calls.call("score", prompt=text, max_length=settings.max_length)
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
+        request = self._request("score", "causal-lm", tier, overrides, text)
+        async with request as (settings, model), model.limiter.slot():
+            answer = await model.client.call("score", prompt=text, max_length=settings.max_length)
         return Scored(**answer.body)
 
     async def transcribe(
@@ -255,7 +255,7 @@ class Service:
 
         `language` is a code such as `en`, for a multilingual Whisper alone, which detects it without.
         """
-        asked = {
+        overrides = {
             "source_language": language,
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
@@ -263,14 +263,14 @@ class Service:
         }
         check_waveform(waveform)
         task: Task = "automatic-speech-recognition"
-        async with self._request("transcribe", task, tier, asked) as (settings, model):
+        async with self._request("transcribe", task, tier, overrides) as (settings, model):
             seconds = len(waveform) / model.info["sampling_rate"]
             if seconds > settings.max_audio_s:
                 raise RequestError(
                     f"the sound is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; cut it"
                 )
-            async with model.slots.slot():
-                answer = await model.calls.call(
+            async with model.limiter.slot():
+                answer = await model.client.call(
                     "transcribe",
                     waveform,
                     language=settings.source_language,
@@ -280,7 +280,7 @@ class Service:
         return str(answer.body["text"])
 
     async def info(self, tier: str) -> dict[str, Any]:
-        """What the model of a tier tells of itself: `labels`, `languages`, `context`, `sampling_rate`, …"""
+        """Description of the model of a tier: `labels`, `languages`, `context`, `sampling_rate`, …"""
         async with self.models.pool.lease(self.models.spec(tier)) as model:
             return dict(model.info)
 
@@ -290,13 +290,13 @@ class Service:
         operation: str,
         task: Task,
         tier: str | None,
-        asked: dict[str, Any],
+        overrides: dict[str, Any],
         text: str | Sequence[str] | None = None,
-    ) -> AsyncIterator[tuple[TierSettings, SharedModel]]:
+    ) -> AsyncIterator[tuple[TierSettings, ModelHandle]]:
         """A block that answers a request, within its time: its settings, and the model, leased."""
         name = self.models.tier(tier, task)
-        with self._told(name, operation):
-            settings = overlaid(self.models.config.tiers[name].settings, asked, name)
+        with self._observed(name, operation):
+            settings = merge_settings(self.models.config.tiers[name].settings, overrides, name)
             if text is not None:
                 check_texts(as_list(text), settings.max_batch)
             try:
@@ -319,12 +319,12 @@ class Service:
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
-        with self._told(tier, "generate"):
+        with self._observed(tier, "generate"):
             async with AsyncExitStack() as stack:
                 lease = self.models.pool.lease(self.models.spec(tier))
                 model = await in_time(stack.enter_async_context(lease))
-                await in_time(stack.enter_async_context(model.slots.slot()))
-                messages = model.calls.stream(
+                await in_time(stack.enter_async_context(model.limiter.slot()))
+                messages = model.client.stream(
                     "generate",
                     prompt=prompt,
                     max_length=settings.max_length,
@@ -337,8 +337,8 @@ class Service:
                 yield message.body
 
     @contextmanager
-    def _told(self, tier: str, operation: str) -> Iterator[None]:
-        """Tell the observer how a request ends."""
+    def _observed(self, tier: str, operation: str) -> Iterator[None]:
+        """Report to the observer how a request ends."""
         start, outcome = time.monotonic(), "cancelled"
         try:
             yield

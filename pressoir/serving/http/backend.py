@@ -11,7 +11,7 @@ from fastapi import Request
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
 from pressoir.serving.config import ServingConfig, TierConfig
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError
 from pressoir.serving.service import Service
@@ -23,11 +23,11 @@ log = logging.getLogger("pressoir")
 class Backend:
     """The service behind an app."""
 
-    def __init__(self, service: Service, store: Store, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, service: Service, store: Store, limits: HttpLimits, metrics: Metrics) -> None:
         self.service, self.store, self.limits, self.metrics = service, store, limits, metrics
         self.failure: PressoirError | None = None
         """Why the service could not start."""
-        self._told: dict[str, dict[str, Any]] = {}
+        self._info: dict[str, dict[str, Any]] = {}
 
     @property
     def config(self) -> ServingConfig:
@@ -49,7 +49,7 @@ class Backend:
         """The tier that a request means, noted for the log.
 
         Raises:
-            UnknownTierError: see `Hosting.tier`.
+            UnknownTierError: see `ModelHost.tier`.
         """
         found = self.service.models.tier(name, task)
         request.state.tier = found
@@ -61,17 +61,17 @@ class Backend:
         request.state.tier = name
         return self.config.tiers[name]
 
-    def told(self, tier: str) -> dict[str, Any]:
-        """What the model of a tier has told of itself (`Service.info`); empty until it was loaded once."""
+    def model_info(self, tier: str) -> dict[str, Any]:
+        """Description of a tier's model (`Service.info`); empty until it was first loaded."""
         spec = self.service.models.spec(tier)
-        resident = self.service.models.pool.residents.get(spec.key)
-        if resident is not None:
-            self._told[spec.key] = dict(resident.model.info)
-        return self._told.get(spec.key, {})
+        entry = self.service.models.pool.entries.get(spec.key)
+        if entry is not None:
+            self._info[spec.key] = dict(entry.model.info)
+        return self._info.get(spec.key, {})
 
     async def info(self, tier: str) -> dict[str, Any]:
         """The same, of a model that is loaded for it if need be."""
-        return self.told(tier) or await self.service.info(tier)
+        return self.model_info(tier) or await self.service.info(tier)
 
     def check_lengths(self, texts: Iterable[Any]) -> None:
         """Refuse a text that is too long; raises HttpError."""

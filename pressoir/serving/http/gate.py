@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError, refusal
 
@@ -57,7 +57,7 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        limits: Limits,
+        limits: HttpLimits,
         key: str | None,
         metrics: Metrics,
         tiers: Callable[[], Container[str]],

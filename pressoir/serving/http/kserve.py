@@ -25,13 +25,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from pressoir import __version__
 from pressoir.formats.folder import Task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
 from pressoir.serving.service import Service
 
@@ -63,10 +64,8 @@ _OPTIONS: dict[Task, dict[str, str]] = {
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
 
 
-class Tensor(BaseModel):
+class Tensor(RequestModel):
     """An input; its data may be flat, or nested as its shape says."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     name: Annotated[str, Field(max_length=100)]
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
@@ -74,17 +73,17 @@ class Tensor(BaseModel):
     data: list[Any]
 
 
-class Output(BaseModel):
-    """An output that is asked for."""
+class Output(RequestModel):
+    """A requested output."""
 
     name: Annotated[str, Field(max_length=100)]
 
 
-class Inference(BaseModel):
+class Inference(RequestModel):
     """A request."""
 
     id: Annotated[str, Field(max_length=100)] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: Annotated[list[Tensor], Field(min_length=1)]
     outputs: list[Output] | None = None
 
@@ -106,7 +105,8 @@ def routes(backend: Backend) -> APIRouter:
         """What a tier takes and gives. The number of labels is −1 until its model was loaded once."""
         config = backend.named(request, tier)
         assert config.task is not None
-        return JsonAnswer(_metadata(tier, config.task, config.runtime, config.digest, backend.told(tier)))
+        info = backend.model_info(tier)
+        return JsonAnswer(_metadata(tier, config.task, config.runtime, config.digest, info))
 
     @router.get("/models/{tier}/ready")
     async def model_ready(tier: str, request: Request) -> Response:
@@ -117,12 +117,12 @@ def routes(backend: Backend) -> APIRouter:
         return JsonAnswer({"name": tier, "ready": True})
 
     @router.post("/models/{tier}/infer")
-    async def infer(tier: str, asked: Inference, request: Request) -> Response:
+    async def infer(tier: str, body: Inference, request: Request) -> Response:
         """Run a tier on tensors."""
         config = backend.named(request, tier)
         assert config.task is not None
-        options = _options(config.task, asked.parameters)
-        tensor = _only(asked.inputs)
+        options = _options(config.task, body.parameters)
+        tensor = _only(body.inputs)
         if config.task == "automatic-speech-recognition":
             outputs = await _transcribe(backend, tier, tensor, options)
         else:
@@ -130,9 +130,9 @@ def routes(backend: Backend) -> APIRouter:
             backend.check_lengths(texts)
             outputs = await _RUN[config.task](backend.service, tier, texts, options)
         answer: dict[str, Any] = {"model_name": tier, "model_version": (config.digest or "")[:12]}
-        if asked.id is not None:
-            answer["id"] = asked.id
-        return JsonAnswer({**answer, "outputs": _wanted(outputs, asked.outputs)})
+        if body.id is not None:
+            answer["id"] = body.id
+        return JsonAnswer({**answer, "outputs": _wanted(outputs, body.outputs)})
 
     @router.post("/repository/models/{tier}/load", dependencies=guarded)
     async def load(tier: str, request: Request) -> Response:
@@ -160,9 +160,9 @@ def routes(backend: Backend) -> APIRouter:
 
 
 def _metadata(
-    tier: str, task: Task, runtime: str | None, digest: str | None, told: dict[str, Any]
+    tier: str, task: Task, runtime: str | None, digest: str | None, info: dict[str, Any]
 ) -> dict[str, Any]:
-    labels = told.get("labels")
+    labels = info.get("labels")
     text = {"name": "text", "datatype": "BYTES", "shape": [1 if task == "causal-lm" else -1]}
     sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
     outputs: dict[Task, list[dict[str, Any]]] = {
@@ -288,13 +288,13 @@ async def _transcribe(
     return [_tensor("text", "BYTES", [1], [text])]
 
 
-def _wanted(outputs: list[dict[str, Any]], asked: list[Output] | None) -> list[dict[str, Any]]:
-    if not asked:
+def _wanted(outputs: list[dict[str, Any]], requested: list[Output] | None) -> list[dict[str, Any]]:
+    if not requested:
         return outputs
     found = {one["name"]: one for one in outputs}
-    if unknown := [one.name for one in asked if one.name not in found]:
+    if unknown := [one.name for one in requested if one.name not in found]:
         raise _wrong(f"outputs: there is no {unknown[0]!r}, but {', '.join(found)}")
-    return [found[name] for name in dict.fromkeys(one.name for one in asked)]
+    return [found[name] for name in dict.fromkeys(one.name for one in requested)]
 
 
 def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:

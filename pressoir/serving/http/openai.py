@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from pressoir.serving.errors import RequestError
@@ -33,6 +33,7 @@ from pressoir.serving.generation import Generation, Usage
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.chat import ChatTemplate
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.streams import Events, EventStream, event
 from pressoir.serving.service import Service
 from pressoir.sources import resolve
@@ -44,17 +45,13 @@ Model = Annotated[str, Field(max_length=100, description="A tier.")]
 One = Annotated[int, Field(ge=1, le=1)] | None
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class StreamOptions(_Asked):
+class StreamOptions(RequestModel):
     """What a stream tells beside its pieces."""
 
     include_usage: bool = False
 
 
-class _Continue(_Asked):
+class _Continue(RequestModel):
     """What completions have in common."""
 
     model: Model
@@ -83,14 +80,14 @@ class Completion(_Continue):
     suffix: None = None
 
 
-class Part(_Asked):
+class Part(RequestModel):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Asked):
+class ChatMessage(RequestModel):
     """A message of a conversation."""
 
     role: Annotated[str, Field(max_length=50)]
@@ -107,7 +104,7 @@ class Chat(_Continue):
     tools: None = None
 
 
-class Embeddings(_Asked):
+class Embeddings(RequestModel):
     """Texts to embed."""
 
     model: Model
@@ -172,36 +169,36 @@ def routes(backend: Backend) -> APIRouter:
         return JsonAnswer(described(tier))
 
     @router.post("/completions")
-    async def completions(asked: Completion, request: Request) -> Response:
+    async def completions(body: Completion, request: Request) -> Response:
         """A continuation of each prompt, whole, or of one as events (`stream`)."""
-        tier = backend.tier(request, asked.model, "causal-lm")
-        prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        _check_prompts(backend, tier, prompts, asked.stream)
-        if asked.max_tokens == 0 and asked.echo and not asked.stream:
-            return await _scored(_Form(tier, chat=False), prompts, service, tier, asked.logprobs is not None)
-        if asked.logprobs is not None:
+        tier = backend.tier(request, body.model, "causal-lm")
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        _check_prompts(backend, tier, prompts, body.stream)
+        if body.max_tokens == 0 and body.echo and not body.stream:
+            return await _scored(_Form(tier, chat=False), prompts, service, tier, body.logprobs is not None)
+        if body.logprobs is not None:
             message = "logprobs are given of prompts alone: set echo, max_tokens 0, and no stream"
             raise HttpError(422, "not_supported", message)
-        options = {**asked.options(), "max_new_tokens": asked.max_tokens}
+        options = {**body.options(), "max_new_tokens": body.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
-        form, before = _Form(tier, chat=False), prompts if asked.echo else [""] * len(prompts)
-        if asked.stream:
-            return await _streamed(form, generations[0], before[0], asked.stream_options)
+        form, before = _Form(tier, chat=False), prompts if body.echo else [""] * len(prompts)
+        if body.stream:
+            return await _streamed(form, generations[0], before[0], body.stream_options)
         return await _whole(form, generations, before)
 
     @router.post("/chat/completions")
-    async def chat(asked: Chat, request: Request) -> Response:
+    async def chat(body: Chat, request: Request) -> Response:
         """The next message of a conversation, whole or as events (`stream`), by the model's chat template."""
-        tier = backend.tier(request, asked.model, "causal-lm")
-        messages = [{"role": one.role, "content": _joined(one.content)} for one in asked.messages]
+        tier = backend.tier(request, body.model, "causal-lm")
+        messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
         backend.check_lengths(one["content"] for one in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
-        _check_prompts(backend, tier, [prompt], asked.stream)
-        limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-        generation = service.generate(prompt, tier=tier, **asked.options(), max_new_tokens=limit)
+        _check_prompts(backend, tier, [prompt], body.stream)
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        generation = service.generate(prompt, tier=tier, **body.options(), max_new_tokens=limit)
         form = _Form(tier, chat=True)
-        if asked.stream:
-            return await _streamed(form, generation, "", asked.stream_options)
+        if body.stream:
+            return await _streamed(form, generation, "", body.stream_options)
         return await _whole(form, [generation], [""])
 
     templates: dict[str, ChatTemplate] = {}
@@ -214,16 +211,16 @@ def routes(backend: Backend) -> APIRouter:
         return templates[spec.key]
 
     @router.post("/embeddings")
-    async def embeddings(asked: Embeddings, request: Request) -> Response:
+    async def embeddings(body: Embeddings, request: Request) -> Response:
         """A vector of length 1 for each text."""
-        tier = backend.tier(request, asked.model, "feature-extraction")
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        tier = backend.tier(request, body.model, "feature-extraction")
+        texts = [body.input] if isinstance(body.input, str) else body.input
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         data = [
-            {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
         ]
         return JsonAnswer({"object": "list", "model": tier, "data": data})

@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from pressoir.serving.config import TierConfig
@@ -16,6 +16,7 @@ from pressoir.serving.generation import Generation
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.comparison import Comparisons
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import StrictRequestModel
 from pressoir.serving.http.streams import Events, EventStream, event
 
 MOST_COMPARED = 4
@@ -25,13 +26,7 @@ Tier = Annotated[str | None, Field(description="May be left out where only one t
 Texts = Annotated[str | list[str], Field(description="One text, or several.")]
 
 
-class _Asked(BaseModel):
-    """A request in which an unknown field is an error; null is as if it were left out."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Classify(_Asked):
+class Classify(StrictRequestModel):
     """Texts to classify."""
 
     text: Texts
@@ -40,7 +35,7 @@ class Classify(_Asked):
     timeout_s: float | None = None
 
 
-class Translate(_Asked):
+class Translate(StrictRequestModel):
     """Texts to translate; languages are codes such as `en`, or the model's own."""
 
     text: Texts
@@ -53,7 +48,7 @@ class Translate(_Asked):
     timeout_s: float | None = None
 
 
-class Generate(_Asked):
+class Generate(StrictRequestModel):
     """A prompt to go on from."""
 
     prompt: str
@@ -68,7 +63,7 @@ class Generate(_Asked):
     timeout_s: float | None = None
 
 
-class Compare(_Asked):
+class Compare(StrictRequestModel):
     """Texts for several tiers that classify."""
 
     texts: list[str]
@@ -80,66 +75,60 @@ def routes(backend: Backend) -> APIRouter:
     router, service, comparisons = APIRouter(tags=["tasks"]), backend.service, Comparisons()
 
     @router.post("/classify")
-    async def classify(asked: Classify, request: Request) -> Response:
+    async def classify(body: Classify, request: Request) -> Response:
         """The probability of each label, for each text."""
-        texts = [asked.text] if isinstance(asked.text, str) else asked.text
+        texts = [body.text] if isinstance(body.text, str) else body.text
         backend.check_lengths(texts)
-        tier = backend.tier(request, asked.tier, "text-classification")
-        found = await service.classify(
-            texts, tier=tier, max_length=asked.max_length, timeout_s=asked.timeout_s
-        )
+        tier = backend.tier(request, body.tier, "text-classification")
+        found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
         return JsonAnswer({"tier": tier, "results": [_decided(row) for row in found]})
 
     @router.post("/translate")
-    async def translate(asked: Translate, request: Request) -> Response:
+    async def translate(body: Translate, request: Request) -> Response:
         """The translation of each text."""
-        texts = [asked.text] if isinstance(asked.text, str) else asked.text
+        texts = [body.text] if isinstance(body.text, str) else body.text
         backend.check_lengths(texts)
-        tier = backend.tier(request, asked.tier, "translation")
-        options = asked.model_dump(exclude={"text", "tier"})
+        tier = backend.tier(request, body.tier, "translation")
+        options = body.model_dump(exclude={"text", "tier"})
         return JsonAnswer(
             {"tier": tier, "translations": await service.translate(texts, **options, tier=tier)}
         )
 
     @router.post("/generate/stream")
-    async def generate(asked: Generate, request: Request) -> Response:
+    async def generate(body: Generate, request: Request) -> Response:
         """A continuation, piece by piece: `{"piece": …}`, at last `{"done": true, "tokens", "seconds"}`.
 
         An error after the first piece is an event named `error`.
         """
-        backend.check_lengths([asked.prompt])
-        tier = backend.tier(request, asked.tier, "causal-lm")
-        options = asked.model_dump(exclude={"prompt", "tier"})
-        events = _pieces(service.generate(asked.prompt, **options, tier=tier))
+        backend.check_lengths([body.prompt])
+        tier = backend.tier(request, body.tier, "causal-lm")
+        options = body.model_dump(exclude={"prompt", "tier"})
+        events = _pieces(service.generate(body.prompt, **options, tier=tier))
         return await EventStream.begin(events, lambda content: event(content, "error"))
 
     @router.get("/tiers", tags=["status"])
     async def tiers() -> Response:
         """What clients can ask for."""
-        config = backend.config
-        return JsonAnswer(
-            {
-                "tiers": [_described(name, tier, backend.told(name)) for name, tier in config.tiers.items()],
-                "default_pair": _default_pair(config.tiers),
-            }
-        )
+        configs = backend.config.tiers
+        found = [_described(name, tier, backend.model_info(name)) for name, tier in configs.items()]
+        return JsonAnswer({"tiers": found, "default_pair": _default_pair(configs)})
 
     @router.post("/compare")
-    async def compare(asked: Compare, request: Request) -> Response:
+    async def compare(body: Compare, request: Request) -> Response:
         """Several tiers on the same texts, one text and one tier at a time, and how they compare so far."""
-        backend.check_lengths(asked.texts)
-        configs = _compared(backend, asked.tiers)
+        backend.check_lengths(body.texts)
+        configs = _compared(backend, body.tiers)
         most = min(tier.settings.max_batch for tier in configs.values())
-        if not 1 <= len(asked.texts) <= most:
+        if not 1 <= len(body.texts) <= most:
             raise HttpError(
-                422, "invalid_request", f"the request has {len(asked.texts)} texts; give 1 to {most}"
+                422, "invalid_request", f"the request has {len(body.texts)} texts; give 1 to {most}"
             )
         comparison = comparisons.of(_digests(configs))
-        order, results = comparison.order(asked.tiers), []
+        order, results = comparison.order(body.tiers), []
         limit = max(tier.settings.timeout_s for tier in configs.values())
         try:
             async with asyncio.timeout(limit):
-                for index, text in enumerate(asked.texts):
+                for index, text in enumerate(body.texts):
                     answers = {tier: await _timed(backend, text, tier) for tier in order}
                     agree = comparison.add(
                         {tier: (one["label"], one["latency_ms"]) for tier, one in answers.items()}
@@ -147,13 +136,13 @@ def routes(backend: Backend) -> APIRouter:
                     results.append(
                         {
                             "text_index": index,
-                            "answers": [answers[tier] for tier in asked.tiers],
+                            "answers": [answers[tier] for tier in body.tiers],
                             "agree": agree,
                         }
                     )
         except TimeoutError as error:
             raise TimedOutError(f"not answered within {limit:g} s; give fewer texts") from error
-        statistics = comparison.statistics(asked.tiers, _sizes(configs))
+        statistics = comparison.statistics(body.tiers, _sizes(configs))
         return JsonAnswer({"results": results, "order": order, "statistics": statistics})
 
     @router.get("/compare/statistics")
@@ -189,7 +178,7 @@ async def _pieces(generation: Generation) -> Events:
     yield event({"done": True, "tokens": tokens, "seconds": round(time.perf_counter() - start, 3)})
 
 
-def _described(name: str, tier: TierConfig, told: dict[str, Any]) -> dict[str, Any]:
+def _described(name: str, tier: TierConfig, info: dict[str, Any]) -> dict[str, Any]:
     return {
         "tier": name,
         "task": tier.task,
@@ -197,7 +186,7 @@ def _described(name: str, tier: TierConfig, told: dict[str, Any]) -> dict[str, A
         "digest": tier.digest,
         "runtime": tier.runtime,
         "size_mb": _mb(tier),
-        "labels": told.get("labels"),
+        "labels": info.get("labels"),
         "settings": tier.settings.model_dump(mode="json"),
     }
 

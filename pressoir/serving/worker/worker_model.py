@@ -1,8 +1,8 @@
 """Models as a server runs them: operations in steps, within a budget of tokens, and an example of each.
 
-`open_served` verifies a folder's digest, loads the model, and runs its example once, so that a model that is
-told to be ready has answered. The answers are those of `pressoir.inference`; what is added is that a batch is
-split by the tokens that it really has, and that every part is a step (see `pressoir.serving.worker.turns`).
+`open_model` verifies a folder's digest, loads the model, and runs its example once, so that a model that is
+reported as ready has answered. The answers are those of `pressoir.inference`; in addition, a batch is split
+by its actual number of tokens, and every part is a step (see `pressoir.serving.worker.step_scheduler`).
 
 ========================  ===========================================================
 task                      operations
@@ -37,7 +37,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, TextStream
 from pressoir.inference.translation import Translator
-from pressoir.serving.worker.turns import Operations, Steps
+from pressoir.serving.worker.step_scheduler import Operations, Steps
 from pressoir.system.files import folder_digest
 from pressoir.system.runtime import use_threads
 
@@ -58,15 +58,15 @@ class LoadJob(Config):
     threads: Positive
 
 
-class ServedModel:
-    """A loaded model: what it can do, and what a server wants to know of it."""
+class WorkerModel:
+    """A loaded model in the worker: its operations, and the `info` that the server keeps."""
 
     def __init__(self, operations: Operations, info: dict[str, Any], example: Callable[[], Steps]) -> None:
         self.operations: Operations = {**operations, "example": example}
         self.info = info
 
 
-def open_served(job: LoadJob) -> ServedModel:
+def open_model(job: LoadJob) -> WorkerModel:
     """Verify, load, and warm up.
 
     Raises:
@@ -88,7 +88,7 @@ def open_served(job: LoadJob) -> ServedModel:
     return model
 
 
-def _classifier(job: LoadJob) -> ServedModel:
+def _classifier(job: LoadJob) -> WorkerModel:
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
     encode = _Encoder(classifier.tokenizer, job.folder)
 
@@ -106,10 +106,10 @@ def _classifier(job: LoadJob) -> ServedModel:
         return {"probabilities": probabilities.tolist()}, None
 
     info = {"labels": classifier.labels, "batch_invariant": classifier.engine.batch_invariant}
-    return ServedModel({"classify": classify}, info, lambda: classify([EXAMPLE], None, 0))
+    return WorkerModel({"classify": classify}, info, lambda: classify([EXAMPLE], None, 0))
 
 
-def _encoder(job: LoadJob) -> ServedModel:
+def _encoder(job: LoadJob) -> WorkerModel:
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
     encode = _Encoder(encoder.tokenizer, job.folder)
 
@@ -129,10 +129,10 @@ def _encoder(job: LoadJob) -> ServedModel:
         return {}, array
 
     info = {"batch_invariant": encoder.engine.batch_invariant}
-    return ServedModel({"embed": embed}, info, lambda: embed([EXAMPLE], None, 0))
+    return WorkerModel({"embed": embed}, info, lambda: embed([EXAMPLE], None, 0))
 
 
-def _translator(job: LoadJob) -> ServedModel:
+def _translator(job: LoadJob) -> WorkerModel:
     translator = Translator.open(job.folder, job.threads, job.runtime)
 
     def translate(
@@ -166,7 +166,7 @@ def _translator(job: LoadJob) -> ServedModel:
     languages = translator.languages
     pair = [default or code for default, code in zip(translator.defaults, _ends(languages), strict=True)]
     info = {"languages": languages, "batch_invariant": translator.engine.batch_invariant}
-    return ServedModel(
+    return WorkerModel(
         {"translate": translate}, info, lambda: translate([EXAMPLE], pair[0], pair[1], None, 2, 1, 0)
     )
 
@@ -195,7 +195,7 @@ class _CountedGenerator(TextGenerator):
             yield token
 
 
-def _generator(job: LoadJob) -> ServedModel:
+def _generator(job: LoadJob) -> WorkerModel:
     loaded = TextGenerator.open(job.folder, job.threads, job.runtime)
 
     def generate(prompt: str, max_length: int | None, max_new_tokens: int, **sampling: Any) -> Steps:
@@ -222,10 +222,10 @@ def _generator(job: LoadJob) -> ServedModel:
         return {"tokens": [stream.push(id) for id in ids], "log_probabilities": scores}, None
 
     info = {"context": loaded.decoder.context, "batch_invariant": True}
-    return ServedModel({"generate": generate, "score": score}, info, lambda: generate(EXAMPLE, None, 2))
+    return WorkerModel({"generate": generate, "score": score}, info, lambda: generate(EXAMPLE, None, 2))
 
 
-def _recognizer(job: LoadJob) -> ServedModel:
+def _recognizer(job: LoadJob) -> WorkerModel:
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
     model = recognizer.model
 
@@ -250,10 +250,10 @@ def _recognizer(job: LoadJob) -> ServedModel:
 
     silence = np.zeros(int(_EXAMPLE_S * recognizer.sampling_rate), dtype=np.float32)
     info = {"sampling_rate": recognizer.sampling_rate, "batch_invariant": True}
-    return ServedModel({"transcribe": transcribe}, info, lambda: transcribe(silence, None, 2, 1))
+    return WorkerModel({"transcribe": transcribe}, info, lambda: transcribe(silence, None, 2, 1))
 
 
-_OPEN: dict[Task, Callable[[LoadJob], ServedModel]] = {
+_OPEN: dict[Task, Callable[[LoadJob], WorkerModel]] = {
     "text-classification": _classifier,
     "feature-extraction": _encoder,
     "translation": _translator,

@@ -18,15 +18,15 @@ from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
-from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.model_handle import ModelHandle
 from pressoir.serving.pool.observer import Observer
 from pressoir.serving.pool.pool import ModelPool
-from pressoir.serving.pool.process import ProcessModel
-from pressoir.serving.pool.resident import Event
-from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.pool.pool_entry import Event
+from pressoir.serving.pool.process import ProcessClient
 from pressoir.serving.pool.sharing import ModelSpec, Sharing, analyse
 from pressoir.serving.pool.statistics import labels, statistics
-from pressoir.serving.pool.thread import ThreadModel
+from pressoir.serving.pool.thread import ThreadClient
+from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -34,7 +34,7 @@ from pressoir.system.runtime import available_cpus
 log = logging.getLogger("pressoir")
 
 
-class Hosting:
+class ModelHost:
     """The models of a resolved configuration. Raises RecipeError where it is not resolved."""
 
     def __init__(self, config: ServingConfig, store: Store, observer: Observer) -> None:
@@ -44,8 +44,8 @@ class Hosting:
         self._target = config  # what models are loaded for, while another still serves
         self.ready = False
         """Whether everything was loaded that is to be when the server starts."""
-        self.pool: ModelPool[SharedModel] = ModelPool(
-            self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._tell
+        self.pool: ModelPool[ModelHandle] = ModelPool(
+            self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._on_event
         )
 
     async def start(self) -> None:
@@ -94,7 +94,7 @@ class Hosting:
 
     def is_loaded(self, tier: str) -> bool:
         """Whether the model of a tier is in memory; raises as `spec`."""
-        return self.spec(tier).key in self.pool.residents
+        return self.spec(tier).key in self.pool.entries
 
     async def load(self, tier: str) -> None:
         """Have the model of a tier loaded; raises as `spec` and as `ModelPool.lease`."""
@@ -127,7 +127,7 @@ class Hosting:
     async def statistics(self) -> dict[str, Any]:
         """The sharing statistics, freshly measured; see `pressoir.serving.pool.statistics`."""
         await self.pool.measure()
-        return statistics(self.sharing, self.pool.residents)
+        return statistics(self.sharing, self.pool.entries)
 
     def gauges(self) -> dict[str, dict[str, int]]:
         """Of each loaded model: `resident_bytes` as last measured, `leases`, and requests `waiting`."""
@@ -138,7 +138,7 @@ class Hosting:
                 "leases": one.leases,
                 "waiting": one.model.waiting,
             }
-            for key, one in self.pool.residents.items()
+            for key, one in self.pool.entries.items()
         }
 
     def _at_start(self) -> list[ModelSpec]:
@@ -154,11 +154,11 @@ class Hosting:
         return chosen
 
     async def _renew(self) -> None:
-        for resident in list(self.pool.residents.values()):
-            await self.pool.replace(resident.spec, self.config.drain_timeout_s)
+        for entry in list(self.pool.entries.values()):
+            await self.pool.replace(entry.spec, self.config.drain_timeout_s)
 
     async def _change(self, config: ServingConfig, sharing: Sharing) -> None:
-        before, budget = set(self.pool.residents), self.pool.budget_bytes
+        before, budget = set(self.pool.entries), self.pool.budget_bytes
         pinned = _pinned(config, sharing)
         old = self.sharing.by_tier
         wanted = [
@@ -183,9 +183,9 @@ class Hosting:
         drain = self.config.drain_timeout_s
         self.config, self.sharing, self.pool.pinned = config, sharing, pinned
         kept = {spec.key for spec in sharing.models}
-        await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.residents) - kept))
+        await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.entries) - kept))
 
-    async def _open(self, spec: ModelSpec) -> SharedModel:
+    async def _open(self, spec: ModelSpec) -> ModelHandle:
         """Load a model and have it answer."""
         config = self._target
         try:
@@ -200,28 +200,28 @@ class Hosting:
             "runtime": spec.runtime,
             "threads": config.threads or available_cpus(),
         }
-        calls: Calls
+        client: WorkerClient
         if config.isolation == "process":
             several = len(self.sharing.models) > 1
-            calls = await ProcessModel.open(job, config.load_timeout_s, side_by_side=several)
+            client = await ProcessClient.open(job, config.load_timeout_s, side_by_side=several)
         else:
-            calls = await ThreadModel.open(job)
+            client = await ThreadClient.open(job)
         try:
             async with asyncio.timeout(config.load_timeout_s):
-                await calls.call("example")
+                await client.call("example")
         except (ServingError, TimeoutError) as error:
-            await calls.close()
+            await client.close()
             raise LoadError(f"{spec.name} was loaded, but fails its first request: {error}") from error
         except BaseException:
-            await asyncio.shield(calls.close())
+            await asyncio.shield(client.close())
             raise
         watch: Callable[[int, float, float], None] = partial(self._observer.batch, spec.name)
-        return SharedModel(calls, config.batching, watch)
+        return ModelHandle(client, config.batching, watch)
 
     def _folder(self, spec: ModelSpec) -> Path:
         return resolve.locate(spec.source, self._store, fetch=False)
 
-    def _tell(self, event: Event, spec: ModelSpec) -> None:
+    def _on_event(self, event: Event, spec: ModelSpec) -> None:
         self._observer.event(event, spec.name)
 
 
