@@ -7,9 +7,10 @@
         async with service.generate("Once upon", tier="story") as pieces:
             async for piece in pieces: ...
 
-A request names a tier (or the only one of its task), gets the tier's settings laid over its own
-(`pressoir.serving.settings`), leases the model, which is loaded first where it is not, and waits its turn.
-Its time (`timeout_s`) covers all of that. There is no HTTP here.
+A request names a tier, or leaves that out where only one has its task. The tier is looked up once
+(`ModelHost.lookup`); the request's settings are merged into the tier's (`pressoir.serving.settings`); the
+model is leased, loaded first if necessary, and the request waits for its turn. The timeout (`timeout_s`)
+covers all of that. There is no HTTP here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pressoir.serving.generation import Generation, Scored
 from pressoir.serving.pool.model_handle import ModelHandle
 from pressoir.serving.pool.model_host import ModelHost
 from pressoir.serving.pool.observer import Observer, SilentObserver
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.settings import merge_settings
 from pressoir.store.store import Store
 
@@ -76,7 +78,7 @@ class Service:
         self,
         text: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float]: ...
@@ -86,7 +88,7 @@ class Service:
         self,
         text: list[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> list[dict[str, float]]: ...
@@ -95,7 +97,7 @@ class Service:
         self,
         text: str | list[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float] | list[dict[str, float]]:
@@ -115,7 +117,7 @@ class Service:
         self,
         texts: Sequence[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
@@ -133,7 +135,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -147,7 +149,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -160,7 +162,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -195,7 +197,7 @@ class Service:
         self,
         prompt: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -221,16 +223,16 @@ class Service:
             "seed": seed,
             "timeout_s": timeout_s,
         }
-        name = self.models.tier(tier, "causal-lm")
-        settings = merge_settings(self.models.config.tiers[name].settings, overrides, name)
+        found = self.models.lookup(tier, "causal-lm")
+        settings = merge_settings(found.config.settings, overrides, found.name)
         check_text(prompt, "the prompt")
-        return Generation(self._generate(prompt, name, settings))
+        return Generation(self._generate(prompt, found, settings))
 
     async def score(
         self,
         text: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> Scored:
@@ -246,7 +248,7 @@ class Service:
         waveform: NDArray[np.float32],
         language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         timeout_s: float | None = None,
@@ -279,9 +281,9 @@ class Service:
                 )
         return str(answer.body["text"])
 
-    async def info(self, tier: str) -> dict[str, Any]:
+    async def info(self, tier: str | Tier) -> dict[str, Any]:
         """Description of the model of a tier: `labels`, `languages`, `context`, `sampling_rate`, …"""
-        async with self.models.pool.lease(self.models.spec(tier)) as model:
+        async with self.models.pool.lease(self.models.lookup(tier).spec) as model:
             return dict(model.info)
 
     @asynccontextmanager
@@ -289,25 +291,25 @@ class Service:
         self,
         operation: str,
         task: Task,
-        tier: str | None,
+        tier: str | Tier | None,
         overrides: dict[str, Any],
         text: str | Sequence[str] | None = None,
     ) -> AsyncIterator[tuple[TierSettings, ModelHandle]]:
         """A block that answers a request, within its time: its settings, and the model, leased."""
-        name = self.models.tier(tier, task)
-        with self._observed(name, operation):
-            settings = merge_settings(self.models.config.tiers[name].settings, overrides, name)
+        found = self.models.lookup(tier, task)
+        with self._observed(found.name, operation):
+            settings = merge_settings(found.config.settings, overrides, found.name)
             if text is not None:
                 check_texts(as_list(text), settings.max_batch)
             try:
                 async with asyncio.timeout(settings.timeout_s):
-                    async with self.models.pool.lease(self.models.spec(name)) as model:
+                    async with self.models.pool.lease(found.spec) as model:
                         yield settings, model
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
     async def _generate(
-        self, prompt: str, tier: str, settings: TierSettings
+        self, prompt: str, tier: Tier, settings: TierSettings
     ) -> AsyncGenerator[str | dict[str, Any], None]:
         deadline = asyncio.get_running_loop().time() + settings.timeout_s
 
@@ -319,9 +321,9 @@ class Service:
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
-        with self._observed(tier, "generate"):
+        with self._observed(tier.name, "generate"):
             async with AsyncExitStack() as stack:
-                lease = self.models.pool.lease(self.models.spec(tier))
+                lease = self.models.pool.lease(self.models.lookup(tier, "causal-lm").spec)
                 model = await in_time(stack.enter_async_context(lease))
                 await in_time(stack.enter_async_context(model.limiter.slot()))
                 messages = model.client.stream(

@@ -92,7 +92,7 @@ def create_app(
         pages.routes(),
     ):
         app.include_router(router)
-    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics, tiers=lambda: backend.config.tiers)
+    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics)
     return app
 
 

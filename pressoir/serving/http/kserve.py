@@ -34,6 +34,7 @@ from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 
 _OPTIONS: dict[Task, dict[str, str]] = {
@@ -103,33 +104,30 @@ def routes(backend: Backend) -> APIRouter:
     @router.get("/models/{tier}")
     async def metadata(tier: str, request: Request) -> Response:
         """What a tier takes and gives. The number of labels is −1 until its model was loaded once."""
-        config = backend.named(request, tier)
-        assert config.task is not None
-        info = backend.model_info(tier)
-        return JsonAnswer(_metadata(tier, config.task, config.runtime, config.digest, info))
+        found = backend.tier(request, tier)
+        return JsonAnswer(_metadata(found, backend.model_info(found)))
 
     @router.get("/models/{tier}/ready")
     async def model_ready(tier: str, request: Request) -> Response:
         """Whether a tier answers: at once, or after its model was loaded again that had to make room."""
-        backend.named(request, tier)
-        if not backend.is_ready(tier):
+        if not backend.is_ready(backend.tier(request, tier)):
             check_ready(backend)
         return JsonAnswer({"name": tier, "ready": True})
 
     @router.post("/models/{tier}/infer")
     async def infer(tier: str, body: Inference, request: Request) -> Response:
         """Run a tier on tensors."""
-        config = backend.named(request, tier)
-        assert config.task is not None
-        options = _options(config.task, body.parameters)
+        found = backend.tier(request, tier)
+        task = found.spec.task
+        options = _options(task, body.parameters)
         tensor = _only(body.inputs)
-        if config.task == "automatic-speech-recognition":
-            outputs = await _transcribe(backend, tier, tensor, options)
+        if task == "automatic-speech-recognition":
+            outputs = await _transcribe(backend, found, tensor, options)
         else:
             texts = _texts(tensor)
             backend.check_lengths(texts)
-            outputs = await _RUN[config.task](backend.service, tier, texts, options)
-        answer: dict[str, Any] = {"model_name": tier, "model_version": (config.digest or "")[:12]}
+            outputs = await _RUN[task](backend.service, found, texts, options)
+        answer: dict[str, Any] = {"model_name": tier, "model_version": found.spec.digest[:12]}
         if body.id is not None:
             answer["id"] = body.id
         return JsonAnswer({**answer, "outputs": _wanted(outputs, body.outputs)})
@@ -137,32 +135,26 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/repository/models/{tier}/load", dependencies=guarded)
     async def load(tier: str, request: Request) -> Response:
         """Have a tier's model loaded."""
-        backend.named(request, tier)
-        await models.load(tier)
+        await models.load(backend.tier(request, tier))
         return JsonAnswer({"name": tier, "loaded": True})
 
     @router.post("/repository/models/{tier}/unload", dependencies=guarded)
     async def unload(tier: str, request: Request) -> Response:
         """Unload a tier's model, and so that of all tiers that share it; the next request loads it again."""
-        backend.named(request, tier)
-        was_loaded = await carried_through(models.unload(tier))
+        was_loaded = await carried_through(models.unload(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": False, "was_loaded": was_loaded})
 
     @router.post("/repository/models/{tier}/reload", dependencies=guarded)
     async def reload(tier: str, request: Request) -> Response:
         """Load a tier's model anew and put it in the place of the old one, which stays if that fails."""
-        backend.named(request, tier)
-        replacing = models.pool.replace(models.spec(tier), backend.config.drain_timeout_s)
-        await carried_through(replacing)
+        await carried_through(models.replace(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": True})
 
     return router
 
 
-def _metadata(
-    tier: str, task: Task, runtime: str | None, digest: str | None, info: dict[str, Any]
-) -> dict[str, Any]:
-    labels = info.get("labels")
+def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
+    task, labels = tier.spec.task, info.get("labels")
     text = {"name": "text", "datatype": "BYTES", "shape": [1 if task == "causal-lm" else -1]}
     sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
     outputs: dict[Task, list[dict[str, Any]]] = {
@@ -176,9 +168,9 @@ def _metadata(
     if labels:
         parameters["labels"] = ", ".join(labels)
     return {
-        "name": tier,
-        "versions": [(digest or "")[:12]],
-        "platform": runtime or "",
+        "name": tier.name,
+        "versions": [tier.spec.digest[:12]],
+        "platform": tier.spec.runtime,
         "inputs": [sound if task == "automatic-speech-recognition" else text],
         "outputs": outputs.get(task, [{"name": "text", "datatype": "BYTES", "shape": text["shape"]}]),
         "parameters": parameters,
@@ -224,7 +216,7 @@ def _flat(tensor: Tensor) -> list[Any]:
 
 
 async def _classify(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = await service.classify(texts, tier=tier, **options)
     labels = list(rows[0])
@@ -236,21 +228,21 @@ async def _classify(
 
 
 async def _embed(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     vectors = await service.embed(texts, tier=tier, **options)
     return [_tensor("embedding", "FP32", list(vectors.shape), vectors.reshape(-1).tolist())]
 
 
 async def _translate(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     found = await service.translate(texts, tier=tier, **options)
     return [_tensor("text", "BYTES", [len(found)], found)]
 
 
 async def _generate(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if len(texts) != 1:
         raise _wrong(f"inputs.0: there are {len(texts)} prompts; send one in a request")
@@ -259,7 +251,7 @@ async def _generate(
     return [_tensor("text", "BYTES", [1], ["".join(pieces)])]
 
 
-_RUN: dict[Task, Callable[[Service, str, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
+_RUN: dict[Task, Callable[[Service, Tier, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
     "text-classification": _classify,
     "feature-extraction": _embed,
     "translation": _translate,
@@ -268,7 +260,7 @@ _RUN: dict[Task, Callable[[Service, str, list[str], dict[str, Any]], Awaitable[l
 
 
 async def _transcribe(
-    backend: Backend, tier: str, tensor: Tensor, options: dict[str, Any]
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if tensor.datatype == "BYTES":
         raise _wrong("inputs.0: sound is needed as FP32 in −1…1, and the datatype is BYTES")

@@ -35,6 +35,7 @@ from pressoir.serving.http.chat import ChatTemplate
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.streams import Events, EventStream, event
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 from pressoir.sources import resolve
 
@@ -165,7 +166,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.get("/models/{tier}")
     async def model(tier: str, request: Request) -> Response:
         """A tier."""
-        backend.named(request, tier)
+        backend.tier(request, tier)
         return JsonAnswer(described(tier))
 
     @router.post("/completions")
@@ -175,13 +176,15 @@ def routes(backend: Backend) -> APIRouter:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         _check_prompts(backend, tier, prompts, body.stream)
         if body.max_tokens == 0 and body.echo and not body.stream:
-            return await _scored(_Form(tier, chat=False), prompts, service, tier, body.logprobs is not None)
+            return await _scored(
+                _Form(tier.name, chat=False), prompts, service, tier, body.logprobs is not None
+            )
         if body.logprobs is not None:
             message = "logprobs are given of prompts alone: set echo, max_tokens 0, and no stream"
             raise HttpError(422, "not_supported", message)
         options = {**body.options(), "max_new_tokens": body.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
-        form, before = _Form(tier, chat=False), prompts if body.echo else [""] * len(prompts)
+        form, before = _Form(tier.name, chat=False), prompts if body.echo else [""] * len(prompts)
         if body.stream:
             return await _streamed(form, generations[0], before[0], body.stream_options)
         return await _whole(form, generations, before)
@@ -196,19 +199,18 @@ def routes(backend: Backend) -> APIRouter:
         _check_prompts(backend, tier, [prompt], body.stream)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         generation = service.generate(prompt, tier=tier, **body.options(), max_new_tokens=limit)
-        form = _Form(tier, chat=True)
+        form = _Form(tier.name, chat=True)
         if body.stream:
             return await _streamed(form, generation, "", body.stream_options)
         return await _whole(form, [generation], [""])
 
     templates: dict[str, ChatTemplate] = {}
 
-    def template(tier: str) -> ChatTemplate:
-        spec = service.models.spec(tier)
-        if spec.key not in templates:
-            folder = resolve.locate(spec.source, backend.store, fetch=False)
-            templates[spec.key] = ChatTemplate(folder)
-        return templates[spec.key]
+    def template(tier: Tier) -> ChatTemplate:
+        key = tier.spec.key
+        if key not in templates:
+            templates[key] = ChatTemplate(resolve.locate(tier.spec.source, backend.store, fetch=False))
+        return templates[key]
 
     @router.post("/embeddings")
     async def embeddings(body: Embeddings, request: Request) -> Response:
@@ -223,7 +225,7 @@ def routes(backend: Backend) -> APIRouter:
             {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
         ]
-        return JsonAnswer({"object": "list", "model": tier, "data": data})
+        return JsonAnswer({"object": "list", "model": tier.name, "data": data})
 
     @router.post("/audio/transcriptions")
     async def transcriptions(
@@ -237,7 +239,7 @@ def routes(backend: Backend) -> APIRouter:
         """What is said in a file of sound."""
         tier = backend.tier(request, model, "automatic-speech-recognition")
         rate = (await backend.info(tier))["sampling_rate"]
-        longest = backend.config.tiers[tier].settings.max_audio_s
+        longest = tier.config.settings.max_audio_s
         suffix = Path(file.filename or "").suffix.lower()
         content = await file.read()
         waveform = await asyncio.to_thread(
@@ -249,9 +251,9 @@ def routes(backend: Backend) -> APIRouter:
     return router
 
 
-def _check_prompts(backend: Backend, tier: str, prompts: Sequence[str], stream: bool) -> None:
+def _check_prompts(backend: Backend, tier: Tier, prompts: Sequence[str], stream: bool) -> None:
     backend.check_lengths(prompts)
-    most = 1 if stream else backend.config.tiers[tier].settings.max_batch
+    most = 1 if stream else tier.config.settings.max_batch
     if not 1 <= len(prompts) <= most:
         how = " as a stream" if stream else ""
         raise HttpError(422, "invalid_request", f"there are {len(prompts)} prompts; give 1 to {most}{how}")
@@ -280,7 +282,7 @@ async def _whole(form: _Form, generations: Sequence[Generation], before: Sequenc
 
 
 async def _scored(
-    form: _Form, prompts: Sequence[str], service: Service, tier: str, logprobs: bool
+    form: _Form, prompts: Sequence[str], service: Service, tier: Tier, logprobs: bool
 ) -> Response:
     """The prompts themselves, and how probable their tokens are."""
     choices, tokens = [], 0

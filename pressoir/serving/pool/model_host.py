@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pressoir.serving.pool.observer import Observer
 from pressoir.serving.pool.pool import ModelPool
 from pressoir.serving.pool.pool_entry import Event
 from pressoir.serving.pool.process import ProcessClient
-from pressoir.serving.pool.sharing import ModelSpec, Sharing, analyse
+from pressoir.serving.pool.sharing import ModelSpec, Sharing, Tier, analyse
 from pressoir.serving.pool.statistics import labels, statistics
 from pressoir.serving.pool.thread import ThreadClient
 from pressoir.serving.pool.worker_client import WorkerClient
@@ -38,7 +38,7 @@ class ModelHost:
     """The models of a resolved configuration. Raises RecipeError where it is not resolved."""
 
     def __init__(self, config: ServingConfig, store: Store, observer: Observer) -> None:
-        self.config, self.sharing = config, analyse(config)
+        self._serve(config, analyse(config))
         self._store, self._observer = store, observer
         self._reloading = asyncio.Lock()
         self._target = config  # what models are loaded for, while another still serves
@@ -47,6 +47,12 @@ class ModelHost:
         self.pool: ModelPool[ModelHandle] = ModelPool(
             self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._on_event
         )
+
+    def _serve(self, config: ServingConfig, sharing: Sharing) -> None:
+        self.config, self.sharing = config, sharing
+        self.tiers: Mapping[str, Tier] = {
+            name: Tier(name, tier, sharing.by_tier[name], sharing) for name, tier in config.tiers.items()
+        }
 
     async def start(self) -> None:
         """Load what is pinned, then the rest as far as the budget has room; log the analysis.
@@ -66,46 +72,43 @@ class ModelHost:
         self.ready = False
         await self.pool.close(self.config.drain_timeout_s)
 
-    def spec(self, tier: str) -> ModelSpec:
-        """The model of a tier.
+    def lookup(self, tier: str | Tier | None, task: Task | None = None) -> Tier:
+        """The tier of a request: the named one, or without a name the only one for `task`.
 
-        Raises:
-            UnknownTierError: there is no such tier.
-        """
-        if tier not in self.config.tiers:
-            raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
-        return self.sharing.by_tier[tier]
-
-    def tier(self, name: str | None, task: Task) -> str:
-        """The tier that a request for a task means: the one it names, or the only one there is.
+        A tier that was looked up before is returned as it is, unless the server was reloaded in between.
 
         Raises:
             UnknownTierError: there is no such tier, or it has another task, or there are several.
         """
-        if name is not None:
-            if (found := self.spec(name).task) != task:
-                raise UnknownTierError(f"tier {name!r} is for {found}, not for {task}")
-            return name
-        fitting = [tier for tier, spec in self.sharing.by_tier.items() if spec.task == task]
-        if len(fitting) != 1:
-            known = f"name one of: {', '.join(fitting)}" if fitting else f"no tier is for {task}"
-            raise UnknownTierError(f"the request names no tier; {known}")
-        return fitting[0]
+        if isinstance(tier, Tier):
+            return tier if tier.sharing is self.sharing else self.lookup(tier.name, task)
+        if tier is None:
+            return self._only(task)
+        found = self.tiers.get(tier)
+        if found is None:
+            raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
+        if task not in (None, found.spec.task):
+            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {task}")
+        return found
 
-    def is_loaded(self, tier: str) -> bool:
-        """Whether the model of a tier is in memory; raises as `spec`."""
-        return self.spec(tier).key in self.pool.entries
+    def is_loaded(self, tier: str | Tier) -> bool:
+        """Whether the model of a tier is in memory; raises as `lookup`."""
+        return self.lookup(tier).spec.key in self.pool.entries
 
-    async def load(self, tier: str) -> None:
-        """Have the model of a tier loaded; raises as `spec` and as `ModelPool.lease`."""
-        await self.pool.load(self.spec(tier))
+    async def load(self, tier: str | Tier) -> None:
+        """Load the model of a tier; raises as `lookup` and as `ModelPool.lease`."""
+        await self.pool.load(self.lookup(tier).spec)
 
-    async def unload(self, tier: str) -> bool:
+    async def unload(self, tier: str | Tier) -> bool:
         """Unload the model of a tier, and so of those that share it, when it is free.
 
-        Returns whether it was loaded. The next request loads it again. Raises as `spec`.
+        Returns whether it was loaded. The next request loads it again. Raises as `lookup`.
         """
-        return await self.pool.unload(self.spec(tier).key, self.config.drain_timeout_s)
+        return await self.pool.unload(self.lookup(tier).spec.key, self.config.drain_timeout_s)
+
+    async def replace(self, tier: str | Tier) -> None:
+        """Load the model of a tier anew; raises as `lookup` and as `ModelPool.replace`."""
+        await self.pool.replace(self.lookup(tier).spec, self.config.drain_timeout_s)
 
     async def reload(self, config: ServingConfig | None = None) -> None:
         """Go over to another configuration; without one, load every loaded model anew. No request is lost.
@@ -140,6 +143,14 @@ class ModelHost:
             }
             for key, one in self.pool.entries.items()
         }
+
+    def _only(self, task: Task | None) -> Tier:
+        fitting = [tier for tier in self.tiers.values() if tier.spec.task == task]
+        if len(fitting) != 1:
+            names = ", ".join(tier.name for tier in fitting)
+            known = f"name one of: {names}" if fitting else f"no tier is for {task}"
+            raise UnknownTierError(f"the request names no tier; {known}")
+        return fitting[0]
 
     def _at_start(self) -> list[ModelSpec]:
         """What is pinned, and of the rest what the budget is expected to have room for."""
@@ -181,7 +192,8 @@ class ModelHost:
                 await self.pool.unload(spec.key, 0.0)
             raise
         drain = self.config.drain_timeout_s
-        self.config, self.sharing, self.pool.pinned = config, sharing, pinned
+        self._serve(config, sharing)
+        self.pool.pinned = pinned
         kept = {spec.key for spec in sharing.models}
         await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.entries) - kept))
 

@@ -498,11 +498,16 @@ class TestReloading:
 
         async def run():
             async with Service(old, store) as service:
+                basic, premium = map(service.models.lookup, ("basic", "premium"))
                 await service.models.reload(new)
                 assert set(await service.classify(SENTENCE, tier="basic")) == {"bad", "good"}
                 assert (await service.embed([SENTENCE])).shape == (1, 32)
                 with pytest.raises(UnknownTierError):
                     await service.classify(SENTENCE, tier="premium")
+                # Tiers that were looked up before the reload lead to what is served now.
+                assert set(await service.classify(SENTENCE, tier=basic)) == {"bad", "good"}
+                with pytest.raises(UnknownTierError):
+                    await service.classify(SENTENCE, tier=premium)
                 keys = {spec.key for spec in service.models.sharing.models}
                 assert set(service.models.pool.entries) == keys
 
