@@ -4,20 +4,20 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint ui clean
+.PHONY: help demo serve test lint docs ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.demo ## install, then press MiniLM on the embedded reviews into out/demo/ (8 to 10 minutes with the install, then seconds)
+demo: .venv/.demo ## install, then compress MiniLM on the embedded reviews into out/demo/ (8 to 10 minutes the first time, then seconds)
 	$(BIN)/pressoir compress configs/demo.yaml --output out/demo
 
-serve: .venv/.demo ## the page on what the demo made: teacher and compressed model side by side, http://127.0.0.1:5001
+serve: .venv/.demo ## serve the models of the demo, with a page that compares teacher and compressed model: http://127.0.0.1:5001
 	$(BIN)/pressoir serve configs/serving-demo.yaml
 
 # Idle threads of one test must not spin on the CPU of another. Files keep their order: those with few but long tests,
 # which a reordering puts last, come early.
-test: .venv/.dev ## install, then run every test (about 25 minutes on two cores)
+test: .venv/.dev ## install, then run all tests (about 25 minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev ## check style, formatting and types
@@ -25,7 +25,11 @@ lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ui: .venv/.demo ## start Prefect's and MLflow's pages on this machine; Ctrl-C stops both
+# The variable silences a notice about MkDocs 2, which this site does not use.
+docs: .venv/.docs ## build the documentation into out/site/, which reads offline; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+ui: .venv/.demo ## start the Prefect and MLflow UIs on this machine; Ctrl-C stops both
 	$(BIN)/pressoir ui
 
 clean: ## remove the virtual environment, caches and out/ (not .pressoir/, which holds your models)
@@ -43,3 +47,7 @@ clean: ## remove the virtual environment, caches and out/ (not .pressoir/, which
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@ .venv/.demo
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@

@@ -33,10 +33,10 @@ def batch_evaluation(
     resume: str | None = None,
     batches: tuple[str, ...] = (),
 ) -> EvaluationResult:
-    """Evaluate all models of `config`, batch after batch, within the memory that there really is.
+    """Evaluate all models of `config`, in batches that fit the available memory.
 
-    `resume` is the name or the folder of an earlier run, which is gone on with; `batches` are the only ones
-    to be run. A model that fails does not end the run: its outcome says why.
+    `resume` is the name or folder of a previous run to resume; `batches` selects the batches to run. A model
+    that fails does not end the run: its outcome says why.
     """
     from prefect.runtime import flow_run
 

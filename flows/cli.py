@@ -55,7 +55,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Press Transformer models into small, fast ones, and prove what each step cost."""
+    """Compress Transformer models into small, fast ones, and measure what each step costs."""
 
 
 @main.command()
@@ -63,11 +63,13 @@ def main() -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field; may be repeated."
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan (steps, cache hits, memory), run nothing.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Copy model and report there."
+    "--dry-run", is_flag=True, help="Print the plan (steps, cache hits, memory) without running it."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Copy model and report to this folder."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def compress(
     recipe: Path, overrides: tuple[str, ...], dry_run: bool, output: Path | None, verbose: bool
 ) -> None:
@@ -101,13 +103,13 @@ def compress(
 
 @main.group()
 def store() -> None:
-    """Look after the artifacts under $PRESSOIR_HOME (default: .pressoir/)."""
+    """Manage the artifacts in $PRESSOIR_HOME (default: .pressoir/)."""
 
 
 @store.command("ls")
 def store_ls() -> None:
-    """List every artifact."""
-    table = Table("stage", "key", "kind", "MB", "made (UTC)", "figures", box=None)
+    """List all artifacts."""
+    table = Table("stage", "key", "kind", "MB", "created (UTC)", "metrics", box=None)
     for artifact in Store().artifacts():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
         size = f"{artifact.size_bytes / 1e6:.1f}"
@@ -119,7 +121,7 @@ def store_ls() -> None:
 
 @store.command("verify")
 def store_verify() -> None:
-    """Hash every artifact again; exit code 1 if one is damaged (the run that needs it builds it anew)."""
+    """Verify the hashes of all artifacts; exit code 1 if one is damaged (it is rebuilt when needed)."""
     the_store, damaged, total = Store(), 0, 0
     for artifact in the_store.artifacts():
         total += 1
@@ -132,11 +134,11 @@ def store_verify() -> None:
 
 @store.command("gc")
 @click.option(
-    "--older-than-days", default=30.0, show_default=True, help="Keep what was used within this time."
+    "--older-than-days", default=30.0, show_default=True, help="Keep artifacts used within this many days."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed without removing it.")
 def store_gc(older_than_days: float, dry_run: bool) -> None:
-    """Remove artifacts that no registered model descends from and nobody used for a while."""
+    """Remove artifacts that no registered model was built from and that were not used recently."""
     from pressoir.registry.registry import Registry
 
     the_store = Store()
@@ -144,14 +146,14 @@ def store_gc(older_than_days: float, dry_run: bool) -> None:
     for name, size in removed:
         console.print(f"{name}  {size / 1e6:.1f} MB")
     verb = "would free" if dry_run else "freed"
-    console.print(f"{len(removed)} removed, {verb} {sum(size for _, size in removed) / 1e6:.1f} MB")
+    console.print(f"artifacts: {len(removed)}, {verb} {sum(size for _, size in removed) / 1e6:.1f} MB")
 
 
 @main.command()
-@click.option("--prefect-port", default=4200, show_default=True, help="Port of Prefect's page.")
-@click.option("--mlflow-port", default=5000, show_default=True, help="Port of MLflow's page.")
+@click.option("--prefect-port", default=4200, show_default=True, help="Port of the Prefect UI.")
+@click.option("--mlflow-port", default=5000, show_default=True, help="Port of the MLflow UI.")
 def ui(prefect_port: int, mlflow_port: int) -> None:
-    """Start Prefect's and MLflow's pages on this machine; Ctrl-C stops both."""
+    """Start the Prefect and MLflow UIs on this machine; Ctrl-C stops both."""
     from flows.commands.ui import serve_ui
 
     serve_ui(prefect_port, mlflow_port)
@@ -164,7 +166,7 @@ for command in (search, evaluate, merge, quantize, shard, unshard, verify, regis
 @main.command()
 @click.argument("of", type=click.Choice(FILES), default="recipe")
 def reference(of: str) -> None:
-    """Print the reference of a kind of configuration file as Markdown."""
+    """Print the reference of a type of configuration file as Markdown."""
     from pressoir.reference import reference
 
     click.echo(reference(of))
@@ -174,7 +176,7 @@ def _check_output(output: Path) -> None:
     from pressoir.errors import StoreError
 
     if output.exists() and not (output / "recipe.yaml").exists() and any(output.iterdir()):
-        raise StoreError(f"--output {output} is not empty and was not made by Pressoir; name a new folder")
+        raise StoreError(f"--output {output} is not empty and was not created by Pressoir; choose another")
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         write_text_atomic(output / ".writable", "")
@@ -195,13 +197,13 @@ def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
 def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
     from pressoir.pipeline.estimates import estimate_peak_bytes
 
-    table = Table("step", "takes", "state", "key", "peak memory", box=None)
+    table = Table("step", "input", "state", "key", "peak memory", box=None)
     peak = 0  # never falls: what a process has taken it rarely gives back
     for row in rows:
         if row.state == "build":
             peak = max(peak, estimate_peak_bytes(row.stage, recipe, base))
         memory = f"≤ {peak / 1e9:.1f} GB" if row.state == "build" else "–"
-        table.add_row(row.stage, row.of or "", row.state, (row.key or "after its inputs")[:16], memory)
+        table.add_row(row.stage, row.of or "", row.state, (row.key or "not known yet")[:16], memory)
     console.print(table)
     console.print(
         f"{sum(row.state == 'cached' for row in rows)} of {len(rows)} steps are in the store; nothing was run"
@@ -232,7 +234,7 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:
         console.print(escape(f"id      {result.registry_id}: {result.decision}"))
-    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
 
 
 if __name__ == "__main__":

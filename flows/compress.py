@@ -110,7 +110,7 @@ def plan(recipe: Recipe) -> list[PlanRow]:
 
 @flow(name="compress", flow_run_name="{recipe.name}")
 def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
-    """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
+    """Compress the model of `recipe`: teacher, student, pruning, int8, ONNX, shards, benchmark."""
     store = Store()
     check_inputs(recipe, store)
     with linked_run(recipe.name, "flows.compress.compress", store) as parent:

@@ -75,13 +75,13 @@ def running(config: DaskConfig, worker_bytes: int, at_once: int) -> Iterator[Das
             runner.client.wait_for_workers(1, timeout=_WAIT_S)
         except (OSError, TimeoutError) as error:
             raise RecipeError(
-                f"dask.address: no worker of the cluster {where} answers within {_WAIT_S:.0f} s ({error}); "
+                f"dask.address: no worker of the cluster {where} answered within {_WAIT_S:.0f} s ({error}); "
                 "start the scheduler (dask scheduler) and workers "
                 '(dask worker ADDRESS --resources "MEMORY=8e9")'
             ) from error
         if not offers(runner):
             raise RecipeError(
-                f"dask.address: no worker of the cluster {where} says what memory it has for models; start "
+                f"dask.address: no worker of the cluster {where} declares the resource MEMORY; start "
                 f'workers with: dask worker {config.address} --resources "MEMORY=8e9"'
             )
         _check_prefect_is_reached(runner)
@@ -129,8 +129,8 @@ def _check_prefect_is_reached(runner: DaskTaskRunner) -> None:
     if away:
         raise RecipeError(
             f"dask.address: workers on other machines ({', '.join(sorted(away)[:5])}) cannot reach Prefect "
-            f"at {url}; start a server for all (prefect server start --host 0.0.0.0) and set PREFECT_API_URL "
-            "to its address"
+            f"at {url}; start a server that they can reach (prefect server start --host 0.0.0.0) and set "
+            "PREFECT_API_URL to its address"
         )
 
 
@@ -163,7 +163,7 @@ def opened(config: EvaluationConfig, dask_config: DaskConfig) -> Iterator[Cluste
         )
         offered = offer(runner)
         get_run_logger().info(
-            "%d workers offer %s for models, the largest %s",
+            "%d workers offer %s of memory for models, the largest %s",
             len(offers(runner)),
             _gb(offered.total_bytes),
             _gb(offered.largest_bytes),
@@ -210,7 +210,7 @@ class Cluster:
             for one in plan.skipped:
                 given = Assignment.of(jobs[one.model], estimates[one.model], 1, self.limits)
                 largest = f"the largest worker offers {_gb(one.budget_bytes)}"
-                detail = f"a single sample a batch takes {_gb(one.peak_bytes)}, {largest}"
+                detail = f"a single sample needs {_gb(one.peak_bytes)}, {largest}"
                 outcomes.setdefault(one.model, given.failed("skipped_memory", detail))
             waiting = []
             for placement in (one for batch in plan.batches for one in batch.placements):
@@ -252,7 +252,7 @@ class Cluster:
                     for given, future in pending.values():
                         future.wrapped_future.cancel()
                         yield given.failed(
-                            "skipped_memory", f"no worker is left that offers {_gb(given.memory_bytes)}"
+                            "skipped_memory", f"no remaining worker offers {_gb(given.memory_bytes)}"
                         )
                     return
                 continue
@@ -269,7 +269,7 @@ class Cluster:
             if more is None:
                 yield outcome
             else:
-                get_run_logger().info("%s: %s, is tried with a whole worker", given.job.model, outcome.detail)
+                get_run_logger().info("%s: %s, retrying with a whole worker", given.job.model, outcome.detail)
                 start(more)
 
 

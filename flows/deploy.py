@@ -31,7 +31,7 @@ SERVE = (sys.executable, "-m", "flows.cli", "serve")
 def deploy(
     config: Annotated[ServingConfig, BeforeValidator(load)], server: str | None = None
 ) -> DeployResult:
-    """Check, try out and register `config`, and have the server at the address `server` go over to it."""
+    """Check, test and register `config`; optionally switch the running server at `server` to it."""
     from prefect.runtime import flow_run
 
     store = Store()
@@ -75,5 +75,5 @@ def _table(config: ServingConfig, latencies: dict[str, float]) -> list[dict[str,
 def _failed(error: PressoirError, attempt: Transaction) -> DeploymentError:
     """What went wrong, and what became of the changes before it."""
     left: list[str] = attempt.get(steps.NOT_UNDONE, [])
-    after = "; ".join(left) if left else "everything is as it was before"
+    after = "; ".join(left) if left else "all changes were rolled back"
     return DeploymentError(f"{error}\n{after}")

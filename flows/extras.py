@@ -19,5 +19,5 @@ def needs_dask() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"`dask` needs the extra of that name: pip install 'pressoir[dask]' ({error})"
+            f"`dask` requires the extra dependencies: pip install 'pressoir[dask]' ({error})"
         ) from error

@@ -74,9 +74,9 @@ class Here:
 
 @flow(name="search", flow_run_name="{config.name}", validate_parameters=True)
 def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResult:
-    """Find the recipe that meets the budget of `config`; its folder keeps what was tried, for the next run.
+    """Find the best recipe within the budget of `config`; a later run resumes from its results folder.
 
-    Where none meets it, the result has no winner: it says what is missing, and which recipe is nearest.
+    If no recipe meets the budget, the result has no winner but names the nearest recipe and what it misses.
     """
     from prefect.runtime import flow_run
 
@@ -133,7 +133,7 @@ def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Limit
             terminal.progress(min(len(done), total), total, "trials")
             terminal.message(text)
 
-    tell(f"{len(done)} of {total} trials are done; the space has {study.combinations} recipes")
+    tell(f"{len(done)} of {total} trials completed; the search space has {study.combinations} recipes")
     while True:
         while len(running) < workers.size and not (deadline and time.monotonic() > deadline):
             if (asked := study.ask(config.trials)) is None:

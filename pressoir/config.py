@@ -1,4 +1,4 @@
-"""Typed configuration: frozen values, read from YAML, with every mistake told at once.
+"""Typed configuration: frozen values, read from YAML, with all errors reported at once.
 
 Recipes, evaluation and serving configurations are all of these types. A field of the YAML file can be set
 from the command line (`--set quantize.scheme=q4`); an unknown field is an error that names the nearest one.
@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
-    """A frozen value in which an unknown field is an error."""
+    """A frozen value; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> Any:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}; give the path of a YAML file") from error
+        raise RecipeError(f"{path}: {error.strerror or error}; specify the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     return raw if raw is not None else {}
@@ -138,7 +138,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    problem=f"{key.value!r} is specified twice", problem_mark=key.start_mark
                 )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -156,7 +156,7 @@ def _plain(value: Any, source: str) -> Any:
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"--set {override!r}: write it as field=value, such as distill.epochs=3")
+        raise RecipeError(f"--set {override!r}: expected field=value, such as distill.epochs=3")
     node: dict[str, Any] = raw
     *parents, last = key.split(".")
     for parent in parents:

@@ -139,6 +139,6 @@ def _transcript_signature(name: str) -> str:
 def _check_pairs(predicted: Sequence[str], expected: Sequence[str]) -> None:
     if len(predicted) != len(expected) or not expected:
         raise DataError(
-            f"{len(predicted)} predicted texts cannot be scored against {len(expected)} expected ones; give "
-            "one for one, at least one"
+            f"{len(predicted)} predicted texts cannot be scored against {len(expected)} expected ones; the "
+            "numbers must be equal and at least one"
         )

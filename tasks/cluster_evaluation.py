@@ -29,7 +29,7 @@ def evaluate_on_worker(given: cluster.Assignment, topic: str) -> Outcome:
     def tell(event: Event) -> None:
         known = worker.state.tasks.get(key)
         if known is None or known.state == "cancelled":
-            raise PressoirError(f"{event.model}: nobody waits for it any more")
+            raise PressoirError(f"{event.model}: no longer awaited")
         if event.kind == "started":
             event = replace(event, detail=f"on worker {worker.address}")
         worker.log_event(topic, {"event": asdict(event)})

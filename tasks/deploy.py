@@ -64,7 +64,7 @@ def one_at_a_time(store: Store) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell("another deployment is under way; waiting until it has ended")
+            tell("another deployment is in progress; waiting until it ends")
             lock.acquire()
     try:
         yield
@@ -79,7 +79,9 @@ def check_server(server: str) -> None:
         RecipeError: the address or the key is wrong. UnreachableError, DeploymentError: it does not answer.
     """
     if not os.environ.get(KEY, "").strip():
-        raise RecipeError(f"{KEY} is not set: a server is told to reload with its key alone; set it")
+        raise RecipeError(
+            f"{KEY} is not set; set it to the API key of the server, which is required to reload it"
+        )
     with closing(Server(server)) as running:
         running.digests()
 
@@ -119,7 +121,7 @@ def resolve_models(config: ServingConfig, store: Store, run: Run) -> tuple[Servi
 
 @stage_task(name="smoke", task_run_name="smoke")
 def try_out(config: ServingConfig, command: Sequence[str], store: Store, run: Run) -> dict[str, float]:
-    """Have every tier answer in a server of its own; return the milliseconds it took."""
+    """Test every tier in a temporary server; return its latency, milliseconds."""
     latencies = smoke.smoke(config, store, command, tell)
     run.log(metrics={f"smoke.{name}.latency_ms": value for name, value in latencies.items()})
     return latencies
@@ -127,7 +129,7 @@ def try_out(config: ServingConfig, command: Sequence[str], store: Store, run: Ru
 
 @stage_task(name="remember", task_run_name="remember")
 def remember(config: ServingConfig, server: str | None, store: Store, run: Run) -> Before:
-    """Note what there is; if a later step fails, all of it is made so again."""
+    """Record the current state, which is restored if a later step fails."""
     registry = Registry(store.home)
     text = registry.content()
     version = serving_version.look(serving_version.model_name(config), run)
@@ -162,7 +164,7 @@ def put_back(transaction: Transaction) -> None:
         try:
             step()
         except Exception as error:  # whatever it is, the others still have to be undone
-            failures.append(f"{what} could not be put back: {error}")
+            failures.append(f"{what} could not be restored: {error}")
             tell(failures[-1])
     if parent is not None:
         parent.set(NOT_UNDONE, failures)
@@ -170,7 +172,7 @@ def put_back(transaction: Transaction) -> None:
 
 @stage_task(name="register", task_run_name="register")
 def register(entry: ServingEntry, store: Store) -> None:
-    """Put the configuration into the registry, from which `pressoir serve NAME` takes it."""
+    """Add the configuration to the registry, where `pressoir serve NAME` finds it."""
     registry = Registry(store.home)
     try:
         old = registry.serving(entry.id)
@@ -185,19 +187,19 @@ def register(entry: ServingEntry, store: Store) -> None:
 def promote(
     config: ServingConfig, latencies: Mapping[str, float], before: Before, store: Store, run: Run
 ) -> str:
-    """Make the configuration a version in MLflow that carries the alias; return the version."""
+    """Register the configuration as an MLflow model version with the alias; return the version."""
     name = serving_version.model_name(config)
     version = serving_version.register(config, dict(latencies), run, store)
     run.log(tags={"registered_model": name, "registered_version": version})
     held = before.version.holder
-    whose = "" if held in (None, version) else f", which version {held} had"
+    whose = "" if held in (None, version) else f", previously held by version {held}"
     tell(f"version {version} of {name} in MLflow has the alias {serving_version.ALIAS!r}{whose}")
     return version
 
 
 @stage_task(name="reload", task_run_name="reload")
 def reload(config: ServingConfig, server: str) -> None:
-    """Have a running server go over to the configuration, and every tier of it load and answer there.
+    """Switch a running server to the configuration, and load and test all its tiers there.
 
     The files may be others where it runs, and it loads by itself only what it had loaded of a tier before.
     """
@@ -209,7 +211,7 @@ def reload(config: ServingConfig, server: str) -> None:
         for name, tier in config.tiers.items():
             running.load(name, config.load_timeout_s)
             running.ask(name, tier)
-    tell(f"{server} serves it")
+    tell(f"{server} now serves it")
 
 
 def tell(text: str) -> None:
@@ -236,4 +238,6 @@ def _turn_back(before: Before) -> None:
         if before.serves is not None:
             running.reload(before.serves)
         elif running.digests() != before.digests:
-            raise PressoirError("it serves the new configuration, and never told its earlier one; restart it")
+            raise PressoirError(
+                "it serves the new configuration, and its previous one is unknown; restart it"
+            )

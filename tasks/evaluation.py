@@ -31,7 +31,7 @@ def prepare(
     folder: Path | None,
     seen: Survey | None = None,
 ) -> tuple[Path, Prepared]:
-    """Look up models and data, estimate, plan; make the run's folder, or go on in `folder`."""
+    """Resolve models and data, estimate memory and plan; create the run's folder, or resume in `folder`."""
     prepared = run.prepare(config, Store(home), batches=batches, seen=seen)
     if folder is not None:
         prepared = run.resume(prepared, folder)
@@ -42,14 +42,14 @@ def prepare(
 
 @stage_task(name="evaluate", task_run_name="evaluate-{batch}")
 def evaluate_batch(prepared: Prepared, batch: str, log: MemoryLog) -> list[Outcome]:
-    """Run the models of one batch side by side, each in a child."""
+    """Run the models of one batch in parallel, each in a child process."""
     with shown(log) as show:
         return list(run.evaluate(prepared, batch, show))
 
 
 @stage_task(name="report")
 def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcome], parent: Run) -> Report:
-    """Score what was predicted, write the results, and tell MLflow: a nested run a model."""
+    """Score the predictions, write the results and log them to MLflow, one nested run per model."""
     results = [_result(prepared, name, outcomes[name]) for name in prepared.names if name in outcomes]
     written = write.write(folder, results, prepared.plan, memory_log.stats(folder), context(prepared))
     for row in written.rows:
@@ -60,7 +60,7 @@ def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcom
 
 
 def context(prepared: Prepared) -> dict[str, object]:
-    """What the results were made with, for whoever reads them."""
+    """The conditions under which the results were produced."""
     seen, dask = prepared.survey, prepared.config.dask
     return {
         "name": prepared.config.name,
@@ -134,7 +134,7 @@ def shown(log: MemoryLog) -> Iterator[Callable[[Event], None]]:
             if terminal is not None:
                 terminal.progress(event.done, event.total, event.model)
         elif event.kind == "waiting":
-            message(f"{event.model}: waits {event.detail}")
+            message(f"{event.model}: waiting {event.detail}")
         elif event.kind == "ended":
             if event.pid is not None:
                 log.unwatch(event.pid)

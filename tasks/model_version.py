@@ -51,7 +51,7 @@ def log_version(
         version = _find(client, name, artifact, report) or _create(name, artifact, report, store, run)
         holder = _holder(client, name, config.alias)
         if holder is not None and holder.version == version.version:
-            promoted, why = True, f"version {version.version} already carries the alias {config.alias!r}"
+            promoted, why = True, f"version {version.version} already has the alias {config.alias!r}"
         else:
             known = None if holder is None else {k: float(v) for k, v in holder.tags.items() if k in measured}
             promoted, why = promotion(measured, known, config.criterion)

@@ -31,12 +31,14 @@ class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
             raise StoreError(
-                f"the store {' or '.join(map(str, homes))} does not hold {config['stage']}/{config['key']}; "
-                "set PRESSOIR_HOME to where it is now, or run its recipe again"
+                f"the store {' or '.join(map(str, homes))} does not contain "
+                f"{config['stage']}/{config['key']}; set PRESSOIR_HOME to its current location, or run its "
+                "recipe again"
             )
         if folder_digest(folder)[0] != config["digest"]:
             raise StoreError(
-                f"{folder} is not what was registered (digest {config['digest']}); run its recipe again"
+                f"{folder} differs from the registered model (digest {config['digest']}); run its recipe "
+                "again"
             )
         self.predictor = open_predictor(folder, available_cpus())
 

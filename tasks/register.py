@@ -28,7 +28,7 @@ def register(
     row: AnyRow,
     run: RunContext,
 ) -> tuple[bool, str]:
-    """Register `final`, measured as `row`; return whether it took over the alias, and why."""
+    """Register `final`, measured as `row`; return whether it received the alias, and why."""
     registry = Registry(run.store.home)
     base, folder = registry.models().get(recipe.model), run.store.path(final)
     registry.add(

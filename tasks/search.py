@@ -48,19 +48,19 @@ class TrialReporter:
 def measure_reference(
     config: SearchConfig, pipeline: Pipeline, home: Path, conditions: Conditions
 ) -> Figures:
-    """Train the teacher, export it, measure it."""
+    """Train, export and measure the teacher."""
     return trial.reference(config.recipe, pipeline, Store(home), TrialReporter("teacher"), conditions)
 
 
 @stage_task(name="trial", task_run_name="trial-{given.number}")
 def run_trial(given: Assignment, pipeline: Pipeline, home: Path) -> Outcome:
-    """Carry out one trial, here."""
+    """Run one trial in this process."""
     return trial.run(given, pipeline, Store(home), TrialReporter(f"trial {given.number}"))
 
 
 @stage_task(name="report")
 def write_report(config: SearchConfig, found: Found, test: Sequence[AnyRow], parent: Run) -> list[Path]:
-    """Write what was found, and give it to MLflow."""
+    """Write the report and log it to MLflow."""
     paths = report.write(config, found, test)
     for path in paths:
         parent.client.log_artifact(parent.run_id, str(path))

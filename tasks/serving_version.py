@@ -55,7 +55,9 @@ def reference_of(uri: str, store: Store) -> str:
     """
     asked = _REFERENCE.fullmatch(uri)
     if asked is None:
-        raise RegistryError(f"{uri!r} names no version; write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise RegistryError(
+            f"{uri!r} specifies no version; expected models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
     where, default = tracking.tracking_uri(store.home)
     if default:
         with tracking.database_lock(store.home):
@@ -65,16 +67,16 @@ def reference_of(uri: str, store: Store) -> str:
     place, digest = version.tags.get("store"), version.tags.get("digest")
     if place is None or digest is None:
         raise RegistryError(
-            f"{uri} was not registered by a recipe of Pressoir's, which would say where its files are; name "
-            "its folder instead"
+            f"{uri} was not registered by Pressoir, so the location of its files is unknown; specify its "
+            "folder instead"
         )
     manifest = store.root / place.removeprefix("store:") / MANIFEST
     try:
         found = Artifact.model_validate_json(manifest.read_text(encoding="utf-8")).digest
     except (OSError, ValueError) as error:
         raise RegistryError(
-            f"{uri} is {place}, which the store {store.root} does not hold; set PRESSOIR_HOME to where it "
-            "was registered, or run its recipe again"
+            f"{uri} is {place}, which is not in the store {store.root}; set PRESSOIR_HOME to the one it "
+            "was registered in, or run its recipe again"
         ) from error
     if found != digest:
         raise RegistryError(f"{uri} has the digest {digest}, but {place} has {found}; run its recipe again")
@@ -93,7 +95,7 @@ def look(name: str, run: tracking.Run) -> Before:
         return Before(False, None)
     if model.tags.get(_KIND) != FOLDER:
         raise RegistryError(
-            f"MLflow has a model {name!r} already that is no serving configuration; choose another `name`"
+            f"MLflow already has a model {name!r} that is not a serving configuration; choose another `name`"
         )
     return Before(True, _holder(model))
 
@@ -150,11 +152,11 @@ def _version(client: Any, asked: re.Match[str]) -> ModelVersion:
     if model is None:
         known = [one.name for one in client.search_registered_models()]
         near = nearest(name, known)
-        hint = f"did you mean {near!r}?" if near else f"it has: {', '.join(sorted(known)) or 'none'}"
+        hint = f"did you mean {near!r}?" if near else f"available: {', '.join(sorted(known)) or 'none'}"
         raise RegistryError(f"MLflow has no registered model {name!r}; {hint}")
     if alias is not None and alias not in model.aliases:
         known = ", ".join(sorted(model.aliases)) or "none"
-        raise RegistryError(f"MLflow's model {name!r} has no alias {alias!r}; it has: {known}")
+        raise RegistryError(f"MLflow's model {name!r} has no alias {alias!r}; available: {known}")
     try:
         return client.get_model_version(name, str(number or model.aliases[alias]))
     except MlflowException as error:
@@ -181,4 +183,4 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(f"MLflow at {uri} fails: {error}") from error
+        raise RegistryError(f"MLflow at {uri} failed: {error}") from error

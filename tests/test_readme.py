@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("name", ["recipe", "evaluation", "serving", "search"])
@@ -46,7 +49,7 @@ def test_commands_parse(document):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
-    assert targets == {"help", "demo", "serve", "test", "lint", "ui", "clean"}
+    assert targets == {"help", "demo", "serve", "test", "lint", "docs", "ui", "clean"}
     assert set(re.findall(r"`make ([a-z]+)`", README)) <= targets
 
 

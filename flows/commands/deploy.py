@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     metavar="URL",
     envvar="PRESSOIR_SERVER",
     show_envvar=True,
-    help="A running server that goes over to it; the key comes from PRESSOIR_API_KEY.",
+    help="A running server to switch to the new configuration; its API key is read from PRESSOIR_API_KEY.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Deploy CONFIG, a YAML file (see configs/): `pressoir serve NAME` then serves it.
+    """Deploy CONFIG, a YAML file (see configs/); `pressoir serve NAME` then serves it.
 
-    Every model is hashed, every tier answers in a server of its own, and only then is anything registered. If
-    a step fails, everything is as it was before.
+    All models are hashed and all tiers are tested in a temporary server before anything is registered. If a
+    step fails, all changes are rolled back.
     """
     from pressoir.serving.config import ServingConfig
 
@@ -49,16 +49,16 @@ def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose
 
 def _print(result: DeployResult) -> None:
     table = Table("tier", "model", "digest", "runtime", box=None, pad_edge=False)
-    table.add_column("answers in", justify="right")
+    table.add_column("latency", justify="right")
     for name, tier in result.config.tiers.items():
         digest, latency = (tier.digest or "")[:12], f"{result.latencies_ms[name]:.1f} ms"
         table.add_row(*map(escape, (name, tier.model, digest, tier.runtime or "", latency)))
     console.print(table)
     was = result.earlier_version
-    before = f", after version {was}" if was not in (None, result.version) else ""
+    before = f", previously version {was}" if was not in (None, result.version) else ""
     console.print(
         f"version {result.version} of {result.registered_model} has the alias {result.alias!r}{before}"
     )
-    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
-    told = f"{result.server} serves it" if result.server else f"pressoir serve {result.name}"
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
+    told = f"now served by {result.server}" if result.server else f"pressoir serve {result.name}"
     console.print(escape(f"serve   {told}"))

@@ -27,32 +27,37 @@ STRATEGIES = ("aggressive", "moderate", "conservative")
 @click.option(
     "--auto",
     is_flag=True,
-    help="Let live memory decide, whatever CONFIG says: no named strategy, no batches made by hand.",
+    help="Ignore strategy and batches of CONFIG; choose them by available memory.",
 )
 @click.option(
-    "--analyze-only", is_flag=True, help="Print the machine, the estimates and the plan; run nothing."
+    "--analyze-only", is_flag=True, help="Print machine, memory estimates and plan without running it."
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each data set."
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use only the first N samples of each data set.",
 )
 @click.option(
     "--batches",
     multiple=True,
     metavar="NAME …",
-    help="Only these batches of the plan (see --list-batches).",
+    help="Run only these batches of the plan (see --list-batches).",
 )
-@click.option("--list-batches", is_flag=True, help="Print the plan's batches, one a line; run nothing.")
-@click.option("--resume", metavar="RUN", help="Go on with an earlier run, by its name or its folder.")
+@click.option("--list-batches", is_flag=True, help="Print the batches of the plan, one per line.")
+@click.option("--resume", metavar="RUN", help="Resume a previous run, given by name or folder.")
 @click.option(
-    "--strategy", type=click.Choice(STRATEGIES), help="Instead of what the available memory suggests."
+    "--strategy", type=click.Choice(STRATEGIES), help="Override the strategy chosen by available memory."
 )
-@click.option("--interactive", is_flag=True, help="Ask for strategy and batches, and before it starts.")
-@click.option("--max-parallel", type=click.IntRange(min=1), metavar="N", help="Most models side by side.")
-@click.option("--probe", is_flag=True, help="Measure two points of each model instead of estimating.")
+@click.option("--interactive", is_flag=True, help="Ask for strategy and batches, and confirm the start.")
+@click.option(
+    "--max-parallel", type=click.IntRange(min=1), metavar="N", help="Maximum number of parallel models."
+)
+@click.option("--probe", is_flag=True, help="Estimate memory by short measurements of each model.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def evaluate(
     config: Path | None,
     auto: bool,
@@ -68,9 +73,9 @@ def evaluate(
     overrides: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Evaluate the models of CONFIG, a YAML file (see configs/), batch by batch, within live memory.
+    """Evaluate the models of CONFIG, a YAML file (see configs/), in batches that fit the available memory.
 
-    Results go to results/<run>/. Exit code 1 says that some model did not end well; the report says why.
+    Results are written to results/<run>/. Exit code 1 means that a model failed; the report says why.
     """
     from pressoir.evaluation import run
     from pressoir.store.store import Store
@@ -116,7 +121,7 @@ def _configuration(
     from pressoir.evaluation.config import EvaluationConfig
 
     if path is None and resume is None:
-        raise RecipeError("give CONFIG, a YAML file (such as configs/evaluation-demo.yaml), or --resume RUN")
+        raise RecipeError("specify CONFIG, a YAML file such as configs/evaluation-demo.yaml, or --resume RUN")
     parsed = None if path is None else EvaluationConfig.from_yaml(path, overrides)
     folder = None
     if resume is not None:
@@ -156,14 +161,14 @@ def _print_survey(seen: Survey) -> None:
     gpus = ", ".join(f"{gpu.name} {_gb(gpu.used_bytes)} of {_gb(gpu.total_bytes)}" for gpu in seen.gpus)
     table = Table.grid(padding=(0, 2))
     for name, value in {
-        "RAM": f"{_gb(memory.total_bytes)} in the machine",
+        "RAM": f"{_gb(memory.total_bytes)} installed",
         "limit": limit,
-        "available": f"{_gb(memory.available_bytes)} (by {memory.available_source})",
+        "available": f"{_gb(memory.available_bytes)} (from {memory.available_source})",
         "swap": swap if memory.swap_total_bytes else "none",
         "GPU": gpus or "none",
         "CPUs": f"{seen.cpus}; {seen.threads} threads for the models",
-        "strategy": f"{seen.strategy} ({'as told' if seen.chosen else 'by the available memory'}): reserve "
-        f"{_gb(seen.reserve_bytes)}, batch size {seen.batch_size}, up to {seen.max_parallel} side by side",
+        "strategy": f"{seen.strategy} ({'specified' if seen.chosen else 'by available memory'}): reserve "
+        f"{_gb(seen.reserve_bytes)}, batch size {seen.batch_size}, up to {seen.max_parallel} in parallel",
         "budget": _gb(seen.budget_bytes),
     }.items():
         table.add_row(name, escape(value))
@@ -175,7 +180,9 @@ def _print_survey(seen: Survey) -> None:
 def _print_estimates(prepared: Prepared) -> None:
     from pressoir.evaluation.planner import GB
 
-    table = Table(_whole("model"), "task", "runtime", "fixed GB", "a sample GB", "peak GB", "from", box=None)
+    table = Table(
+        _whole("model"), "task", "runtime", "fixed GB", "GB/sample", "peak GB", "estimated by", box=None
+    )
     for name in prepared.names:
         if name in prepared.refused:
             continue
@@ -199,8 +206,8 @@ def _print_plan(prepared: Prepared) -> None:
     console.print(table)
     for one in prepared.plan.skipped:
         console.print(
-            f"[red]skipped[/] {escape(one.model)}: a single sample takes {_gb(one.peak_bytes)}, the budget "
-            f"is {_gb(one.budget_bytes)}"
+            f"[red]skipped[/] {escape(one.model)}: needs {_gb(one.peak_bytes)} for a single sample, but the "
+            f"budget is {_gb(one.budget_bytes)}"
         )
 
 
@@ -225,10 +232,10 @@ def _print_result(result: EvaluationResult) -> None:
         last = (one.detail.strip().splitlines() or [""])[-1]
         console.print(f"[red]{one.verdict}[/] {escape(one.id)}: {escape(last)}", soft_wrap=True)
     console.print(f"\nreport  {escape(str(result.folder / 'report.md'))}", soft_wrap=True)
-    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
     if bad:
         console.print(
-            f"{len(bad)} of {len(result.rows)} did not end well; once mended: "
+            f"{len(bad)} of {len(result.rows)} failed; to retry after fixing the cause: "
             f"pressoir evaluate --resume {escape(str(result.folder))}",
             soft_wrap=True,
         )

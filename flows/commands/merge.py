@@ -53,53 +53,67 @@ def _one_value_a_flag(args: Iterable[str], many: set[str]) -> Iterator[str]:
 @click.command(cls=ManyValues)
 @click.option("--models", multiple=True, required=True, metavar="MODEL MODEL …", help="Models to merge.")
 @click.option(
-    "--method", type=click.Choice(METHODS), default="slerp", show_default=True, help="dare is dare_ties."
+    "--method",
+    type=click.Choice(METHODS),
+    default="slerp",
+    show_default=True,
+    help="Merge method; dare is an alias of dare_ties.",
 )
 @click.option(
-    "--ratios", type=float, multiple=True, metavar="R R …", help="One a model; slerp: t = second / sum."
+    "--ratios", type=float, multiple=True, metavar="R R …", help="Weight per model; slerp: t = second / sum."
 )
 @click.option(
-    "--base", metavar="MODEL", help="What they were fine-tuned from (ties, dare) [default: the first]."
+    "--base", metavar="MODEL", help="Model they were fine-tuned from (ties, dare) [default: the first]."
 )
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write; replaced if it holds a merge.",
+    help="Output folder; an existing merge is replaced.",
 )
-@click.option("--seed", default=42, show_default=True, help="Of dare's random choice.")
+@click.option("--seed", default=42, show_default=True, help="Random seed of dare.")
 @click.option(
     "--evaluate",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
     metavar="FILE …",
-    help="Text to measure perplexity on; a classifier: one table of text and label "
+    help="Text files to measure perplexity on, or, for classifiers, a table with text and label "
     "[default: the embedded reviews].",
 )
 @click.option(
-    "--t", type=float, multiple=True, metavar="T …", help="slerp: instead of ratios; many: a gradient."
+    "--t",
+    type=float,
+    multiple=True,
+    metavar="T …",
+    help="slerp: interpolation parameter, instead of --ratios; several values are interpolated over layers.",
 )
 @click.option(
-    "--density", type=float, multiple=True, metavar="D …", help="ties, dare: part kept; many: a gradient."
+    "--density",
+    type=float,
+    multiple=True,
+    metavar="D …",
+    help="ties, dare: fraction of changes to keep; several values are interpolated over layers.",
 )
 @click.option(
     "--slices",
     multiple=True,
     metavar="M:A-B …",
-    help="Layers A to B-1 of model M (from 0), one after another.",
+    help="Build the result from layers A to B-1 of model M (both from 0).",
 )
 @click.option(
-    "--tokenizer-source", metavar="union|base|M", help="Align embeddings where vocabularies differ."
+    "--tokenizer-source", metavar="union|base|M", help="Tokenizer of the result if vocabularies differ."
 )
 @click.option(
-    "--allow-crimes", is_flag=True, help="Go on where models differ; what does not fit is the base's."
+    "--allow-crimes",
+    is_flag=True,
+    help="Merge even if models differ; incompatible tensors are taken from the base.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="FIELD=VALUE …",
-    help="Any field of a recipe's `merge:` section, such as normalize=false.",
+    help="Set any field of the recipe section `merge`, such as normalize=false.",
 )
 def merge(
     models: tuple[str, ...],
@@ -112,11 +126,11 @@ def merge(
     overrides: tuple[str, ...],
     **extras: Any,
 ) -> None:
-    """Merge fine-tunes of one model into one, without training.
+    """Merge fine-tuned models of one architecture without training.
 
-    A model is a folder, a catalogue id or a hub id. Everything that does not go together (architecture,
-    shapes, vocabularies, counts, memory, disk) is told at once, before any work. Afterwards the parents and
-    the result are measured on the same data: merge_report.md in --output.
+    A model is a folder, a catalogue id or a hub id. Architectures, shapes, vocabularies, memory and disk
+    space are checked before merging, and all problems are reported at once. Afterwards the parents and the
+    result are evaluated on the same data (merge_report.md in --output).
 
     \b
       pressoir merge --models A B --ratios 0.5 0.5 --method slerp --output out/merged
@@ -164,7 +178,7 @@ def _slice(text: str) -> dict[str, Any]:
         match = re.fullmatch(r"(\d+):(\d+)-(\d+)", part)
         if match is None:
             raise click.BadParameter(
-                f"{text!r}: write it as model:first-end, such as 0:0-4", param_hint="--slices"
+                f"{text!r}: expected model:first-end, such as 0:0-4", param_hint="--slices"
             )
         model, first, end = map(int, match.groups())
         sources.append({"model": model, "layer_range": [first, end]})
@@ -208,7 +222,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
         running_text.save(TextConfig(evaluation=names), folder)
         return folder
     if len(files) > 1:
-        raise DataError(f"--evaluate: {len(files)} files given, but a classifier is measured on one table")
+        raise DataError(f"--evaluate: {len(files)} files given, but a classifier is evaluated on one table")
     rows = list(sentences.read(files[0], _columns(files[0])))
     labels = sorted({label for _, label in rows})
     (folder / sentences.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")

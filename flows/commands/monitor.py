@@ -45,24 +45,26 @@ _FRAME_LINES = 10
     type=click.FloatRange(0, 100, min_open=True),
     default=85.0,
     show_default=True,
-    help="Alert above this much RAM or GPU memory, percent of the effective limit.",
+    help="Alert above this percentage of RAM (of the effective limit) or GPU memory.",
 )
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     default=2.0,
     show_default=True,
-    help="Seconds between two samples.",
+    help="Seconds between samples.",
 )
 @click.option(
-    "--log", type=click.Path(path_type=Path, dir_okay=False), help="Append each sample as JSON line."
+    "--log", type=click.Path(path_type=Path, dir_okay=False), help="Append each sample as a JSON line."
 )
-@click.option("--pid", type=click.IntRange(min=1), help="Watch this process and its descendants, to its end.")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many samples.")
+@click.option(
+    "--pid", type=click.IntRange(min=1), help="Watch this process and its descendants until it ends."
+)
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many samples.")
 def monitor(threshold: float, interval: float, log: Path | None, pid: int | None, count: int | None) -> None:
-    """Watch CPU, RAM, swap, GPUs and temperature; RAM as part of what this process may really use.
+    """Monitor CPU, RAM, swap, GPUs and temperature; RAM relative to the limit of this process.
 
-    With --pid, limits are those of that process: a container can be watched from outside.
+    With --pid, the limits are those of that process, so that a container can be monitored from outside.
     """
     from pressoir.system.monitor import Sampler, Summary
 
@@ -125,9 +127,7 @@ def _opened(log: Path | None) -> Iterator[BinaryIO | None]:
         cut_off = log.exists() and _is_cut_off(log)
         file = log.open("ab", buffering=0)
     except OSError as error:
-        raise StoreError(
-            f"--log {log}: {error.strerror or error}; name a file that can be written"
-        ) from error
+        raise StoreError(f"--log {log}: {error.strerror or error}; choose a writable file") from error
     with file:
         if cut_off:
             file.write(b"\n")
@@ -221,10 +221,10 @@ def _view(sample: Sample, threshold: float, interval_s: float) -> RenderableType
         add(f"GPU {index}", percent, f"{_gb(gpu.used_bytes)} of {_gb(gpu.total_bytes)}{busy}, {gpu.name}")
     parts: list[RenderableType] = [bars, f"[dim]limit: {escape(sample.ram_limit_source)}[/]"]
     if sample.pressure_percent is not None:
-        parts.append(f"[dim]waited for memory: {sample.pressure_percent:.1f} % of the last 10 s[/]")
+        parts.append(f"[dim]memory pressure: {sample.pressure_percent:.1f} % of the last 10 s[/]")
     parts += [_processes(sample)] if sample.watched else []
     parts += [f"[bold red]ALERT[/] {escape(alert)}" for alert in sample.alerts]
-    title = f"{_clock(sample)}, every {interval_s:g} s, alert above {threshold:g} %, Ctrl-C ends"
+    title = f"{_clock(sample)}, every {interval_s:g} s, alert above {threshold:g} %, Ctrl-C stops"
     # Two columns are left for the "^C" that a terminal echoes: wrapped, it would shift what is drawn next.
     return Panel(Group(*parts), title=title, title_align="left", width=max(console.width - 2, 20))
 

@@ -32,39 +32,48 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--output",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write; replaced if this command made it.",
+    help="Output folder; replaced if created by this command.",
 )
 @click.option(
     "--level",
     required=True,
     type=click.Choice(LEVELS),
-    help="q8 to q2: weights of causal LMs; int8: weights and activations of the others.",
+    help="q8 to q2: weights of causal LMs; int8: weights and activations of other models.",
 )
-@click.option("--algorithm", type=click.Choice(("rtn", "hqq", "gptq")), help="[default: hqq]")
-@click.option("--block-size", type=int, metavar="N", help="Weights a scale [default: 64, q2: 128].")
+@click.option(
+    "--algorithm", type=click.Choice(("rtn", "hqq", "gptq")), help="Quantisation algorithm [default: hqq]."
+)
+@click.option("--block-size", type=int, metavar="N", help="Weights per scale [default: 64, q2: 128].")
 @click.option(
     "--embeddings",
     type=click.Choice(("int8", "q4", "float")),
-    help="Token embedding and output head [default: int8].",
+    help="Format of token embeddings and output head [default: int8].",
 )
 @click.option(
     "--calibration",
     type=FILE,
-    help="Text for gptq and mixed bits; int8 classifiers: a table of text and label "
+    help="Text file for gptq and mixed precision; for int8 classifiers, a table with text and label "
     "[default: the embedded reviews].",
 )
-@click.option("--target-bits", type=float, metavar="X", help="Mean bits; each layer's level is chosen.")
 @click.option(
-    "--max-perplexity-increase", metavar="X%", help="Fewest bits that cost no more; levels are chosen."
+    "--target-bits", type=float, metavar="X", help="Average bits per weight; bit widths are chosen per layer."
 )
-@click.option("--act-order", is_flag=True, help="gptq: most important columns first.")
 @click.option(
-    "--damping", type=float, metavar="X", help="gptq: of the Hessian's mean diagonal [default: 0.01]."
+    "--max-perplexity-increase",
+    metavar="X%",
+    help="Choose the lowest bit widths within this increase of perplexity.",
 )
-@click.option("--test", is_flag=True, help="Generate with source and result, print both perplexities.")
-@click.option("--evaluation", type=FILE, help="Text for --test [default: the embedded reviews].")
-@click.option("--low-cpu-mem", is_flag=True, help="Never hold the float model, not even for the checks.")
-@click.option("--seed", default=42, show_default=True)
+@click.option("--act-order", is_flag=True, help="gptq: quantise the most important columns first.")
+@click.option(
+    "--damping",
+    type=float,
+    metavar="X",
+    help="gptq: damping, a fraction of the Hessian's mean diagonal [default: 0.01].",
+)
+@click.option("--test", is_flag=True, help="Generate text with source and result; print both perplexities.")
+@click.option("--evaluation", type=FILE, help="Text file for --test [default: the embedded reviews].")
+@click.option("--low-cpu-mem", is_flag=True, help="Never load the whole float model, not even for checks.")
+@click.option("--seed", default=42, show_default=True, help="Random seed.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads [default: all].")
 def quantize(
     model: str,
@@ -78,12 +87,12 @@ def quantize(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Store MODEL's weights in fewer bits, then export it to ONNX and prove what the graph computes.
+    """Quantise MODEL, export it to ONNX and verify the exported graph.
 
-    --output gets quantized/ (packed safetensors; not for translation and speech), onnx/ and metadata.json.
-    Quantising reads one layer at a time; the parity check of a causal LM then holds the dequantised model in
-    PyTorch, unless --low-cpu-mem, which dequantises each layer whenever it is computed (the same check,
-    slower) and leaves the source's side of --test out.
+    Writes quantized/ (packed safetensors; not for translation and speech), onnx/ and metadata.json to
+    --output. Quantisation reads one layer at a time; the parity check of a causal LM then loads the
+    dequantised model into memory. With --low-cpu-mem it dequantises one layer at a time instead (the same
+    check, but slower), and --test runs the result only.
 
     \b
       pressoir quantize --model MODEL --output out/q4 --level q4
@@ -122,18 +131,18 @@ def _check(level: str, task: str, test: bool, low_cpu_mem: bool) -> None:
 
     if task == "causal-lm" and level == "int8":
         raise QuantizationError(
-            "--level int8 quantises activations too, which is for other models; a causal LM "
-            "takes q8, q4, q3 or q2"
+            "--level int8 also quantises activations, which is not supported for causal LMs; choose q8, q4, "
+            "q3 or q2"
         )
     if task != "causal-lm" and level != "int8":
-        raise QuantizationError(f"--level {level} is for causal LMs; a model for {task} takes int8")
+        raise QuantizationError(f"--level {level} is for causal LMs; choose int8 for {task}")
     if task == "feature-extraction":
         raise QuantizationError(
-            "a model without a head cannot be exported yet; give one with its task's head"
+            "exporting a model without a task head is not supported; use a model with one"
         )
     if task != "causal-lm" and (test or low_cpu_mem):
         option = "--test" if test else "--low-cpu-mem"
-        raise QuantizationError(f"{option} is for causal LMs, but this is a model for {task}; leave it out")
+        raise QuantizationError(f"{option} is for causal LMs, but this is a model for {task}; omit it")
 
 
 def _weights_only(
@@ -169,8 +178,9 @@ def _classifier(
         save_demo(data)
         config = config.model_copy(update={"max_accuracy_drop": None})
         context.reporter.message(
-            "no labelled data given (--calibration TABLE): no layer is kept in float32 for accuracy's sake, "
-            "and validation accuracy is on the embedded reviews: it tells something of sentiment models only"
+            "no labelled data given (--calibration TABLE): no layers are kept in float32 to preserve "
+            "accuracy, and validation accuracy is measured on the embedded reviews, which is meaningful for "
+            "sentiment models only"
         )
     else:
         save_table(table, source.folder, data)
@@ -233,7 +243,7 @@ def _print_result(output: Path) -> None:
     content = json.loads((output / FILE).read_text(encoding="utf-8"))
     lines = []
     if content["bits_per_weight"] is not None:
-        lines.append(f"{content['bits_per_weight']:.2f} bits a weight, scales and zero points included")
+        lines.append(f"{content['bits_per_weight']:.2f} bits per weight, including scales and zero points")
     errors = {name: layer["relative_error"] for name, layer in content["layers"].items()}
     if errors:
         worst = max(errors, key=lambda name: errors[name])
@@ -262,7 +272,7 @@ def _print_test(source: Path, result: Path, content: str, threads: int, low_cpu_
     prompts = prompts_of(content)
     sides: dict[str, Side] = {}
     if low_cpu_mem:
-        console.print("the source is not tested: it would have to be loaded in float32", soft_wrap=True)
+        console.print("the source is not tested, because it would be loaded in float32", soft_wrap=True)
     else:
         sides["source"] = side(source, prompts, content, threads)
     sides["result"] = side(result, prompts, content, threads)

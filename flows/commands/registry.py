@@ -27,7 +27,7 @@ _WIDE = 100
 
 @click.group()
 def registry() -> None:
-    """Look after the models known by name: the shipped ones, and your own under $PRESSOIR_HOME."""
+    """Manage registered models: those shipped with Pressoir and your own in $PRESSOIR_HOME."""
 
 
 def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
@@ -39,32 +39,39 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
         except ValueError:
             metrics[name] = math.nan
         if not name or not math.isfinite(metrics[name]):
-            raise click.BadParameter(f"{text!r}: write it as name=number, such as perplexity=21.4")
+            raise click.BadParameter(f"{text!r}: expected name=number, such as perplexity=21.4")
     return metrics
 
 
 @registry.command("add")
 @click.argument("id")
 @click.option("--path", type=click.Path(file_okay=False, path_type=Path), help="Folder of the model.")
-@click.option("--from", "reference", help="Any other reference: hub:org/name, https://…, store:…, an id.")
-@click.option("--name", help="Name for people; by default the id.")
-@click.option("--type", "task", type=click.Choice(get_args(Task)), help="By default what config.json says.")
-@click.option("--licence", help="SPDX identifier; by default what its README.md says.")
+@click.option("--from", "reference", help="Other reference: hub:org/name, https://…, store:…, an id.")
+@click.option("--name", help="Human-readable name [default: the id].")
 @click.option(
-    "--metric", "metrics", multiple=True, metavar="NAME=NUMBER", callback=_metrics, help="Repeatable."
+    "--type", "task", type=click.Choice(get_args(Task)), help="Task [default: read from config.json]."
 )
-@click.option("--quantization", help="Scheme of its weights; by default what quantization.json says.")
-@click.option("--mirror", "mirrors", multiple=True, help="Where else it is; repeatable.")
-@click.option("--force", is_flag=True, help="Replace your entry of that id though its files are others.")
+@click.option("--licence", help="SPDX identifier [default: read from README.md].")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    callback=_metrics,
+    help="Metric to record; may be repeated.",
+)
+@click.option("--quantization", help="Quantisation scheme [default: read from quantization.json].")
+@click.option("--mirror", "mirrors", multiple=True, help="Alternative location; may be repeated.")
+@click.option("--force", is_flag=True, help="Replace an entry with the same id but different files.")
 def add(id: str, path: Path | None, reference: str | None, force: bool, task: Any, **said: Any) -> None:
     """Register a model, or update its entry."""
     from pressoir.sources.describe import NO_LICENCE, Details, register
 
     if (path is None) == (reference is None):
-        raise click.UsageError("say where the model is: --path FOLDER, or --from REFERENCE")
+        raise click.UsageError("specify the location of the model: --path FOLDER or --from REFERENCE")
     if path is not None and not path.is_dir():
         raise SourceError(f"--path {path}: no such folder")
-    with console.status("reading and hashing its files"):
+    with console.status("reading and hashing the model files"):
         entry, replaced = register(
             Registry(), id, reference or str(path.resolve()), Details(type=task, **said), force=force
         )
@@ -76,16 +83,16 @@ def add(id: str, path: Path | None, reference: str | None, force: bool, task: An
     _say(f"  at      {entry.urls.base}")
     _say(f"  digest  {entry.digest}")
     if entry.licence == NO_LICENCE:
-        _say("  no licence was found; say it with --licence")
+        _say("  no licence found; specify it with --licence")
     if replaced is None and id in read(shipped_file()).models:
-        _say(f"  it now hides the shipped model of that id; `pressoir registry remove {id}` shows it again")
+        _say(f"  it overrides the shipped model with this id; to undo: pressoir registry remove {id}")
 
 
 @registry.command("list")
 @click.option("--type", "task", type=click.Choice(get_args(Task)), help="Only models of this type.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print complete entries as JSON.")
 def list_models(task: str | None, as_json: bool) -> None:
-    """List every known model."""
+    """List all registered models."""
     the_registry = Registry()
     entries = [entry for entry in the_registry.models().values() if task in (None, entry.type)]
     if as_json:
@@ -107,9 +114,9 @@ def list_models(task: str | None, as_json: bool) -> None:
 
 @registry.command("show")
 @click.argument("id")
-@click.option("--json", "as_json", is_flag=True, help="Print it as it stands in the registry.")
+@click.option("--json", "as_json", is_flag=True, help="Print the registry entry as JSON.")
 def show(id: str, as_json: bool) -> None:
-    """Show all that is known of the model ID."""
+    """Show all details of the model ID."""
     entry = Registry().get(id)
     if as_json:
         click.echo(entry.model_dump_json(indent=2))
@@ -127,11 +134,12 @@ def show(id: str, as_json: bool) -> None:
 
 @registry.command("verify")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--fetch", is_flag=True, help="Fetch what is not here first.")
+@click.option("--fetch", is_flag=True, help="First download models that are not on this machine.")
 def verify(ids: tuple[str, ...], fetch: bool) -> None:
-    """Hash models again, by default all.
+    """Verify the hashes of models (all by default).
 
-    Exit code 1 if one is not what was registered. What is not on this machine is no failure without --fetch.
+    Exit code 1 if a model differs from the registered one. Without --fetch, a model that is not on this
+    machine is not an error.
     """
     from pressoir.sources.verify import verify as verify_models
 
@@ -153,33 +161,38 @@ def verify(ids: tuple[str, ...], fetch: bool) -> None:
 @registry.command("remove")
 @click.argument("id")
 def remove(id: str) -> None:
-    """Forget your entry ID; its files stay."""
+    """Remove your entry ID; the model files are kept."""
     entry = Registry().remove(id)
-    _say(f"forgot {id}; its files stay at {entry.urls.base}")
+    _say(f"removed {id}; the model files remain at {entry.urls.base}")
     if entry.urls.base.startswith("store:"):
-        _say("  they stay until `pressoir store gc` finds nothing that needs them")
+        _say("  `pressoir store gc` deletes them once nothing needs them")
     if id in read(shipped_file()).models:
-        _say("  the shipped model of that id is known again")
+        _say("  the shipped model with this id is visible again")
 
 
 @registry.command("gc")
-@click.option("--store", "and_store", is_flag=True, help="Also remove artifacts that no entry descends from.")
 @click.option(
-    "--older-than-days", default=30.0, show_default=True, help="With --store: keep what was used within this."
+    "--store", "and_store", is_flag=True, help="Also remove artifacts that no entry was built from."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
+@click.option(
+    "--older-than-days",
+    default=30.0,
+    show_default=True,
+    help="With --store: keep artifacts used within this many days.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed without removing it.")
 def gc(and_store: bool, older_than_days: float, dry_run: bool) -> None:
-    """Forget your entries whose files are gone.
+    """Remove your entries whose files no longer exist.
 
-    An entry that also names another machine, the hub or a package stays.
+    Entries that also name a location on another machine, the hub or a package are kept.
     """
     from pressoir.sources.verify import is_gone
 
     the_registry, store = Registry(), Store()
     forgotten: list[Entry] = the_registry.forget(lambda entry: is_gone(entry, store), dry_run=dry_run)
     for entry in forgotten:
-        _say(f"{entry.id}: nothing is at {entry.urls.base}")
-    _say(f"{'would forget' if dry_run else 'forgot'} {len(forgotten)} of your entries")
+        _say(f"{entry.id}: {entry.urls.base} does not exist")
+    _say(f"{'would remove' if dry_run else 'removed'} {len(forgotten)} of your entries")
     if and_store:
         kept = the_registry.references(without={entry.id for entry in forgotten})
         removed = store.collect(kept, older_than_days, dry_run)

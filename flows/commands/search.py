@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field; may be repeated."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's own log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
 
-    Results go to results/<name>-<digest>/; run again after a kill, or for more trials, it goes on there. Exit
-    code 1 says that no recipe meets the budget.
+    Results are written to results/<name>-<digest>/. Running the command again resumes the search, or adds
+    trials. Exit code 1 means that no recipe meets the budget.
     """
     from pressoir.search.config import SearchConfig
 
@@ -57,7 +57,7 @@ def _print(result: SearchResult) -> None:
     states = [trial.outcome.state for trial in found.trials]
     console.print(
         f"\n{len(states)} recipes: {states.count('finished')} trained, {states.count('cut')} cut, "
-        f"{states.count('failed')} failed; above, those that none beats in accuracy, size and latency"
+        f"{states.count('failed')} failed; listed are the Pareto-optimal ones (accuracy, size, latency)"
     )
     if found.winner is not None:
         console.print(f"recipe  {escape(str(result.folder / report.WINNER))}", soft_wrap=True)
@@ -66,4 +66,4 @@ def _print(result: SearchResult) -> None:
         console.print(f"nearest {escape(str(result.folder / report.NEAREST))}", soft_wrap=True)
     console.print(f"report  {escape(str(result.folder / report.REPORT))}", soft_wrap=True)
     console.print(f"page    {escape(str(result.folder / report.PAGE))}", soft_wrap=True)
-    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (make ui shows it)")
+    console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     show_default=True,
     envvar="PRESSOIR_PORT",
     show_envvar=True,
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 chooses a free port.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     "limits",
     multiple=True,
     metavar="NAME=VALUE …",
-    help="A limit of the server, see docs/serving.md.",
+    help="Set a limit of the server, see docs/serving.md.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also show what the workers log.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the log of the workers.")
 def serve(
     config: str, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
 ) -> None:
-    """Serve the tiers of CONFIG: a YAML file (see configs/), or a name that `pressoir deploy` gave.
+    """Serve the tiers of CONFIG: a YAML file (see configs/) or the name of a deployed one.
 
-    Ctrl-C or SIGTERM stops it.
+    Ctrl-C or SIGTERM stops the server.
 
-    One line of JSON a request goes to standard output, everything else to standard error.
+    One JSON line per request is written to standard output, all other messages to standard error.
     """
     from pressoir.config import plain, validate
     from pressoir.serving.config import EXTERNAL, resolve
@@ -61,8 +61,8 @@ def serve(
 
     if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
         raise RecipeError(
-            f"{config} names models of MLflow's registry ({EXTERNAL}…), which the server does not ask; run "
-            f"`pressoir deploy {config}`, and serve what it writes"
+            f"{config} names models of the MLflow registry ({EXTERNAL}…), which the server cannot resolve; "
+            f"run `pressoir deploy {config}` and serve the deployed configuration"
         )
     listening = listen(host, port)  # before anything is hashed or loaded
     try:
@@ -84,7 +84,7 @@ def serve(
         listening,
         allowed,
         parsed.drain_timeout_s,
-        lambda: click.echo(f"http://{shown}:{taken}  Ctrl-C stops it", err=True),
+        lambda: click.echo(f"http://{shown}:{taken}  Ctrl-C stops the server", err=True),
     )
 
 
@@ -97,7 +97,9 @@ def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> Ser
     if Path(config).exists() or Path(config).suffix in (".yaml", ".yml"):
         return ServingConfig.from_yaml(config, overrides)
     if overrides:
-        raise RecipeError(f"{config!r} was deployed as it is; change its file, and deploy it again")
+        raise RecipeError(
+            f"--set cannot change the deployed configuration {config!r}; edit its file and deploy it again"
+        )
     return deployed(config, Registry(store.home))
 
 

@@ -16,14 +16,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.option("--model", required=True, metavar="MODEL", help="Folder, registry id or hub id of the model.")
-@click.option("--output", required=True, type=FOLDER, help="Folder to write; replaced if it holds shards.")
+@click.option("--output", required=True, type=FOLDER, help="Output folder; existing shards are replaced.")
 @click.option("--shards", type=int, help="Number of shards.")
-@click.option("--max-shard-size", type=float, metavar="MB", help="Largest shard, MB = 10^6 bytes.")
+@click.option("--max-shard-size", type=float, metavar="MB", help="Maximum size of a shard, MB = 10^6 bytes.")
 def shard(model: str, output: Path, shards: int | None, max_shard_size: float | None) -> None:
-    """Cut a model's weights into safetensors shards, in the order of execution.
+    """Split the weights of a model into safetensors shards, in order of execution.
 
-    Takes a checkpoint (safetensors, also quantised) or an exported ONNX folder. With neither --shards nor
-    --max-shard-size the number follows the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
+    The model is a checkpoint (safetensors, also quantised) or an exported ONNX folder. Without --shards and
+    --max-shard-size, the number of shards depends on the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
     """
     from pressoir.config import validate
     from pressoir.formats.sharding import MANIFEST
@@ -40,7 +40,7 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
     with progress() as reporter, stage_output(output, MANIFEST, reporter) as context:
         figures = stage.run({"model": folder}, config, context)
     console.print(
-        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, the largest "
+        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, largest "
         f"{figures['largest_shard_mb']:.2f} MB: {escape(str(output))}",
         soft_wrap=True,
     )
@@ -48,15 +48,15 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
 
 @click.command()
 @click.option("--model", required=True, type=FOLDER, help="Sharded folder.")
-@click.option("--output", required=True, type=FOLDER, help="Folder to write; replaced if made by unshard.")
+@click.option("--output", required=True, type=FOLDER, help="Output folder; replaced if created by unshard.")
 def unshard(model: Path, output: Path) -> None:
-    """Put a sharded model together again: one model.safetensors, or one graph with its weights."""
+    """Merge the shards of a model into one model.safetensors, or one ONNX graph with its weights."""
     from pressoir.formats import unsharding
 
     with progress() as reporter, stage_output(output, unsharding.MARK, reporter) as context:
         figures = unsharding.unshard(model, context.out_dir, reporter)
     console.print(
-        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, in one piece: {escape(str(output))}",
+        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, merged: {escape(str(output))}",
         soft_wrap=True,
     )
 
@@ -64,7 +64,7 @@ def unshard(model: Path, output: Path) -> None:
 @click.command()
 @click.argument("folder", type=FOLDER)
 def verify(folder: Path) -> None:
-    """Check that the model in FOLDER is whole; if not, name what is damaged, with exit code 1."""
+    """Verify the model in FOLDER; report damaged files with exit code 1."""
     from pressoir.formats.folder_check import check
 
     findings = check(folder)

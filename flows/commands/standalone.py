@@ -60,7 +60,9 @@ def _only_writer(output: Path) -> Iterator[None]:
         with lock.acquire(timeout=0):
             yield
     except Timeout as error:
-        raise StoreError(f"another command is writing to {output}; wait for it, or name another") from error
+        raise StoreError(
+            f"another command is writing to {output}; wait for it or choose another folder"
+        ) from error
 
 
 def check_replaceable(output: Path, made_with: str) -> None:
@@ -70,8 +72,8 @@ def check_replaceable(output: Path, made_with: str) -> None:
         StoreError: `output` is a file, or a folder with other content.
     """
     if output.exists() and not output.is_dir():
-        raise StoreError(f"--output {output} is a file; name a folder")
+        raise StoreError(f"--output {output} is a file; choose a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / made_with).exists():
         raise StoreError(
-            f"--output {output} is not empty and was not made by this command; name a new folder"
+            f"--output {output} is not empty and was not created by this command; choose a new folder"
         )

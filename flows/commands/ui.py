@@ -55,12 +55,14 @@ def serve_ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -
                 _wait_until_healthy(server, process)
             for server in servers:
                 print(f"{server.name:8} http://{HOST}:{server.port}", flush=True)
-            print(f"To send runs to it: export PREFECT_API_URL=http://{HOST}:{prefect_port}/api", flush=True)
+            print(f"To show runs there: export PREFECT_API_URL=http://{HOST}:{prefect_port}/api", flush=True)
             print("Ctrl-C stops both.", flush=True)
             while True:
                 for server, process in zip(servers, processes, strict=True):
                     if process.poll() is not None:
-                        raise PressoirError(f"{server.name} ended by itself with code {process.returncode}")
+                        raise PressoirError(
+                            f"{server.name} exited unexpectedly with code {process.returncode}"
+                        )
                 time.sleep(0.5)
         except KeyboardInterrupt:
             print("stopping", flush=True)
@@ -80,7 +82,7 @@ def _mlflow(port: int, store: Store) -> Server:
     uri, default = tracking_uri(store.home)
     if uri.startswith("http"):
         raise RecipeError(
-            f"MLFLOW_TRACKING_URI is {uri}, which is a server already: open it, or unset the variable"
+            f"MLFLOW_TRACKING_URI is {uri}, which is already a server: open it, or unset the variable"
         )
     artifacts = (store.home / "mlartifacts").as_uri() if default else "./mlruns"
     with database_lock(store.home):
@@ -99,8 +101,8 @@ def _check_free(server: Server) -> None:
             probe.bind((HOST, server.port))
         except OSError as error:
             raise RecipeError(
-                f"port {server.port} on {HOST} is not free for {server.name} ({error.strerror}); stop what "
-                f"uses it, or choose another with --{server.name.lower()}-port"
+                f"port {server.port} on {HOST} is not available for {server.name} ({error.strerror}); stop "
+                f"the process that uses it, or choose another with --{server.name.lower()}-port"
             ) from error
 
 

@@ -74,7 +74,7 @@ def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
         handles = runtime_handles({row.runtime for row in rows})
         handles += [
             mark("area: size on disk", marker="o", color="none", markeredgecolor=MUTED, markersize=11),
-            mark("95 % interval", color=MUTED, marker="|", markersize=12),
+            mark("95 % confidence interval", color=MUTED, marker="|", markersize=12),
         ]
         if len(corners) > 1:
             handles.append(mark("Pareto front", color=GREEN, linestyle="-", linewidth=2.5, alpha=0.5))

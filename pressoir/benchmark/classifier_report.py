@@ -19,47 +19,47 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Row(Config, allow_inf_nan=False):
-    """The figures of one artifact in one runtime."""
+    """Results of one model in one runtime."""
 
     stage: str
-    """The stage that made it; `teacher` also names the teacher exported to ONNX."""
+    """Stage that produced the model; `teacher` also for the teacher exported to ONNX."""
     runtime: Runtime
-    """What runs it."""
+    """Runtime that executes the model."""
     accuracy: Fraction
-    """Part of the test split that gets the right label."""
+    """Fraction of test sentences with the correct label."""
     accuracy_ci_low: Fraction
-    """Lower end of its Wilson 95 % interval."""
+    """Lower bound of the 95 % Wilson confidence interval of `accuracy`."""
     accuracy_ci_high: Fraction
-    """Upper end."""
+    """Upper bound of that interval."""
     f1: Fraction
-    """F1 of class 1 where there are two classes, else the macro average."""
+    """F1 score of class 1 for two classes, macro average for more."""
     agreement: Fraction
-    """Part of the test split that gets the same label as from the first row's model."""
+    """Fraction of test sentences with the same predicted label as in the first row."""
     size_mb: Positive
-    """Weights, graph, configuration and tokenizer on disk, MB = 10^6 bytes."""
+    """Size on disk of weights, graph, configuration and tokenizer, MB = 10^6 bytes."""
     parameters: Annotated[int, Field(gt=0)]
-    """Weights of the network, however many bits each is stored in."""
+    """Number of parameters, whatever their precision."""
     latency_ms_p50: Positive
-    """Median time of one sentence (batch 1), tokenisation not counted."""
+    """Median latency of one sentence (batch size 1), without tokenisation."""
     latency_ms_p95: Positive
-    """95th percentile of the same."""
+    """95th percentile of that latency."""
     tokenization_ms_p50: Positive | None = None
-    """Median time to tokenise one sentence with the model's own tokenizer; None in files of older
+    """Median time to tokenise one sentence with the tokenizer of the model; None in files of older
     versions."""
     throughput_per_s: Positive
-    """Sentences a second in batches of the header's size."""
+    """Sentences per second in batches of `throughput_batch_size`."""
     baseline_rss_mb: Positive
-    """Memory of a fresh process after its imports, before it loads the model."""
+    """Resident memory of a fresh process after its imports, before loading the model."""
     peak_rss_mb: Positive
-    """Largest memory of that process up to the end of its first sentence."""
+    """Peak resident memory of that process up to the end of the first sentence."""
     load_s: Positive
-    """Time to load engine and tokenizer in that process, imports not counted."""
+    """Time to load model and tokenizer in that process, without imports."""
     speedup: Positive
-    """p50 of the first row, divided by this one's."""
+    """Median latency of the first row divided by that of this row; higher is better."""
     compression: Positive
-    """Size of the first row, divided by this one's."""
+    """Size of the first row divided by that of this row; higher is better."""
     accuracy_delta: Annotated[float, Field(ge=-1, le=1)]
-    """This accuracy less the first row's, a fraction."""
+    """Accuracy minus that of the first row (a fraction)."""
 
     @property
     def simulated(self) -> bool:
@@ -68,20 +68,20 @@ class Row(Config, allow_inf_nan=False):
 
 
 class Conditions(Config, allow_inf_nan=False):
-    """Where and how a comparison was measured: the head of every `benchmark.json`."""
+    """Measurement conditions, at the head of every `benchmark.json`."""
 
     format_version: int = 1
-    """Raised when a reader of older files would misread this one."""
+    """Version of the file format; incremented by incompatible changes."""
     recorded_at: str
-    """UTC time, ISO 8601."""
+    """UTC time of the measurement, ISO 8601."""
     machine: dict[str, str]
-    """CPU, vector features, CPUs, threads, system."""
+    """CPU model, vector instructions, number of CPUs, threads, operating system."""
     versions: dict[str, str]
-    """Of Python and of the packages that ran the models."""
+    """Versions of Python and of the packages that ran the models."""
     threads: int
-    """CPU threads of every row."""
+    """Number of CPU threads, the same for every row."""
     seed: int
-    """Of every random choice, such as the timed sentences."""
+    """Random seed, which for example selects the timed sentences."""
 
     def write(self, path: Path) -> None:
         """Write as JSON, in full precision."""
@@ -112,22 +112,22 @@ class Conditions(Config, allow_inf_nan=False):
 
 
 class Benchmark(Conditions, allow_inf_nan=False):
-    """A whole comparison of classifiers: rows in pipeline order, the first the reference."""
+    """Benchmark of classifiers: rows in pipeline order, the first is the reference."""
 
     test_sentences: int
-    """Size of the test split, on all of which accuracy is measured."""
+    """Number of test sentences on which accuracy is measured."""
     warmup: int
-    """Calls of each model before the first timed one."""
+    """Number of warm-up calls of each model."""
     latency_samples: int
-    """Sentences timed at batch 1, by each model."""
+    """Number of sentences timed per model at batch size 1."""
     throughput_batch_size: int
-    """Sentences a batch."""
+    """Batch size of the throughput measurement."""
     throughput_batches: int
-    """Batches timed, by each model."""
+    """Number of batches timed per model."""
     tokenization_ms_p50: Positive
-    """Median time to tokenise one sentence, the first row's tokenizer; every row has its own."""
+    """Median time to tokenise one sentence with the tokenizer of the first row."""
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
-    """One an artifact and runtime; the last is the final artifact."""
+    """One row per model and runtime; the last is the final model."""
 
 
 def headline(benchmark: Benchmark) -> str:
@@ -135,7 +135,7 @@ def headline(benchmark: Benchmark) -> str:
     first, last = benchmark.rows[0], benchmark.rows[-1]
     if len(benchmark.rows) == 1:
         return (
-            f"{_name(first)}: accuracy {_percent(first.accuracy)}, {first.latency_ms_p50:.2f} ms a sentence"
+            f"{_name(first)}: accuracy {_percent(first.accuracy)}, {first.latency_ms_p50:.2f} ms per sentence"
         )
     return (
         f"{_name(last)} against {_name(first)}: {times(last.speedup, 'faster', 'slower')}, "
@@ -170,11 +170,12 @@ def to_markdown(benchmark: Benchmark) -> str:
         "",
         benchmark.describe(),
         "",
-        f"p50 and p95 are of the model alone, one sentence at a time, over {benchmark.latency_samples} "
-        "sentences, all models in turn in one process; each model's own tokenizer takes its median time in "
-        "addition, and so is in none of these ratios. Sentences/s is in batches of "
-        f"{benchmark.throughput_batch_size}, without tokenizer. Accuracy is on "
-        f"{benchmark.test_sentences} test sentences, with its Wilson 95 % interval. MB = 10⁶ bytes.",
+        f"p50 and p95 are latencies of the model alone at batch size 1, over {benchmark.latency_samples} "
+        "sentences, with the models taking turns in one process; they and the ratios do not include the "
+        "tokenizer, whose median time is listed separately. Sentences/s is measured in batches of "
+        f"{benchmark.throughput_batch_size}, without tokenizer. Accuracy is measured on "
+        f"{benchmark.test_sentences} test sentences, with its 95 % Wilson confidence interval. MB = 10⁶ "
+        "bytes.",
         "",
         *(f"- {note}" for note in _notes(benchmark)),
     ]
@@ -216,8 +217,8 @@ def _notes(benchmark: Benchmark) -> list[str]:
     for row in rows[1:]:
         if row.simulated:
             notes.append(
-                f"{_name(row)} computes int8 in float32, to measure its accuracy; only the exported graph is "
-                "meant to be fast."
+                f"{_name(row)} simulates int8 in float32 to measure accuracy; only the exported graph is "
+                "optimised for speed."
             )
             continue
         notes += _payoff(row, parent)
@@ -225,10 +226,13 @@ def _notes(benchmark: Benchmark) -> list[str]:
             parent = row
     shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
     notes.append(
-        f"RSS is of a fresh process; of it the imported libraries take {', '.join(shares.values())}."
+        "RSS is measured in a fresh process and includes the imported libraries: "
+        f"{', '.join(shares.values())}."
     )
     if benchmark.latency_samples > benchmark.test_sentences:
-        notes.append("The test split has fewer sentences than were timed; some were timed more than once.")
+        notes.append(
+            "The test split has fewer sentences than were to be timed, so some were timed more than once."
+        )
     return notes
 
 
@@ -236,17 +240,18 @@ def _accuracy_notes(first: Row, last: Row, sentences: int) -> list[str]:
     notes = []
     band = f"{100 * first.accuracy_ci_low:.1f}–{_percent(first.accuracy_ci_high)}"
     if last.accuracy != first.accuracy:
-        difference = f"The difference of {points(last.accuracy_delta)} points lies"
+        difference = f"The difference of {points(last.accuracy_delta)} points is"
         if first.accuracy_ci_low <= last.accuracy <= first.accuracy_ci_high:
             notes.append(
-                f"{difference} inside the reference's interval ({band}): "
-                f"{sentences} test sentences are too few to tell it from chance."
+                f"{difference} within the confidence interval of the reference ({band}): {sentences} test "
+                "sentences are too few to distinguish it from chance."
             )
         else:
             notes.append(
-                f"{difference} outside the reference's interval ({band}): it is unlikely to be chance."
+                f"{difference} outside the confidence interval of the reference ({band}): it is unlikely "
+                "to be chance."
             )
-    same = f"gives {_percent(last.agreement)} of the sentences the same label as"
+    same = f"predicts the same label for {_percent(last.agreement)} of the sentences as"
     return [*notes, f"{_name(last)} {same} {_name(first)}."]
 
 
@@ -256,11 +261,9 @@ def _payoff(row: Row, parent: Row) -> list[str]:
     against = f"({row.latency_ms_p50:.2f} against {parent.latency_ms_p50:.2f} ms)"
     if row.stage == "vocabulary":
         fewer = f"{_percent(1 - row.parameters / parent.parameters)} fewer weights than {_name(parent)}"
-        note = (
-            f"{_name(row)} has {fewer}; a small table of word pieces is read as fast as a large one {against}"
-        )
+        note = f"{_name(row)} has {fewer}; a smaller vocabulary does not make the model faster {against}"
         if row.latency_ms_p50 > 1.1 * parent.latency_ms_p50:
-            note += ", but words that it lacks are split into more pieces"
+            note += ", and removed words are split into more tokens"
         return [note + "."]
     if row.latency_ms_p50 > 1.1 * parent.latency_ms_p50:
         return [f"{_name(row)} did not pay off: it is slower than {_name(parent)} {against}."]
@@ -268,7 +271,7 @@ def _payoff(row: Row, parent: Row) -> list[str]:
         return []
     note = f"{_name(row)} is no faster than {_name(parent)} {against}"
     if row.stage == "prune" and row.parameters == parent.parameters:
-        note += ": single weights set to zero are stored and multiplied like any others"
+        note += ": individual weights set to zero are still stored and multiplied"
     return [note + "."]
 
 

@@ -110,12 +110,14 @@ def _contenders(
         reordered = set(classifier.labels) == set(labels) and classifier.labels != list(labels)
         if len(classifier.labels) != len(labels) or reordered:
             raise PressoirError(
-                f"{name} ({folder}) has the labels {classifier.labels}, but the data has {list(labels)}, in "
-                "this order; name them so in data.labels"
+                f"{name} ({folder}) has the labels {classifier.labels}, but the data has {list(labels)}; "
+                "set data.labels to the labels of the model in its order"
             )
         logits = classifier.logits(texts)
         if not np.isfinite(logits).all():
-            raise PressoirError(f"{name} ({folder}) gives logits that are not finite; its weights are broken")
+            raise PressoirError(
+                f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"
+            )
         stage = name.removesuffix("_onnx")
         contenders.append(_Contender(stage, folder, cost, classifier, logits.argmax(axis=1)))
         context.reporter.progress(done, len(folders), "accuracy")

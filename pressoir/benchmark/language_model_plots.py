@@ -103,12 +103,12 @@ def decode_speed(rows: Sequence[GenerationRow], path: Path) -> None:
         first_token.tick_params(axis="y", length=0)
         decode.set_xlim(0, 1.6 * max(row.decode_tokens_per_s for row in rows))
         first_token.set_xlim(0, 1.3 * max(row.ttft_ms_p50 for row in rows))
-        decode.set_xlabel("tokens a second after the first, more is better")
-        first_token.set_xlabel("median, ms, less is better")
+        decode.set_xlabel("tokens per second after the first, higher is better")
+        first_token.set_xlabel("median, ms, lower is better")
         real = [row for row in rows if not row.simulated]
         best = max(real or rows, key=lambda row: row.decode_tokens_per_s)
-        set_title(decode, f"Decoding: up to {best.decode_tokens_per_s:.0f} tokens a second")
-        set_title(first_token, "Time to the first token")
+        set_title(decode, f"Decoding: up to {best.decode_tokens_per_s:.0f} tokens per second")
+        set_title(first_token, "Time to first token")
         add_legend(picture, runtime_handles({row.runtime for row in rows}, marker="s"))
         picture.savefig(path)
 

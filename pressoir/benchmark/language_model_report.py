@@ -20,44 +20,44 @@ LOSS = 0.05  # rise of perplexity from which a row is named
 
 
 class GenerationRow(Config, allow_inf_nan=False):
-    """The figures of one language model in one runtime."""
+    """Results of one language model in one runtime."""
 
     stage: str
-    """The stage that made it, or a name such as `q4-gptq`; a source also names its graph."""
+    """Stage that produced the model, or a name such as `q4-gptq`; `source` also for its exported graph."""
     runtime: Runtime
-    """What runs it."""
+    """Runtime that executes the model."""
     perplexity: Positive
-    """Geometric mean over the texts: exp of the mean, over texts, of a token's negative log-likelihood."""
+    """Perplexity; the geometric mean if there are several texts. Lower is better."""
     perplexities: dict[str, Positive]
-    """By text."""
+    """Perplexity on each text."""
     perplexity_increase: Annotated[float, Field(gt=-1)]
-    """By what part of the first row's it is higher (below 0: lower)."""
+    """Relative increase of perplexity over the first row; negative if it is lower."""
     bits_per_weight: Positive
-    """Stored bits of a weight of the layers' matrices, scales and zero points included."""
+    """Average bits per weight of the layers' matrices, including scales and zero points."""
     parameters: Count
-    """Weights of the network, however many bits each is stored in."""
+    """Number of parameters, whatever their precision."""
     size_mb: Positive
-    """Weights, graph, configuration and tokenizer on disk, MB = 10^6 bytes."""
+    """Size on disk of weights, graph, configuration and tokenizer, MB = 10^6 bytes."""
     expanded_mb: NotNegative = 0.0
-    """What its 3-bit weights take in memory, as 4-bit ones (on disk 3/4 of that); 0 without such."""
+    """Size in memory of the 3-bit weights, which are expanded to 4 bits; 0 if there are none."""
     compression: Positive
-    """Size of the first row, divided by this one's."""
+    """Size of the first row divided by that of this row; higher is better."""
     ttft_ms_p50: Positive
-    """Median time to the first token: the whole prompt is read, and one token chosen (batch 1)."""
+    """Median time to first token: processing the prompt and choosing one token (batch size 1)."""
     ttft_ms_p95: Positive
-    """95th percentile of the same."""
+    """95th percentile of that latency."""
     prefill_tokens_per_s: Positive
-    """Tokens of the prompt, divided by the median time to the first token."""
+    """Number of prompt tokens divided by the median time to first token."""
     decode_tokens_per_s: Positive
-    """Tokens a second after the first, one by one with the cache: the median over the prompts."""
+    """Tokens per second after the first, generated one by one with the cache; median over the prompts."""
     speedup: Positive
-    """Decode tokens a second, divided by the first row's."""
+    """Decode tokens per second divided by those of the first row; higher is better."""
     baseline_rss_mb: Positive
-    """Memory of a fresh process after its imports, before it loads the model."""
+    """Resident memory of a fresh process after its imports, before loading the model."""
     peak_rss_mb: Positive
-    """Largest memory of that process up to the end of its first short generation."""
+    """Peak resident memory of that process up to the end of a first short generation."""
     load_s: Positive
-    """Time to load model and tokenizer in that process, imports not counted."""
+    """Time to load model and tokenizer in that process, without imports."""
 
     @property
     def simulated(self) -> bool:
@@ -66,24 +66,24 @@ class GenerationRow(Config, allow_inf_nan=False):
 
 
 class GenerationBenchmark(Conditions, allow_inf_nan=False):
-    """A whole comparison of language models: rows in the order given, the first the reference."""
+    """Benchmark of language models: rows in the order given, the first is the reference."""
 
     task: Literal["causal-lm"] = "causal-lm"
-    """Tells this file from a classifier's."""
+    """Distinguishes this file from the benchmark of a classifier."""
     window: Count
-    """Tokens of each window that perplexity is measured on."""
+    """Tokens per window when measuring perplexity."""
     scored_tokens: dict[str, Count]
-    """Tokens whose likelihood was measured, by text."""
+    """Number of scored tokens of each text."""
     prompts: Count
-    """Prompts timed, by each model."""
+    """Number of prompts timed per model."""
     prompt_tokens: Count
-    """Tokens of each."""
+    """Tokens per prompt."""
     new_tokens: Count
-    """Tokens generated after each, greedily; the first belongs to the time to the first token."""
+    """Tokens generated greedily after each prompt; the first counts towards the time to first token."""
     warmup: int
-    """Calls of each model before the first timed one."""
+    """Number of warm-up calls of each model."""
     rows: Annotated[tuple[GenerationRow, ...], Field(min_length=1)]
-    """One a model and runtime."""
+    """One row per model and runtime."""
 
 
 def headline(benchmark: GenerationBenchmark) -> str:
@@ -92,7 +92,7 @@ def headline(benchmark: GenerationBenchmark) -> str:
     if len(benchmark.rows) == 1:
         return (
             f"{_name(first)}: perplexity {figure(first.perplexity)}, "
-            f"{figure(first.decode_tokens_per_s)} tokens a second"
+            f"{figure(first.decode_tokens_per_s)} tokens per second"
         )
     return (
         f"{_name(last)} against {_name(first)}: {times(last.speedup, 'faster', 'slower')}, "
@@ -111,7 +111,7 @@ def to_markdown(benchmark: GenerationBenchmark) -> str:
         *("RSS MB", "load s"),
     ]
     scored = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in benchmark.scored_tokens.items())
-    mean = "; of several texts the geometric mean" if len(texts) > 1 else ""
+    mean = "; the mean over texts is geometric" if len(texts) > 1 else ""
     lines = [
         f"**{headline(benchmark)}**",
         "",
@@ -121,14 +121,14 @@ def to_markdown(benchmark: GenerationBenchmark) -> str:
         "",
         benchmark.describe(),
         "",
-        f"Perplexity is over windows of {benchmark.window} tokens that do not overlap, each scored from its "
-        f"second token on: {scored}{mean}. Bits are stored bits of a matrix weight, scales and zero points "
-        "included.",
+        f"Perplexity is measured over non-overlapping windows of {benchmark.window} tokens, each scored "
+        f"from its second token on: {scored}{mean}. Bits are the average per matrix weight, including "
+        "scales and zero points.",
         "",
-        f"Times are of the model alone, tokenisation not counted: {benchmark.prompts} prompts of "
-        f"{benchmark.prompt_tokens} tokens, one at a time, all models in turn in one process. TTFT is the "
-        f"time to the first token, of which the median gives prefill tokens/s; the other "
-        f"{benchmark.new_tokens - 1} tokens, chosen greedily one by one with the cache, give decode "
+        f"Times are those of the model alone, without tokenisation: {benchmark.prompts} prompts of "
+        f"{benchmark.prompt_tokens} tokens, one at a time, with the models taking turns in one process. "
+        "TTFT is the time to first token; its median gives prefill tokens/s. The other "
+        f"{benchmark.new_tokens - 1} tokens, generated greedily one by one with the cache, give decode "
         "tokens/s. MB = 10⁶ bytes.",
         "",
         *(f"- {note}" for note in _notes(benchmark)),
@@ -173,27 +173,24 @@ def _notes(benchmark: GenerationBenchmark) -> list[str]:
     notes += _speed_notes(rows, exported)
     if simulated := [_name(row) for row in rows if row.simulated]:
         notes.append(
-            f"{', '.join(simulated)}: packed weights are expanded to float32 to be run, so that perplexity "
-            "can be measured; only the exported graph is meant to be fast and small in memory."
+            f"{', '.join(simulated)}: packed weights are expanded to float32 to measure perplexity; only "
+            "the exported graph is optimised for speed and memory."
         )
     if streams := [row for row in rows if row.expanded_mb]:
         sizes = (
             f"{_name(row)} {0.75 * row.expanded_mb:.1f} MB on disk, {row.expanded_mb:.1f} MB in memory"
             for row in streams
         )
-        notes.append(
-            "3-bit weights are a 3-bit stream on disk, expanded to 4-bit codes at load: "
-            + "; ".join(sizes)
-            + "."
-        )
+        notes.append("3-bit weights are expanded to 4-bit codes when loaded: " + "; ".join(sizes) + ".")
     if first.bits_per_weight < 32 and not first.simulated:
         notes.append(
-            f"{_name(first)} is stored in {first.bits_per_weight:.0f} bits a weight and computes in float32: "
-            "`smaller` is against that."
+            f"{_name(first)} is stored in {first.bits_per_weight:.0f} bits per weight and computes in "
+            "float32; `smaller` is relative to its stored size."
         )
     shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
     notes.append(
-        f"RSS is of a fresh process; of it the imported libraries take {', '.join(shares.values())}."
+        "RSS is measured in a fresh process and includes the imported libraries: "
+        f"{', '.join(shares.values())}."
     )
     return notes
 
@@ -208,8 +205,8 @@ def _perplexity_notes(rows: tuple[GenerationRow, ...]) -> list[str]:
     if better:
         named = [f"{_name(row)} {percent(row.perplexity_increase)}" for row in better]
         notes.append(
-            f"Perplexity is lower than the reference's: {', '.join(named)}. Rounding teaches a model "
-            "nothing: take it as no loss, not as a gain."
+            f"Perplexity is lower than that of the reference: {', '.join(named)}. Quantisation does not "
+            "improve a model: read this as no loss, not as a gain."
         )
     return notes
 
@@ -228,7 +225,7 @@ def _speed_notes(rows: tuple[GenerationRow, ...], exported: GenerationRow | None
         ratio = parent.decode_tokens_per_s / row.decode_tokens_per_s
         if ratio > 1.1 or (ratio > 0.95 and row.stage != "shard"):
             verdict = "Did not pay off in speed, slower than" if ratio > 1.1 else "No faster than"
-            of_parent = f"{_name(parent)} with its {figure(parent.decode_tokens_per_s)} tokens a second"
+            of_parent = f"{_name(parent)} with {figure(parent.decode_tokens_per_s)} tokens per second"
             groups.setdefault((verdict, of_parent), []).append(
                 f"{_name(row)} {figure(row.decode_tokens_per_s)}"
             )

@@ -167,9 +167,7 @@ def bits_per_weight(folder: Path) -> float:
         return float(read_json(folder / QUANTIZATION)["bits_per_weight"])
     sizes = _graph_weights(folder) if (folder / GRAPH).exists() else _checkpoint_weights(folder)
     if not sizes:
-        raise PressoirError(
-            f"{folder} has no floating-point weights, and no {QUANTIZATION} that describes others"
-        )
+        raise PressoirError(f"{folder} has neither floating-point weights nor {QUANTIZATION}")
     return sum(bits * count for bits, count in sizes) / sum(count for _, count in sizes)
 
 
@@ -207,7 +205,7 @@ def _contenders(
             )
             if not math.isfinite(score.value):
                 raise PressoirError(
-                    f"{name} ({folder}) has no finite perplexity on {text_name}: it is broken"
+                    f"{name} ({folder}) has no finite perplexity on {text_name}; the model is corrupt"
                 )
             scores[text_name] = score
         contenders.append(_Contender(name.removesuffix("_onnx"), folder, cost, generators[name], scores))
@@ -224,8 +222,8 @@ def _open(folders: Mapping[str, Path], sample: str, threads: int) -> dict[str, T
         ids = generators[name].tokenizer.encode(sample[:_SAME_TOKENS])
         if known is not None and ids != known:
             raise PressoirError(
-                f"{name} ({folder}) cuts text into other tokens than {next(iter(folders))}: their "
-                "perplexities cannot be compared; benchmark models of one tokenizer"
+                f"{name} ({folder}) tokenizes text differently from {next(iter(folders))}, so their "
+                "perplexities cannot be compared; benchmark models with the same tokenizer"
             )
         known = ids
     return generators

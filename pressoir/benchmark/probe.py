@@ -79,7 +79,7 @@ def run_child(command: Sequence[str], threads: int, what: str) -> Probe:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise PressoirError(f"loading {what} did not end within {TIMEOUT_S:.0f} s") from error
+        raise PressoirError(f"loading {what} did not finish within {TIMEOUT_S:.0f} s") from error
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines()[-_STDERR_LINES:]
         last = "\n".join(line[:_STDERR_COLUMNS] for line in lines)

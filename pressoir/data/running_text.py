@@ -31,7 +31,7 @@ def source_digest(config: TextConfig) -> str:
     files = {"calibration": config.calibration, **config.evaluation}
     missing = [f"{name} {path}" for name, path in files.items() if path is not None and not path.is_file()]
     if missing:
-        raise DataError(f"no such text: {', '.join(missing)}; give UTF-8 text files in `text:`")
+        raise DataError(f"file not found: {', '.join(missing)}; specify UTF-8 text files in `text`")
     hashes = {name: file_sha256(path) for name, path in files.items() if path is not None}
     if config.calibration is None or not config.evaluation:
         from pressoir.data import sentences
@@ -98,7 +98,9 @@ def windows(
     """
     count = len(ids) // window
     if count == 0:
-        raise DataError(f"the text has {len(ids)} tokens, fewer than one window of {window}; give more text")
+        raise DataError(
+            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text"
+        )
     cut = np.asarray(ids[: count * window], dtype=np.int64).reshape(count, window)
     if limit is None or limit >= count:
         return cut
@@ -117,9 +119,9 @@ def _read(path: Path) -> str:
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"text {path}: {error.strerror or error}; give a UTF-8 text file") from error
+        raise DataError(f"text {path}: {error.strerror or error}; specify a UTF-8 text file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"text {path} is not UTF-8 (byte {error.start}); convert it") from error
+        raise DataError(f"text {path} is not UTF-8 (byte {error.start}); convert it to UTF-8") from error
     if not content.strip():
         raise DataError(f"text {path} is empty")
     return content

@@ -74,8 +74,8 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
             parts = clean["train"].train_test_split(test_size=wanted, seed=seed, stratify_by_column="label")
         except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
             raise DataError(
-                f"train has {len(clean['train'])} rows, of which data.validation_samples = {wanted} cannot "
-                f"be held out with each of the {len(labels)} labels on both sides: {error}"
+                f"train has {len(clean['train'])} rows, from which data.validation_samples = {wanted} "
+                f"cannot be held out so that both splits contain each of the {len(labels)} labels: {error}"
             ) from error
         clean["train"], clean["validation"] = parts["train"], parts["test"]
     known = forms(clean["validation"]["text"]) | forms(clean["test"]["text"]) if config.unlabelled else set()
@@ -135,7 +135,8 @@ def _clean(config: DataConfig) -> tuple[tuple[str, ...], dict[str, list[dict[str
     for split in raw:
         if strange := sorted(found[split] - set(labels)):
             raise DataError(
-                f"the {split} split has labels that train never has: {strange}; train has {list(labels)}"
+                f"the {split} split has labels that do not occur in train: {strange}; train has "
+                f"{list(labels)}"
             )
     dropped, seen = {}, set[str]()
     clean: dict[str, list[dict[str, Any]]] = {}
@@ -148,7 +149,7 @@ def _clean(config: DataConfig) -> tuple[tuple[str, ...], dict[str, list[dict[str
             own.add(form)
             kept.append({"text": text, "label": labels.index(label)})
         if not kept:
-            raise DataError(f"the {split} split is empty: each of its sentences stands in another split too")
+            raise DataError(f"the {split} split is empty: all its sentences also occur in other splits")
         dropped[f"{split}_copies_dropped"] = len(raw[split]) - len(kept)
         seen |= own
         clean[split] = kept
@@ -237,7 +238,7 @@ def _files(config: DataConfig) -> dict[str, Path]:
 
 def _existing(field: str, path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"data.{field}: {path} is not a file (looked from {Path.cwd()})")
+        raise DataError(f"data.{field}: {path} is not a file (relative to {Path.cwd()})")
     return path
 
 
@@ -258,9 +259,7 @@ def _read_unlabelled(path: Path, known: set[str]) -> tuple[list[str], int]:
     except UnicodeDecodeError as error:
         raise _undecodable(path) from error
     if not lines:
-        raise DataError(
-            f"data.{UNLABELLED}: {path} has no sentence; write one a line, or leave the field out"
-        )
+        raise DataError(f"data.{UNLABELLED}: {path} has no sentences; write one per line, or omit the field")
     return sentences, lines - len(sentences)
 
 
@@ -280,7 +279,7 @@ def read(path: Path, config: DataConfig) -> Iterator[Row]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use {', '.join(sorted(readers))}")
+        raise DataError(f"{path}: unsupported file type {path.suffix!r}; use {', '.join(sorted(readers))}")
     try:
         for line, record in reader(path, config):
             yield _row(record, config, f"{path}, line {line}")
@@ -298,9 +297,9 @@ def _row(record: Record, config: DataConfig, place: str) -> Row:
             value = None
         text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
         if not text:
-            raise DataError(f"{place}: no {role} (column {key!r}); fix the row, or data.{role}_column")
+            raise DataError(f"{place}: no {role} (column {key!r}); fix the row or data.{role}_column")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{place}: the {role} has half of a character (a lone surrogate); fix the row")
+            raise DataError(f"{place}: the {role} contains a lone surrogate (half a character); fix the row")
         values.append(text)
     text, label = values
     if config.labels is not None and label not in config.labels:
@@ -326,8 +325,8 @@ def _table(
         for key in (config.text_column, config.label_column):
             if isinstance(key, str):
                 raise DataError(
-                    f"{path} has no header, so the column {key!r} cannot be found; give data.text_column and "
-                    "data.label_column as positions from 0"
+                    f"{path} has no header, so column {key!r} cannot be found; specify data.text_column "
+                    "and data.label_column as zero-based indices"
                 )
         yield from rows
         return
@@ -335,12 +334,12 @@ def _table(
     for key in (config.text_column, config.label_column):
         if isinstance(key, str) and key not in names:
             raise DataError(
-                f"{path}: no column {key!r} in its first line {names}; set data.text_column and "
-                "data.label_column, or data.header: false with column positions"
+                f"{path}: no column {key!r} in the header {names}; set data.text_column and "
+                "data.label_column, or set data.header: false and use column indices"
             )
     for line, row in rows:
         if len(row) > len(names):
-            raise DataError(f"{path}, line {line}: {len(row)} columns, but the first line names {len(names)}")
+            raise DataError(f"{path}, line {line}: {len(row)} columns, but the header has {len(names)}")
         yield line, {**dict(zip(names, row, strict=False)), **dict(enumerate(row))}
 
 
@@ -412,8 +411,8 @@ def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
         except Exception as error:  # the hub client, fsspec and pyarrow each raise their own
             state = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE") else ""
             raise SourceError(
-                f"{place}: {state}{error}; give a local folder of the same form as data.hub_id, or files "
-                "with `source: files`"
+                f"{place}: {state}{error}; set data.hub_id to a local folder with the same layout, or use "
+                "local files with `source: files`"
             ) from error
         columns = [config.text_column, config.label_column]
         for column in columns:

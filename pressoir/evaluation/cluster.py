@@ -10,7 +10,7 @@ dies for want of memory within it is tried again with all that a worker offers.
 
 **Journals.** SQLite's write-ahead log works on one machine only (https://www.sqlite.org/wal.html), so each
 run has a journal of its own, `<run folder>/workers/<run>/journal.sqlite`, which one worker at a time writes.
-When the run has ended, whoever leads the evaluation collects it into the run folder's journal, from which
+When the run has ended, the coordinating process collects it into the run folder's journal, from which
 scores are made. What was not collected, because the leader was killed, is when the run is resumed.
 
 No Dask and no Prefect is imported here, and no library that runs models.

@@ -21,38 +21,40 @@ Protocol = Literal["kserve-v2", "openai"]
 
 
 class GenerationConfig(Config):
-    """How a model that writes text writes it; part of what a stored prediction belongs to."""
+    """Generation parameters. Changing them invalidates stored predictions."""
 
     max_new_tokens: Positive = 64
-    """translation: longest answer, tokens."""
+    """Translation: maximum number of generated tokens."""
     num_beams: Positive = 1
-    """Beams of translation; 1 is greedy."""
+    """Translation: number of beams; 1 is greedy search."""
     window: Annotated[int, Field(ge=16, le=4096)] = 128
-    """Causal LMs: tokens a window of perplexity."""
+    """Causal LMs: tokens per window when measuring perplexity."""
 
 
 class DataSetConfig(Config):
-    """One data set. Which fields it needs follows from its task."""
+    """A data set. Its task determines which fields are required."""
 
     task: Task
-    """What it measures."""
+    """Task of the models that are evaluated on it."""
     classification: DataConfig = DataConfig()
-    """text-classification: its test split; by default the embedded reviews'."""
+    """text-classification: labelled sentences, of which the test split is used; by default the embedded
+    reviews."""
     manifest: Path | None = None
-    """automatic-speech-recognition: JSON list of `{"audio": file, "text": transcription}`."""
+    """automatic-speech-recognition: JSON file with a list of `{"audio": file, "text": transcription}`."""
     source: Path | None = None
-    """translation: sentences, one a line."""
+    """translation: text file with one source sentence per line."""
     reference: Path | None = None
-    """translation: their translations, line by line."""
+    """translation: text file with the reference translation of each line of `source`."""
     source_language: str | None = None
-    """translation: code of the source language, where the model has codes (`eng_Latn`, or `en`);
-    automatic-speech-recognition: of the spoken language, for a Whisper of many."""
+    """Language code of the source text (translation) or of the speech (multilingual Whisper models), in the
+    model's own notation, such as `eng_Latn` or `en`."""
     target_language: str | None = None
-    """translation: code of the target language."""
+    """translation: language code of the target language."""
     text: Path | None = None
-    """causal-lm: running text; by default the embedded reviews' test split."""
+    """causal-lm: text file; by default the test split of the embedded reviews."""
     pairs: Path | None = None
-    """feature-extraction: TSV of two sentences and a similarity, no header; by default 48 embedded pairs."""
+    """feature-extraction: TSV file without header, with two sentences and their similarity per line; by
+    default 48 embedded pairs."""
 
     @model_validator(mode="after")
     def _needs(self) -> DataSetConfig:
@@ -66,37 +68,37 @@ class DataSetConfig(Config):
 
 
 class ModelConfig(Config):
-    """One model to evaluate."""
+    """A model to evaluate."""
 
     id: Name
-    """Name in the results."""
+    """Name of the model in the results."""
     model: str | None = None
-    """Registry id, local folder or hub id."""
+    """Registry id, local folder or hub id. Specify either `model` or `url`."""
     url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """Instead of `model`: the address of a KServe-v2 or OpenAI-style server."""
+    """URL of a KServe-v2 or OpenAI-compatible server that serves the model."""
     remote_model: str | None = None
-    """With `url`: the model's name there; by default `id`."""
+    """With `url`: name of the model on the server; null uses `id`."""
     protocol: Protocol | None = None
-    """With `url`: how the server is spoken to; null asks the server."""
+    """With `url`: protocol of the server; null detects it."""
     api_key_env: str | None = None
-    """With `url`: name of the environment variable that holds the server's API key."""
+    """With `url`: environment variable that contains the API key."""
     request_timeout_s: PositiveReal = 30.0
-    """With `url`: the longest wait for one answer."""
+    """With `url`: timeout of a single request."""
     data: Names
-    """Name of one of the data sets, or a list of several."""
+    """Name of a data set, or a list of names."""
     runtime: Runtime | None = None
-    """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
+    """Null uses ONNX Runtime if the folder contains an ONNX graph, otherwise PyTorch."""
     memory_gb: PositiveReal | None = None
-    """Peak memory to plan with (10^9 bytes), instead of the estimate."""
+    """Expected peak memory (GB = 10^9 bytes); null estimates it."""
     batch_size: Positive | None = None
-    """Samples a batch to begin with, instead of the strategy's."""
+    """Initial batch size; null uses that of the strategy."""
     generation: GenerationConfig = GenerationConfig()
-    """How it writes."""
+    """Generation parameters."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ModelConfig:
         if (self.model is None) == (self.url is None):
-            raise ValueError("give either `model` or `url`")
+            raise ValueError("specify either `model` or `url`")
         return self
 
     def run_ids(self) -> dict[str, str]:
@@ -105,30 +107,34 @@ class ModelConfig(Config):
 
 
 class MemoryConfig(Config):
-    """What may be used."""
+    """How much memory may be used."""
 
     reserve_gb: Annotated[float, Field(ge=0)] | None = None
-    """Kept free for others (10^9 bytes); null takes the strategy's."""
+    """Memory to leave free for other processes (GB = 10^9 bytes); null uses the value of the strategy."""
     budget_gb: PositiveReal | None = None
-    """Never use more than this, whatever is free (10^9 bytes)."""
+    """Maximum memory to use, even if more is free (GB = 10^9 bytes); null sets no maximum."""
     alert: Fraction = 0.85
-    """Part of the effective limit above which an alert is noted."""
+    """Fraction of the memory limit above which an alert is logged."""
     aggressive_above_gb: PositiveReal = 15.0
-    """With more memory available, the strategy is `aggressive` where none is named (10^9 bytes)."""
+    """If no strategy is specified, it is `aggressive` with more available memory than this (GB = 10^9
+    bytes)."""
     conservative_below_gb: PositiveReal = 8.0
-    """With less, it is `conservative`."""
+    """If no strategy is specified, it is `conservative` with less available memory than this (GB = 10^9
+    bytes)."""
 
 
 class DaskConfig(Config):
     """A Dask cluster whose workers run the models (extra `dask`)."""
 
     address: str | None = None
-    """Of a running scheduler, `tcp://host:8786`; null starts workers on this machine, for the run alone."""
+    """Address of a running scheduler, such as `tcp://host:8786`; null starts temporary workers on this
+    machine."""
     workers: Positive = 2
-    """Without `address`: worker processes to start."""
+    """Without `address`: number of worker processes to start."""
     memory_gb: PositiveReal | None = None
-    """Without `address`: what each of them has for models (10^9 bytes), at most its share of the budget;
-    null: its share. Workers of a running cluster tell by themselves (`--resources "MEMORY=8e9"`)."""
+    """Without `address`: memory of each worker for models (GB = 10^9 bytes), limited to its share of the
+    budget; null uses that share. Workers of a running cluster declare their own (`--resources
+    "MEMORY=8e9"`)."""
 
     @model_validator(mode="after")
     def _workers_of_a_cluster_tell(self) -> DaskConfig:
@@ -136,7 +142,7 @@ class DaskConfig(Config):
         return checked(
             self,
             [
-                f"`{name}` is for workers on this machine; those of `address` tell by themselves"
+                f"`{name}` applies to workers started on this machine; leave it out if `address` is given"
                 for name in ours
                 if getattr(self, name) != type(self).model_fields[name].default
             ],
@@ -144,61 +150,62 @@ class DaskConfig(Config):
 
 
 class EvaluationConfig(Document):
-    """A whole batch evaluation."""
+    """A batch evaluation."""
 
     LABEL: ClassVar[str] = "evaluation"
 
     name: Name = "evaluation"
-    """Name of the results' folder and of the MLflow experiment."""
+    """Name of the results folder and of the MLflow experiment."""
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
-    """What to evaluate."""
+    """Models to evaluate."""
     data: dict[Name, DataSetConfig]
-    """On what."""
+    """Data sets by name."""
     batches: dict[Name, tuple[str, ...]] = Field(default={})
-    """Batches made by hand: ids of models that are to run together; the rest is planned."""
+    """Manual batches: ids of models to run together, by batch name. The remaining models are batched
+    automatically."""
     memory: MemoryConfig = MemoryConfig()
-    """Reserve, budget, alerts."""
+    """Memory reserve, budget and alerts."""
     strategy: Strategy | None = None
-    """Null picks by the memory that is really available."""
+    """Preset of memory reserve, batch size and parallelism; null chooses by available memory."""
     samples: Positive | None = None
-    """First samples of each data set; null takes all."""
+    """Number of samples to use from the start of each data set; null uses all."""
     max_parallel: Positive | None = None
-    """Most children at once; null takes the strategy's."""
+    """Maximum number of models running in parallel; null uses the value of the strategy."""
     probe: bool = False
-    """Measure two points of each model in a child, and fit, instead of estimating by formula."""
+    """Estimate memory from two short measurements of each model instead of a formula."""
     timeout_s: PositiveReal = 3600.0
-    """A model that takes longer is stopped."""
+    """Timeout of a single model."""
     threads: Positive | None = None
-    """CPU threads of all children together; null takes the CPUs really available."""
+    """Total number of CPU threads for all models; null uses all CPUs available to the process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where PyTorch models run."""
+    """Device for PyTorch models."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of every random choice."""
+    """Random seed."""
     dask: DaskConfig | None = None
-    """Run the models on a Dask cluster; null runs them on this machine alone."""
+    """Run the models on a Dask cluster; null runs them on this machine."""
     results: Path = Path("results")
-    """Folder of the runs' folders."""
+    """Parent folder of the result folders."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> EvaluationConfig:
         problems = []
         ids = [model.id for model in self.models]
-        problems += [f"two models have the id {name!r}" for name in _twice(ids)]
+        problems += [f"two models have the same id {name!r}" for name in _twice(ids)]
         runs = [run for model in self.models for run in model.run_ids().values()]
         problems += [
-            f"{name!r} names two runs; give one of the models another id"
+            f"{name!r} is the id of two runs; change the id of one of the models"
             for name in _twice(runs)
             if name not in _twice(ids)
         ]
         problems += [
-            f"the run id {name!r} is longer than 63 characters; give a shorter model id"
+            f"the run id {name!r} is longer than 63 characters; use a shorter model id"
             for name in runs
             if len(name) > 63
         ]
         known = ", ".join(sorted(self.data)) or "none"
         for model in self.models:
             problems += [
-                f"model {model.id}: no data set {name!r}; there are: {known}"
+                f"model {model.id}: no data set {name!r}; available: {known}"
                 for name in model.data
                 if name not in self.data
             ]
@@ -210,7 +217,7 @@ class EvaluationConfig(Document):
             problems += [f"batch {name}: no model {one!r}" for one in batch if one not in ids]
         problems += [f"{name} is in two batches" for name in _twice(placed)]
         if self.memory.conservative_below_gb > self.memory.aggressive_above_gb:
-            problems.append("memory: conservative_below_gb is above aggressive_above_gb")
+            problems.append("memory: conservative_below_gb is greater than aggressive_above_gb")
         return checked(self, problems)
 
     @classmethod

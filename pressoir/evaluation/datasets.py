@@ -63,7 +63,7 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
         )
         samples = [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
     if not samples:
-        raise DataError(f"the data set for {config.task} has no samples; give a file that has some")
+        raise DataError(f"the data set for {config.task} has no samples; specify a file that has some")
     chosen = samples if config.task == "causal-lm" else samples[:limit]
     return DataSet(config.task, tuple(chosen), _fingerprint(config.task, chosen), labels)
 
@@ -79,7 +79,7 @@ def _speech(manifest: Path) -> list[Sample]:
     missing = [name for name, _ in rows if not (manifest.parent / name).is_file()]
     if missing:
         raise DataError(
-            f"{manifest} names {missing[0]!r}, which is not beside it ({len(missing)} are missing)"
+            f"{manifest} names {missing[0]!r}, which is not in the same folder ({len(missing)} files missing)"
         )
     return [
         Sample(
@@ -96,7 +96,8 @@ def _translation(source: Path, reference: Path) -> list[Sample]:
     sources, references = _read(source).splitlines(), _read(reference).splitlines()
     if len(sources) != len(references):
         raise DataError(
-            f"{source} has {len(sources)} lines, but {reference} has {len(references)}; they must be aligned"
+            f"{source} has {len(sources)} lines, but {reference} has {len(references)}; the files must "
+            "have the same number of lines"
         )
     return [
         Sample(id=str(i), input=line, reference=right, length=len(line))
@@ -136,7 +137,7 @@ def _fingerprint(task: Task, samples: list[Sample]) -> str:
 
 def _required(path: Path | None) -> Path:
     if path is None:
-        raise DataError("the data set names no file")
+        raise DataError("no data file is specified")
     return path
 
 
@@ -146,4 +147,4 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise DataError(f"data file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"data file {path} is not UTF-8 (byte {error.start}); convert it") from error
+        raise DataError(f"data file {path} is not UTF-8 (byte {error.start}); convert it to UTF-8") from error

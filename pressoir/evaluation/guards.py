@@ -28,8 +28,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StoreError(
-            f"another process is working in {folder} (it holds {folder / LOCK}); wait until it has "
-            "ended, or start a new run"
+            f"another process is using {folder} (it holds {folder / LOCK}); wait until it ends, or start a "
+            "new run"
         ) from error
     try:
         yield

@@ -162,5 +162,5 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StoreError(
-            f"the journal {path} cannot be used: {error}; free space, or start a new run"
+            f"the journal {path} is not usable: {error}; free some disk space, or start a new run"
         ) from error

@@ -152,16 +152,19 @@ class Child:
         if self._killed == "memory":
             return Ended(
                 "killed_oom",
-                f"stopped {self._where()}: it took {self.pss / 1e9:.2f} GB of the "
-                f"{self.job.allowance_bytes / 1e9:.2f} GB that it was allowed",
+                f"stopped {self._where()}: it used {self.pss / 1e9:.2f} GB of the "
+                f"{self.job.allowance_bytes / 1e9:.2f} GB allowed",
                 True,
             )
         last = self._last_lines()
         if status == -signal.SIGKILL and oom_kills() > self._oom_kills:
-            detail = f"killed by the kernel for want of memory, {self._where()}, at {self.peak / 1e9:.2f} GB"
+            detail = (
+                f"killed by the kernel because it ran out of memory, {self._where()}, at "
+                f"{self.peak / 1e9:.2f} GB"
+            )
             return Ended("killed_oom", detail, True, by_kernel=True)
         if tells_of_memory(last) and status != -signal.SIGKILL:
-            return Ended("killed_oom", f"ended {self._where()}, for want of memory:\n{last}", True)
+            return Ended("killed_oom", f"ended {self._where()}, out of memory:\n{last}", True)
         if status < 0:
             told = f":\n{last}" if last and status != -signal.SIGKILL else ""
             return Ended("killed_signal", f"killed by {_name(-status)}, {self._where()}{told}", False)
@@ -169,9 +172,9 @@ class Child:
 
     def _where(self) -> str:
         if self.progress is None:
-            return "before it read its data"
+            return "before reading the data"
         if self.loaded is None:
-            return "while the model was loaded"
+            return "while loading the model"
         return (
             f"after {self.progress.done} of {self.progress.total} samples, at batch size "
             f"{self.progress.batch_size}"

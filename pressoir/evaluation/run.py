@@ -164,7 +164,7 @@ def prepare(
                     jobs[run] = job
     if problems:
         raise RecipeError(
-            "\n".join([f"{len(problems)} of the models cannot be evaluated:", *map("  {}".format, problems)])
+            "\n".join([f"{len(problems)} models cannot be evaluated:", *map("  {}".format, problems)])
         )
     memory_gb = {run: model.memory_gb for model in config.models for run in model.run_ids().values()}
     for run, job in jobs.items():
@@ -274,7 +274,7 @@ def find(name: str, results: Path) -> Path:
             return folder
     known = sorted(path.parent.name for path in results.glob(f"*/{CONFIG}"))
     raise RecipeError(
-        f"no run {name!r} to resume: neither {Path(name)} nor {results / name} has a {CONFIG}; there are: "
+        f"no run {name!r} to resume: neither {Path(name)} nor {results / name} has a {CONFIG}; available: "
         + (", ".join(known[-10:]) or "none")
     )
 
@@ -410,7 +410,7 @@ def _job(
             problems.append(f"{model.id}: {error}")
             return None
         if task != asked.task:
-            problems.append(f"{model.id} is a model of {task}, but the data set {name} is for {asked.task}")
+            problems.append(f"{model.id} is a model for {task}, but the data set {name} is for {asked.task}")
             return None
     settings = (
         {"task": asked.task, "generation": model.generation.model_dump(mode="json"), "data": asked.task}

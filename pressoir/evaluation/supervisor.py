@@ -75,7 +75,7 @@ class Limits(Config):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, for whoever shows or records it."""
+    """An event, to be displayed or recorded."""
 
     kind: Literal["batch", "started", "loaded", "progress", "ended", "waiting"]
     batch: str
@@ -208,7 +208,7 @@ class _Supervisor:
     def _skip_what_never_fits(self) -> None:
         for one in self._plan.skipped:
             task = self._task(one.model, 1)
-            detail = f"a single sample a batch takes {_gb(one.peak_bytes)}, the budget is "
+            detail = f"a single sample needs {_gb(one.peak_bytes)}, the budget is "
             self._conclude(task, "skipped_memory", detail + _gb(one.budget_bytes))
 
     def _run_batch(self, batch: Batch) -> None:
@@ -267,8 +267,8 @@ class _Supervisor:
             self._conclude(
                 task,
                 "skipped_memory",
-                f"a single sample a batch takes {_gb(task.estimate.peak_bytes(1))}, but {_gb(max(room, 0))} "
-                "are left now",
+                f"a single sample needs {_gb(task.estimate.peak_bytes(1))}, but {_gb(max(room, 0))} are "
+                "available now",
             )
         return None
 

@@ -77,7 +77,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     graph = weight_only_graph.lower(trace, weights, out, accuracy_level=0)
     quantised = weight_only_graph.verify(graph, out, weights, trace.layers)
     if checkpoint:
-        tell(f"{quantised} quantised layers read back: codes, scales and zero points as stored")
+        tell(f"{quantised} quantised layers read back; codes, scales and zero points are identical")
     _copy_beside(source, out)
 
     levels = [0] if checkpoint is None else sorted({0, config.accuracy_level})
@@ -119,7 +119,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     for level, found in parity.items():
         tell(("float32: " if checkpoint is None else f"accuracy level {level}: ") + found.describe())
     size = sum((out / name).stat().st_size for name in (GRAPH, weight_only_graph.DATA)) / 1e6
-    unpacked = " (3-bit streams, expanded to 4 bits there)" if report["packed3_layers"] else ""
+    unpacked = " (3-bit weights are expanded to 4 bits)" if report["packed3_layers"] else ""
     tell(f"{size:.1f} MB on disk; weights {sizes['memory_bytes'] / 1e6:.1f} MB in memory{unpacked}")
     last = parity[levels[-1]]
     return {
@@ -138,15 +138,15 @@ def _judge(parity: Mapping[int, Parity], config: ExportConfig, source: Path) -> 
     limit, advice = config.max_logit_difference, "try fuse: false or another opset"
     if found.max_logit_difference > limit:
         raise ParityError(
-            f"the ONNX graph of {source} departs from PyTorch on {found.windows} windows of text: "
-            f"max |Δlogit| is {found.max_logit_difference:.3g} (window {found.worst_window}, token "
-            f"{found.worst_position}), above export.max_logit_difference {limit:g}; {advice}; if it stays, "
-            "the export is at fault"
+            f"the ONNX graph of {source} differs from PyTorch on {found.windows} windows of text: max "
+            f"|Δlogit| is {found.max_logit_difference:.3g} (window {found.worst_window}, token "
+            f"{found.worst_position}), above export.max_logit_difference {limit:g}; {advice}; if the "
+            "difference remains, this is a bug in the export"
         )
     for divergence in found.divergences:
         if divergence.margin > 2 * limit:
             raise ParityError(
-                f"the ONNX graph of {source} generates another text than PyTorch: prompt "
+                f"the ONNX graph of {source} generates different text than PyTorch: prompt "
                 f"{divergence.prompt}, new token {divergence.position} is {divergence.token} instead of "
                 f"{divergence.expected}, whose logit is {divergence.margin:.3g} higher. Logits of whole "
                 f"windows agree, so the key-value cache is at fault; {advice}"
@@ -154,8 +154,8 @@ def _judge(parity: Mapping[int, Parity], config: ExportConfig, source: Path) -> 
     for level, other in parity.items():
         if not np.isfinite(other.max_logit_difference):
             raise ParityError(
-                f"at accuracy level {level} the ONNX graph of {source} gives logits that are not finite; "
-                "export with accuracy_level: 0"
+                f"at accuracy level {level} the ONNX graph of {source} produces logits that are not "
+                "finite; export with accuracy_level: 0"
             )
 
 
@@ -199,15 +199,16 @@ def _fill(model: PreTrainedModel, checkpoint: PackedCheckpoint) -> PreTrainedMod
         if module is None or weight_layers.kind_of(module) is None:
             what = "not in the model" if module is None else f"a {type(module).__name__}"
             raise ParityError(
-                f"{checkpoint.folder}: the quantised layer {name} is {what}, which a graph cannot hold in "
-                "codes; quantise again with it in quantize.exclude (or `embeddings: float`)"
+                f"{checkpoint.folder}: the quantised layer {name} is {what}, which cannot be exported in "
+                "quantised form; add it to quantize.exclude (or set `embeddings: float`) and quantise "
+                "again"
             )
     known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in checkpoint.plain():
         if name not in known or known[name].shape != tensor.shape:
             raise SourceError(
-                f"{checkpoint.folder}: {name} {list(tensor.shape)} does not fit the model that config.json "
-                "describes; quantise the model again"
+                f"{checkpoint.folder}: {name} {list(tensor.shape)} does not match the model in "
+                "config.json; quantise the model again"
             )
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -220,7 +221,7 @@ def _fill(model: PreTrainedModel, checkpoint: PackedCheckpoint) -> PreTrainedMod
     missing = [n for n, p in model.named_parameters() if p.is_meta and n not in quantised]
     if missing:
         raise SourceError(
-            f"{checkpoint.folder} lacks weights ({', '.join(missing[:5])}); quantise the model again"
+            f"{checkpoint.folder} is missing weights ({', '.join(missing[:5])}); quantise the model again"
         )
     return model
 

@@ -60,7 +60,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     if quantised:
         packed = int8_checkpoint.packed_layers(source)
         placements = int8_graph.lower_to_int8(graph, packed)
-        tell(f"{len(placements)} int8 layers written into the graph, codes and scales as stored")
+        tell(f"{len(placements)} int8 layers written to the graph; codes and scales are identical")
     remove_unused(graph)
     check_graph(graph)
     onnx.save(graph, out / GRAPH)
@@ -73,7 +73,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     sentences = parity_sentences(inputs["data"], config.parity_samples)
     if len(sentences) < config.parity_samples:
         tell(
-            f"the data has only {len(sentences)} sentences for the parity check (wanted "
+            f"the data has only {len(sentences)} sentences for the parity check (export.parity_samples is "
             f"{config.parity_samples})"
         )
     figures = check_parity(out / GRAPH, model, tokenizer, sentences, config, quantised, context.threads)
@@ -156,8 +156,9 @@ def check_parity(
     if not passed:
         place = first_departure(graph, model, tokenizer, sentences[worst], quantised, threads)
         raise ParityError(
-            f"the ONNX graph departs from PyTorch on {len(sentences)} sentences: {fault} (max |Δlogit| "
-            f"{largest:.3g}). {place}. Try fuse: false or another opset; if it stays, the export is at fault"
+            f"the ONNX graph differs from PyTorch on {len(sentences)} sentences: {fault} (max |Δlogit| "
+            f"{largest:.3g}). {place}. Try fuse: false or another opset; if the difference remains, this "
+            "is a bug in the export"
         )
     return figures
 
@@ -197,9 +198,8 @@ def first_departure(
             hook.remove()
     if len(values) != len(outputs):
         return (
-            f"Which layer departs first cannot be told: the graph has {len(values)} normalisation nodes, "
-            "the model "
-            f"{len(outputs)} LayerNorm modules"
+            f"The first layer that differs is unknown: the graph has {len(values)} normalisation nodes, "
+            f"the model {len(outputs)} LayerNorm modules"
         )
     with tempfile.TemporaryDirectory() as folder:
         exposed = Path(folder) / GRAPH
@@ -214,11 +214,12 @@ def first_departure(
         difference = float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-30))
         if not difference <= tolerance:
             return (
-                f"The first layer to depart is {name}: relative difference {difference:.3g}, tolerance "
+                f"The first layer that differs is {name}: relative difference {difference:.3g}, tolerance "
                 f"{tolerance:g}"
             )
     return (
-        f"All {len(values)} LayerNorm outputs agree within {tolerance:g}: the head after the last one departs"
+        f"All {len(values)} LayerNorm outputs agree within {tolerance:g}: only the head after the last one "
+        "differs"
     )
 
 

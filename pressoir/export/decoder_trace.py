@@ -106,7 +106,7 @@ def trace(model: PreTrainedModel, opset: int, work_dir: Path, simplify: bool = T
     present = {tensor.name for tensor in graph.graph.initializer}
     if lost := [name for name in traced if f"{name}.weight" not in present]:
         raise ParityError(
-            f"the traced graph never uses {', '.join(lost[:5])}; this architecture "
+            f"the traced graph does not use {', '.join(lost[:5])}; this architecture "
             f"({model.config.model_type}) cannot be exported"
         )
     return Trace(graph, traced)

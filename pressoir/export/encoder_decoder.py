@@ -78,7 +78,7 @@ def run(
     if task not in ("translation", "automatic-speech-recognition"):
         raise SourceError(f"{source} is a model for {task}, not for translation or speech recognition")
     if (source / QUANTIZATION).exists():
-        raise SourceError(f"{source} is quantised already; export the checkpoint that it was made from")
+        raise SourceError(f"{source} is already quantised; export the original checkpoint")
     model = loading.load_ctc(source) if ctc else loading.load_encoder_decoder(source)
     original = sum(parameter.nbytes for parameter in model.parameters())
     parts = encoder_decoder_graph.layers(model)
@@ -122,10 +122,10 @@ def run(
     }
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     tell(
-        f"parity in {figures['parity_positions']:.0f} places: max |Δlogit| "
+        f"parity at {figures['parity_positions']:.0f} positions: max |Δlogit| "
         f"{figures['max_logit_difference']:.2g}, same token {figures['token_agreement']:.4f} "
-        f"({figures['decided_token_agreement']:.4f} where decided); "
-        f"{original / 1e6:.1f} → {size / 1e6:.1f} MB"
+        f"({figures['decided_token_agreement']:.4f} where decided); {original / 1e6:.1f} → "
+        f"{size / 1e6:.1f} MB"
     )
     return {**figures, "graph_mb": size / 1e6, "size_ratio": original / size}
 
@@ -160,9 +160,9 @@ def check_parity(
         agreement = figures["decided_token_agreement"]
         passed = agreement >= config.min_label_agreement and bool(np.isfinite(largest))
         fault = (
-            f"where float32 is decided, only {agreement:.4f} of the int8 tokens are its own, below "
-            f"export.min_label_agreement {config.min_label_agreement}; keep float32, or accept less and "
-            "measure the task's own score"
+            f"of the clearly decided float32 tokens, only {agreement:.4f} are equal in int8, below "
+            f"export.min_label_agreement {config.min_label_agreement}; use float32, or lower the threshold "
+            "and evaluate the model on its task"
         )
     else:
         alike = largest <= config.max_logit_difference
@@ -174,7 +174,7 @@ def check_parity(
             f"{config.max_logit_difference:g}; try another opset"
         )
     if not passed:
-        raise ParityError(f"the ONNX graphs depart from PyTorch in {len(same)} places: {fault}")
+        raise ParityError(f"the ONNX graphs differ from PyTorch at {len(same)} positions: {fault}")
     return figures
 
 
@@ -240,7 +240,9 @@ def _compare_generation(
         if theirs != ours and not int8:
             margin = _margin([*theirs, end], [*ours, end], places[index].expected)
             if not margin <= 2 * config.max_logit_difference:
-                unexplained = f"input {index} decodes to other tokens, whose logits are {margin:.3g} apart"
+                unexplained = (
+                    f"input {index} decodes to different tokens, whose logits are {margin:.3g} apart"
+                )
     return _Comparison(places, equal / len(own), unexplained)
 
 

@@ -86,14 +86,13 @@ def lower_to_int8(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) ->
     lost = [name for name in layers if name not in lowering.placements]
     if lost:
         raise ParityError(
-            f"the ONNX graph does not hold the quantised weights of {', '.join(lost)}: no initializer "
-            "equals their "
-            "codes × scales bit for bit. Add them to quantize.exclude, or export with fuse: false"
+            f"the ONNX graph does not contain the quantised weights of {', '.join(lost)}: no initializer "
+            "equals their codes × scales exactly. Add them to quantize.exclude, or export with fuse: false"
         )
     for name, placement in lowering.placements.items():
         codes, scales = read_placement(model, placement)
         if not (np.array_equal(codes, layers[name].codes) and np.array_equal(scales, layers[name].scales)):
-            raise ParityError(f"layer {name} was not written into the graph as the checkpoint holds it")
+            raise ParityError(f"layer {name} in the graph differs from the checkpoint")
     return lowering.placements
 
 

@@ -135,8 +135,8 @@ def verify(model: onnx.ModelProto, folder: Path, weights: Weights, layers: Mappi
         }
         if wrong := [part for part, same in equal.items() if not same]:
             raise ParityError(
-                f"{folder / GRAPH}: the {' and '.join(wrong)} of layer {name} are not the checkpoint's; "
-                "export again"
+                f"{folder / GRAPH}: the {' and '.join(wrong)} of layer {name} differ from the checkpoint; "
+                "export the model again"
             )
         checked += 1
     return checked

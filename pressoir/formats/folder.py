@@ -53,7 +53,7 @@ def task_of(folder: Path) -> Task:
     names = config.get("architectures") or []
     if not isinstance(names, list) or not names:
         raise SourceError(
-            f'{folder / "config.json"} names no architecture; add "architectures", such as '
+            f'{folder / "config.json"} specifies no architecture; add "architectures", such as '
             '["LlamaForCausalLM"]'
         )
     for head, task in _HEADS.items():
@@ -78,9 +78,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not readable JSON ({error}); fetch or make the model again") from error
+        raise SourceError(
+            f"{path} is not valid JSON ({error}); download or create the model again"
+        ) from error
     if not isinstance(content, dict):
-        raise SourceError(f"{path} is not a JSON object; fetch or make the model again")
+        raise SourceError(f"{path} is not a JSON object; download or create the model again")
     return content
 
 
@@ -104,8 +106,8 @@ def check_model_folder(folder: Path, reference: str) -> None:
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             raise SourceError(
-                f"model {reference!r}: {folder} has only pickled weights ({', '.join(pickles)}), which can "
-                "run code when they are loaded and are refused. Convert them where you trust them: "
+                f"model {reference!r}: {folder} has only pickled weights ({', '.join(pickles)}), which are "
+                "rejected because loading them can execute code. If you trust them, convert them: "
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)"
             )
         raise SourceError(f"model {reference!r}: {folder} has no *.safetensors weights")
@@ -115,7 +117,7 @@ def check_model_folder(folder: Path, reference: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise SourceError(
-                f"model {reference!r}: {path} is not a whole safetensors file ({error}); fetch it again"
+                f"model {reference!r}: {path} is not a complete safetensors file ({error}); download it again"
             ) from error
 
 
@@ -128,8 +130,10 @@ def _indexed(folder: Path, reference: str) -> list[Path]:
         names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
-            f"model {reference!r}: {index} is not a weight index ({error}); fetch it again"
+            f"model {reference!r}: {index} is not a weight index ({error}); download it again"
         ) from error
     if unsafe := sorted(name for name in names if Path(name).name != name):
-        raise SourceError(f"model {reference!r}: {index} names files outside its folder: {', '.join(unsafe)}")
+        raise SourceError(
+            f"model {reference!r}: {index} refers to files outside its folder: {', '.join(unsafe)}"
+        )
     return [folder / name for name in names]

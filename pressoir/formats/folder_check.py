@@ -34,11 +34,11 @@ def check(folder: Path) -> list[Finding]:
         ShardError: there is nothing to check.
     """
     if not folder.is_dir():
-        raise ShardError(f"{folder} is not a folder; give the folder of a model")
+        raise ShardError(f"{folder} is not a folder; specify the folder of a model")
     folders = [folder] if _is_model(folder) else sorted(path for path in folder.iterdir() if _is_model(path))
     if not folders:
         raise ShardError(
-            f"{folder} holds no model: no {sharding.MANIFEST}, {files.MANIFEST}, *.safetensors or *.onnx"
+            f"{folder} contains no model: no {sharding.MANIFEST}, {files.MANIFEST}, *.safetensors or *.onnx"
         )
     return [finding for path in folders for finding in _check(path)]
 
@@ -52,12 +52,12 @@ def _check(folder: Path) -> Iterator[Finding]:
     known = False
     if (folder / sharding.MANIFEST).exists():
         known = True
-        yield _finding(folder, f"the SHA-256 of every file that {sharding.MANIFEST} names", sharding.verify)
+        yield _finding(folder, f"SHA-256 of every file in {sharding.MANIFEST}", sharding.verify)
     if (folder / files.MANIFEST).exists():
         known = True
-        yield _finding(folder, f"the digest in {files.MANIFEST}", _check_digest)
+        yield _finding(folder, f"digest in {files.MANIFEST}", _check_digest)
     if not known:
-        yield _finding(folder, "headers and lengths only: there are no checksums", _check_structure)
+        yield _finding(folder, "headers and lengths only (no checksums available)", _check_structure)
 
 
 def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> Finding:
@@ -73,10 +73,12 @@ def _check_digest(folder: Path) -> None:
     try:
         expected = Artifact.model_validate_json(path.read_text(encoding="utf-8")).digest
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not an artifact's manifest: {error}") from error
+        raise SourceError(f"{path} is not an artifact manifest: {error}") from error
     found = files.folder_digest(folder)[0]
     if found != expected:
-        raise SourceError(f"{folder} has digest {found}, but {path.name} says {expected}: a file was altered")
+        raise SourceError(
+            f"{folder} has digest {found}, but {path.name} says {expected}: a file was modified"
+        )
 
 
 def _check_structure(folder: Path) -> None:

@@ -123,11 +123,11 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     except ValueError as error:
         raise SourceError(f"{path} is not valid JSON ({error}); {_ADVICE}") from error
     if not isinstance(description, dict):
-        raise SourceError(f"{path} holds a {type(description).__name__}, not an object; {_ADVICE}")
+        raise SourceError(f"{path} contains a {type(description).__name__}, not an object; {_ADVICE}")
     for field, known in (("format_version", FORMAT_VERSION), ("scheme", "int8"), ("activations", "dynamic")):
         if description.get(field) != known:
             raise SourceError(
-                f"{path}: {field} is {description.get(field)!r}, but this version of Pressoir knows "
+                f"{path}: {field} is {description.get(field)!r}, but this version of Pressoir supports "
                 f"{known!r}; use the version that wrote it, or {_ADVICE}"
             )
     layers = description.get("layers")
@@ -145,7 +145,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         blocks = kind == "embedding" and bits == symmetric_blocks.BITS and isinstance(size, int) and size > 0
         if not blocks and (kind not in ("linear", "embedding") or bits != 8):
             raise SourceError(
-                f"{path}, layer {name}: kind {kind!r} with {bits!r} bits is not known (linear or "
+                f"{path}, layer {name}: kind {kind!r} with {bits!r} bits is not supported (linear or "
                 f"embedding of 8 bits, embedding of 4 bits with its block_size); {_ADVICE}"
             )
         shape = layer.get("shape")
@@ -157,7 +157,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         ):
             raise SourceError(
                 f"{folder / WEIGHTS}, layer {name}: codes {codes.dtype} {list(codes.shape)} and scales "
-                f"{scales.dtype} {list(scales.shape)} do not fit {path.name} ({shape}); {_ADVICE}"
+                f"{scales.dtype} {list(scales.shape)} do not match {path.name} ({shape}); {_ADVICE}"
             )
     orphans = [
         name

@@ -65,7 +65,7 @@ def load(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's own type, of a package that onnx brings along
         raise ShardError(f"{path} is not an ONNX graph: {error}; export the model again") from error
     if not model.graph.node:
-        raise ShardError(f"{path} is an ONNX graph of nothing; export the model again")
+        raise ShardError(f"{path} is an empty ONNX graph; export the model again")
     return model
 
 
@@ -187,8 +187,8 @@ def _place(tensor: onnx.TensorProto, folder: Path) -> TensorBytes | None:
     path = folder / name
     if not name or Path(name).name != name or not path.is_file():
         raise ShardError(
-            f"{folder}: the graph's tensor {tensor.name!r} lies in {name!r}, which is no file of the folder; "
-            "export the model again"
+            f"{folder}: the graph's tensor {tensor.name!r} is stored in {name!r}, which is not in "
+            "the folder; export the model again"
         )
     offset, size = int(entries.get("offset", 0)), path.stat().st_size
     length = int(entries.get("length") or _expected_bytes(tensor) or size - offset)

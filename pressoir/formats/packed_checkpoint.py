@@ -173,15 +173,13 @@ def open_packed(folder: Path) -> PackedCheckpoint:
     description = read_json(path)
     if description.get("format_version") != FORMAT_VERSION:
         raise QuantizationError(
-            f"{path}: format_version is {description.get('format_version')!r}, but packed weights are of "
-            f"format {FORMAT_VERSION}; use the version of Pressoir that wrote it, or {_ADVICE}"
+            f"{path}: format_version is {description.get('format_version')!r}, but this version of "
+            f"Pressoir supports {FORMAT_VERSION}; use the version that wrote it, or {_ADVICE}"
         )
     try:
         layers = {name: LayerInfo.model_validate(layer) for name, layer in description["layers"].items()}
     except (KeyError, AttributeError, ValidationError) as error:
-        raise QuantizationError(
-            f"{path}: `layers` is not as this version writes it ({error}); {_ADVICE}"
-        ) from error
+        raise QuantizationError(f"{path}: `layers` is not valid ({error}); {_ADVICE}") from error
     tensors = tensor_files.tensors_of(folder)
     for name, info in layers.items():
         _check(path, name, info, layers)
@@ -191,14 +189,14 @@ def open_packed(folder: Path) -> PackedCheckpoint:
                 raise QuantizationError(f"{weights} has no tensor {tensor}; {_ADVICE}")
             if entry.dtype != dtype or entry.shape != shape:
                 raise QuantizationError(
-                    f"{weights}: {tensor} is {entry.dtype} {list(entry.shape)}, but {path.name} makes it "
-                    f"{dtype} {list(shape)}; {_ADVICE}"
+                    f"{weights}: {tensor} is {entry.dtype} {list(entry.shape)}, but according to "
+                    f"{path.name} it should be {dtype} {list(shape)}; {_ADVICE}"
                 )
     for tensor in tensors:
         name, _, part = tensor.rpartition(".")
         if part in (SCALES, ZERO_POINTS) and (name not in layers or layers[name].tied_to):
             raise QuantizationError(
-                f"{path} does not describe {name}, of which {weights.name} has {part}; {_ADVICE}"
+                f"{path} does not describe {name}, but {weights.name} contains its {part}; {_ADVICE}"
             )
     return PackedCheckpoint(folder, description, layers, tensors)
 
@@ -230,7 +228,8 @@ def _check(path: Path, name: str, info: LayerInfo, layers: dict[str, LayerInfo])
     known = info.kind in ("linear", "conv1d", "embedding") and info.role in ("matmul", "embedding", "head")
     if not known or info.bits not in packing.BITS:
         raise QuantizationError(
-            f"{path}, layer {name}: a {info.kind} ({info.role}) of {info.bits} bits is not known; {_ADVICE}"
+            f"{path}, layer {name}: a {info.kind} ({info.role}) of {info.bits} bits is not supported; "
+            f"{_ADVICE}"
         )
     if info.block_size < 1 or min(info.shape) < 1 or info.shape[1] % info.block_size:
         raise QuantizationError(
@@ -246,5 +245,5 @@ def _check(path: Path, name: str, info: LayerInfo, layers: dict[str, LayerInfo])
         )
         if not same:
             raise QuantizationError(
-                f"{path}: {name} shares the weights of {info.tied_to}, which is not stored alike; {_ADVICE}"
+                f"{path}: {name} shares the weights of {info.tied_to}, which is stored differently; {_ADVICE}"
             )

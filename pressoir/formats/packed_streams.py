@@ -39,7 +39,9 @@ def expand(graph: Path) -> dict[str, Any]:
     expanded = {}
     for name in json.loads(listed):
         if name not in tensors:
-            raise SourceError(f"{graph}: {KEY} names {name}, which the graph lacks; export the model again")
+            raise SourceError(
+                f"{graph}: {KEY} names {name}, which is not in the graph; export the model again"
+            )
         expanded[name] = ort.OrtValue.ortvalue_from_numpy(_four_bits(graph, tensors[name]))
     return expanded
 
@@ -63,7 +65,9 @@ def _four_bits(graph: Path, tensor: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     place = {entry.key: entry.value for entry in tensor.external_data}
     location, dims = place.get("location", ""), tuple(tensor.dims)
     if not location or Path(location).name != location:
-        raise SourceError(f"{graph}: {tensor.name} has no data file beside the graph; export the model again")
+        raise SourceError(
+            f"{graph}: {tensor.name} has no data file in the folder of the graph; export the model again"
+        )
     rows, codes = dims[0], 2 * int(np.prod(dims[1:]))
     length = rows * packing.packed_size(codes, 3)
     try:
@@ -71,11 +75,14 @@ def _four_bits(graph: Path, tensor: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
             file.seek(int(place.get("offset", 0)))
             stream = np.frombuffer(file.read(length), dtype=np.uint8)
     except OSError as error:
-        raise SourceError(f"{graph.parent / location}: {error.strerror or error}; fetch it again") from error
+        raise SourceError(
+            f"{graph.parent / location}: {error.strerror or error}; download it again"
+        ) from error
     if stream.size != length or int(place.get("length", length)) != length:
         raise SourceError(
-            f"{graph.parent / location}: the 3-bit weights of {tensor.name} {list(dims)} take {length} "
-            f"bytes, but {place.get('length')} are named and {stream.size} are there; fetch the model again"
+            f"{graph.parent / location}: the 3-bit weights of {tensor.name} {list(dims)} need {length} "
+            f"bytes, but {place.get('length')} are declared and {stream.size} exist; download the model "
+            "again"
         )
     packed = packing.pack(packing.unpack(stream.reshape(rows, -1), 3, codes), 4)
     return packed.reshape(dims)

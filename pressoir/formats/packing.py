@@ -32,7 +32,7 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """
     _check(bits)
     if codes.size and int(codes.max()) >> bits:
-        raise QuantizationError(f"code {int(codes.max())} does not fit into {bits} bits")
+        raise QuantizationError(f"code {int(codes.max())} does not fit in {bits} bits")
     count = codes.shape[-1]
     if bits == 8:
         return np.ascontiguousarray(codes, dtype=np.uint8)
@@ -54,7 +54,7 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     _check(bits)
     if packed.shape[-1] != packed_size(count, bits):
         raise QuantizationError(
-            f"{count} codes of {bits} bits take {packed_size(count, bits)} bytes, not {packed.shape[-1]}"
+            f"{count} codes of {bits} bits need {packed_size(count, bits)} bytes, not {packed.shape[-1]}"
         )
     if bits == 8:
         return packed
@@ -72,4 +72,4 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
 
 def _check(bits: int) -> None:
     if bits not in BITS:
-        raise QuantizationError(f"{bits} bits are not known; take one of {', '.join(map(str, BITS))}")
+        raise QuantizationError(f"{bits} bits are not supported; use one of {', '.join(map(str, BITS))}")

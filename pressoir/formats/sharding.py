@@ -25,7 +25,7 @@ INFO = "SHARDING_INFO.md"
 FORMAT_VERSION = 2
 SHARD_NAME = re.compile(r"shard_[0-9]{2,5}\.safetensors", re.ASCII)
 FILE_NAME = re.compile(r"(?!\.)[\w.+-]{1,128}", re.ASCII)
-ADVICE = "fetch it again, or run `pressoir shard` again"
+ADVICE = "download it again, or run `pressoir shard` again"
 # A safetensors file's header without its entries, at most: its length, metadata, and padding.
 HEADER_BYTES = 128
 
@@ -101,8 +101,8 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             raise ShardError(
-                f"{where} has format_version {version}, but this version of Pressoir knows {FORMAT_VERSION}; "
-                "use the version that wrote it, or run `pressoir shard` again"
+                f"{where} has format_version {version}, but this version of Pressoir supports "
+                f"{FORMAT_VERSION}; use the version that wrote it, or run `pressoir shard` again"
             )
         manifest = ShardManifest.model_validate_json(text)
     except ValidationError as error:
@@ -120,16 +120,19 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
             raise ShardError(f"{where}: {record.file} has a tensor that ends after the file; {ADVICE}")
     for other in manifest.files:
         if not FILE_NAME.fullmatch(other.file) or SHARD_NAME.fullmatch(other.file) or other.file == MANIFEST:
-            raise ShardError(f"{where} names {other.file!r}, which is no file of a model folder; {ADVICE}")
+            raise ShardError(
+                f"{where} names {other.file!r}, which is not allowed in a model folder; {ADVICE}"
+            )
     names = [record.file for record in [*manifest.shards, *manifest.files]]
     tensors = [tensor.name for record in manifest.shards for tensor in record.tensors]
     if len(set(names)) != len(names) or len(set(tensors)) != len(tensors):
-        raise ShardError(f"{where} must name each file and each tensor once; {ADVICE}")
+        raise ShardError(f"{where} must list each file and each tensor once; {ADVICE}")
     if [record.order for record in manifest.shards] != list(range(len(manifest.shards))):
-        raise ShardError(f"{where}: the shards are not in the order that they give; {ADVICE}")
+        raise ShardError(f"{where}: the shards are not in their declared order; {ADVICE}")
     if not set(manifest.tied.values()) <= set(tensors) or set(manifest.tied) & set(tensors):
         raise ShardError(
-            f"{where}: `tied` names a tensor that no shard has, or one that a shard has; {ADVICE}"
+            f"{where}: `tied` must map tensors that no shard contains to tensors that a shard contains; "
+            f"{ADVICE}"
         )
     if manifest.kind == "onnx" and GRAPH not in names:
         raise ShardError(f"{where} must name the graph {GRAPH!r}; {ADVICE}")
@@ -180,7 +183,7 @@ def fault_of(path: Path, record: FileRecord, *, links: bool = True, content: boo
     Without `content` it is not read; without `links` it must not be a symbolic link.
     """
     if not path.is_file() or (path.is_symlink() and not links):
-        return [f"{path} is missing, or not a plain file; {ADVICE}"]
+        return [f"{path} is missing or not a regular file; {ADVICE}"]
     size = path.stat().st_size
     if size != record.bytes:
         fault = "truncated" if size < record.bytes else "longer than it should be"
@@ -192,4 +195,4 @@ def fault_of(path: Path, record: FileRecord, *, links: bool = True, content: boo
 
 def altered(path: Path | str) -> str:
     """The sentence for a file of the right length and the wrong content."""
-    return f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; {ADVICE}"
+    return f"{path} was modified: its SHA-256 differs from the one in {MANIFEST}; {ADVICE}"

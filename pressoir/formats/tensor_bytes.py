@@ -72,7 +72,7 @@ class TensorBytes:
             while left:
                 chunk = file.read(min(CHUNK_BYTES, left))
                 if not chunk:
-                    raise SourceError(f"{self.file} ends before its tensor {self.name!r}; fetch it again")
+                    raise SourceError(f"{self.file} ends before its tensor {self.name!r}; download it again")
                 left -= len(chunk)
                 yield chunk
 
@@ -92,7 +92,9 @@ def read_header(path: Path) -> list[TensorBytes]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise SourceError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+        raise SourceError(
+            f"{path} is not a complete safetensors file ({error}); download it again"
+        ) from error
     start = 8 + length
     tensors = [
         TensorBytes(
@@ -120,24 +122,25 @@ def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
         return read_header(folder / WEIGHTS)
     if not index.is_file():
         raise SourceError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder with safetensors weights"
+            f"{folder} has neither {WEIGHTS} nor {INDEX}; specify a folder with safetensors weights"
         )
     try:
         places = {
             str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{index} is not a weight index ({error}); fetch it again") from error
+        raise SourceError(f"{index} is not a weight index ({error}); download it again") from error
     found = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise SourceError(f"{index} names {name!r}, a file outside its folder")
+            raise SourceError(f"{index} refers to a file outside its folder: {name!r}")
         for tensor in read_header(folder / name):
             if places.get(tensor.name) == name:
                 found[tensor.name] = tensor
     if missing := sorted(places.keys() - found):
         raise SourceError(
-            f"{index} places {missing[0]!r} in {places[missing[0]]}, which does not hold it; fetch both again"
+            f"{index} places {missing[0]!r} in {places[missing[0]]}, which does not contain it; download "
+            "both again"
         )
     return list(found.values())
 

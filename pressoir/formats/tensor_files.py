@@ -53,7 +53,7 @@ def read(tensor: TensorBytes, rows: slice | None = None) -> Tensor:
         SourceError: the file cannot be read, or ends before the tensor does.
     """
     if tensor.file is None:
-        raise SourceError(f"{tensor.name} lies in no file")
+        raise SourceError(f"{tensor.name} is not in any file")
     shape, start, dtype = tensor.shape, tensor.offset, _DTYPES[tensor.dtype]
     if rows is not None:
         low, high, _ = rows.indices(shape[0])
@@ -71,7 +71,7 @@ def read(tensor: TensorBytes, rows: slice | None = None) -> Tensor:
     except OSError as error:
         raise SourceError(f"{tensor.file} cannot be read: {error.strerror or error}") from error
     if got < size:
-        raise SourceError(f"{tensor.file} ends before its tensor {tensor.name!r}; fetch it again")
+        raise SourceError(f"{tensor.file} ends before its tensor {tensor.name!r}; download it again")
     return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 

@@ -45,33 +45,35 @@ def read_audio(path: Path, sampling_rate: int) -> Waveform:
             not tell), is empty, or has samples that are not finite.
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}; give the path of a sound file")
+        raise DataError(f"file not found: {path}; specify the path of an audio file")
     try:
         with soundfile.SoundFile(path) as file:
             samples = file.read(dtype="float32", always_2d=True)  # (frames, channels)
             rate, announced, log = file.samplerate, file.frames, file.extra_info
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name that says it has no header
         if getattr(error, "code", None) == _MALLOC_FAILED:
-            raise MemoryError(f"no memory to read {path}") from error
+            raise MemoryError(f"not enough memory to read {path}") from error
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise DataError(
-            f"{path} cannot be read as sound ({reason}): it is damaged, cut off, or of an unknown kind; "
-            f"fetch it again, or convert it: {_convert(sampling_rate)}"
+            f"{path} cannot be read as audio ({reason}): it is damaged, truncated or of an unsupported "
+            f"format; download it again or convert it: {_convert(sampling_rate)}"
         ) from error
     sizes = [(int(said), int(there)) for said, there in _SIZES.findall(log)]
     short = len(samples) < announced or any(there < said < _UNKNOWN_SIZE for said, there in sizes)
     if short or _NO_END.search(log):
         raise DataError(
-            f"{path} is cut off: it holds {len(samples) / rate:.2f} s and announces more; fetch it again, or "
-            f"keep what is there: {_convert(sampling_rate)}"
+            f"{path} is truncated: it contains {len(samples) / rate:.2f} s but declares more; download it "
+            f"again, or keep the existing part: {_convert(sampling_rate)}"
         )
     if not np.isfinite(samples).all():
-        raise DataError(f"{path} has samples that are not finite (NaN or infinite); make it again")
+        raise DataError(
+            f"{path} has samples that are not finite (NaN or infinite); record or convert it again"
+        )
     mono: Waveform = samples.mean(axis=1, dtype=np.float32)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
     if not mono.size:
-        raise DataError(f"{path} has no samples; fetch it again, or take it off the list")
+        raise DataError(f"{path} has no samples; download it again, or remove it from the list")
     return mono
 
 
@@ -88,8 +90,8 @@ def check_waveforms(audio: Sequence[Waveform]) -> None:
     for index, samples in enumerate(audio):
         if samples.ndim != 1 or samples.dtype != np.float32 or samples.size == 0:
             raise DataError(
-                f"audio {index} is {samples.dtype} of shape {samples.shape}; give mono float32 samples in "
-                "−1…1, shape (samples,)"
+                f"audio {index} is {samples.dtype} of shape {samples.shape}; expected mono float32 samples "
+                "in −1…1, shape (samples,)"
             )
         if not np.isfinite(samples).all():
             raise DataError(f"audio {index} has samples that are not finite")

@@ -102,7 +102,7 @@ class WhisperModel:
         if not languages:
             if language not in (None, "en"):
                 raise RecipeError(
-                    f"language {language!r} is given, but this model has one language; leave it out"
+                    f"language {language!r} is specified, but this model supports one language only; omit it"
                 )
             return (start, *plain)
         token = languages.get(f"<|{language}|>")
@@ -111,7 +111,7 @@ class WhisperModel:
             near = difflib.get_close_matches(language, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise RecipeError(
-                f"language {language!r} is not known to this model; {hint}it knows {', '.join(known)}"
+                f"language {language!r} is not supported by this model; {hint}supported: {', '.join(known)}"
             )
         if token is None:
             logits = self.engine.forced_logits(inputs, np.asarray([[start]], dtype=np.int64))[0, 0]
@@ -153,7 +153,7 @@ class CtcModel:
         """See `SpeechRecognizer.transcribe`."""
         if language is not None:
             raise RecipeError(
-                f"language {language!r} is given, but a CTC model has one language; leave it out"
+                f"language {language!r} is specified, but a CTC model supports one language only; omit it"
             )
         return self.vocabulary.decode(self.logits(samples).argmax(axis=1))
 

@@ -130,8 +130,8 @@ def _pooling(folder: Path) -> str:
     chosen = [modes] if isinstance(modes, str) else list(modes)
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
         raise SourceError(
-            f"{folder / POOLING} pools by {' and '.join(map(str, chosen)) or 'nothing'}; known is one of "
-            f"{', '.join(POOLINGS)}"
+            f"{folder / POOLING} specifies pooling by {' and '.join(map(str, chosen)) or 'nothing'}; "
+            f"supported is one of {', '.join(POOLINGS)}"
         )
     return str(chosen[0])
 
@@ -141,7 +141,7 @@ def _engine(folder: Path, threads: int, runtime: Runtime) -> TorchEncoder | Onnx
         return OnnxEncoder(folder, threads)
     if (folder / QUANTIZATION).exists():
         raise SourceError(
-            f"{folder} holds a quantised encoder, which PyTorch does not run; export it to ONNX"
+            f"{folder} contains a quantised encoder, which is not supported in PyTorch; export it to ONNX"
         )
     from pressoir.models.loading import load_encoder
 

@@ -60,7 +60,7 @@ class Parity:
             f"{self.prompts} prompts"
         ]
         lines += [
-            f"  prompt {d.prompt} departs at new token {d.position}: {d.token} instead of {d.expected}, "
+            f"  prompt {d.prompt} differs at new token {d.position}: {d.token} instead of {d.expected}, "
             f"whose logit is {d.margin:.2g} higher"
             for d in self.divergences
         ]

@@ -52,4 +52,4 @@ def open_predictor(folder: Path, threads: int) -> Predictor:
             }
 
         return Predictor({"continuation": "string"}, continuations)
-    raise SourceError(f"{folder} holds a model for {task}, which cannot be served from MLflow")
+    raise SourceError(f"{folder} contains a model for {task}, which cannot be served from MLflow")

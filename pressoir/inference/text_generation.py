@@ -68,7 +68,7 @@ class TextGenerator:
         """
         stop = [stop] if isinstance(stop, str) else list(stop)
         if "" in stop:
-            raise PressoirError("a stop text is empty; give at least one character")
+            raise PressoirError("a stop sequence is empty; specify at least one character")
         ids = self.tokenizer.encode(prompt)
         tokens = self.generate_ids(
             ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
@@ -89,14 +89,15 @@ class TextGenerator:
         """Token ids that follow `ids`; a token that ends the text is not given. See `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         if max_new_tokens < 1:
-            raise PressoirError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
+            raise PressoirError(f"max_new_tokens is {max_new_tokens}; specify at least 1")
         if not ids:
-            raise PressoirError("the prompt is empty; give at least one token to go on from")
+            raise PressoirError("the prompt is empty; specify at least one token")
         room = self.decoder.context - len(ids)
         if room < 1:
             raise PressoirError(
-                f"the prompt has {len(ids)} tokens, and the model's context is {self.decoder.context} with "
-                f"the continuation; shorten the prompt to {self.decoder.context - 1} tokens at most"
+                f"the prompt has {len(ids)} tokens, but the context of the model is {self.decoder.context} "
+                f"including generated tokens; shorten the prompt to {self.decoder.context - 1} tokens at "
+                "most"
             )
         return self._tokens(ids, min(max_new_tokens, room), sampler)
 
@@ -118,7 +119,7 @@ class TextGenerator:
         """
         if not 2 <= window <= self.decoder.context:
             raise PressoirError(
-                f"a window of {window} tokens does not fit the model; give 2 to {self.decoder.context}"
+                f"a window of {window} tokens does not fit the model; specify 2 to {self.decoder.context}"
             )
         windows = running_text.windows(self.tokenizer.encode(text), window, max_windows)
         room = LOGITS_BYTES // (4 * window * self.decoder.vocabulary)
@@ -132,7 +133,7 @@ class TextGenerator:
                 progress(start + len(batch), len(windows))
         tokens = len(windows) * (window - 1)
         if not math.isfinite(total):
-            raise PressoirError("the model gives logits that are not finite; its weights are broken")
+            raise PressoirError("the model produced logits that are not finite; its weights are corrupt")
         mean = total / tokens
         return Perplexity(math.exp(mean) if mean < 700 else math.inf, tokens, mean)
 
@@ -144,7 +145,7 @@ class TextGenerator:
         """
         if not 1 <= len(ids) <= self.decoder.context:
             raise PressoirError(
-                f"the text has {len(ids)} tokens; the model takes 1 to {self.decoder.context}, so cut it"
+                f"the text has {len(ids)} tokens; the model supports 1 to {self.decoder.context}; shorten it"
             )
         cache = None
         for start in range(0, len(ids) - 1, SCORED):

@@ -217,21 +217,22 @@ class Translator:
             if code is not None and (fixed is None or fixed not in spellings(code)):
                 pair = f", {self.defaults[0]} to {self.defaults[1]}" if all(self.defaults) else ""
                 raise RecipeError(
-                    f"{field} is {code!r}, but this model translates one fixed pair of languages{pair}; "
-                    "leave it out"
+                    f"{field} is {code!r}, but this model translates one fixed language pair{pair}; omit it"
                 )
 
     def _language_token(self, code: str | None, field: str, default: str | None) -> str:
         code = code or default
         known = self.languages
         if code is None:
-            raise RecipeError(f"{field} is needed; this model knows {', '.join(known)}")
+            raise RecipeError(f"{field} is required; this model supports {', '.join(known)}")
         for candidate in spellings(code):
             if candidate in self._tokens:
                 return self._tokens[candidate]
         near = difflib.get_close_matches(code, known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise RecipeError(f"{field} {code!r} is not known to this model; {hint}it knows {', '.join(known)}")
+        raise RecipeError(
+            f"{field} {code!r} is not supported by this model; {hint}supported: {', '.join(known)}"
+        )
 
     def _task_prefix(self, source: str | None, target: str | None) -> str:
         """T5's instruction; empty where no language is given, for the text may hold its own."""
@@ -242,8 +243,7 @@ class Translator:
             common = next((name for name in spellings(code or "") if name in LANGUAGES), None)
             if common is None:
                 raise RecipeError(
-                    f"{field} {code!r} is not known; T5 is told both by name, and known are "
-                    f"{', '.join(sorted(LANGUAGES))}"
+                    f"{field} {code!r} is not supported; T5 models support {', '.join(sorted(LANGUAGES))}"
                 )
             codes.append(common)
         stated = self._prefixes.get(f"translation_{codes[0]}_to_{codes[1]}", {}).get("prefix")

@@ -140,12 +140,12 @@ def read_checkpoint(folder: Path, name: str, reference: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     if (folder / QUANTIZATION).exists() or config.get("quantization_config"):
         raise SourceError(
-            f"model {reference!r} is quantised; merge the models it was made from, then quantise the result"
+            f"model {reference!r} is quantised; merge the original models, then quantise the result"
         )
     if not any(folder.glob("*.safetensors")):
         raise SourceError(
-            f"model {reference!r}: {folder} has no *.safetensors weights, only a graph; a merge "
-            "takes the checkpoint that it was exported from"
+            f"model {reference!r}: {folder} has only an ONNX graph and no *.safetensors weights; merge the "
+            "original checkpoint"
         )
     tensors = {t.name: t for t in checkpoint_tensors(folder) if not _BUFFER.search(t.name)}
     if other := sorted({entry.dtype for entry in tensors.values()} - set(FLOATS)):
@@ -184,5 +184,5 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         if (folder / "vocab.json").exists():
             return Tokenizer(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is not a tokenizer ({error!r}); fetch the model again") from error
+        raise SourceError(f"{path} is not a tokenizer ({error!r}); download the model again") from error
     return None

@@ -52,8 +52,8 @@ def main(folder: Path, out: Path, seed: int) -> None:
             for name in file.keys():  # noqa: SIM118
                 if not torch.isfinite(file.get_tensor(name)).all():
                     sys.exit(
-                        f"{name} of the result has values that are not finite; merge in float32, store "
-                        "in bfloat16 or float32 (out_dtype), or give smaller weights"
+                        f"{name} of the result has values that are not finite; merge in float32, store in "
+                        "bfloat16 or float32 (out_dtype), or use smaller weights"
                     )
 
 

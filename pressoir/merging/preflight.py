@@ -88,7 +88,7 @@ def preflight(
     findings = [Finding(problem) for problem in problems]
     findings += map(Finding, settings.problems(config, has_base="base" in inputs or config.base is not None))
     if importlib.util.find_spec("mergekit") is None:
-        findings.append(Finding("mergekit is not installed; `pip install mergekit`"))
+        findings.append(Finding("mergekit is not installed; run `pip install mergekit`"))
     found: dict[str, Checkpoint] = {}
     references = {f"parent_{i}": reference for i, reference in enumerate(config.models)}
     if config.base is not None or "base" in inputs:
@@ -127,12 +127,13 @@ def preflight(
 
 
 def _refusal(config: MergeConfig, findings: Sequence[Finding]) -> str:
-    lines = [f"these models cannot be merged by {config.method} as asked:"]
+    lines = [f"these models cannot be merged by {config.method} with this configuration:"]
     lines += [f"  - {finding.text}" for finding in findings]
     if any(finding.crime for finding in findings):
         lines.append(
-            "Weights can be averaged only where they mean the same: merge fine-tunes of one base. "
-            "--allow-crimes (allow_crimes: true) goes on all the same; what does not fit stays the base's."
+            "Weights can only be averaged if they have the same meaning: merge models fine-tuned from the "
+            "same base. --allow-crimes (allow_crimes: true) merges anyway; incompatible tensors are taken "
+            "from the base."
         )
     return "\n".join(lines)
 
@@ -141,7 +142,7 @@ def _left_out(plan: MergePlan) -> Iterator[Finding]:
     for model in plan.models[1:]:
         if left := plan.unmerged(model):
             yield Finding(
-                f"not merged from {model.label}, those of {plan.base.label} are kept: {len(left)} of "
+                f"not merged from {model.label}, kept from {plan.base.label}: {len(left)} of "
                 f"{len(plan.base.tensors)} tensors: {summary(left)}",
                 harmless=True,
             )
@@ -152,16 +153,16 @@ def _same_folder(parents: Sequence[Checkpoint]) -> Iterator[str]:
     for model in parents:
         first = seen.setdefault(model.folder.resolve(), model)
         if first is not model:
-            yield f"models: {first.label} and {model.label} are one folder; name it once"
+            yield f"models: {first.label} and {model.label} are the same folder; specify it once"
 
 
 def _vocabulary_rows(model: Checkpoint) -> Iterator[str]:
     rows = model.vocabulary
     if rows and not any(is_embedding(name, tensor, rows) for name, tensor in model.tensors.items()):
-        yield f"{model.label}: no tensor has the {rows} rows of config.json's vocab_size"
+        yield f"{model.label}: no tensor has {rows} rows (vocab_size in config.json)"
     highest = max(model.tokenizer.ids.values(), default=0) if model.tokenizer else 0
     if rows and highest >= rows:
-        yield f"{model.label}: its tokenizer has ids up to {highest}, but its embedding {rows} rows"
+        yield f"{model.label}: the tokenizer has ids up to {highest}, but the embedding has {rows} rows"
 
 
 def _cannot_follow(plan: MergePlan) -> Iterator[str]:
@@ -169,7 +170,7 @@ def _cannot_follow(plan: MergePlan) -> Iterator[str]:
     config, base = plan.config, plan.base
     if not base.architecture:
         yield (
-            f"{base.label}: config.json must name one class in `architectures`, such as "
+            f"{base.label}: config.json must specify one class in `architectures`, such as "
             f'["LlamaForCausalLM"], not {base.config.get("architectures")}'
         )
     by_name = {model.name: model for model in plan.parents}
@@ -181,7 +182,7 @@ def _cannot_follow(plan: MergePlan) -> Iterator[str]:
                 yield f"slices[{i}]: layers {asked} of {model.label}, which has {model.layers}"
     given = settings.given_settings(config)
     if not base.layers and any(map(settings.is_gradient, given.values())):
-        yield f"lists of values are gradients over layers, but {base.label} has no single stack of layers"
+        yield f"lists of values are interpolated over layers, but {base.label} has no single stack of layers"
     densities = [setting for path, setting in given.items() if path.endswith("density")] or [DEFAULT_DENSITY]
     lowest = min(number for setting in densities for number in settings.numbers(setting))
     name, smallest = min(base.tensors.items(), key=lambda item: item[1].elements)
@@ -192,24 +193,29 @@ def _cannot_follow(plan: MergePlan) -> Iterator[str]:
     ):
         yield (
             f"density: {lowest:g} of the {smallest.elements} elements of {name} is less than one, which "
-            f"mergekit refuses; keep it whole: [{{filter: {name}, value: 1}}, {{value: {lowest:g}}}]"
+            f"mergekit does not support; keep it whole: [{{filter: {name}, value: 1}}, {{value: "
+            f"{lowest:g}}}]"
         )
     if config.tokenizer_source is not None:
         for name in (name for name, t in base.tensors.items() if t.shape == (base.vocabulary,)):
-            yield f"tokenizer_source: mergekit does not align {name}, which has one element a token"
+            yield f"tokenizer_source: mergekit does not align {name}, which has one element per token"
 
 
 def _notes(plan: MergePlan) -> Iterator[str]:
     config, base, total = plan.config, plan.base, sum(plan.ratios)
     if config.method in TASK_VECTORS:
         if plan.given_base is None:
-            yield f"{config.method}: no base is given, so the first model is it: {base.label}"
+            yield f"{config.method}: no base specified, using the first model: {base.label}"
         if base in plan.parents and config.ratios is not None:
-            yield f"{config.method}: the ratio of {base.label} is not used, since it is the base"
+            yield f"{config.method}: the ratio of {base.label} is not used because it is the base"
         if not any(path.endswith("density") for path in settings.given_settings(config)):
-            yield f"{config.method}: no density is given; {DEFAULT_DENSITY:g} of each model's changes is kept"
+            yield (
+                f"{config.method}: no density specified; {DEFAULT_DENSITY:g} of each model's changes is kept"
+            )
     elif plan.given_base is not None:
-        yield f"{config.method} takes no base; {plan.given_base.label} is only measured beside the others"
+        yield (
+            f"{config.method} does not use a base; {plan.given_base.label} is only evaluated for comparison"
+        )
     if config.method == "slerp" and config.t is None:
         said = "" if abs(total - 1) < 1e-6 else f" (the ratios sum to {total:g})"
         yield f"slerp: t = {plan.ratios[1] / total:g}{said}, from {base.label} to {plan.parents[1].label}"

@@ -85,7 +85,7 @@ def run_mergekit(folder: Path, out: Path, *, seed: int, reporter: Reporter) -> N
         child.communicate()
     if code < 0:
         raise MergeError(
-            f"mergekit was killed by signal {-code}" + ("; was memory short?" if code == -9 else "")
+            f"mergekit was killed by signal {-code}" + ("; possibly out of memory" if code == -9 else "")
         )
     if code or skipped:
         told = "\n".join(skipped or last)

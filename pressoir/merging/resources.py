@@ -36,10 +36,13 @@ def problems(base: Checkpoint, models: int, result: int, copies: int, output: Pa
     place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
     free, needed = shutil.disk_usage(place).free, int(1.05 * result) + copies
     if free < needed:
-        yield f"disk: the merge writes {_gb(needed)}, but {place} has {_gb(free)} free; free some"
+        yield f"disk: the merge writes {_gb(needed)}, but {place} has {_gb(free)} free; free some space"
     available, peak = effective_memory().available_bytes, merge_peak_bytes(base, models, result)
     if available < peak:
-        yield f"memory: mergekit may need {_gb(peak)}, but {_gb(available)} are available; end other programs"
+        yield (
+            f"memory: mergekit may need up to {_gb(peak)}, but {_gb(available)} is available; stop other "
+            "programs"
+        )
 
 
 def _gb(size: int) -> str:

@@ -63,15 +63,16 @@ def given_settings(config: MergeConfig) -> dict[str, Setting]:
 def _model_count(config: MergeConfig, has_base: bool) -> Iterator[str]:
     method, count = config.method, len(config.models)
     if method == "slerp" and count != 2:
-        yield f"models: slerp takes exactly two, not {count}; use linear, ties or dare_ties for more"
+        yield f"models: slerp needs exactly two, not {count}; use linear, ties or dare_ties for more"
     if method == "linear" and count < 2:
-        yield "models: linear takes two or more, not 1"
+        yield "models: linear needs at least two, not 1"
     if method in TASK_VECTORS and count < 2 and not has_base:
-        yield f"models: {method} takes a base and at least one other model; give --base, or two models"
+        yield f"models: {method} needs a base and at least one other model; specify --base or two models"
     if method == "passthrough" and count > 1 and config.slices is None:
         yield (
-            "slices: passthrough copies layers, and must be told which model gives which; for example, "
-            "--slices 0:0-4 1:2-6 takes layers 0 to 3 of the first model, then 2 to 5 of the second"
+            "slices: required for passthrough, to specify which layers to take from which model; for "
+            "example, --slices 0:0-4 1:2-6 takes layers 0 to 3 of the first model, then 2 to 5 of the "
+            "second"
         )
 
 
@@ -80,36 +81,43 @@ def _ratios(config: MergeConfig) -> Iterator[str]:
     if ratios is None:
         return
     if len(ratios) != count:
-        yield f"ratios: {len(ratios)} given for {count} models; give one a model"
+        yield f"ratios: {len(ratios)} given for {count} models; specify one per model"
     if min(ratios) < 0:
-        yield f"ratios: {min(ratios):g} is negative; give 0 or more"
+        yield f"ratios: {min(ratios):g} is negative; specify 0 or more"
     elif sum(ratios) == 0:
-        yield "ratios: their sum is 0; give at least one above 0"
+        yield "ratios: their sum is 0; specify at least one above 0"
     if config.t is not None:
-        yield "t and ratios are both given; slerp's t is the second ratio over the sum, so give one of them"
+        yield (
+            "t and ratios are both given; slerp's t is the second ratio over the sum, so specify only one "
+            "of them"
+        )
     if any(own.weight is not None for own in config.parameters or ()):
-        yield "parameters.weight and ratios are both given; give one of them"
+        yield "parameters.weight and ratios are both given; specify only one of them"
 
 
 def _options(config: MergeConfig) -> Iterator[str]:
     count, parameters = len(config.models), config.parameters or ()
     if config.parameters is not None and len(parameters) != count:
-        yield f"parameters: {len(parameters)} entries for {count} models; write one a model ({{}} for none)"
+        yield (
+            f"parameters: {len(parameters)} entries for {count} models; specify one per model ({{}} for none)"
+        )
     for name, methods in _BELONGS_TO.items():
         given = getattr(config, name, None) not in (None, False)
         given |= any(getattr(own, name, None) is not None for own in parameters)
         if given and config.method not in methods:
-            yield f"{name}: not an option of {config.method}, but of {', '.join(methods)}"
+            yield f"{name}: not supported by {config.method}, only by {', '.join(methods)}"
     for path, setting in given_settings(config).items():
         found = list(numbers(setting))
         if path.endswith("density") and not all(0 < number <= 1 for number in found):
-            yield f"{path}: {found} must lie above 0, and at 1 at most"
+            yield f"{path}: {found} must be greater than 0 and at most 1"
         if path == "t" and not all(0 <= number <= 1 for number in found):
-            yield f"{path}: {found} must lie between 0 and 1"
+            yield f"{path}: {found} must be between 0 and 1"
         if (parts := filters(setting)) and (parts.count(None) != 1 or parts[-1] is not None):
-            yield f"{path}: the last entry, and only that, must have no filter: it is for all other tensors"
+            yield (
+                f"{path}: the last entry, and no other, must have no filter; it applies to all other tensors"
+            )
     if isinstance(config.tokenizer_source, int) and config.tokenizer_source >= count:
-        yield f"tokenizer_source: there is no model {config.tokenizer_source}; they are 0 to {count - 1}"
+        yield f"tokenizer_source: there is no model {config.tokenizer_source}; valid are 0 to {count - 1}"
 
 
 def _slices(config: MergeConfig) -> Iterator[str]:
@@ -118,12 +126,12 @@ def _slices(config: MergeConfig) -> Iterator[str]:
         used = [source.model for source in part.sources]
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
         if min(lengths) < 1:
-            yield f"slices[{i}]: a layer range must end after it begins"
+            yield f"slices[{i}]: the end of a layer range must be after its start"
         elif len(lengths) > 1:
-            yield f"slices[{i}]: its sources give {sorted(lengths)} layers; they must give equally many"
+            yield f"slices[{i}]: its sources have {sorted(lengths)} layers; they must have the same number"
         if max(used) >= len(config.models):
-            yield f"slices[{i}]: there is no model {max(used)}; they are 0 to {len(config.models) - 1}"
+            yield f"slices[{i}]: there is no model {max(used)}; valid are 0 to {len(config.models) - 1}"
         if len(set(used)) < len(used):
-            yield f"slices[{i}]: names a model twice; mergekit would take it once"
+            yield f"slices[{i}]: specifies a model twice; mergekit would use it once"
         if wanted is not None and len(used) != wanted:
-            yield f"slices[{i}]: {len(used)} sources, but {config.method} takes {wanted}"
+            yield f"slices[{i}]: {len(used)} sources, but {config.method} needs {wanted}"

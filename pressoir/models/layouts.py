@@ -53,7 +53,7 @@ def layout(model: PreTrainedModel) -> dict[str, str]:
     kind = model.config.model_type
     if kind not in LAYOUTS:
         raise SourceError(
-            f"layers of a {kind!r} model are not known; supported are {', '.join(sorted(LAYOUTS))}"
+            f"models of type {kind!r} are not supported here; supported are {', '.join(sorted(LAYOUTS))}"
         )
     return LAYOUTS[kind]
 

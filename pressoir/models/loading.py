@@ -75,7 +75,7 @@ def load_classifier(
             )
             _check_initialised(model, info, folder, new_head=labels is not None)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as a text classifier: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as a text classifier: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.eval()
@@ -112,11 +112,11 @@ def load_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
             mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
             if random := {*info["missing_keys"], *mismatched}:
                 raise SourceError(
-                    f"{folder} lacks weights of a causal LM ({', '.join(sorted(random)[:5])}); "
-                    "its config.json does not fit them"
+                    f"{folder} is missing weights of a causal LM ({', '.join(sorted(random)[:5])}); "
+                    "config.json does not match the weights"
                 )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as a causal language model: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.eval()
@@ -180,15 +180,15 @@ def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None)
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} does not load as {what}: {error}") from error
+        raise SourceError(f"{folder} cannot be loaded as {what}: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     random = {*info["missing_keys"], *mismatched}
     if random := {name for name in random if not (optional and name.startswith(optional))}:
         raise SourceError(
-            f"{folder} lacks weights of {what} ({', '.join(sorted(random)[:5])}); its config.json does not "
-            "fit them"
+            f"{folder} is missing weights of {what} ({', '.join(sorted(random)[:5])}); config.json does "
+            "not match the weights"
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -211,12 +211,12 @@ def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMod
     missing = {name for name in state if name not in _tied(model)}
     for name, tensor in dequantized_tensors(folder):
         if name not in state or state[name].shape != tensor.shape:
-            raise SourceError(f"{folder}: weights do not fit the config: {name} {tuple(tensor.shape)}")
+            raise SourceError(f"{folder}: weights do not match the config: {name} {tuple(tensor.shape)}")
         state[name].copy_(tensor)
         missing.discard(name)
     model.tie_weights()
     if missing:
-        raise SourceError(f"{folder} lacks weights of a causal LM ({', '.join(sorted(missing)[:5])})")
+        raise SourceError(f"{folder} is missing weights of a causal LM ({', '.join(sorted(missing)[:5])})")
     return model
 
 
@@ -233,9 +233,9 @@ def _check_initialised(model: PreTrainedModel, info: dict[str, Any], folder: Pat
         encoder = f"{model.base_model_prefix}."
         random = {name for name in random if name.startswith(encoder) and ".pooler." not in name}
     if random:
-        hint = "its config.json does not fit them" if new_head else "fine-tune it first"
+        hint = "config.json does not match the weights" if new_head else "fine-tune it first"
         raise SourceError(
-            f"{folder} lacks weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
+            f"{folder} is missing weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
         )
 
 
@@ -311,5 +311,5 @@ def _load_special(folder: Path, config: Any) -> PreTrainedModel:
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:
-        raise SourceError(f"{folder}: weights do not fit the config: {[*missing, *unexpected][:5]}")
+        raise SourceError(f"{folder}: weights do not match the config: {[*missing, *unexpected][:5]}")
     return model

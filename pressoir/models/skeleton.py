@@ -88,7 +88,7 @@ def _make(folder: Path, **options: Any) -> PreTrainedModel:
     try:
         model: PreTrainedModel = make(config, **options)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SourceError(f"{folder}: config.json does not make a model: {error}") from error
+        raise SourceError(f"{folder}: config.json is not a valid model configuration: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     return model

@@ -22,7 +22,7 @@ STAGES = (
 def load_stage(name: str) -> ModuleType:
     """The module of a stage: `NAME`, `VERSION`, `KIND` and `run` (see `pressoir.stages`)."""
     if name not in STAGES:
-        raise ValueError(f"no stage {name!r}; there are {', '.join(STAGES)}")
+        raise ValueError(f"no stage {name!r}; available: {', '.join(STAGES)}")
     return importlib.import_module(f"pressoir.stages.{name}")
 
 

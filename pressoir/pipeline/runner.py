@@ -45,7 +45,7 @@ class CompressResult(Config):
     artifact: Artifact
     """The final model."""
     folder: Path
-    """Where its files are."""
+    """Where to find the model files."""
     report: Path
     """Folder of `benchmark.json`, `comparison.md` and the plots."""
     rows: tuple[AnyRow, ...]

@@ -60,7 +60,7 @@ def reach(
         remove(candidate, choices[index])
         measured[index] = cost(candidate)
         context.reporter.message(
-            f"prune: dial at {choices[index].dial:.3f}: {_format(name, measured[index][name])} "
+            f"prune: ratio {choices[index].dial:.3f}: {_format(name, measured[index][name])} "
             f"(target {_format(name, limit)})"
         )
         return bool(measured[index][name] <= limit)
@@ -71,9 +71,9 @@ def reach(
             least = measured[last][name]
             raise RecipeError(
                 f"prune.target: {_format(name, limit)} cannot be reached: with one head and {FFN_MULTIPLE} "
-                f"neurons a layer it is still {_format(name, least)}, {_format(name, least - limit)} "
-                f"({(least - limit) / limit:.1%}) too much; raise the target, or first take away layers "
-                "(distill.student.layers) or word pieces (vocabulary)"
+                f"neurons per layer it still has {_format(name, least)}, {_format(name, least - limit)} "
+                f"({(least - limit) / limit:.1%}) too much; raise the target, or first remove layers "
+                "(distill.student.layers) or tokens (vocabulary)"
             )
         found = smallest_removal(meets, last)
     return choices[found].model_copy(update={"measured": dict(measured[found])})

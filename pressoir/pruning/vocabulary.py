@@ -54,7 +54,7 @@ def pieces(content: Content) -> dict[str, int]:
     model = content["model"]
     if model["type"] not in _FORMS:
         raise SourceError(
-            f"vocabulary: a {model['type']} tokenizer cannot be cut; supported are {', '.join(_FORMS)}"
+            f"vocabulary: a {model['type']} tokenizer cannot be pruned; supported are {', '.join(_FORMS)}"
         )
     if model["type"] == "Unigram":
         found = {piece: place for place, (piece, _) in enumerate(model["vocab"])}

@@ -107,8 +107,8 @@ def cheapest_within(
             holds, best = budget, levels
         elif budget == knapsack.largest:
             raise QuantizationError(
-                f"even with {max(levels.values())} bits for every layer, calibration perplexity rises from "
-                f"{reference:.3f} to {perplexity:.3f}, by more than {100 * increase:g} %; raise "
+                f"even with {max(levels.values())} bits for every layer, calibration perplexity increases "
+                f"from {reference:.3f} to {perplexity:.3f}, by more than {100 * increase:g} %; raise "
                 "max_perplexity_increase, or set embeddings: float"
             )
         else:

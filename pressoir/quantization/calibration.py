@@ -107,7 +107,7 @@ class DecoderStream:
     ) -> Iterator[tuple[list[str], Tensor | None]]:
         """Groups of the matrices `names` of a filled layer that read one tensor x, and the mean of x xᵀ.
 
-        Runs the layer again for each group, so that changes made meanwhile are seen. None: never used.
+        Runs the layer again for each group, so that changes made in between are seen. None: never used.
         """
         for group in self._groups(layer, hidden[0], names):
             yield group, self._hessian(layer, hidden, group[0])
@@ -309,7 +309,7 @@ def _decoder_layers(source: SourceModel) -> tuple[str, list[nn.Module]]:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, list(module)
     raise QuantizationError(
-        f"{source.folder}: no list of {count} decoder layers was found in {type(source.skeleton).__name__}, "
-        "so it cannot run layer by layer; take algorithm rtn or hqq, and neither target_bits nor "
+        f"{source.folder}: no list of {count} decoder layers found in {type(source.skeleton).__name__}, so "
+        "it cannot run layer by layer; use algorithm rtn or hqq without target_bits and "
         "max_perplexity_increase"
     )

@@ -43,8 +43,8 @@ def check(weight: Tensor, bits: int, block_size: int, name: str) -> None:
     """
     if not torch.isfinite(weight).all():
         raise QuantizationError(
-            f"{name}.weight has NaN or infinite values and cannot be quantised; train it again, or name "
-            f"{name} in quantize.exclude"
+            f"{name}.weight has NaN or infinite values and cannot be quantised; train the model again, or "
+            f"add {name} to quantize.exclude"
         )
     check_block_size(weight.shape[1], block_size, name)
 
@@ -57,7 +57,7 @@ def check_block_size(columns: int, block_size: int, name: str) -> None:
     """
     if columns % block_size:
         fitting = [size for size in BLOCK_SIZES if columns % size == 0]
-        advice = f"take block_size {' or '.join(map(str, fitting))}" if fitting else f"exclude {name}"
+        advice = f"use block_size {' or '.join(map(str, fitting))}" if fitting else f"exclude {name}"
         raise QuantizationError(f"{name} has {columns} inputs, which {block_size} does not divide; {advice}")
 
 

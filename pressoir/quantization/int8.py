@@ -49,7 +49,9 @@ def quantize_rows(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]
         SourceError: the matrix has NaN or infinite values; `name` is told.
     """
     if not torch.isfinite(weight).all():
-        raise SourceError(f"{name}.weight has NaN or infinite values and cannot be quantised; train it again")
+        raise SourceError(
+            f"{name}.weight has NaN or infinite values and cannot be quantised; train the model again"
+        )
     scales = weight.abs().amax(dim=1) / 127
     # A row of zeros, or of numbers so small that the scale underflows, gets codes 0.
     scales = torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)

@@ -116,7 +116,7 @@ def _pack(
     for name in kinds:
         weight = reference[f"{name}.weight"]
         if named_by(name, config.exclude):
-            excluded[name] = "named in quantize.exclude"
+            excluded[name] = "listed in quantize.exclude"
         elif name == words and config.embeddings == "float":
             excluded[name] = "quantize.embeddings is float"
         elif name == words and config.embeddings == "q4":
@@ -139,7 +139,7 @@ def _relax(
     accuracy = validation.float_accuracy
     sensitivity = scorer.sensitivity(validation.texts[:SENSITIVITY_SAMPLES], context)
     for name in sorted(sensitivity, key=lambda layer: (-sensitivity[layer], layer)):
-        reason = f"most sensitive of the layers left: mean KL divergence {sensitivity[name]:.3g}"
+        reason = f"most sensitive of the remaining layers: mean KL divergence {sensitivity[name]:.3g}"
         if packed[name][1].ndim == 2:
             packed[name] = scorer.packed[name] = quantize_rows(scorer.reference[f"{name}.weight"], name)
             widened[name], becomes = reason, "gets 8 bits instead of 4"

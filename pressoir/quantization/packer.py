@@ -44,7 +44,7 @@ def plan(source: SourceModel, config: QuantizeConfig, bits: Mapping[str, int]) -
     outside = 4 if config.embeddings == "q4" else 8
     if all(name in left_out or matrix.role != "matmul" for name, matrix in source.matrices.items()):
         raise QuantizationError(
-            f"nothing to quantise: quantize.exclude names every linear layer ({', '.join(config.exclude)})"
+            f"nothing to quantise: quantize.exclude contains every linear layer ({', '.join(config.exclude)})"
         )
     return {
         name: describe(matrix, bits.get(name, 8) if matrix.role == "matmul" else outside, config)
@@ -85,7 +85,7 @@ def excluded(source: SourceModel, config: QuantizeConfig) -> dict[str, str]:
     for name, matrix in source.matrices.items():
         tied = {n for n, other in source.matrices.items() if (other.tied_to or n) == (matrix.tied_to or name)}
         if any(_named_by(other, config.exclude) for other in tied):
-            result[name] = "named in quantize.exclude"
+            result[name] = "listed in quantize.exclude"
         elif matrix.role != "matmul" and config.embeddings == "float":
             result[name] = "quantize.embeddings is float"
     return result

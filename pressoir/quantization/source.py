@@ -56,10 +56,10 @@ class SourceModel:
 
     def __init__(self, folder: Path) -> None:
         if (folder / QUANTIZATION).exists():
-            raise QuantizationError(f"{folder} is already quantised; give the model that it was made from")
+            raise QuantizationError(f"{folder} is already quantised; specify the original model")
         if (task := task_of(folder)) != "causal-lm":
             raise QuantizationError(
-                f"{folder} is a model for {task}; q8 to q2 are for causal language models, take int8"
+                f"{folder} is a model for {task}; q8 to q2 are for causal language models, use int8"
             )
         self.folder = folder
         self.skeleton: PreTrainedModel = skeleton.build(folder)
@@ -81,8 +81,8 @@ class SourceModel:
             if stored is None or renamed[stored].shape != shape:
                 found = "has none" if stored is None else f"has {list(renamed[stored].shape)}"
                 raise SourceError(
-                    f"{folder}: config.json asks for {name} {list(shape)}, but the weights' file {found}; "
-                    "fetch the model again"
+                    f"{folder}: config.json specifies {name} {list(shape)}, but the weight file {found}; "
+                    "download the model again"
                 )
             self._tensors[name] = renamed[stored]
         self.matrices = dict(self._find_matrices(owners))

@@ -40,7 +40,7 @@ def quantize(weight: Tensor, block_size: int, name: str = "weight") -> tuple[Ten
     """
     grid.check(weight, BITS, block_size, name)
     if (weight.abs() > _LIMIT).any():
-        raise QuantizationError(f"{name}.weight has values above {_LIMIT:,}; name {name} in quantize.exclude")
+        raise QuantizationError(f"{name}.weight has values above {_LIMIT:,}; add {name} to quantize.exclude")
     rows, columns = weight.shape
     parts = [_quantize(part.reshape(-1, block_size)) for part in weight.split(max(_CHUNK // columns, 1))]
     codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -78,12 +78,12 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         DataError: there is too little calibration text.
     """
     if config.scheme not in BITS:
-        raise QuantizationError(f"{config.scheme!r} is not weights-only; take one of {', '.join(BITS)}")
+        raise QuantizationError(f"{config.scheme!r} is not weights-only; use one of {', '.join(BITS)}")
     source, out, tell = SourceModel(inputs["model"]), context.out_dir, context.reporter.message
     if source.unknown:
-        tell(f"left out, since the architecture has no such tensors: {', '.join(source.unknown[:5])}")
+        tell(f"ignored, because the architecture has no such tensors: {', '.join(source.unknown[:5])}")
     if (share := source.other_weights / source.parameters) > 0.05:
-        tell(f"{100 * share:.0f} % of the weights are not those of linear layers and stay float32")
+        tell(f"{100 * share:.0f} % of the weights do not belong to linear layers and stay float32")
     packer.plan(source, config, {})  # refuses what cannot be done before any work
     mixed = config.target_bits is not None or config.max_perplexity_increase is not None
     calibration, held_out = _windows(inputs, source, config, mixed)
@@ -111,7 +111,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         **{name: chosen[name] for name in ("mean_bits", "float_perplexity", "perplexity") if chosen},
     }
     tell(
-        f"{len(job.layers)} matrices, {metrics['bits_per_weight']:.3f} bits a weight in products; "
+        f"{len(job.layers)} matrices, {metrics['bits_per_weight']:.3f} bits per weight in matrix products; "
         f"{description['original_bytes'] / 1e6:.1f} → {metrics['new_mb']:.1f} MB; peak memory "
         f"{metrics['peak_rss_mb']:.0f} MB"
     )
@@ -233,8 +233,8 @@ def _windows(
     cut = running_text.windows(ids, window, count + max(count // 2, 1), spread=True)
     if len(cut) < 2:
         raise DataError(
-            f"the calibration text has one window of {window} tokens, but choosing bits needs windows to "
-            "calibrate and others to measure; give more text"
+            f"the calibration text has only one window of {window} tokens, but choosing bit widths needs "
+            "separate windows to calibrate and to measure; use a longer text"
         )
     third = np.arange(len(cut)) % 3 == 1
     return cut[~third] if calibrated else None, cut[third]

@@ -32,50 +32,50 @@ from pressoir.recipe.sections import (
 
 
 class Recipe(Document):
-    """A whole run of the compress flow. A stage set to null is left out; the order is fixed."""
+    """A run of the compress flow. Set a stage to null to skip it; the order of stages is fixed."""
 
     LABEL: ClassVar[str] = "recipe"
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "demo"
-    """Name of the run: MLflow experiment, registry id, output folder."""
+    """Name of the run; also the MLflow experiment, the registry id and the output folder."""
     description: str = ""
-    """One line for people."""
+    """One-line description."""
     task: Literal["text-classification", "causal-lm"] = "text-classification"
-    """What the model does. A causal LM is merged and quantised, not taught: it has no teacher to distill."""
+    """Task of the model. A causal LM can be merged and quantised, but not distilled or pruned."""
     model: str = "all-minilm-l6-v2"
-    """The base model: a local folder, a catalogue id, `hub:org/name@revision`, or `package:module`."""
+    """Base model: a local folder, a catalogue id, `hub:org/name@revision` or `package:module`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of every random choice."""
+    """Random seed."""
     threads: Positive | None = None
-    """CPU threads; null takes the CPUs really available."""
+    """Number of CPU threads; null uses all CPUs available to the process."""
     refresh: bool = False
-    """Rebuild every stage even when the store has it."""
+    """Rebuild every stage, even if its result is in the store."""
     data: DataConfig = DataConfig()
-    """Sentences and labels, of a classifier."""
+    """Labelled sentences (classifiers)."""
     text: TextConfig = TextConfig()
-    """Running text, of a causal LM."""
+    """Running text (causal LMs)."""
     merge: MergeConfig | None = None
-    """Merge models; the result takes the place of `model`."""
+    """Merge several models; the result replaces `model`."""
     teacher: TeacherConfig | None = TeacherConfig()
-    """The model that everything is compared with; null for a causal LM, which is compared with its source."""
+    """Reference model; null for a causal LM, which is compared with its source model."""
     augment: AugmentConfig | None = None
-    """More text for distilling and pruning."""
+    """Additional text for distillation and pruning."""
     vocabulary: VocabularyConfig | None = None
-    """A smaller vocabulary, for the student and what is made of it."""
+    """Prune the vocabulary of the student and of every model derived from it."""
     distill: DistillConfig | None = DistillConfig()
-    """Train a smaller student."""
+    """Distill the teacher into a smaller student."""
     prune: PruneConfig | None = PruneConfig()
-    """Remove heads and neurons, or zero weights."""
+    """Remove attention heads and neurons, or set weights to zero."""
     quantize: QuantizeConfig | None = QuantizeConfig()
-    """Store weights in fewer bits: by default int8, and q4 for a causal LM."""
+    """Quantise the weights. Default: int8, or q4 for a causal LM."""
     export: ExportConfig = ExportConfig()
-    """ONNX graph."""
+    """Export to ONNX."""
     shard: ShardConfig | None = ShardConfig()
-    """Safetensors shards."""
+    """Split the weights into safetensors shards."""
     benchmark: BenchmarkConfig = BenchmarkConfig()
-    """Side-by-side measurement."""
+    """Measure all models of the run side by side."""
     registry: RegistryConfig | None = RegistryConfig()
-    """Registration of the result; null registers nothing."""
+    """Register the result; null skips registration."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,25 +96,33 @@ class Recipe(Document):
             taught = ("teacher", "augment", "vocabulary", "distill", "prune")
             given = [name for name in taught if getattr(self, name) is not None]
             if given:
-                problems.append(f"{', '.join(given)}: not for task 'causal-lm'; set to null or leave out")
+                problems.append(
+                    f"{', '.join(given)}: not supported for task 'causal-lm'; set to null or omit"
+                )
             if ranked_by == "accuracy":
-                problems.append("registry.criterion.metric: a causal LM has no accuracy; choose perplexity")
+                problems.append(
+                    "registry.criterion.metric: accuracy is not available for causal LMs; choose perplexity"
+                )
             if integer:
                 problems.append("quantize.scheme: 'int8' is for encoders; choose q8, q4, q3 or q2")
         else:
             if ranked_by == "perplexity":
-                problems.append("registry.criterion.metric: a classifier has no perplexity; choose accuracy")
+                problems.append(
+                    "registry.criterion.metric: perplexity is not available for classifiers; choose accuracy"
+                )
             made = self.augment and self.augment.copies + self.augment.spans
             if self.augment and not made and self.data.unlabelled is None:
                 problems.append(
-                    "augment: copies and spans are 0 and data.unlabelled is not given: nothing to add"
+                    "augment: nothing to add, because copies and spans are 0 and data.unlabelled is not "
+                    "specified"
                 )
             if self.vocabulary and self.distill and self.distill.student.model:
                 problems.append(
-                    "vocabulary: a student of its own (distill.student.model) keeps its own words; give one"
+                    "vocabulary: cannot be combined with distill.student.model, which has its own "
+                    "vocabulary; specify one of them"
                 )
             if self.teacher is None:
-                problems.append("teacher: null is only for task 'causal-lm'")
+                problems.append("teacher: null is only supported for task 'causal-lm'")
             if self.quantize and not integer:
                 problems.append(
                     f"quantize.scheme: {self.quantize.scheme!r} is for task 'causal-lm'; choose int8"

@@ -26,82 +26,83 @@ Id = Annotated[str, Field(pattern=_ID)]
 
 
 class Urls(Config):
-    """References that `pressoir.sources.resolve` resolves, tried in this order."""
+    """Locations of the model files, tried in this order."""
 
     base: Reference
-    """`hub:org/name@revision`, `package:module`, `store:stage/key`, a folder, or the URL of a sharded one."""
+    """`hub:org/name@revision`, `package:module`, `store:stage/key`, a folder, or the URL of a sharded
+    model."""
     mirrors: tuple[Reference, ...] = ()
-    """Where else the same model is."""
+    """Alternative locations of the same model."""
     shards: tuple[FileName, ...] = ()
-    """File names of its shards, in the order of execution; none where it is not sharded."""
+    """File names of the shards, in order of execution; empty if the model is not sharded."""
 
 
 class Entry(Config):
-    """One model."""
+    """A registered model."""
 
     id: Id
-    """Name it is known by; the same as its key in the file."""
+    """Id of the model; identical to its key in the file."""
     name: str
-    """Name for people."""
+    """Human-readable name."""
     type: Task
-    """What it does."""
+    """Task of the model."""
     size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Size of its files on disk, MB = 10^6 bytes."""
+    """Size of the files on disk, MB = 10^6 bytes."""
     urls: Urls
-    """Where its files are."""
+    """Where to find the model files."""
     digest: Sha256 | None = None
-    """SHA-256 over all its files, as the artifact store has it; of a hub or HTTP model, those fetched."""
+    """SHA-256 of all files, as in the artifact store; for hub and HTTP models, of the downloaded files."""
     weights_sha256: Sha256 | None = None
-    """SHA-256 of `model.safetensors`; checked before the model is used."""
+    """SHA-256 of `model.safetensors`, verified before the model is used."""
     revision: str | None = None
-    """Commit on the hub."""
+    """Commit on the Hugging Face Hub."""
     licence: str
-    """SPDX identifier."""
+    """License of the model, an SPDX identifier."""
     metrics: dict[str, FiniteFloat] = Field(default={})
-    """What it was measured to do; fractions 0–1, units in the names."""
+    """Benchmark results; fractions are 0–1, units are part of the names."""
     quantization: str | None = None
-    """Scheme of its weights, such as `int8` or `q4`; null for floating point."""
+    """Quantisation scheme of the weights, such as `int8` or `q4`; null for floating point."""
     lineage: dict[str, Sha256] = Field(default={})
-    """Digest of each stage's artifact on the way to it, in the order they ran."""
+    """Digests of the artifacts that the model was built from, by stage, in order of execution."""
     created_at: str | None = None
     """UTC time of registration, ISO 8601."""
 
 
 class ServingEntry(Config):
-    """One deployed serving configuration."""
+    """A deployed serving configuration."""
 
     id: Id
-    """Name it is served by; the same as its key in the file."""
+    """Id of the configuration; identical to its key in the file."""
     config: dict[str, Any]
-    """The configuration, each tier with the place and the digest of its files."""
+    """The serving configuration, with the location and digest of the files of each tier."""
     digests: dict[Id, Sha256]
-    """SHA-256 over the files of each tier's model, as they were checked when it was deployed."""
+    """SHA-256 of the model files of each tier at deployment."""
     artifacts: dict[Id, Sha256] = Field(default={})
-    """Digest of the artifact of each tier whose files are in the store, where `gc` keeps them."""
+    """Artifact digests of the tiers whose files are in the store; `gc` does not delete them."""
     created_at: str | None = None
     """UTC time of registration, ISO 8601."""
 
 
 class Catalogue(Config):
-    """A registry file."""
+    """Content of a registry file."""
 
     model_config = ConfigDict(title="Pressoir model registry")
 
     schema_file: Annotated[str, Field(alias="$schema")] = f"./{SCHEMA_FILE}"
-    """The JSON Schema of this file, for editors."""
+    """JSON Schema of this file, for editors."""
     version: Literal[1] = 1
-    """Version of the format."""
+    """Version of the file format."""
     models: dict[Id, Entry] = Field(default={}, json_schema_extra={"additionalProperties": False})
-    """The models by id."""
+    """Models by id."""
     serving: dict[Id, ServingEntry] = Field(default={}, json_schema_extra={"additionalProperties": False})
-    """What is deployed, by id."""
+    """Deployed serving configurations by id."""
 
     @model_validator(mode="after")
     def _ids_agree(self) -> Catalogue:
         for section in ("models", "serving"):
             for key, entry in getattr(self, section).items():
                 if entry.id != key:
-                    raise ValueError(f"{section}.{key} has the id {entry.id!r}; make them the same")
+                    raise ValueError(f"{section}.{key} has the id {entry.id!r}; they must be the same")
         return self
 
 
@@ -128,10 +129,10 @@ def parse(text: str, path: Path) -> Catalogue:
     try:
         raw: Any = json.loads(text, object_pairs_hook=_unique)
     except _DuplicateError as error:
-        raise RegistryError(f"{path}: the key {error} is given twice; keep one") from error
+        raise RegistryError(f"{path}: the key {error} is specified twice; remove one") from error
     except json.JSONDecodeError as error:
         raise RegistryError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend it, or move it away to start "
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix it, or move it away to start "
             "a new one"
         ) from error
     try:
@@ -166,8 +167,8 @@ def check_id(id: str) -> None:
     """
     if not re.fullmatch(_ID, id):
         raise RegistryError(
-            f"{id!r} cannot be an id; use up to 63 lower-case letters, digits, '.', '_' and '-', and begin "
-            "with a letter or digit"
+            f"{id!r} is not a valid id; use up to 63 lower-case letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
         )
 
 
@@ -181,8 +182,8 @@ def hint(id: str, known: Collection[str]) -> str:
     if near := nearest(id, known):
         return f"did you mean {near!r}?"
     if not known:
-        return "nothing is registered yet: see `pressoir registry add`"
-    return f"known are: {', '.join(sorted(known)[:10])}{', …' if len(known) > 10 else ''}"
+        return "no models are registered yet; see `pressoir registry add`"
+    return f"registered: {', '.join(sorted(known)[:10])}{', …' if len(known) > 10 else ''}"
 
 
 def dump(catalogue: Catalogue) -> str:

@@ -22,20 +22,20 @@ def promotion(
     metric = criterion.metric
     if metric not in candidate:
         raise RegistryError(
-            f"registry.criterion.metric is {metric!r}, but this model was measured in "
-            f"{', '.join(sorted(candidate))}; choose one of its figures"
+            f"registry.criterion.metric is {metric!r}, but this model only has "
+            f"{', '.join(sorted(candidate))}; choose one of them"
         )
     keeps, change = _quality(candidate, criterion)
     if not keeps:
         return False, change
     if holder is None:
-        return True, f"nobody holds it, and {change}"
+        return True, f"no version holds it, and {change}"
     if metric not in holder:
-        return True, f"the holder has no {metric} to compare with"
+        return True, f"the current holder has no {metric} to compare with"
     value, held = candidate[metric], holder[metric]
     less_is_better = metric == "perplexity"
     better = value < held if less_is_better else value > held
-    word = "less" if less_is_better else "more"
+    word = "lower" if less_is_better else "higher"
     return better, f"{metric} {value:.4g} is {'' if better else 'not '}{word} than {held:.4g}"
 
 
@@ -45,12 +45,12 @@ def _quality(candidate: Mapping[str, float], criterion: Criterion) -> tuple[bool
         delta, least = candidate["accuracy_delta"], criterion.min_accuracy_delta
         change = f"accuracy changed by {delta:+.4f}"
         keeps = delta >= least
-        return keeps, change if keeps else f"{change}, and less than {least:+.4f} is never promoted"
+        return keeps, change if keeps else f"{change}, below the minimum of {least:+.4f}"
     if "perplexity_increase" in candidate:
         increase, most = candidate["perplexity_increase"], criterion.max_perplexity_increase
         change = f"perplexity changed by {100 * increase:+.1f} %"
         keeps = increase <= most
-        return keeps, change if keeps else f"{change}, and more than {100 * most:+.1f} % is never promoted"
+        return keeps, change if keeps else f"{change}, above the maximum of {100 * most:+.1f} %"
     raise RegistryError(
         "a model is promoted by its accuracy_delta or its perplexity_increase, but this one has "
         f"{', '.join(sorted(candidate))} alone"

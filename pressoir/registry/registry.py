@@ -94,7 +94,7 @@ class Registry:
                 return models.pop(id)
             if id in read(shipped_file()).models:
                 raise RegistryError(f"{id!r} ships with Pressoir and cannot be removed")
-            raise RegistryError(f"nobody registered {id!r}; {hint(id, models)}")
+            raise RegistryError(f"no entry {id!r} to remove; {hint(id, models)}")
 
         return self._change("models", remove)
 
@@ -123,8 +123,8 @@ class Registry:
             return known[id]
         near = nearest(id, known)
         hint = f"did you mean {near!r}? " if near else ""
-        deployed = ", ".join(sorted(known)) or "none yet: see `pressoir deploy`"
-        raise RegistryError(f"nothing was deployed as {id!r}; {hint}Deployed are: {deployed}")
+        deployed = ", ".join(sorted(known)) or "none yet (see `pressoir deploy`)"
+        raise RegistryError(f"no deployed configuration {id!r}; {hint}deployed: {deployed}")
 
     def deploy(self, entry: ServingEntry) -> None:
         """Register a serving configuration in `home`'s file, in the place of one with the same id.
@@ -152,7 +152,7 @@ class Registry:
     def undo_deploy(self, id: str, before: str | None) -> None:
         """Make the serving configuration `id` what it was in `before`, an earlier `content`.
 
-        The file is then what it was to the byte, unless somebody else changed it meanwhile, who keeps that.
+        The file is restored to the byte; changes that another process made in between are preserved.
 
         Raises:
             RegistryError, StoreError: as `add`.
@@ -208,12 +208,12 @@ class Registry:
     def _change(
         self, section: Literal["models", "serving"], edit: Callable[[dict[str, Any]], Result]
     ) -> Result:
-        """Let `edit`, and nobody else meanwhile, change a section of `home`'s file."""
+        """Let `edit` change a section of `home`'s file, exclusively."""
         with self._locked():
             return self._edit(section, edit)
 
     def _edit(self, section: str, edit: Callable[[dict[str, Any]], Result]) -> Result:
-        """Replace the file whole, where `edit` changes something; hold the lock meanwhile."""
+        """Replace the whole file if `edit` changes something; the caller holds the lock."""
         own = self._own()
         entries = dict(getattr(own, section))
         result = edit(entries)

@@ -49,8 +49,8 @@ class Miss(Config):
             over = f"{self.value - self.limit:.2f} ms above max_latency_ms {self.limit:g}"
             return f"{self.value:.2f} ms, {over}"
         return (
-            f"accuracy {100 * self.value:.1f} %, {100 * (self.limit - self.value):.1f} points below "
-            f"the least of {100 * self.limit:.1f} %"
+            f"accuracy {100 * self.value:.1f} %, {100 * (self.limit - self.value):.1f} points below the "
+            f"minimum of {100 * self.limit:.1f} %"
         )
 
 
@@ -97,13 +97,13 @@ def cannot_reach(
     best = min(1.0, accuracy + slack)
     if limits.min_accuracy is not None and best < limits.min_accuracy - _TOLERANCE:
         miss = Miss(constraint="min_accuracy", limit=limits.min_accuracy, value=accuracy)
-        return f"{miss}, of which it may gain {100 * slack:g}"
+        return f"{miss}, but full training is assumed to add at most {100 * slack:g} points"
     for rival in rivals if predicted is not None else ():
         assert predicted is not None
         smaller = rival.size_mb <= predicted.size_mb and rival.latency_ms <= predicted.latency_ms
         if smaller and rival.accuracy > best:
             return (
-                f"accuracy {accuracy:.1%} may gain {100 * slack:g} points, while a model of "
+                f"accuracy {accuracy:.1%} may gain {100 * slack:g} points, but a model with "
                 f"{rival.size_mb:.2f} MB and {rival.latency_ms:.2f} ms has {rival.accuracy:.1%}"
             )
     return ""

@@ -32,48 +32,52 @@ _PATHS = ("train", "validation", "test", "unlabelled")
 
 
 class Budget(Config):
-    """What the compressed model may cost, and what it must still be able to do; all on this machine."""
+    """Limits on the size and latency of the compressed model, and its required accuracy. All are measured on
+    this machine. Specify at least one limit."""
 
     max_size_mb: PositiveReal | None = None
-    """Graph, weights, configuration and tokenizer on disk, MB = 10^6 bytes."""
+    """Maximum size on disk of graph, weights, configuration and tokenizer, MB = 10^6 bytes."""
     max_latency_ms: PositiveReal | None = None
-    """Median time of one batch, tokenisation not counted."""
+    """Maximum median latency of one batch, without tokenisation."""
     min_accuracy: Fraction | None = None
-    """Least validation accuracy."""
+    """Minimum validation accuracy."""
     max_accuracy_drop: Fraction | None = None
-    """Instead of `min_accuracy`: validation accuracy that may be lost against the teacher."""
+    """Instead of `min_accuracy`: maximum drop in validation accuracy relative to the teacher."""
     threads: Positive | None = None
-    """CPU threads that latency is measured with; null takes the recipe's, or the CPUs really available."""
+    """Number of CPU threads for measuring latency; null uses that of the recipe, or all available CPUs."""
     batch_size: Positive = 1
-    """Sentences a batch that latency is measured with."""
+    """Sentences per batch for measuring latency."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Budget:
         problems = []
         limits = ("max_size_mb", "max_latency_ms", "min_accuracy", "max_accuracy_drop")
         if all(getattr(self, name) is None for name in limits):
-            problems.append(f"a budget limits something; give one or more of {', '.join(limits)}")
+            problems.append(f"a budget needs at least one limit; specify one or more of {', '.join(limits)}")
         if self.min_accuracy is not None and self.max_accuracy_drop is not None:
-            problems.append("give `min_accuracy` or `max_accuracy_drop`, not both")
+            problems.append("specify either `min_accuracy` or `max_accuracy_drop`")
         return checked(self, problems)
 
 
 class ProxyConfig(Config):
-    """What is looked at before a trial is trained to its end."""
+    """Cheap checks that stop unpromising trials before full training."""
 
     shape: bool = True
-    """First measure an untrained model of the same shape; one that is too large or too slow is cut."""
+    """First measure an untrained model of the same shape, and stop the trial if it is too large or too
+    slow."""
     latency_tolerance: NotNegative = 0.1
-    """Part by which that latency may be above the budget; timings vary, and the trained model is timed
-    again."""
+    """Fraction by which the latency of the untrained model may exceed the budget. Timings vary, and the
+    trained model is timed again."""
     epochs: Positive | None = 1
-    """Then distill (and recover from pruning) for so many epochs; null goes to the full length at once."""
+    """Then distill (and recover after pruning) for this many epochs before full training; null skips this
+    check."""
     slack: Fraction = 0.1
-    """Accuracy that the full length may still add to the short one's; what cannot get there so is cut."""
+    """Accuracy that full training is assumed to add at most to short training. A trial that cannot meet the
+    budget even so is stopped."""
 
 
 class Range(Config):
-    """Numbers from `low` to `high`, both included, in steps."""
+    """Numbers from `low` to `high` (inclusive) in steps of `step`."""
 
     low: int | float
     high: int | float
@@ -120,47 +124,50 @@ def _read_recipe(value: Any) -> Any:
 
 
 class SearchConfig(Document):
-    """A whole search."""
+    """A search for the best recipe within a budget."""
 
     LABEL: ClassVar[str] = "search"
 
     name: Name = "search"
-    """Name of the results' folder, of the MLflow experiment and of the recipe that is found."""
+    """Name of the results folder, the MLflow experiment and the resulting recipe."""
     recipe: Annotated[Recipe, BeforeValidator(_read_recipe)]
-    """The recipe that trials begin with: a path, or the recipe itself."""
+    """Recipe that the trials modify: a path, or the recipe itself."""
     budget: Budget
-    """What must hold of the result."""
+    """Limits that the result must meet."""
     space: Annotated[dict[Key, Choices], Field(min_length=1)]
-    """What trials choose: a recipe's field (`distill.student.layers`), and its choices, or a range."""
+    """Search space: fields of the recipe, such as `distill.student.layers`, each with a list of choices or a
+    range."""
     prefer: Literal["accuracy", "size", "latency"] = "accuracy"
-    """Among the recipes that meet the budget, the one that is best in this wins."""
+    """Metric by which the best recipe is chosen among those that meet the budget."""
     trials: Positive = 20
-    """Different recipes to look at; fewer where the space has fewer."""
+    """Maximum number of different recipes to try."""
     timeout_s: PositiveReal | None = None
-    """No trial begins later than so many seconds after the start; null never stops."""
+    """Start no new trial after this many seconds; null sets no limit."""
     proxy: ProxyConfig = ProxyConfig()
-    """How hopeless trials are cut."""
+    """When to stop unpromising trials early."""
     latency_samples: Annotated[int, Field(ge=10)] = 100
-    """Batches of validation sentences that latency is the median of."""
+    """Number of validation batches over which the median latency is taken."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of which recipes are tried; the recipe has its own."""
+    """Random seed of the sampler that chooses recipes; training uses the `seed` of the recipe."""
     dask: DaskConfig | None = None
-    """Run trials on a Dask cluster, one a worker; null runs them one after another."""
+    """Run trials on a Dask cluster, one per worker; null runs them one after another."""
     results: Path = Path("results")
-    """Folder of the searches' folders."""
+    """Parent folder of the result folders."""
 
     @model_validator(mode="after")
     def _space_fits_the_recipe(self) -> SearchConfig:
         problems = []
         if self.recipe.task != "text-classification":
             problems.append(
-                f"recipe.task: {self.recipe.task!r} has no accuracy to search by; give a classifier's recipe"
+                f"recipe.task: {self.recipe.task!r} is not supported; use the recipe of a classifier"
             )
         if self.recipe.refresh:
-            problems.append("recipe.refresh: true would build shared stages again in every trial; set false")
+            problems.append(
+                "recipe.refresh: true would rebuild shared stages in every trial; set it to false"
+            )
         for key, choices in self.space.items():
             if key.partition(".")[0] not in SECTIONS:
-                problems.append(f"space.{key}: trials may differ in {', '.join(SECTIONS)} alone")
+                problems.append(f"space.{key}: only fields of {', '.join(SECTIONS)} can be searched")
                 continue
             values = options(choices)
             if len({json.dumps(value) for value in values}) < len(values):
@@ -171,9 +178,11 @@ class SearchConfig(Document):
                     with_values(self.recipe, {key: value})
                 except RecipeError as error:
                     reasons = " ".join(line.strip() for line in str(error).splitlines()[1:])
-                    problems.append(f"space.{key}: the choice {json.dumps(value)} cannot be: {reasons}")
+                    problems.append(f"space.{key}: the choice {json.dumps(value)} is not valid: {reasons}")
         parents = [key for key in self.space if any(other.startswith(f"{key}.") for other in self.space)]
-        problems += [f"space.{key}: a field of it is in the space too; choose one" for key in parents]
+        problems += [
+            f"space.{key}: one of its fields is also in the space; remove one of them" for key in parents
+        ]
         return checked(self, problems)
 
     @classmethod

@@ -46,8 +46,8 @@ class Found(Config):
                 f"{points(figures.accuracy - first.accuracy)} points against the exported teacher)"
             )
         if self.nearest is None:
-            return "No recipe meets the budget: no trial gave a model."
-        known = "" if self.nearest.outcome.accuracy is not None else "; its accuracy is not known"
+            return "No recipe meets the budget: no trial produced a model."
+        known = "" if self.nearest.outcome.accuracy is not None else "; its accuracy is unknown"
         return (
             f"No recipe meets the budget. The nearest, {self.nearest.named()}, has "
             f"{'; '.join(map(str, self.misses))}{known}."

@@ -22,7 +22,7 @@ class Quiet:
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """A block that others may be in as well, but nobody measures meanwhile."""
+        """A block that others may be in at the same time, but in which nobody measures."""
         with self._gate.open("a") as gate, self._room.open("a") as room:
             fcntl.flock(gate, fcntl.LOCK_EX)  # held by whoever waits to measure, so that none overtakes
             fcntl.flock(room, fcntl.LOCK_SH)

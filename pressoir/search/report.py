@@ -66,7 +66,7 @@ def write(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ()) -> li
 def table(found: Found, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of some trials; choices that all share a section are named without it."""
     keys = list(found.trials[0].values) if found.trials else []
-    columns = ["trial", *(short_name(key, keys) for key in keys), "accuracy", "MB", "ms", "what became of it"]
+    columns = ["trial", *(short_name(key, keys) for key in keys), "accuracy", "MB", "ms", "outcome"]
     rows = []
     for trial in trials:
         outcome = trial.outcome
@@ -101,20 +101,19 @@ def to_markdown(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ())
     states = [trial.outcome.state for trial in found.trials]
     lines = [f"# {config.name}", "", f"**{found.headline()}**", ""]
     if found.winner is not None:
-        lines += [f"`pressoir compress {config.folder / WINNER}` makes it again, from the store.", ""]
+        lines += [f"`pressoir compress {config.folder / WINNER}` rebuilds it from the store.", ""]
     lines += [
         "## Budget",
         "",
-        "| limit | | nearest to it |" if found.winner is None else "| limit | | the winner |",
+        "| limit | | nearest recipe |" if found.winner is None else "| limit | | the winner |",
         "|---|---:|---:|",
         *(f"| {name} | {limit} | {value} |" for name, limit, value in _budget_rows(found)),
         "",
-        f"{len(states)} recipes were looked at: {states.count('finished')} trained to their end, "
-        f"{states.count('cut')} cut, {states.count('failed')} failed. Trials are compared on the validation "
-        "split alone. Latency is the median of "
-        f"{conditions.samples} batches of {conditions.batch_size}, {conditions.threads} threads. The "
-        f"exported teacher: accuracy {100 * first.accuracy:.1f} %, {first.size_mb:.2f} MB, "
-        f"{first.latency_ms:.2f} ms.",
+        f"{len(states)} recipes were tried: {states.count('finished')} fully trained, "
+        f"{states.count('cut')} cut, {states.count('failed')} failed. Trials are compared on the "
+        f"validation split only. Latency is the median of {conditions.samples} batches of "
+        f"{conditions.batch_size}, {conditions.threads} threads. The exported teacher: accuracy "
+        f"{100 * first.accuracy:.1f} %, {first.size_mb:.2f} MB, {first.latency_ms:.2f} ms.",
         "",
     ]
     if test:
@@ -134,13 +133,13 @@ def _budget_rows(found: Found) -> list[tuple[str, str, str]]:
     rows = []
     if found.limits.max_size_mb is not None:
         value = f"{cost.size_mb:.2f} MB" if cost else "–"
-        rows.append(("size, at most", f"{found.limits.max_size_mb:g} MB", value))
+        rows.append(("size (maximum)", f"{found.limits.max_size_mb:g} MB", value))
     if found.limits.max_latency_ms is not None:
         value = f"{cost.latency_ms:.2f} ms" if cost else "–"
-        rows.append(("latency, at most", f"{found.limits.max_latency_ms:g} ms", value))
+        rows.append(("latency (maximum)", f"{found.limits.max_latency_ms:g} ms", value))
     if found.limits.min_accuracy is not None:
         value = f"{100 * accuracy:.1f} %" if accuracy is not None else "–"
-        rows.append(("accuracy, at least", f"{100 * found.limits.min_accuracy:.1f} %", value))
+        rows.append(("accuracy (minimum)", f"{100 * found.limits.min_accuracy:.1f} %", value))
     return rows
 
 
@@ -152,12 +151,16 @@ def _test(rows: Sequence[AnyRow]) -> list[str]:
             f"| {row.stage} | {row.runtime} | {100 * figures['accuracy']:.1f} % | {row.size_mb:.2f} | "
             f"{figures['latency_ms_p50']:.2f} |"
         )
-    return [*lines, "", "Latency here is of test sentences, all models in turn, one sentence at a time."]
+    return [
+        *lines,
+        "",
+        "Latency here is measured on test sentences at batch size 1, with the models taking turns.",
+    ]
 
 
 def _table(found: Found, trials: Sequence[Trial]) -> list[str]:
     if not trials:
-        return ["None was trained to its end."]
+        return ["None was fully trained."]
     columns, rows = table(found, trials)
     choices = len(columns) - 5
     return [
@@ -179,7 +182,7 @@ def _prediction(trials: Sequence[Trial]) -> str:
     size = max(abs(one.size_mb / real.size_mb - 1) for one, real in pairs)
     time = sorted(abs(one.latency_ms / real.latency_ms - 1) for one, real in pairs)
     return (
-        f"Of the {len(pairs)} finished, the size predicted before training was off by at most "
+        f"For the {len(pairs)} finished recipes, the size predicted before training was off by at most "
         f"{100 * size:.2f} %, the latency by {100 * time[len(time) // 2]:.0f} % in the median, "
         f"{100 * time[-1]:.0f} % at most."
     )

@@ -175,7 +175,7 @@ class Study:
                     key: value if isinstance(self._space[key], Range) else json.dumps(value)
                     for key, value in values.items()
                 }
-        raise AssertionError("every recipe of the space was tried")
+        raise AssertionError("all recipes of the space were tried")
 
     def _drawn(self, rng: random.Random) -> Iterator[dict[str, Any]]:
         many = 1000 if self.combinations <= _LISTED else 1_000_000

@@ -50,7 +50,7 @@ _TRAINED = ("teacher_outputs", "distill", "prune", "quantize")
 
 
 class Assignment(Config):
-    """One trial, as whoever runs it is told of it."""
+    """The description of a trial, as given to the worker that runs it."""
 
     number: int
     values: dict[str, Any]

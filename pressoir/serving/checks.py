@@ -23,7 +23,7 @@ def check_texts(texts: Sequence[str], max_batch: int) -> None:
         RequestError: it says which.
     """
     if not 1 <= len(texts) <= max_batch:
-        raise RequestError(f"the request has {len(texts)} texts; give 1 to {max_batch}")
+        raise RequestError(f"the request has {len(texts)} texts; expected 1 to {max_batch}")
     for index, one in enumerate(texts):
         check_text(one, f"text {index}" if len(texts) > 1 else "the text")
 
@@ -31,13 +31,13 @@ def check_texts(texts: Sequence[str], max_batch: int) -> None:
 def check_text(text: str, what: str) -> None:
     """Refuse what is no text, or has nothing in it; raises RequestError."""
     if not isinstance(text, str):
-        raise RequestError(f"{what} is a {type(text).__name__}; give a string")
+        raise RequestError(f"{what} is a {type(text).__name__}; expected a string")
     if not text.strip():
         raise RequestError(f"{what} is empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"{what} is no Unicode text: half a surrogate pair at {error.start}") from None
+        raise RequestError(f"{what} is not valid Unicode text: lone surrogate at {error.start}") from None
 
 
 def check_waveform(waveform: NDArray[np.float32]) -> None:

@@ -60,7 +60,7 @@ class Server:
     def __init__(self, url: str, timeout_s: float = 60.0, *, direct: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise RecipeError(f"{url!r} is not the address of a server; write http://host:port")
+            raise RecipeError(f"{url!r} is not a valid server address; expected http://host:port")
         key = os.environ.get(KEY, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self._has_key = url.rstrip("/"), bool(key)
@@ -103,7 +103,7 @@ class Server:
             start = time.perf_counter()
             outputs = self._ask("POST", path, _Inference, others[0]).outputs
         if not any(one.data for one in outputs):
-            raise DeploymentError(f"{self.url}{path} answers nothing")
+            raise DeploymentError(f"{self.url}{path} returned an empty response")
         return 1000 * (time.perf_counter() - start)
 
     def load(self, name: str, timeout_s: float) -> None:
@@ -138,7 +138,9 @@ class Server:
         self._ask("POST", "/reload", _Anything, {"config": config.model_dump(mode="json")}, limit_s)
         expected = {name: tier.digest for name, tier in config.tiers.items()}
         if (found := self.digests()) != expected:
-            raise DeploymentError(f"{self.url} was told to reload, but serves {found} and not {expected}")
+            raise DeploymentError(
+                f"{self.url} was requested to reload, but serves {found} instead of {expected}"
+            )
 
     def _ask(
         self, method: str, path: str, kind: type[Kind], body: Any = None, timeout_s: float | None = None
@@ -149,19 +151,23 @@ class Server:
             answer = self._client.request(method, where, json=body, timeout=limit)
         except httpx.HTTPError as error:
             raise UnreachableError(
-                f"{where} does not answer ({error or type(error).__name__}); check that the server runs, and "
-                "its address"
+                f"{where} does not respond ({error or type(error).__name__}); check that the server is "
+                "running, and its address"
             ) from error
         if answer.status_code in (401, 403):
-            todo = "is not the server's key" if self._has_key else "is not set: set it to the server's key"
-            raise RecipeError(f"{where} refuses access (HTTP {answer.status_code}); {KEY} {todo}")
+            todo = (
+                "is not the API key of the server"
+                if self._has_key
+                else "is not set; set it to the API key of the server"
+            )
+            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {KEY} {todo}")
         if not answer.is_success:
-            raise DeploymentError(f"{where} answers HTTP {answer.status_code}: {_said(answer)}")
+            raise DeploymentError(f"{where} returned HTTP {answer.status_code}: {_said(answer)}")
         try:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
             raise DeploymentError(
-                f"{where} does not answer as a server of Pressoir's does ({_said(answer)}); check its address"
+                f"{where} does not respond like a Pressoir server ({_said(answer)}); check its address"
             ) from error
 
 

@@ -54,36 +54,38 @@ _USED: dict[Task, set[str]] = {
 
 
 class TierSettings(Config):
-    """What a tier sets on each request. Of a limit a request may ask for less, never for more."""
+    """Settings applied to each request. A request may lower a limit, but not raise it."""
 
     max_length: Positive | None = None
-    """Most tokens of a text: a longer one is cut before it goes in (a causal LM's prompt is refused instead,
-    and counts together with what follows it); what a translation gives is no longer, either, unless
-    `max_new_tokens` says so. Null leaves it to the model."""
+    """Maximum number of input tokens; longer texts are truncated. Causal LMs: limit of prompt and generated
+    tokens together; longer prompts are rejected. Translation: also limits the output, unless `max_new_tokens`
+    is given. Null uses the limit of the model."""
     max_new_tokens: Positive | None = None
-    """Most tokens of an answer. Null: 256 of a causal LM, else what the model's configuration says."""
+    """Maximum number of generated tokens. Null means 256 for causal LMs; other models use the value in their
+    configuration."""
     num_beams: Annotated[int, Field(ge=1, le=16)] = 1
-    """Beams of translation and of Whisper; 1 is greedy."""
+    """Number of beams for translation and Whisper; 1 is greedy search."""
     max_batch: Positive = 32
-    """Most texts in one request."""
+    """Maximum number of texts per request."""
     max_audio_s: PositiveReal = 120.0
-    """Longest sound, seconds."""
+    """Maximum length of audio."""
     timeout_s: PositiveReal = 60.0
-    """Longest wait for an answer, waiting and loading included; of a stream, for the last piece."""
+    """Request timeout, including queueing and model loading; for a stream, the time until its end."""
     source_language: str | None = None
-    """Language of a text or of speech where a request names none."""
+    """Default source language of text or speech."""
     target_language: str | None = None
-    """Language to translate into where a request names none."""
+    """Default target language of translation."""
     temperature: NotNegative = 0.0
-    """Sampling where a request does not say; 0 always takes the most probable token."""
+    """Default sampling temperature; 0 always chooses the most probable token."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sampling among that many tokens; 0: all."""
+    """Default number of most probable tokens to sample from; 0 means all."""
     top_p: Fraction = 1.0
-    """Sampling among the most probable tokens that have this probability together."""
+    """Default nucleus sampling: sample from the smallest set of tokens with at least this total
+    probability."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Texts that end a continuation."""
+    """Default stop sequences, which end generation."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of sampling where a request has none."""
+    """Default random seed of sampling."""
 
     def unused(self, task: Task) -> list[str]:
         """Settings that are given, and mean nothing to `task`."""
@@ -98,24 +100,24 @@ class TierSettings(Config):
 
 
 class TierConfig(Config):
-    """One name that clients ask for. The last three fields are filled in by `resolve`."""
+    """A name that clients can request. `pressoir deploy` fills in the last three fields."""
 
     model: Annotated[str, Field(min_length=1)]
     """Registry id, folder, hub id, `store:…`, or `models:/name@alias`."""
     task: Task | None = None
-    """Null takes what the model's configuration says it is."""
+    """Task of the model; null uses the one in its configuration."""
     runtime: Runtime | None = None
-    """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
+    """Null uses ONNX Runtime if the folder contains an ONNX graph, otherwise PyTorch."""
     settings: TierSettings = TierSettings()
-    """Laid over every request."""
+    """Defaults and limits of requests."""
     pinned: bool = False
-    """Loaded when the server starts, and never evicted."""
+    """Load the model when the server starts and never evict it."""
     digest: Sha256 | None = None
-    """SHA-256 over the model's files. Given by hand, it pins them: others are refused."""
+    """SHA-256 of the model files. If specified, files with another digest are rejected."""
     source: str | None = None
-    """Where the files are: a folder, or `store:stage/key`."""
+    """Location of the files: a folder, or `store:stage/key`."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Size of the model's files."""
+    """Total size of the model files."""
 
     @model_validator(mode="after")
     def _settings_fit(self) -> TierConfig:
@@ -124,7 +126,7 @@ class TierConfig(Config):
     def misfits(self, task: Task) -> list[str]:
         """What is wrong with the settings of a model of that task."""
         return [
-            f"settings.{name} means nothing to {task}; leave it out" for name in self.settings.unused(task)
+            f"settings.{name} is not supported for {task}; omit it" for name in self.settings.unused(task)
         ]
 
     @property
@@ -134,47 +136,47 @@ class TierConfig(Config):
 
 
 class BatchingConfig(Config):
-    """How requests to one model are put together."""
+    """Dynamic batching of requests to one model."""
 
     enabled: bool = True
-    """Off: each request goes through the model alone."""
+    """Whether to batch requests."""
     max_tokens: Positive = 4096
-    """Most tokens of a batch, padding counted: its texts times the longest of them."""
+    """Maximum number of tokens per batch, including padding: number of texts × longest text."""
     max_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 2.0
-    """Longest that a request waits for others when the model is free; nobody waits where none is running."""
+    """Maximum time that a request waits for others to batch with; an idle model runs a request at once."""
     max_queue: Positive = 128
-    """Most requests that wait for one model; more are turned away."""
+    """Maximum number of queued requests per model; further requests are rejected."""
     max_streams: Positive = 8
-    """Most continuations that one model writes at once."""
+    """Maximum number of concurrent text generations per model."""
     batch_variant: bool = False
-    """Batch also models whose answer depends on what they are batched with (dynamic int8 activations: one
-    scale for all rows), which makes answers differ from run to run."""
+    """Also batch models whose results depend on the other requests in the batch (dynamic int8 activations
+    share one scale per batch). Results then vary between runs."""
 
 
 class ServingConfig(Document):
-    """A whole server."""
+    """Configuration of a server."""
 
     LABEL: ClassVar[str] = "serving"
 
     name: Id = "serving"
-    """Name it is registered by."""
+    """Name under which it is registered."""
     tiers: Annotated[dict[Id, TierConfig], Field(min_length=1)]
-    """What clients can ask for."""
+    """Tiers by the name that clients request."""
     memory_budget_gb: PositiveReal | None = None
-    """Most memory of all loaded models together, measured as PSS (10^9 bytes); null: no limit."""
+    """Maximum memory of all loaded models, measured as PSS (GB = 10^9 bytes); null sets no limit."""
     isolation: Literal["process", "thread"] = "process"
-    """`process`: a worker process for each model. Unloading gives all its memory back, and a crash takes
-    nobody with it; it costs the interpreter and the libraries once a model (about 0.1 GB, with PyTorch
-    0.4 GB), and about 0.2 ms a request. `thread`: all models in the server's own process, which costs
-    neither; unloading gives back what the allocator returns, and a crash ends the server."""
+    """`process` runs each model in its own worker process: unloading returns all memory and a crash affects
+    only that model, at the cost of about 0.1 GB per model (0.4 GB with PyTorch) and 0.2 ms per request.
+    `thread` runs all models in the server process: no overhead, but unloading may not return all memory and a
+    crash ends the server."""
     threads: Positive | None = None
-    """CPU threads of each model; null takes the CPUs really available."""
+    """Number of CPU threads per model; null uses all CPUs available to the process."""
     batching: BatchingConfig = BatchingConfig()
-    """How requests to one model are put together."""
+    """Dynamic batching of requests to one model."""
     load_timeout_s: PositiveReal = 600.0
-    """Longest that loading one model may take (with isolation `process`: a thread cannot be ended)."""
+    """Timeout of loading a model, for isolation `process` only: a thread cannot be interrupted."""
     drain_timeout_s: PositiveReal = 30.0
-    """How long requests in flight may go on when their model is replaced, or the server stops."""
+    """Time that running requests are given to finish when their model is replaced or the server stops."""
 
     @property
     def memory_budget_bytes(self) -> int | None:
@@ -238,14 +240,16 @@ def nearest_tier(name: str, config: ServingConfig) -> str:
     """What to say to somebody who asked for a tier that is not there."""
     near = nearest(name, config.tiers)
     known = ", ".join(sorted(config.tiers))
-    return f"did you mean {near!r}? there are: {known}" if near else f"there are: {known}"
+    return f"did you mean {near!r}? available: {known}" if near else f"available: {known}"
 
 
 def _find(reference: str, store: Store, resolver: Resolver | None) -> sources.Source | PressoirError:
     try:
         if reference.startswith(EXTERNAL):
             if resolver is None:
-                return RecipeError(f"{reference} is resolved by `pressoir deploy`; serve what it wrote")
+                return RecipeError(
+                    f"{reference} can only be resolved by `pressoir deploy`; serve the deployed configuration"
+                )
             reference = resolver(reference)
         return sources.resolve(reference, store)
     except PressoirError as error:
@@ -257,12 +261,12 @@ def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfi
 
     if tier.digest not in (None, source.digest):
         raise RecipeError(
-            f"digest: {tier.digest} is pinned, but the files of {tier.model} have {source.digest}; take the "
-            "other files, or the other digest"
+            f"digest: {tier.digest} is specified, but the files of {tier.model} have {source.digest}; use "
+            "other files or change the digest"
         )
     task = task_of(source.folder)
     if tier.task not in (None, task):
-        raise RecipeError(f"task: {tier.model} is for {task}, not for {tier.task}; leave the task out")
+        raise RecipeError(f"task: {tier.model} is for {task}, not for {tier.task}; omit the task")
     if misfits := tier.misfits(task):
         raise RecipeError("; ".join(misfits))
     real, root = source.folder.resolve(), store.root.resolve()

@@ -73,7 +73,9 @@ def check(config: ServingConfig, store: Store) -> dict[str, str]:
         elif found is not None:
             artifacts[name] = found.digest
     if problems:
-        raise DeploymentError("\n".join([f"{config.name} has models that are not as registered:", *problems]))
+        raise DeploymentError(
+            "\n".join([f"{config.name} has models that differ from the registered ones:", *problems])
+        )
     return artifacts
 
 
@@ -122,7 +124,7 @@ def _checked(tier: TierConfig, models: dict[str, Entry], store: Store) -> Artifa
     folder = store.root / place.removeprefix("store:")
     artifact = _artifact(folder)
     if entry is None and not store.verify(artifact):
-        raise DeploymentError(f"{folder} is not what its stage made any more; run its recipe again")
+        raise DeploymentError(f"{folder} was modified after its stage created it; run its recipe again")
     return artifact
 
 

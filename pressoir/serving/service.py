@@ -269,7 +269,8 @@ class Service:
             seconds = len(waveform) / model.info["sampling_rate"]
             if seconds > settings.max_audio_s:
                 raise RequestError(
-                    f"the sound is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; cut it"
+                    f"the audio is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; "
+                    "shorten it"
                 )
             async with model.limiter.slot():
                 answer = await model.client.call(
@@ -357,4 +358,4 @@ TranslationService = Service
 
 
 def _timed_out(settings: TierSettings) -> TimedOutError:
-    return TimedOutError(f"not answered within {settings.timeout_s:g} s; try again, or ask for less")
+    return TimedOutError(f"no result within {settings.timeout_s:g} s; try again, or request less")

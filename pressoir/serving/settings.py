@@ -45,5 +45,5 @@ def merge_settings(settings: TierSettings, overrides: dict[str, Any], tier: str)
         and (value := getattr(result, name)) > (limit := getattr(settings, name) or _OPEN[name])
     ]
     if above:
-        raise RequestError(f"{'; '.join(above)}; ask for less, or another tier")
+        raise RequestError(f"{'; '.join(above)}; request less, or use another tier")
     return result

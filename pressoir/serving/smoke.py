@@ -45,14 +45,16 @@ def smoke(
     with _running(config, store, command) as server:
         expected = {name: tier.digest for name, tier in config.tiers.items()}
         if server.digests() != expected:
-            raise DeploymentError(f"the server at {server.url} serves other files than {config.name} names")
+            raise DeploymentError(
+                f"the server at {server.url} serves different files than {config.name} specifies"
+            )
         latencies = {}
         for name, tier in config.tiers.items():
             try:
                 server.ask(name, tier)
                 latencies[name] = server.ask(name, tier)
             except PressoirError as error:
-                raise DeploymentError(f"tiers.{name} does not answer its smoke request: {error}") from error
+                raise DeploymentError(f"tiers.{name} failed its smoke test: {error}") from error
             report(f"{name} answers in {latencies[name]:.1f} ms")
     return latencies
 
@@ -89,10 +91,10 @@ def _wait(look: Callable[[], Found], process: subprocess.Popen[bytes], end: floa
             return found
         if process.poll() is not None:
             raise DeploymentError(
-                f"the server that was tried ended with code {process.returncode}; it said:\n{_tail(log)}"
+                f"the test server exited with code {process.returncode}; its output was:\n{_tail(log)}"
             )
         time.sleep(0.05)
-    raise DeploymentError(f"the server that was tried was not ready in time; it said:\n{_tail(log)}")
+    raise DeploymentError(f"the test server was not ready in time; its output was:\n{_tail(log)}")
 
 
 def _address(log: Path) -> str:

@@ -69,8 +69,8 @@ def register(
             return new
         if old.digest != new.digest and not force:
             raise RegistryError(
-                f"{id!r} is registered for other files ({old.urls.base}, digest {old.digest}; these have "
-                f"{new.digest}); choose another id, or force it"
+                f"{id!r} is already registered with different files ({old.urls.base}, digest {old.digest}; "
+                f"these have {new.digest}); choose another id, or use --force"
             )
         replaced.append(old)
         if old.digest != new.digest:
@@ -102,7 +102,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         weights_sha256 = file_sha256(weights) if weights.is_file() else None
     if known and known.weights_sha256 not in (None, weights_sha256):
         raise SourceError(
-            f"model {reference!r}: {weights} is not the file that the registry pins; fetch it again"
+            f"model {reference!r}: {weights} does not match the SHA-256 in the registry; download it again"
         )
     entry = Entry(
         id=id,
@@ -147,7 +147,7 @@ def check_graphs(folder: Path, reference: str) -> None:
             graph = onnx.load(path, load_external_data=False).graph
         except Exception as error:  # protobuf's own, of a package that nothing here declares
             raise SourceError(
-                f"model {reference!r}: {path} is not an ONNX graph ({error}); export or fetch it again"
+                f"model {reference!r}: {path} is not an ONNX graph ({error}); export or download it again"
             ) from error
         needed: dict[str, int] = {}
         for tensor in graph.initializer:
@@ -158,12 +158,12 @@ def check_graphs(folder: Path, reference: str) -> None:
         for name, end in needed.items():
             file = folder / name
             if Path(name).name != name:
-                raise SourceError(f"model {reference!r}: {path} names a file outside its folder: {name}")
+                raise SourceError(f"model {reference!r}: {path} refers to a file outside its folder: {name}")
             if not file.is_file() or file.stat().st_size < end:
                 state = "cut short" if file.is_file() else "missing"
                 raise SourceError(
-                    f"model {reference!r}: {file}, which holds weights of {path.name}, is {state}; "
-                    "export or fetch it again"
+                    f"model {reference!r}: {file}, which contains weights of {path.name}, is {state}; "
+                    "export or download it again"
                 )
 
 
@@ -219,7 +219,7 @@ def _task(folder: Path) -> Task:
     try:
         return task_of(folder)
     except SourceError as error:
-        raise RegistryError(f"{error}; or say the type when you register it") from error
+        raise RegistryError(f"{error}, or specify the type at registration") from error
 
 
 def _quantization(folder: Path) -> str | None:
@@ -255,7 +255,7 @@ def _lineage(folder: Path, base: str, digest: str, store: Store) -> dict[str, st
         return {}
     if made.digest != digest:
         if base.startswith("store:"):
-            raise RegistryError(f"{folder} was altered after it was made; run its recipe again")
+            raise RegistryError(f"{folder} was modified after it was created; run its recipe again")
         return {}  # somebody's own work on it, with no stage to name
     known = {artifact.digest: artifact for artifact in store.artifacts()}
     lineage: dict[str, str] = {}

@@ -51,7 +51,7 @@ class Server:
     def __init__(self, url: str, cancelled: Event) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SourceError(f"{url!r} is not the URL of a folder; write https://host/path")
+            raise SourceError(f"{url!r} is not the URL of a folder; expected https://host/path")
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._cancelled = cancelled
         self._sockets = _Sockets()
@@ -74,7 +74,9 @@ class Server:
                 while piece := response.read1(PIECE_BYTES):
                     content += piece
                     if len(content) > limit:
-                        raise SourceError(f"{self.shown(name)} has more than {limit} bytes, which is refused")
+                        raise SourceError(
+                            f"{self.shown(name)} has more than {limit} bytes, which is not accepted"
+                        )
                 if response.length:
                     raise _BrokenError("the server closed the connection")
             return bytes(content)
@@ -110,7 +112,9 @@ class Server:
                         with self._network(name):
                             piece = response.read1(min(PIECE_BYTES, left))
                         if not piece:
-                            raise _BrokenError(f"the server closed the connection with {left} bytes to go")
+                            raise _BrokenError(
+                                f"the server closed the connection with {left} bytes remaining"
+                            )
                         file.write(piece)
                         take(piece)
                 return digest.hexdigest()
@@ -121,7 +125,7 @@ class Server:
             while piece := file.read(PIECE_BYTES):
                 self._check_cancelled()
                 take(piece)
-            kept = f"; {part} keeps what has come, and the next run goes on from there"
+            kept = f"; {part} keeps the partial download, and the next run resumes it"
             return self._retried(name, attempt, file.tell, kept)
 
     def _retried(
@@ -161,12 +165,12 @@ class Server:
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != asked:
-                raise SourceError(f"{self.shown(name)}: the server sends another range than was asked for")
+                raise SourceError(f"{self.shown(name)}: the server returned a different range than requested")
             start, total = asked, match[2]
         if total != "*" and total != str(size):
             raise SourceError(
-                f"{self.shown(name)} has {total} bytes, but the manifest says {size}; the server's folder is "
-                "not whole, or was changed meanwhile"
+                f"{self.shown(name)} has {total} bytes, but the manifest says {size}; the folder on the "
+                "server is incomplete or was changed"
             )
         return start
 
@@ -180,11 +184,11 @@ class Server:
             text = f"HTTP {error.code} {error.reason}"
             if error.code in _WORTH_RETRYING:
                 raise _BrokenError(text) from error
-            raise SourceError(f"{self.shown(name)} cannot be fetched: {text}") from error
+            raise SourceError(f"{self.shown(name)} cannot be downloaded: {text}") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise SourceError(f"{self.shown(name)} cannot be fetched: {reason}") from error
+                raise SourceError(f"{self.shown(name)} cannot be downloaded: {reason}") from error
             raise _BrokenError(str(reason) or type(reason).__name__) from error
 
 
@@ -247,5 +251,5 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(request.full_url).scheme, urlsplit(url).scheme
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             answer.close()
-            raise SourceError(f"{request.full_url} redirects from {old} to {new}, which is refused")
+            raise SourceError(f"{request.full_url} redirects from {old} to {new}, which is not allowed")
         return super().redirect_request(request, answer, code, text, headers, url)

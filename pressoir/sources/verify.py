@@ -64,7 +64,7 @@ def check(entry: Entry, store: Store, *, fetch: bool = False) -> Finding:
     except SourceError as error:
         if not all(resolve.is_local(url) for url in urls):
             return Finding(id=entry.id, state="unreachable", what=str(error))
-        return Finding(id=entry.id, state="damaged", what=f"its files are gone: {error}")
+        return Finding(id=entry.id, state="damaged", what=f"its files are missing: {error}")
     except PressoirError as error:
         return Finding(id=entry.id, state="damaged", what=str(error))
     try:
@@ -75,7 +75,7 @@ def check(entry: Entry, store: Store, *, fetch: bool = False) -> Finding:
         return Finding(id=entry.id, state="damaged", what="\n".join(problems))
     notes = [] if url == entry.urls.base else [f"found at {url}; its digest is that of {entry.urls.base}"]
     if entry.digest is None and entry.weights_sha256 is None:
-        notes.append("nothing to compare it with: its entry has no digest")
+        notes.append("cannot be verified: its entry has no digest")
     return Finding(id=entry.id, state="ok", what="\n".join(notes))
 
 
@@ -100,15 +100,15 @@ def _problems(entry: Entry, url: str, folder: Path) -> list[str]:
     problems += _shard_problems(entry, folder)
     if entry.weights_sha256 is not None:
         weights = folder / "model.safetensors"
-        found = file_sha256(weights) if weights.is_file() else "none: it is missing"
+        found = file_sha256(weights) if weights.is_file() else "none (file missing)"
         if found != entry.weights_sha256:
-            problems.append(f"{weights} has SHA-256 {found}, and was registered with {entry.weights_sha256}")
+            problems.append(f"{weights} has SHA-256 {found}, but was registered with {entry.weights_sha256}")
     # What is wrong with one file is wrong with the digest of all: said once, of the file.
     if not problems and entry.digest is not None and url == entry.urls.base:
         found = content(url, folder)[0]
         if found != entry.digest:
             problems.append(
-                f"{folder} has digest {found}, and was registered with {entry.digest}: a file was changed, "
+                f"{folder} has digest {found}, but was registered with {entry.digest}: a file was changed, "
                 "added or removed"
             )
     return problems
@@ -117,11 +117,11 @@ def _problems(entry: Entry, url: str, folder: Path) -> list[str]:
 def _shard_problems(entry: Entry, folder: Path) -> list[str]:
     manifest = folder / sharding.MANIFEST
     if not manifest.is_file():
-        return [f"{manifest} is missing, though the entry names shards"] if entry.urls.shards else []
+        return [f"{manifest} is missing, but the entry has shards"] if entry.urls.shards else []
     try:
         names = tuple(record.file for record in sharding.verify(folder).shards)
     except ShardError as error:
         return [str(error)]
     if names != entry.urls.shards:
-        return [f"{manifest} names {len(names)} shards that are not those of the entry's `urls.shards`"]
+        return [f"{manifest} names {len(names)} shards that differ from `urls.shards` of the entry"]
     return []

@@ -1,6 +1,6 @@
 """Measure every artifact of a run side by side: accuracy, speed, size, memory, load time.
 
-Timings of two programs run one after the other differ by whatever else the machine did meanwhile. So all
+Timings of two programs run one after the other also differ by what else the machine did. So all
 models are loaded into ONE process and timed in turn, ten sentences at a time: a disturbance hits all of them
 alike. The order of the turns follows a Williams square (E. J. Williams 1949, Aust. J. Sci. Res. A 2:149), in
 which every model comes right after every other equally often. A turn begins with five untimed sentences: what
@@ -45,9 +45,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
     """
     folders = {name: folder for name, folder in inputs.items() if name != "data"}
     if not folders:
-        raise PressoirError(
-            "the benchmark was given no model; the first is what the others are compared with"
-        )
+        raise PressoirError("the benchmark needs at least one model, the reference")
     causal = task_of(next(iter(folders.values()))) == "causal-lm"
     compare = language_models.compare if causal else classifiers.compare
     return compare(folders, inputs["data"], config, context)

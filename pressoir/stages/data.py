@@ -28,6 +28,6 @@ def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -
     for name, count in dropped.items():
         if count:
             context.reporter.message(
-                f"data: {count} {name.replace('_', ' ')} (they stand in another split, or twice)"
+                f"data: {count} {name.replace('_', ' ')} (duplicates, or also in another split)"
             )
     return sentences.save(splits, dropped, context.out_dir, config.max_tokens)

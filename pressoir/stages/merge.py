@@ -127,13 +127,13 @@ def _check(plan: MergePlan, out: Path) -> int:
     expected = configuration.expected_tensors(plan)
     if found.keys() != expected:
         raise MergeError(
-            f"mergekit's result has other tensors than it must: {sorted(found.keys() ^ expected)}"
+            f"the result of mergekit has unexpected or missing tensors: {sorted(found.keys() ^ expected)}"
         )
     aligned = plan.config.tokenizer_source is not None
     for name in found.keys() & plan.base.tensors.keys():
         shape, wanted = found[name].shape, plan.base.tensors[name].shape
         if shape != wanted and not (aligned and shape[1:] == wanted[1:]):
-            raise MergeError(f"mergekit's result has {name} {list(shape)}, not {list(wanted)}")
+            raise MergeError(f"the result of mergekit has {name} {list(shape)}, not {list(wanted)}")
     return len(found)
 
 
@@ -178,16 +178,16 @@ def _card(plan: MergePlan, settings: str, report: MergeReport, seed: int) -> str
         **({"base_model": hub} if hub else {}),
     }
     models = [f"- `{m.name}`: {m.public_reference}" for m in plan.parents]
-    models.append(f"- base (its configuration and tokenizer are the result's): {plan.base.public_reference}")
+    models.append(f"- base (configuration and tokenizer are taken from it): {plan.base.public_reference}")
     cautions = [f"- {text}" for text in (*plan.notes, *plan.warnings)]
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# Merge of {len(plan.parents)} models by {plan.config.method}",
         "\n".join(models),
-        *(["## To be known", "\n".join(cautions)] if cautions else []),
-        f"## How\n\nmergekit {_version('mergekit')}, seed {seed}, with this configuration (`{CONFIG}`):",
+        *(["## Notes", "\n".join(cautions)] if cautions else []),
+        f"## Method\n\nmergekit {_version('mergekit')}, seed {seed}, with this configuration (`{CONFIG}`):",
         f"```yaml\n{settings}```",
-        f"## What came of it\n\n{report.markdown()}",
+        f"## Evaluation\n\n{report.markdown()}",
     ]
     return "\n\n".join(sections)
 

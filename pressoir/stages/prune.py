@@ -11,10 +11,10 @@ Costs one pass over the calibration sentences, plus recovery epochs. How much go
 (`head_sparsity`, `ffn_sparsity`), or found: the least that brings the model to a `target`, see
 `pressoir.pruning.units`.
 
-With `rounds` it goes by and by: importance is measured, a part removed and the rest recovered, again and
-again. Of n rounds, after the k-th the part 1 − (1 − k/n)³ of what is to go is gone: much while there is much
-to spare, little at the end. Each round has `epochs // rounds` epochs, the last also those left over, with a
-warm-up and decay of the learning rate of its own. A killed run goes on in the round it was in.
+With `rounds` it is gradual: measuring importance, removing a fraction and recovering are repeated. After
+round k of n, the cumulative fraction removed is 1 − (1 − k/n)³ of the total: much in the first rounds, little
+in the last. Each round has `epochs // rounds` epochs (the last also has the remaining ones) and its own
+learning-rate warm-up and decay. A killed run resumes in the round it was in.
 
 The recovery learns from the teacher's logits, as CoFi's does while it prunes, and from its hidden states
 after every layer, TinyBERT's loss; see `training.DistillationLoss`. CoFi's learned masks, and its choice of
@@ -169,8 +169,8 @@ def _round(
         sparsity *= share(number, config.rounds)
         after_step = units.zero_smallest(model, sparsity)
         tell(
-            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so no runtime for "
-            "dense matrices gains speed from it"
+            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so dense runtimes "
+            "are not faster"
         )
     else:
         kept = _choose(model, tokenizer, sentences, config, own, earlier)
@@ -275,7 +275,7 @@ def _told(left: Units) -> str:
     def numbers(of: tuple[int, ...]) -> str:
         return " ".join(map(str, of if len(set(of)) > 1 else of[:1]))
 
-    return f"heads a layer {numbers(left.heads)}, neurons a layer {numbers(left.neurons)}"
+    return f"heads per layer {numbers(left.heads)}, neurons per layer {numbers(left.neurons)}"
 
 
 class _Later(Forwarding):

@@ -85,9 +85,9 @@ def run(inputs: Mapping[str, Path], config: ShardConfig, context: StageContext) 
         below = sorted(
             path.parent.name for name in (GRAPH, "model.safetensors") for path in source.glob(f"*/{name}")
         )
-        hint = f"; name one of its folders: {', '.join(below)}" if below else ""
+        hint = f"; specify one of its folders: {', '.join(below)}" if below else ""
         if any(source.glob("*.onnx")):
-            hint = "; a model of several graphs, such as an encoder-decoder, is not sharded"
+            hint = "; sharding models with several graphs, such as encoder-decoders, is not supported"
         raise ShardError(f"{source} has neither {GRAPH} nor safetensors weights{hint}")
     manifest = ShardManifest.model_validate(
         {
@@ -162,7 +162,7 @@ def _architecture(source: Path, context: StageContext) -> tuple[list[str], list[
         model = skeleton.build(source)
         return skeleton.executed(source), skeleton.tied(model), model.base_model_prefix
     except SourceError as error:
-        context.reporter.message(f"ordering the tensors by their names alone: {error}")
+        context.reporter.message(f"ordering the tensors by name only: {error}")
         return [], [], ""
 
 
@@ -267,7 +267,7 @@ def partition(units: Sequence[Sequence[TensorBytes]], config: ShardConfig) -> li
         ShardError: there are fewer units than shards asked for.
     """
     if not units:
-        raise ShardError("the model has no weights to put into shards")
+        raise ShardError("the model has no weights to shard")
     costs = [sum(tensor.cost for tensor in unit) for unit in units]
     if config.max_shard_size_mb is not None:
         cuts = _fill(costs, int(config.max_shard_size_mb * 1e6) - HEADER_BYTES)
@@ -276,10 +276,10 @@ def partition(units: Sequence[Sequence[TensorBytes]], config: ShardConfig) -> li
         count = config.shards or min(recommended_shards(total), len(units))
         if count > len(units):
             packed = any(len(unit) > 1 for unit in units)
-            together = " (a weight with its scale and zero point is one)" if packed else ""
+            together = " (a weight with its scale and zero point counts as one)" if packed else ""
             raise ShardError(
-                f"shards is {count}, but the model has {len(units)} tensors{together}; give {len(units)} at "
-                "most"
+                f"shards is {count}, but the model has {len(units)} tensors{together}; specify at most "
+                f"{len(units)}"
             )
         cuts = _even(costs, count)
     return [

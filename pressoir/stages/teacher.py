@@ -40,7 +40,8 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         model = loading.load_classifier(inputs["model"])
         if model.config.num_labels != len(labels):
             raise SourceError(
-                f"checkpoint {config.checkpoint!r} has {model.config.num_labels} classes, the data {labels}"
+                f"checkpoint {config.checkpoint!r} has {model.config.num_labels} classes, but the data has "
+                f"{labels}"
             )
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}

@@ -141,6 +141,6 @@ def matched_layers(
         count = max(1, teacher_layers // 2)
     if count > teacher_layers:
         raise RecipeError(
-            f"distill.student: {count} layers are asked for, but the teacher has {teacher_layers}"
+            f"distill.student: {count} layers are specified, but the teacher has {teacher_layers}"
         )
     return [(index + 1) * teacher_layers // count - 1 for index in range(count)]

@@ -60,9 +60,7 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     folder, out = inputs["data"], context.out_dir
     model, tokenizer = loading.load_classifier(inputs["model"]), loading.load_tokenizer(inputs["model"])
     if not tokenizer.is_fast:
-        raise SourceError(
-            f"vocabulary: {inputs['model']} has a tokenizer without a fast form; save it as a tokenizer.json"
-        )
+        raise SourceError(f"vocabulary: {inputs['model']} has no fast tokenizer; save it as tokenizer.json")
     figures: dict[str, float] = {
         "accuracy_before": loop.evaluate(model, tokenizer, folder)["validation_accuracy"],
         "parameters_before": count_parameters(model),
@@ -78,8 +76,8 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     embeddings: Any = model.get_input_embeddings()
     if ids[-1] >= embeddings.num_embeddings:
         raise SourceError(
-            f"vocabulary: {inputs['model']} has {embeddings.num_embeddings} embeddings, but its tokenizer a "
-            f"piece with the id {ids[-1]}; they do not belong together"
+            f"vocabulary: {inputs['model']} has {embeddings.num_embeddings} embeddings, but its tokenizer "
+            f"has a token with id {ids[-1]}; model and tokenizer do not match"
         )
     keep_rows(model, ids)
     longest = tokenizer.model_max_length
@@ -87,8 +85,8 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
         longest = min(longest, sentences.info(folder)["max_tokens"])
         if not keep_positions(model, longest):
             context.reporter.message(
-                f"vocabulary: the table of positions stays whole; how a {model.config.model_type} model uses "
-                "it is not known"
+                f"vocabulary: position embeddings are not truncated; how a {model.config.model_type} model "
+                "uses them is unknown"
             )
     loading.save_model(model, out)
     cut = _save_tokenizer(tokenizer, vocabulary.cut(content, ids), ids, longest, context)
@@ -96,8 +94,8 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     trained = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, texts)
     if config.min_count == 1 and trained.sentences < 1:
         raise SourceError(
-            f"vocabulary: the tokenizer of {inputs['model']} cannot be cut: without the pieces that the "
-            "training text does not use, it splits that text in another way"
+            f"vocabulary: the tokenizer of {inputs['model']} cannot be pruned: without the unused tokens "
+            "it splits the training text differently"
         )
     validation = sentences.load_split(folder, "validation")["text"][:]
     held_out = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, validation)
@@ -120,9 +118,9 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     }
     (out / REPORT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     context.reporter.message(
-        f"vocabulary: {len(ids)} of {len(known)} pieces stay, {figures['size_mb_before']:.1f} → "
-        f"{figures['size_mb']:.1f} MB; of the validation text {held_out.tokens:.2%} of the tokens and "
-        f"{held_out.sentences:.2%} of the sentences are split as before; accuracy "
+        f"vocabulary: {len(ids)} of {len(known)} tokens kept, {figures['size_mb_before']:.1f} → "
+        f"{figures['size_mb']:.1f} MB; in the validation text, {held_out.tokens:.2%} of the tokens and "
+        f"{held_out.sentences:.2%} of the sentences are tokenised as before; accuracy "
         f"{figures['accuracy_before']:.4f} → {figures['validation_accuracy']:.4f}"
     )
     return figures
@@ -224,7 +222,7 @@ def _save_tokenizer(
         loading.save_tokenizer(cut, context.out_dir)
     if cut.get_vocab() != vocabulary.pieces(content):
         raise SourceError(
-            f"vocabulary: transformers gives the pieces of a {type(tokenizer).__name__} other ids than its "
-            "tokenizer.json; it cannot be cut"
+            f"vocabulary: transformers assigns the tokens of a {type(tokenizer).__name__} different ids "
+            "than its tokenizer.json; pruning it is not supported"
         )
     return loading.load_tokenizer(context.out_dir)

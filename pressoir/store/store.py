@@ -88,7 +88,7 @@ class Store:
             if refresh:
                 remove(work)
             elif target.exists():
-                tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; building it again")
+                tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; rebuilding it")
                 remove(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
@@ -173,14 +173,14 @@ class Store:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise StoreError(
-                f"PRESSOIR_HOME {self.home} cannot be written; set PRESSOIR_HOME to a folder that you own"
+                f"PRESSOIR_HOME {self.home} is not writable; set PRESSOIR_HOME to a writable folder"
             )
         free = shutil.disk_usage(existing).free
         if free < needed_bytes:
             raise StoreError(
                 f"PRESSOIR_HOME {self.home} has {free / 1e6:.0f} MB free, but this run needs about "
                 f"{needed_bytes / 1e6:.0f} MB; free some space (`pressoir store gc`) or set PRESSOIR_HOME "
-                "elsewhere"
+                "to a folder on another disk"
             )
 
     def _publish(
@@ -228,7 +228,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell("another process is building this very step; waiting for its result")
+            tell("another process is building this step; waiting for its result")
             lock.acquire()
         try:
             yield

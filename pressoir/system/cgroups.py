@@ -43,7 +43,7 @@ class Files:
         return "/" + path.relative_to(self.root).as_posix()
 
     def note(self, text: str) -> None:
-        """Keep a finding that whoever reads the result should know, once."""
+        """Record a finding to report with the result, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -54,7 +54,7 @@ class Files:
         except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
             return None
         except OSError as error:
-            self.note(f"{self.shown(path)} is unreadable ({error.strerror or error}): skipped")
+            self.note(f"{self.shown(path)} is not readable ({error.strerror or error}), skipped")
             return None
 
     def is_folder(self, path: Path) -> bool:
@@ -70,7 +70,7 @@ class Files:
         if value == "max":
             return None
         if not value.lstrip("-").isdigit():
-            self.note(f"{self.shown(path)} holds {value[:40]!r}, no number: skipped")
+            self.note(f"{self.shown(path)} holds {value[:40]!r}, which is not a number, skipped")
             return None
         number = int(value)
         return number if 0 <= number < _UNLIMITED else None
@@ -137,8 +137,8 @@ def hierarchies(controller: str, files: Files, pid: int | str = "self") -> tuple
         elif mounts:
             path = paths.get(version)
             files.note(
-                f"cgroup {path or 'path'} of process {pid} is not below {files.shown(mounts[0].folder)}: "
-                "limits are those of that mount's root"
+                f"cgroup {path or 'path'} of process {pid} is not below {files.shown(mounts[0].folder)}; "
+                "the limits of the mount root are used"
             )
             found.append(Hierarchy(version, (mounts[0].folder,)))
     return tuple(found)

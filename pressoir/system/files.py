@@ -43,12 +43,12 @@ def disk_errors(where: Path) -> Iterator[None]:
     except Exception as error:
         if _is_disk_full(error):
             raise StoreError(
-                f"no space left on the disk of {where}; free some (`pressoir store gc`) and start again: "
-                "finished steps are kept, the one that failed left nothing behind"
+                f"no space left on the device of {where}; free some space (`pressoir store gc`) and run "
+                "again: completed steps are kept"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(
-                f"{error.filename or where}: {error.strerror or error}; use a folder that you own"
+                f"{error.filename or where}: {error.strerror or error}; use a writable folder"
             ) from error
         raise
 

@@ -143,7 +143,10 @@ def effective_memory(root: Path = ROOT, pid: int | str = "self") -> Memory:
     limit = min(bounds, key=lambda bound: bound.limit)
     least = min(bounds, key=lambda bound: bound.available)
     if least.source.endswith("memory.high"):
-        files.note(f"{least.source} is a soft limit: above it the kernel does not kill, but throttles")
+        files.note(
+            f"{least.source} is a soft limit: above it, the kernel throttles processes instead of killing "
+            "them"
+        )
     return Memory(
         total_bytes=total,
         available_bytes=least.available,
@@ -255,7 +258,7 @@ def _bounds(files: Files, folder: Path, version: int) -> list[_Bound]:
 def _bound(files: Files, folder: Path, version: int, limit: int, usage_name: str, source: str) -> _Bound:
     usage = files.bytes_limit(folder / usage_name)
     if usage is None:
-        files.note(f"{files.shown(folder / usage_name)} tells no usage: the whole limit counts as free")
+        files.note(f"{files.shown(folder / usage_name)} reports no usage; the whole limit is taken as free")
     stat = files.table(folder / "memory.stat")
     reclaimable = stat.get("inactive_file", 0)
     if version == 1:
@@ -273,8 +276,8 @@ def _hidden_bound(files: Files, folder: Path) -> list[_Bound]:
     if hidden is None or machine is None or hidden >= (machine if own is None else min(own, machine)):
         return []
     files.note(
-        f"{files.shown(source)}: a cgroup above the mounted ones limits memory to {hidden} bytes; "
-        "what others take of that is not visible here"
+        f"{files.shown(source)}: a parent cgroup that is not mounted limits memory to {hidden} bytes; "
+        "usage by its other members is not visible here"
     )
     shown = f"{files.shown(source)} (hierarchical_memory_limit)"
     return [_bound(files, folder, 1, hidden, "memory.usage_in_bytes", shown)]

@@ -200,7 +200,7 @@ class Sampler:
                 raise psutil.NoSuchProcess(pid)
             label = label or f"{process.name()} ({pid})"
         except (psutil.Error, ValueError, OverflowError) as error:
-            raise PressoirError(f"there is no process {pid}; `ps` lists those that run") from error
+            raise PressoirError(f"there is no process {pid}; `ps` lists running processes") from error
         self._watched[pid] = (label, process)
 
     def unwatch(self, pid: int) -> None:

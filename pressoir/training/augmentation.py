@@ -1,4 +1,4 @@
-"""Altered sentences: some words replaced by what a language model, or its embedding, holds for like words.
+"""Altered sentences: some words replaced by ones that a language model, or its embedding, considers similar.
 
 A word is a run of letters that the tokenizer splits off, with all its pieces; what replaces it is a whole
 word of one piece, so an altered sentence is tokenised as naturally as any. There are two sources of
@@ -94,7 +94,7 @@ def sentences(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     """
     if not tokenizer.is_fast:
         raise SourceError(
-            f"augment needs a fast tokenizer (tokenizer.json), which tells words; this is "
+            "augment needs a fast tokenizer (tokenizer.json) to find word boundaries, but this is "
             f"{type(tokenizer).__name__}"
         )
     found = []
@@ -153,7 +153,7 @@ class Neighbours:
     """Replaces a word by those of the vocabulary whose input embedding is nearest, by cosine.
 
     The text need not have them: a student learns words that nobody wrote there. Only words of one piece are
-    replaced: the pieces of a longer word lie near other pieces, not near like words.
+    replaced: the pieces of a longer word lie near other pieces, not near similar words.
     """
 
     BLOCK = 256
@@ -197,7 +197,7 @@ class MaskedLM:
         """Raises SourceError where the tokenizer has no mask token, or the model no last projection."""
         if tokenizer.mask_token_id is None or model.get_output_embeddings() is None:
             lacking = "mask token" if tokenizer.mask_token_id is None else "projection onto the vocabulary"
-            raise SourceError(f"the base model has no {lacking}, so it cannot be asked for a masked word")
+            raise SourceError(f"the base model has no {lacking}, so it cannot predict masked words")
         self.model, self.candidates = model, candidates
         self.mask, self.pad = tokenizer.mask_token_id, tokenizer.pad_token_id or 0
         self.words = whole_words(tokenizer)

@@ -328,7 +328,7 @@ def _check_matching(model: PreTrainedModel, train: Any, outputs: TeacherOutputs)
     layers = model.config.num_hidden_layers
     if outputs.hidden.shape[1] != layers:
         raise RecipeError(
-            f"the student has {layers} layers, but {outputs.hidden.shape[1]} teacher layers are matched"
+            f"the student has {layers} layers, but {outputs.hidden.shape[1]} teacher layers are to be matched"
         )
     _check_tokens(train, outputs, "hidden states", "hidden_weight")
 
@@ -339,8 +339,8 @@ def _check_relations(
     """The number of relation heads, once it is sure that relations can be compared."""
     if outputs.relations is None:
         raise RecipeError(
-            "relation_weight is above 0, but these teacher outputs have no queries, keys and values; compute "
-            "them with `relations: true`"
+            "relation_weight is above 0, but the teacher outputs have no queries, keys and values; "
+            "compute them with `relations: true`"
         )
     _check_tokens(train, outputs, "attention relations", "relation_weight")
     return relations.count_heads(outputs.relations.shape[2], relations.width(model), loss.relation_heads)
@@ -349,6 +349,6 @@ def _check_relations(
 def _check_tokens(train: Any, outputs: TeacherOutputs, what: str, field: str) -> None:
     if np.diff(outputs.offsets).tolist() != train["length"][:]:
         raise RecipeError(
-            f"teacher and student split the sentences into different tokens, so their {what} cannot be "
-            f"compared; set distill.{field} and prune.{field} to 0"
+            f"teacher and student tokenise the sentences differently, so their {what} cannot be compared; "
+            f"set distill.{field} and prune.{field} to 0"
         )

@@ -108,5 +108,5 @@ def _rows(weight: Tensor) -> Tensor:
 
 def _blocks(weight: Tensor) -> Tensor:
     """(…, columns) on the grids of 4-bit blocks."""
-    size = symmetric.block_size(weight.shape[-1], None, "the table of word pieces")
+    size = symmetric.block_size(weight.shape[-1], None, "the token embedding")
     return dequantize(*symmetric.quantize(weight.reshape(-1, weight.shape[-1]), size)).view_as(weight)

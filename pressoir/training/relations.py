@@ -78,7 +78,7 @@ def count_heads(teacher_width: int, student_width: int, asked: int | None = None
         raise RecipeError(
             f"relation_heads: {asked} does not divide the units of the last layer's attention, "
             f"{teacher_width} in the teacher and {student_width} in the student; "
-            f"{', '.join(map(str, divisors))} would, and null chooses among them"
+            f"{', '.join(map(str, divisors))} would; null chooses one of them"
         )
     return asked
 

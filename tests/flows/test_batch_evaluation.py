@@ -190,5 +190,5 @@ class TestLooking:
         )
         assert told.exit_code == 1
         assert "strategy (aggressive, moderate, conservative)" in told.output
-        assert "conservative (as told)" in told.output
+        assert "conservative (specified)" in told.output
         assert not (tmp_path / "results").exists()

@@ -83,7 +83,7 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(written, home, tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [("ro", "cannot be written"), ("size=2m", "MB free, but this run")]
+    ("options", "told"), [("ro", "is not writable"), ("size=2m", "MB free, but this run")]
 )
 def test_a_read_only_or_full_disk_is_told_before_any_work(options, told, written, tmp_path, monkeypatch):
     disk = tmp_path / "disk"

@@ -165,5 +165,5 @@ def test_without_a_cluster_no_dask_is_imported():
 def test_workers_of_a_running_cluster_tell_of_their_memory_themselves(values):
     from pressoir.evaluation.config import load
 
-    with pytest.raises(RecipeError, match="`memory_gb` is for workers on this machine"):
+    with pytest.raises(RecipeError, match="`memory_gb` applies to workers started on this machine"):
         load({**values, "dask": {"address": "tcp://10.0.0.1:8786", "memory_gb": 4}})

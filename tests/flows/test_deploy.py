@@ -178,7 +178,7 @@ class TestDeployment:
         first.acquire()
         with report_to(Reporter()):
             assert deploy(values).version == "1"
-        assert told == ["another deployment is under way; waiting until it has ended"]
+        assert told == ["another deployment is in progress; waiting until it ends"]
 
     def test_what_could_not_be_taken_back_is_told(self, values, home):
         from pressoir.serving.deployment import DeploymentError
@@ -188,8 +188,8 @@ class TestDeployment:
             server.tells_config, server.faults = False, ["lost"]
             with pytest.raises(DeploymentError) as failed:
                 deploy(values, server.url)
-        assert "never told its earlier one; restart it" in str(failed.value)
-        assert "as it was before" not in str(failed.value)
+        assert "its previous one is unknown; restart it" in str(failed.value)
+        assert "rolled back" not in str(failed.value)
         files, models, _ = state(home)
         assert files["models.json"] is None
         assert models == {}
@@ -199,9 +199,9 @@ class TestDeployment:
 
         with FakeServer({"tiers": {}}, "another-key") as server:
             for url, message in (
-                (server.url, "PRESSOIR_API_KEY is not the server's key"),
-                ("http://127.0.0.1:9", "check that the server runs"),
-                ("127.0.0.1:5001", "write http://host:port"),
+                (server.url, "PRESSOIR_API_KEY is not the API key of the server"),
+                ("http://127.0.0.1:9", "check that the server is running"),
+                ("127.0.0.1:5001", "expected http://host:port"),
             ):
                 with pytest.raises(PressoirError, match=message):
                     deploy(values, url)
@@ -214,7 +214,7 @@ class TestDeployment:
         from pressoir.errors import PressoirError
 
         client_of(home).create_registered_model("serving-tiny")
-        with pytest.raises(PressoirError, match="no serving configuration; choose another `name`"):
+        with pytest.raises(PressoirError, match="not a serving configuration; choose another `name`"):
             deploy(values)
 
 
@@ -260,17 +260,17 @@ def interrupt(monkeypatch):
 
 
 FAULTS = {
-    "pinned digest": "is pinned, but the files",
-    "damaged artifact": "is not what its stage made any more",
-    "no server": "ended with code 1; it said:\nno memory for the models",
-    "mute tier": "tiers.story does not answer its smoke request",
+    "pinned digest": "is specified, but the files",
+    "damaged artifact": "was modified after its stage created it",
+    "no server": "exited with code 1; its output was:\nno memory for the models",
+    "mute tier": "tiers.story failed its smoke test",
     "registry": "no space left",
     "version": "the disk is full",
     "alias": "the disk is full",
     "interrupt": "",
     "reload refused": "the model cannot be loaded",
-    "reload ignored": "was told to reload, but serves",
-    "reload lost": "does not answer",
+    "reload ignored": "was requested to reload, but serves",
+    "reload lost": "does not respond",
     "reload unfit": "story failed",
 }
 
@@ -306,7 +306,7 @@ def fault(name, values, server, monkeypatch, home):
         server.faults = []
 
 
-@pytest.fixture(scope="module", params=["nothing was deployed", "something was deployed"])
+@pytest.fixture(scope="module", params=["no deployed configuration", "something was deployed"])
 def place(request, tmp_path_factory, tiny_classifier, database, prefect_harness):
     """A home, and a server; each failed deployment leaves both as they are, so that the next can be tried."""
     from pressoir.store.artifact import StageKey
@@ -350,7 +350,7 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
     assert FAULTS[name] in str(failed.value)
     assert state(home, server) == before
     if name in ("registry", "version", "alias") or name.startswith("reload"):
-        assert "everything is as it was before" in str(failed.value)
+        assert "all changes were rolled back" in str(failed.value)
     client = client_of(home)
     experiment = client.get_experiment_by_name("serving-tiny")
     latest = client.search_runs([experiment.experiment_id], max_results=1)[0]
@@ -385,7 +385,7 @@ class TestCommand:
         ("words", "told"),
         [
             (["--set", "tires=1"], "tires: unknown field; did you mean `tiers`?"),
-            (["--set", "tiers.basic.settings.num_beams=4"], "num_beams means nothing"),
+            (["--set", "tiers.basic.settings.num_beams=4"], "num_beams is not supported"),
         ],
     )
     def test_mistakes_are_one_message_and_exit_code_2(self, written, home, words, told):
@@ -444,7 +444,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
 
             with monkeypatch.context() as patch:
                 patch.setattr(tasks.serving_version, "register", spoil)
-                with pytest.raises(PressoirError, match="everything is as it was before"):
+                with pytest.raises(PressoirError, match="all changes were rolled back"):
                     deploy({**values, "isolation": "thread", "tiers": more}, address)
             assert (state(home), server.digests()) == before
             server.ask("basic", first.config.tiers["basic"])

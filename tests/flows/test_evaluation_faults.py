@@ -154,11 +154,11 @@ def test_killed_hanging_truncated_and_raising_children_get_four_verdicts_and_the
     assert "SIGKILL" in found["killed"].detail
     assert f"stopped after {values['timeout_s']} s" in found["hangs"].detail
     for name in ("truncated", "damaged"):
-        assert "model.safetensors is not a whole safetensors file" in found[name].detail
+        assert "model.safetensors is not a complete safetensors file" in found[name].detail
     children = {path.stem.rpartition("-")[0] for path in result.folder.glob("jobs/*.json")}
     assert children == found.keys() - {"damaged"}, "one was found out before it was run"
     assert "Traceback" in next(result.folder.glob("jobs/raises-*.log")).read_text()
-    assert "the model gives logits that are not finite" in found["raises"].detail
+    assert "the model produced logits that are not finite" in found["raises"].detail
 
     page = (result.folder / "report.md").read_text()
     for name, verdict in (

@@ -256,7 +256,7 @@ def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, 
                 process.kill()
     [one], [two] = (list((tmp_path / place).glob("tiny-*")) for place in ("whole", "killed"))
     assert told(two) == told(one)
-    assert "2 of 4 trials are done" in log("killed")
+    assert "2 of 4 trials completed" in log("killed")
 
 
 @pytest.mark.slow

@@ -87,11 +87,11 @@ def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
     client.create_model_version("foreign", tmp_path.as_uri())
     for uri, told in {
         "models:/pres@champion": "no registered model 'pres'; did you mean 'press'",
-        "models:/zzz@champion": "it has: foreign, press",
-        "models:/press@best": "no alias 'best'; it has: champion",
+        "models:/zzz@champion": "available: foreign, press",
+        "models:/press@best": "no alias 'best'; available: champion",
         "models:/press/7": "has no version 7",
-        "models:/press": "write models:/NAME@ALIAS or models:/NAME/VERSION",
-        "models:/foreign/1": "was not registered by a recipe of Pressoir's",
+        "models:/press": "expected models:/NAME@ALIAS or models:/NAME/VERSION",
+        "models:/foreign/1": "was not registered by Pressoir",
     }.items():
         with pytest.raises(RegistryError, match=told):
             reference_of(uri, store)
@@ -101,7 +101,7 @@ def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
     shutil.rmtree(store.root / places[1].removeprefix("store:"))
     with pytest.raises(RegistryError, match=r"has the digest .* run its recipe again"):
         reference_of("models:/press/1", store)
-    with pytest.raises(RegistryError, match="does not hold; set PRESSOIR_HOME"):
+    with pytest.raises(RegistryError, match=r"is not in the store .*; set PRESSOIR_HOME"):
         reference_of("models:/press/2", store)
 
 

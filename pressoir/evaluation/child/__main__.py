@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None, open_model: Open | None = None)
         tell(
             End(
                 verdict="exception",
-                detail=f"another process still runs {job.model} into {job.journal} (it holds "
+                detail=f"another process is still running {job.model} into {job.journal} (it holds "
                 f"{lock.lock_file}); end it, then resume",
             )
         )
@@ -106,7 +106,7 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
         if isinstance(error, UnreachableError):
             verdict, detail = "unreachable", str(error)
         elif job.remote is None and is_out_of_memory(error):
-            verdict, detail = "skipped_oom", f"no memory outside of a batch: {_short(error)}"
+            verdict, detail = "skipped_oom", f"out of memory outside a batch: {_short(error)}"
         else:
             verdict, detail = "exception", _end_of_traceback(error)
             traceback.print_exc()
@@ -187,10 +187,10 @@ def _predict(
         if problem:
             map_large_blocks()
             release_memory()
-            print(f"batch of {len(batch)} given up: {problem}", file=sys.stderr, flush=True)
+            print(f"batch of {len(batch)} failed: {problem}", file=sys.stderr, flush=True)
             if not size.failed(len(batch), lengths[0]):
                 allowed = f"{job.allowance_bytes / 1e9:.2f} GB" if job.allowance_bytes else "the machine"
-                raise _TooLargeError(f"a single sample does not fit into {allowed}: {problem}")
+                raise _TooLargeError(f"a single sample does not fit in {allowed}: {problem}")
             continue
         seconds = time.perf_counter() - start
         each = seconds / len(batch)

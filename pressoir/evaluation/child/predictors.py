@@ -272,7 +272,7 @@ def _windows(job: Job) -> tuple[Predictor, Any]:
     if job.generation.window > decoder.context:
         raise RecipeError(
             f"generation.window is {job.generation.window}, but {job.model} has a context of "
-            f"{decoder.context} tokens; give at most that many"
+            f"{decoder.context} tokens; specify at most that"
         )
     return Windows(decoder), decoder
 
@@ -288,8 +288,8 @@ def _columns(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """Where a model has each label of the data: by name, else in the same order."""
     if len(own) != len(wanted):
         raise DataError(
-            f"the model tells {len(own)} labels apart ({', '.join(own[:8])}), but the data have "
-            f"{len(wanted)} ({', '.join(wanted[:8])}); give data that go with it"
+            f"the model has {len(own)} labels ({', '.join(own[:8])}), but the data have {len(wanted)} "
+            f"({', '.join(wanted[:8])}); use a data set with the same labels"
         )
     names = [name.casefold() for name in own]
     asked = [name.casefold() for name in wanted]
@@ -298,7 +298,7 @@ def _columns(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
 def _finite(values: NDArray[Any], what: str) -> NDArray[Any]:
     if not np.isfinite(values).all():
-        raise PressoirError(f"the model gives {what} that are not finite; its weights are broken")
+        raise PressoirError(f"the model produced {what} that are not finite; its weights are corrupt")
     return values
 
 
@@ -310,5 +310,5 @@ def _device(asked: Device) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        raise RecipeError("device is cuda, but PyTorch finds no GPU; set device to auto or cpu")
+        raise RecipeError("device is 'cuda', but PyTorch finds no GPU; set device to auto or cpu")
     return "cpu"

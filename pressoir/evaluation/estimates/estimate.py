@@ -68,7 +68,9 @@ def for_run(job: Job, data: DataSet, *, memory_gb: float | None, probe: bool, ho
         try:
             write_text_atomic(path, found.model_dump_json(indent=2) + "\n")
         except OSError as error:
-            log.warning("%s could not be written: %s; it is found again the next time", path, error)
+            log.warning(
+                "%s could not be written: %s; the estimate will be computed again next time", path, error
+            )
     return found
 
 
@@ -149,7 +151,7 @@ def _run(job: Job, data: DataSet, size: int, command: Sequence[str]) -> Point | 
             child.close()
         cause = child.cause()
     if cause.verdict != "ok" or child.end is None or not child.end.peak_bytes or not child.end.batch_size:
-        log.warning("%s: no probe at batch size %d, the formula is taken: %s", job.model, size, cause.detail)
+        log.warning("%s: probe at batch size %d failed, using the formula: %s", job.model, size, cause.detail)
         return None
     return Point(child.end.batch_size, child.end.peak_bytes)
 

@@ -83,7 +83,7 @@ def _checkpoint(folder: Path) -> Weights:
     files = sorted({*folder.glob("*.safetensors"), *_indexed(folder)})
     files = [path for path in files if path.is_file()]
     if not files:
-        raise SourceError(f"{folder} has no *.safetensors weights; give a folder of a model for PyTorch")
+        raise SourceError(f"{folder} has no *.safetensors weights; specify the folder of a PyTorch model")
     packed = {name: elements for name, (elements, _) in _quantised(folder).items()}
     resident = copied = 0
     for path in files:
@@ -108,7 +108,7 @@ def _graph(folder: Path, config: Settings) -> Weights:
     """ONNX Runtime copies weights, one at a time, into the order that its kernels want."""
     files = sorted({path for pattern in _GRAPH_FILES for path in folder.glob(pattern) if path.is_file()})
     if not any(path.suffix == ".onnx" for path in files):
-        raise SourceError(f"{folder} has no ONNX graph; export the model, or run it in PyTorch")
+        raise SourceError(f"{folder} has no ONNX graph; export the model, or set runtime: pytorch")
     stored = sum(path.stat().st_size for path in files)
     layers = _quantised(folder)
     three = sum(elements for elements, bits in layers.values() if bits == 3)  # in memory they have 4 bits

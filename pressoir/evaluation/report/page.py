@@ -15,14 +15,14 @@ from pressoir.evaluation.report.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNI
 
 VERDICTS: dict[Verdict, str] = {
     "ok": "evaluated",
-    "skipped_memory": "not started: even a single sample a batch takes more memory than may be used",
-    "skipped_oom": "ran out of its memory even with a single sample a batch",
-    "killed_oom": "killed for want of memory",
-    "killed_signal": "its process crashed, or was killed by somebody else",
-    "timeout": "stopped, because it took longer than `timeout_s`",
-    "damaged": "its files cannot be used",
+    "skipped_memory": "not started: even a single sample needs more memory than allowed",
+    "skipped_oom": "ran out of memory even at batch size 1",
+    "killed_oom": "killed because memory ran out",
+    "killed_signal": "its process crashed or was killed externally",
+    "timeout": "stopped because it exceeded `timeout_s`",
+    "damaged": "its files are not usable",
     "exception": "raised an error",
-    "unreachable": "its server, or the hub, did not answer",
+    "unreachable": "its server or the hub did not respond",
 }
 """What a verdict means."""
 PICTURE_TITLES = {
@@ -164,8 +164,8 @@ def _legend(rows: Sequence[Row]) -> str:
         for task in tasks
     )
     return (
-        f"Samples are {units}. Better is: {better}. Seconds are spent in the model, loading not counted. "
-        "GB = 10⁹ bytes; the ratio is predicted by measured peak."
+        f"Samples are {units}. Better values: {better}. Seconds are the time spent in the model, without "
+        "loading. GB = 10⁹ bytes; the ratio is predicted / measured peak."
     )
 
 
@@ -175,9 +175,9 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     if not failed:
         return []
     parts = [
-        "## What did not go well",
-        "The whole text of each is in `consolidated_results.json`. What was predicted is kept: "
-        "`pressoir evaluate --resume` tries these again, without running a finished sample twice.",
+        "## Failures",
+        "Full error messages are in `consolidated_results.json`. Completed predictions are kept: "
+        "`pressoir evaluate --resume` retries the failed models without repeating them.",
     ]
     for row in failed:
         result = row.result
@@ -196,21 +196,21 @@ def _estimates(rows: Sequence[Row]) -> list[str]:
         return []
     short = [f"{name} ({ratio:.2f}×)" for name, ratio in ratios.items() if ratio < 1]
     text = (
-        f"The predicted peak was enough in {len(ratios) - len(short)} of {len(ratios)} cases; in the median "
-        f"it was {statistics.median(ratios.values()):.2f}× the measured one."
+        f"The predicted peak was sufficient in {len(ratios) - len(short)} of {len(ratios)} cases; the "
+        f"median of predicted / measured is {statistics.median(ratios.values()):.2f}×."
     )
-    return [text + (f" Too little: {', '.join(map(_cell, short))}." if short else "")]
+    return [text + (f" Too low: {', '.join(map(_cell, short))}." if short else "")]
 
 
 def _memory(log: MemoryStats, plan: EvaluationPlan) -> list[str]:
     if not log.samples:
-        return ["No memory was sampled."]
+        return ["No memory samples were recorded."]
     peaks, last = log.peaks, log.sessions[-1]
     source = "the machine's RAM" if last.limit_source == "machine" else f"the limit of `{last.limit_source}`"
     lines = [
-        f"- All children together took at most {_gb(peaks.children_bytes)} (PSS), of a budget of "
+        f"- All model processes together used at most {_gb(peaks.children_bytes)} (PSS) of a budget of "
         f"{_gb(plan.budget_bytes)}.",
-        f"- With everything else, at most {peaks.ram_used_gb:.2f} GB were used, {peaks.ram_percent:.0f} % of "
+        f"- In total, at most {peaks.ram_used_gb:.2f} GB of memory were used, {peaks.ram_percent:.0f} % of "
         f"{last.limit_gb:.2f} GB ({source}); swap: {peaks.swap_gb:.2f} GB.",
     ]
     lines += [f"- GPU {i}: at most {used:.2f} GB." for i, used in enumerate(peaks.gpu_used_gb)]
@@ -221,7 +221,7 @@ def _memory(log: MemoryStats, plan: EvaluationPlan) -> list[str]:
         more = f" and {len(log.alerts) - 8} more" if len(log.alerts) > 8 else ""
         lines.append(f"- Alerts, above {last.alert_percent:g} %: {times}{more}.")
     else:
-        lines.append(f"- No alert: memory never was above {last.alert_percent:g} %.")
+        lines.append(f"- No alerts: memory was never above {last.alert_percent:g} %.")
     if len(log.sessions) > 1:
         lines.append(f"- The run was resumed; it took {len(log.sessions)} sessions.")
     return ["\n".join(lines)]
@@ -229,15 +229,15 @@ def _memory(log: MemoryStats, plan: EvaluationPlan) -> list[str]:
 
 def _batches(batches: Sequence[BatchResult], plan: EvaluationPlan) -> list[str]:
     if not batches:
-        return ["Nothing could be run."]
+        return ["No model could be run."]
     lines = ["| batch | models (batch size) | predicted GB | measured GB |", "|---|---|---:|---:|"]
     for batch in batches:
         members = ", ".join(f"{_cell(one.model)} ({one.batch_size})" for one in batch.placements)
         peaks = f"{_number_gb(batch.predicted_peak_bytes)} | {_number_gb(batch.measured_peak_bytes)}"
         lines.append(f"| {_cell(batch.name)} | {members} | {peaks} |")
     text = (
-        "Models of a batch run side by side; batches one after another, or, on a cluster, as workers are "
-        "free. Measured is what all children of a batch took together at one moment. Budget: "
+        "Models of a batch run in parallel, batches one after another (on a cluster, as workers become "
+        "free). Measured is the peak memory of all model processes of a batch together. Budget: "
         f"{_gb(plan.budget_bytes)}."
     )
     return ["\n".join(lines), text]

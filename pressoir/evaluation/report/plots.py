@@ -86,7 +86,7 @@ def speed(rows: Sequence[Row], path: Path) -> None:
             _bar(axes, place, value, row, rate(value) + (f"   batches of {size}" if size else ""))
         _name_and_fail(axes, [row for row, _ in known], group)
         result = group[0].result
-        set_title(axes, f"{_first_upper(UNITS[result.task])} a second: {result.data}", "more is better")
+        set_title(axes, f"{_first_upper(UNITS[result.task])} per second: {result.data}", "higher is better")
 
     def real_time(axes: Axes, group: Sequence[Row]) -> None:
         known = [(row, value) for row in group if (value := row.measured.real_time_factor) is not None]
@@ -98,7 +98,7 @@ def speed(rows: Sequence[Row], path: Path) -> None:
         if max(value for _, value in known) > 0.6:
             axes.axvline(1, color=RED, linestyle="--", linewidth=1.2, zorder=0.9)
         title = f"Real-time factor: {group[0].result.data}"
-        set_title(axes, title, "seconds of computing by seconds of sound, less is better; 1 is real time")
+        set_title(axes, title, "computing time / audio duration, lower is better; 1 is real time")
 
     panels: list[tuple[Sequence[Row], _Panel]] = []
     for group in _groups(rows):
@@ -143,15 +143,15 @@ def peaks(rows: Sequence[Row], budget_bytes: int, path: Path) -> None:
         subtitle = ""
         if ratios:
             enough = sum(ratio >= 1 for ratio in ratios)
-            title += f": predicted enough in {enough} of {len(ratios)}"
-            subtitle = f"predicted is {np.median(ratios):.2f}× the measured one in the median"
+            title += f": prediction sufficient in {enough} of {len(ratios)}"
+            subtitle = f"predicted / measured: {np.median(ratios):.2f}× (median)"
         set_title(axes, title, subtitle)
         handles = [mark("measured", color=COLOURS["pytorch"], marker="s", markersize=9)]
         if any(ratio < 1 for ratio in ratios):
-            handles.append(mark("measured, more than predicted", color=RED, marker="s", markersize=9))
+            handles.append(mark("measured, above prediction", color=RED, marker="s", markersize=9))
         handles.append(mark("predicted", color=INK, marker="|", markersize=14, markeredgewidth=2.6))
         if budget <= 1.3 * largest:
-            handles.append(mark("budget of all together", color=GREEN, linestyle="--", linewidth=1.6))
+            handles.append(mark("total budget", color=GREEN, linestyle="--", linewidth=1.6))
         add_legend(figure, handles)
         _make_room(figure)
         figure.savefig(path, format="png")
@@ -261,7 +261,7 @@ def _name_and_fail(axes: Axes, drawn: Sequence[Row], group: Sequence[Row]) -> No
     """Name the bars that are drawn, then those that have none, with the reason."""
     missing = [row for row in group if row not in drawn]
     for place, row in enumerate(missing, start=len(drawn)):
-        _beside(axes, place, 0.0, f"no figure: {row.result.verdict}", MUTED)
+        _beside(axes, place, 0.0, f"no result: {row.result.verdict}", MUTED)
     name_rows(axes, clipped([row.result.model for row in (*drawn, *missing)], _NAME_COLUMNS))
 
 
@@ -283,7 +283,7 @@ def _children(
     if budget <= 3 * peak:
         axes.axhline(budget, color=GREEN, linestyle="--", linewidth=1.8, label=f"budget  {budget:.2f} GB")
     else:
-        subtitle = f"the budget of {budget:.2f} GB is above the picture"
+        subtitle = f"the budget of {budget:.2f} GB is above the visible range"
     extra = []
     if log.peaks.swap_gb > 0.05 * max(peak, 0.1):
         axes.plot(times, [one.swap_gb for one in log.samples], color=INK, linestyle=":", label="swap, all")
@@ -294,7 +294,7 @@ def _children(
         extra.append(most)
     axes.set_ylim(0, 1.12 * max(peak, budget if budget <= 3 * peak else 0.0, *extra, 0.01))
     axes.set_ylabel("GB (10⁹ bytes)")
-    title = f"Memory of the models' processes: at most {peak:.2f} GB at once"
+    title = f"Memory of model processes: at most {peak:.2f} GB at once"
     set_title(axes, title, subtitle, lift=16 if subtitle else 14)  # room for the batches' names
 
 
@@ -319,7 +319,7 @@ def _ram(axes: Axes, log: MemoryStats, times: Sequence[float], seconds: float) -
     axes.set_ylabel("RAM used, %")
     source = "the machine's RAM" if last.limit_source == "machine" else "the cgroup's limit"
     axes.annotate(
-        f"100 % is {last.limit_gb:.2f} GB, {source}; all that is in it counts",
+        f"100 % is {last.limit_gb:.2f} GB, {source}; includes all other processes",
         (0, 1),
         (0, 4),
         xycoords="axes fraction",
@@ -359,7 +359,7 @@ def _colour(runtime: str) -> str:
 
 
 def _interval(metric: str) -> str:
-    return "; lines are Wilson's 95 % intervals" if metric == "accuracy" else ""
+    return "; error bars: 95 % Wilson confidence intervals" if metric == "accuracy" else ""
 
 
 def _first_upper(text: str) -> str:

@@ -70,7 +70,7 @@ def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
         return _perplexity(data, predictions)
     known = [(one.reference, rounded(predictions[one.id])) for one in data.samples if one.id in predictions]
     if not known:
-        return Score({}, ("no sample has a prediction: nothing was scored",))
+        return Score({}, ("no predictions to score",))
     expected, values = [reference for reference, _ in known], [value for _, value in known]
     if data.task == "text-classification":
         return _classification(data, [value["label"] for value in values], expected)
@@ -143,10 +143,10 @@ def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]
         occurring = len({one for one in (*found, *expected) if one >= 0})
         note = f"F1 is the macro average over {occurring} classes"
     else:
-        note = f"F1 is of the class {data.labels[1]!r}" if data.labels else "F1 is of the class 1"
-    notes = [note, "the interval of the accuracy is Wilson's, 95 %"]
+        note = f"F1 is that of class {data.labels[1]!r}" if data.labels else "F1 is that of class 1"
+    notes = [note, "the interval of the accuracy is the 95 % Wilson confidence interval"]
     if strange := sum(one < 0 for one in found):
-        notes.append(f"{strange} answers were no label, and count as wrong")
+        notes.append(f"{strange} answers were not a label and count as wrong")
     return Score(
         {
             "accuracy": right / len(expected),
@@ -168,17 +168,17 @@ def _perplexity(data: DataSet, predictions: Mapping[str, Any]) -> Score:
         for text, own in windows.items()
     }
     if not sums:
-        return Score({}, ("no window has a prediction: nothing was scored",))
+        return Score({}, ("no predictions to score",))
     tokens = sum(count for _, count in sums.values())
     means = {"perplexity": math.fsum(nll for nll, _ in sums.values()) / tokens}
     if len(sums) > 1:
         means |= {f"perplexity/{text}": nll / count for text, (nll, count) in sums.items()}
     notes = [
-        f"perplexity is over {tokens:,} tokens of windows that do not overlap, each scored from its second "
-        "token on; it compares models with the same tokenizer and window only"
+        f"perplexity is over {tokens:,} tokens in non-overlapping windows, each scored from its second "
+        "token on; it is comparable only between models with the same tokenizer and window"
     ]
     if beyond := [name_of(name) for name, mean in means.items() if mean > 700]:
-        notes.append(f"beyond what a float holds: {', '.join(beyond)}")
+        notes.append(f"not representable as a float: {', '.join(beyond)}")
     return Score({name: math.exp(mean) for name, mean in means.items() if mean <= 700}, tuple(notes))
 
 
@@ -186,7 +186,7 @@ def _correlation(found: Sequence[float], expected: Sequence[float]) -> Score:
     """Spearman's rank correlation (1904): Pearson's of the ranks, ties at their mean rank."""
     first, second = _ranks(found), _ranks(expected)
     if len(found) < 2 or not first.std() or not second.std():
-        return Score({}, ("Spearman's correlation is not defined: one side is the same for all pairs",))
+        return Score({}, ("Spearman's correlation is undefined: one side is constant over all pairs",))
     value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
     return Score({"spearman": value}, (f"Spearman's rank correlation over {len(found)} pairs",))
 

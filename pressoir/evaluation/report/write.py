@@ -115,7 +115,7 @@ def read(path: Path) -> Consolidated:
     try:
         return Consolidated.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise PressoirError(f"{path} is not the result of an evaluation: {error}") from error
+        raise PressoirError(f"{path} is not a valid evaluation result: {error}") from error
 
 
 def _result(one: Result) -> ModelResult:
@@ -124,7 +124,7 @@ def _result(one: Result) -> ModelResult:
     total = max(outcome.total if windows else len(one.data.samples), samples)
     notes = list(outcome.notes)
     if 0 < samples < total:
-        notes.append(f"only {samples} of {total} {scoring.UNITS[one.data.task]} have a prediction")
+        notes.append(f"only {samples} of {total} {scoring.UNITS[one.data.task]} have predictions")
     return ModelResult(
         id=one.run_id,
         model=one.model,

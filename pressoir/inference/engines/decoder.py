@@ -98,8 +98,9 @@ class OnnxDecoder:
         present = [name.replace("past_key_values", "present", 1) for name in self._past]
         if not self._past or set(self._outputs) != {"logits", *present}:
             raise SourceError(
-                f"{folder / GRAPH} is not a decoder with a cache: it takes {', '.join(inputs)} and gives "
-                f"{', '.join(self._outputs)}; export the language model with past_key_values and present"
+                f"{folder / GRAPH} is not a decoder with a cache: it has the inputs {', '.join(inputs)} "
+                f"and the outputs {', '.join(self._outputs)}; export the language model with "
+                "past_key_values and present"
             )
 
     def forward(

@@ -1,4 +1,4 @@
-"""What a causal language model looks like to whoever generates, scores or times it, in any runtime."""
+"""The interface of causal language models for generating, scoring and timing, in any runtime."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class Generation:
         eos = settings.get("eos_token_id")
         if start is None or eos is None:
             raise SourceError(
-                f"{folder}: neither generation_config.json nor config.json names decoder_start_token_id and "
-                "eos_token_id; is it an encoder-decoder model?"
+                f"{folder}: neither generation_config.json nor config.json specifies "
+                "decoder_start_token_id and eos_token_id; is it an encoder-decoder model?"
             )
         eos_ids = frozenset(eos) if isinstance(eos, list) else frozenset([eos])
         # Words of one token; longer ones are rare and would need the whole sequence.

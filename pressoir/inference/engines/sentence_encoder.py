@@ -66,8 +66,8 @@ class OnnxEncoder:
         self._output = next((name for name in _HIDDEN_STATES if name in given), None)
         if self._output is None:
             raise SourceError(
-                f"{folder / GRAPH} gives {', '.join(given)}, but embeddings need last_hidden_state; export "
-                "the encoder for feature-extraction"
+                f"{folder / GRAPH} has the outputs {', '.join(given)}, but embeddings need "
+                "last_hidden_state; export the encoder for feature-extraction"
             )
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> HiddenStates:

@@ -32,13 +32,13 @@ class Sampler:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "top_p": (0 < self.top_p <= 1, "more than 0, and 1 (all) at most"),
+            "temperature": (0 <= self.temperature < float("inf"), "at least 0 (0: greedy)"),
+            "top_k": (self.top_k >= 0, "at least 0 (0: all)"),
+            "top_p": (0 < self.top_p <= 1, "greater than 0 and at most 1 (1: all)"),
             "seed": (self.seed >= 0, "0 or more"),
         }
         wrong = [
-            f"{name} is {getattr(self, name)}; give {accepted}"
+            f"{name} is {getattr(self, name)}; expected {accepted}"
             for name, (right, accepted) in limits.items()
             if not right
         ]
@@ -50,7 +50,7 @@ class Sampler:
         """The next token's id."""
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
-            raise PressoirError("the model gives logits that are not finite; its weights are broken")
+            raise PressoirError("the model produced logits that are not finite; its weights are corrupt")
         if self.temperature == 0:
             return best
         scores = (logits.astype(np.float64) - float(logits[best])) / self.temperature

@@ -82,8 +82,8 @@ class LateWeights:
         ]
         if missing:
             raise SourceError(
-                f"{folder} lacks weights of a {type(model).__name__} ({', '.join(missing[:5])}); its "
-                "config.json does not fit them"
+                f"{folder} is missing weights of a {type(model).__name__} ({', '.join(missing[:5])}); "
+                "config.json does not match the weights"
             )
 
     @property
@@ -104,7 +104,7 @@ class LateWeights:
         found = {(t.name, t.dtype, t.shape, t.offset, t.length) for t in read_header(path)}
         told = {(t.name, t.dtype, tuple(t.shape), t.offset, t.bytes) for t in record.tensors}
         if found != told:
-            raise ShardError(f"{path}: its header and the manifest differ; run `pressoir shard` again")
+            raise ShardError(f"{path}: header and manifest differ; run `pressoir shard` again")
         for tensor in record.tensors:
             layer, _, part = tensor.name.rpartition(".")
             value = _mapped(mapped, tensor)
@@ -137,7 +137,7 @@ class LateWeights:
             old = _value(self._slots[number][0])
             if old.shape != value.shape:
                 raise ShardError(
-                    f"{path}: {name} is {list(value.shape)}, but the model that config.json describes has "
+                    f"{path}: {name} is {list(value.shape)}, but the model in config.json has "
                     f"{list(old.shape)}; run `pressoir shard` again on the whole model"
                 )
             if value.is_floating_point() and old.is_floating_point():
@@ -179,7 +179,7 @@ def _mapped(mapped: mmap.mmap, tensor: TensorRecord) -> Tensor:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None or math.prod(tensor.shape) * dtype.itemsize != tensor.bytes:
         raise ShardError(
-            f"{tensor.name} is {tensor.bytes} bytes of {tensor.dtype} {tensor.shape}, not known here"
+            f"{tensor.name} is {tensor.bytes} bytes of {tensor.dtype} {tensor.shape}, which is not supported"
         )
     if not tensor.bytes:
         return torch.empty(tensor.shape, dtype=dtype)
@@ -213,16 +213,18 @@ def _packed_layers(folder: Path, stored: Mapping[str, TensorRecord]) -> dict[str
     description = read_json(path)
     if description.get("format_version") != FORMAT_VERSION:
         raise SourceError(
-            f"{path}: weights and activations are int8, which PyTorch only simulates; export the model and "
-            "open it in ONNX Runtime"
+            f"{path}: int8 weights and activations are only simulated in PyTorch; export the model and run "
+            "it in ONNX Runtime"
         )
     try:
         layers = {name: LayerInfo.model_validate(layer) for name, layer in description["layers"].items()}
     except (KeyError, AttributeError, ValidationError) as error:
-        raise QuantizationError(f"{path}: `layers` is not as this version writes it ({error})") from error
+        raise QuantizationError(f"{path}: `layers` is not valid ({error})") from error
     for layer, info in layers.items():
         for name, (dtype, shape) in info.layout(layer).items():
             tensor = stored.get(name)
             if tensor is None or (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
-                raise QuantizationError(f"{path} makes {name} {dtype} {list(shape)}, but no shard has it so")
+                raise QuantizationError(
+                    f"{path} makes {name} {dtype} {list(shape)}, but no shard contains it in this form"
+                )
     return layers

@@ -94,11 +94,11 @@ class ProgressiveLoader:
         self._settled = threading.Event()  # loaded, or stopped
         try:
             if initial_shards < 0:
-                raise ShardError(f"initial_shards is {initial_shards}; give 0 or more")
+                raise ShardError(f"initial_shards is {initial_shards}; specify 0 or more")
             if source.manifest.kind != "checkpoint":
                 raise ShardError(
-                    f"{source.folder} holds an ONNX graph, which is opened as a whole; load the shards of "
-                    "its checkpoint progressively, or open it with TextGenerator.open"
+                    f"{source.folder} contains an ONNX graph, which cannot be loaded progressively; load "
+                    "the shards of its checkpoint, or open it with TextGenerator.open"
                 )
             self.model = skeleton.build(source.folder, dtype)
             self._weights = LateWeights(self.model, source.folder, source.manifest)
@@ -175,7 +175,7 @@ class ProgressiveLoader:
             source.close(complete=False)
             raise ShardError(
                 f"the registry names {len(entry.urls.shards)} shards of {id!r}, but {source.folder} has "
-                f"{len(names)}, and not those; register the model again"
+                f"{len(names)} different ones; register the model again"
             )
         return cls(source, initial_shards=initial_shards, on_progress=on_progress, dtype=dtype)
 

@@ -76,7 +76,7 @@ class LanguageModelTokenizer:
 
         loaded = load_tokenizer(folder)
         if not loaded.is_fast:
-            raise SourceError(f"{folder} has a tokenizer without a fast form; save it as a tokenizer.json")
+            raise SourceError(f"{folder} has no fast tokenizer; save it as tokenizer.json")
         return cls(loaded.backend_tokenizer)
 
     def encode(self, text: str) -> list[int]:

@@ -28,13 +28,14 @@ from pressoir.serving.service import Service
 from pressoir.store.store import Store
 
 _ERRORS = {
-    401: "The key is missing or wrong.",
+    401: "The API key is missing or wrong.",
     404: "There is no such tier.",
     413: "The body is too large.",
-    422: "The request cannot be answered as it stands.",
-    429: "Too many requests; `Retry-After` says when to come back.",
-    503: "A model is loading, gone, or has no room; `Retry-After` where trying again may help.",
-    504: "Not answered in time.",
+    422: "The request is not valid.",
+    429: "Too many requests; `Retry-After` says when to try again.",
+    503: "A model is loading, unavailable or does not fit in memory; `Retry-After` is set if trying again "
+    "may help.",
+    504: "The request timed out.",
 }
 
 
@@ -75,7 +76,7 @@ def create_app(
     app = FastAPI(
         title="Pressoir",
         version=__version__,
-        summary="Models behind tiers; tiers of one model share it.",
+        summary="Tiers that share models: tiers of the same model use one loaded instance.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -99,5 +100,7 @@ def create_app(
 def _checked_key(key: str) -> str | None:
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise RecipeError(f"{KEY_VARIABLE} has characters that no header carries; take letters and digits")
+        raise RecipeError(
+            f"{KEY_VARIABLE} contains characters that are not allowed in a header; use letters and digits"
+        )
     return key or None

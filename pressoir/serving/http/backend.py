@@ -69,7 +69,9 @@ class Backend:
         limit = self.limits.max_text_characters
         for index, text in enumerate(texts):
             if isinstance(text, str) and len(text) > limit:
-                message = f"text {index} has {len(text)} characters, and {limit} are allowed; split it"
+                message = (
+                    f"text {index} has {len(text)} characters, but at most {limit} are allowed; split it"
+                )
                 raise HttpError(422, "too_long", message)
 
     def is_ready(self, tier: Tier) -> bool:

@@ -36,8 +36,7 @@ class ChatTemplate:
         source = _source(folder, settings)
         if source is None:
             raise RequestError(
-                "this model has no chat template, so it was not trained to converse; send the text that it "
-                "is to go on from to /v1/completions"
+                "this model has no chat template and was not trained for chat; use /v1/completions"
             )
         self._tokens = {name: _content(settings.get(name)) for name in _SPECIAL}
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -48,7 +47,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise SourceError(f"the chat template of {folder} is broken: {error}") from error
+            raise SourceError(f"the chat template of {folder} is not valid: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text that the model's next message follows.
@@ -61,7 +60,7 @@ class ChatTemplate:
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         except Exception as error:  # whatever a template may stumble over
-            raise RequestError(f"the model's chat template refuses the messages: {error}") from error
+            raise RequestError(f"the chat template of the model rejects the messages: {error}") from error
         return text.removeprefix(self._tokens["bos_token"] or "\0")
 
 

@@ -81,7 +81,7 @@ class Gate:
         except _ClientGoneError:
             request.status = CLIENT_GONE
         except asyncio.CancelledError:  # the server ends, and this took too long
-            await request.refuse(HttpError(503, "closing", "the server was stopped before it had answered"))
+            await request.refuse(HttpError(503, "closing", "the server was stopped before it responded"))
         except Exception as error:
             await request.refuse(refusal(error) or self._fault(request, error))
         self._note(request, time.perf_counter() - start)
@@ -92,7 +92,7 @@ class Gate:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._key):
             return
-        message = "give the server's key in the header Authorization: Bearer KEY"
+        message = "send the API key in the header Authorization: Bearer KEY"
         raise HttpError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
     @contextmanager
@@ -118,22 +118,26 @@ class Gate:
                     if len(request.body) > limit:
                         self._too_large()
                     if self._held > self._limits.max_held_bytes:
-                        message = "the server holds as much as it can; try again, or send less at once"
+                        message = (
+                            "the server has no memory for the request; try again later, or send less data "
+                            "at once"
+                        )
                         raise HttpError(429, "busy", message, _BUSY)
         except TimeoutError:
             message = (
-                f"the body did not come within {self._limits.body_timeout_s:g} s; the connection is closed"
+                f"the request body was not received within {self._limits.body_timeout_s:g} s; the "
+                "connection is closed"
             )
             raise HttpError(408, "body_timeout", message) from None
 
     def _too_large(self) -> NoReturn:
         limit = self._limits.max_body_bytes
-        raise HttpError(413, "too_large", f"the body is larger than {limit} bytes; send less at once")
+        raise HttpError(413, "too_large", f"the body is larger than {limit} bytes; send less data at once")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._working >= self._limits.max_concurrent:
-            message = f"{self._working} requests are at work already; try again in a moment"
+            message = f"{self._working} requests are already running; try again later"
             raise HttpError(429, "busy", message, _BUSY)
         self._working += 1
         try:
@@ -167,7 +171,7 @@ class Gate:
 
     def _fault(self, request: _Request, error: Exception) -> HttpError:
         log.error("request %s failed", request.id, exc_info=error)
-        return HttpError(500, "internal", "a fault of the server's; its log says more at this request id")
+        return HttpError(500, "internal", "internal server error; see the server log for this request id")
 
     def _note(self, request: _Request, seconds: float) -> None:
         """Count it, and put it into the log."""

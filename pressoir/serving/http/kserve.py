@@ -66,7 +66,7 @@ _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float)
 
 
 class Tensor(RequestModel):
-    """An input; its data may be flat, or nested as its shape says."""
+    """An input tensor; its data may be flat or nested according to its shape."""
 
     name: Annotated[str, Field(max_length=100)]
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
@@ -81,7 +81,7 @@ class Output(RequestModel):
 
 
 class Inference(RequestModel):
-    """A request."""
+    """An inference request."""
 
     id: Annotated[str, Field(max_length=100)] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -96,27 +96,27 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("")
     async def server() -> Response:
-        """What speaks."""
+        """Server metadata."""
         return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": ["model_repository"]})
 
     router.include_router(health(backend))
 
     @router.get("/models/{tier}")
     async def metadata(tier: str, request: Request) -> Response:
-        """What a tier takes and gives. The number of labels is −1 until its model was loaded once."""
+        """Inputs and outputs of a tier. The number of labels is −1 until its model was loaded once."""
         found = backend.tier(request, tier)
         return JsonAnswer(_metadata(found, backend.model_info(found)))
 
     @router.get("/models/{tier}/ready")
     async def model_ready(tier: str, request: Request) -> Response:
-        """Whether a tier answers: at once, or after its model was loaded again that had to make room."""
+        """Whether a tier is ready; if its model was evicted, the next request loads it again."""
         if not backend.is_ready(backend.tier(request, tier)):
             check_ready(backend)
         return JsonAnswer({"name": tier, "ready": True})
 
     @router.post("/models/{tier}/infer")
     async def infer(tier: str, body: Inference, request: Request) -> Response:
-        """Run a tier on tensors."""
+        """Run inference on a tier."""
         found = backend.tier(request, tier)
         task = found.spec.task
         options = _options(task, body.parameters)
@@ -134,19 +134,19 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/repository/models/{tier}/load", dependencies=guarded)
     async def load(tier: str, request: Request) -> Response:
-        """Have a tier's model loaded."""
+        """Load the model of a tier."""
         await models.load(backend.tier(request, tier))
         return JsonAnswer({"name": tier, "loaded": True})
 
     @router.post("/repository/models/{tier}/unload", dependencies=guarded)
     async def unload(tier: str, request: Request) -> Response:
-        """Unload a tier's model, and so that of all tiers that share it; the next request loads it again."""
+        """Unload the model of a tier and all tiers that share it; the next request loads it again."""
         was_loaded = await carried_through(models.unload(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": False, "was_loaded": was_loaded})
 
     @router.post("/repository/models/{tier}/reload", dependencies=guarded)
     async def reload(tier: str, request: Request) -> Response:
-        """Load a tier's model anew and put it in the place of the old one, which stays if that fails."""
+        """Reload the model of a tier; if this fails, the old one stays in use."""
         await carried_through(models.replace(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": True})
 
@@ -182,24 +182,24 @@ def _options(task: Task, given: dict[str, Any]) -> dict[str, Any]:
     known = _OPTIONS[task]
     for name, value in given.items():
         if name not in known:
-            raise _wrong(f"parameters: {task} takes {', '.join(known)}, and no {name[:100]!r}")
+            raise _wrong(f"parameters: supported for {task} are {', '.join(known)}, not {name[:100]!r}")
         if isinstance(value, bool) or not isinstance(value, _TYPES[known[name]]):
-            raise _wrong(f"parameters.{name}: give a JSON {known[name]}")
+            raise _wrong(f"parameters.{name}: expected a JSON {known[name]}")
     return given
 
 
 def _only(inputs: list[Tensor]) -> Tensor:
     if len(inputs) != 1:
-        raise _wrong(f"inputs: there are {len(inputs)}, and one is taken, with several rows where need be")
+        raise _wrong(f"inputs: expected one input (which may have several rows), but got {len(inputs)}")
     return inputs[0]
 
 
 def _texts(tensor: Tensor) -> list[str]:
     if tensor.datatype != "BYTES":
-        raise _wrong(f"inputs.0: BYTES are needed, JSON strings, and the datatype is {tensor.datatype}")
+        raise _wrong(f"inputs.0: expected BYTES (JSON strings), but the datatype is {tensor.datatype}")
     texts = _flat(tensor)
     if not all(isinstance(text, str) for text in texts):
-        raise _wrong("inputs.0.data: an element is no JSON string")
+        raise _wrong("inputs.0.data: an element is not a JSON string")
     return texts
 
 
@@ -211,7 +211,7 @@ def _flat(tensor: Tensor) -> list[Any]:
             break
         elements = [one for row in elements for one in (row if isinstance(row, list) else [row])]
     if len(elements) != prod(tensor.shape):
-        raise _wrong(f"inputs.0: {len(elements)} elements do not fill the shape {tensor.shape}")
+        raise _wrong(f"inputs.0: {len(elements)} elements do not match the shape {tensor.shape}")
     return elements
 
 
@@ -245,7 +245,7 @@ async def _generate(
     service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if len(texts) != 1:
-        raise _wrong(f"inputs.0: there are {len(texts)} prompts; send one in a request")
+        raise _wrong(f"inputs.0: expected one prompt per request, but got {len(texts)}")
     async with service.generate(texts[0], tier=tier, **options) as generation:
         pieces = [piece async for piece in generation]
     return [_tensor("text", "BYTES", [1], ["".join(pieces)])]
@@ -263,19 +263,22 @@ async def _transcribe(
     backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if tensor.datatype == "BYTES":
-        raise _wrong("inputs.0: sound is needed as FP32 in −1…1, and the datatype is BYTES")
+        raise _wrong("inputs.0: expected audio as FP32 in −1…1, but the datatype is BYTES")
     samples = _flat(tensor)
     if any(size != 1 for size in tensor.shape[:-1]):
-        raise _wrong(f"inputs.0.shape: one sound is taken, (1, samples), and it is {tensor.shape}")
+        raise _wrong(f"inputs.0.shape: expected (1, samples), but got {tensor.shape}")
     try:
         with np.errstate(over="ignore"):  # what is no longer finite is refused as that
             waveform = np.array(samples, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
-        raise _wrong("inputs.0.data: an element is no number") from None
+        raise _wrong("inputs.0.data: an element is not a number") from None
     given = {name: value for name, value in options.items() if name != "sampling_rate"}
     rate = (await backend.info(tier))["sampling_rate"]
     if options.get("sampling_rate", rate) != rate:
-        raise _wrong(f"parameters.sampling_rate: the model hears {rate} Hz; resample, or send a file to /v1")
+        raise _wrong(
+            f"parameters.sampling_rate: the model expects {rate} Hz; resample the audio, or send a file to "
+            "/v1"
+        )
     text = await backend.service.transcribe(waveform, tier=tier, **given)
     return [_tensor("text", "BYTES", [1], [text])]
 
@@ -285,7 +288,7 @@ def _wanted(outputs: list[dict[str, Any]], requested: list[Output] | None) -> li
         return outputs
     found = {one["name"]: one for one in outputs}
     if unknown := [one.name for one in requested if one.name not in found]:
-        raise _wrong(f"outputs: there is no {unknown[0]!r}, but {', '.join(found)}")
+        raise _wrong(f"outputs: {unknown[0]!r} does not exist; available: {', '.join(found)}")
     return [found[name] for name in dict.fromkeys(one.name for one in requested)]
 
 

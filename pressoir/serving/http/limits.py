@@ -1,4 +1,4 @@
-"""What a server puts up with, whoever asks: sizes, numbers, and how long a connection may keep it waiting.
+"""Limits of a server for all clients: sizes, numbers, and how long a connection may keep it waiting.
 
 What a tier allows (texts in a request, tokens, seconds) stands in its settings; these are about connections
 and bodies, before anybody has looked at what they say.
@@ -17,22 +17,22 @@ class HttpLimits(Config):
     """Limits of a server."""
 
     max_body_bytes: Positive = 32 << 20
-    """Largest body of a request. A minute of sound is 2 MB as 16-bit samples, and about 20 MB as JSON."""
+    """Maximum size of a request body. A minute of audio is 2 MB as 16-bit samples and about 20 MB as JSON."""
     max_head_bytes: Positive = 64 << 10
-    """Largest head (request line and headers) of a request."""
+    """Maximum size of a request head (request line and headers)."""
     max_held_bytes: Positive = 256 << 20
-    """Most memory that the bodies of all requests take together; beyond that, requests are put off."""
+    """Maximum total size of all request bodies in memory; further requests are rejected."""
     max_text_characters: Positive = 100_000
-    """Longest text, characters."""
+    """Maximum length of a text, characters."""
     max_concurrent: Positive = 256
-    """Most requests at work at once, those that wait for a model included."""
+    """Maximum number of concurrent requests, including those waiting for a model."""
     max_connections: Positive = 1000
-    """Most connections, idle ones included; further ones are closed."""
+    """Maximum number of connections, including idle ones; further connections are closed."""
     header_timeout_s: PositiveReal = 10.0
-    """Longest that a connection may take to send the head of a request."""
+    """Maximum time for receiving a request head."""
     body_timeout_s: PositiveReal = 30.0
-    """Longest that a request's body may take to come."""
+    """Maximum time for receiving a request body."""
     stall_timeout_s: PositiveReal = 30.0
-    """Longest that a client may leave an answer unread, once the buffers on the way are full."""
+    """Maximum time that a client may not read a response, once the network buffers are full."""
     keep_alive_s: Annotated[int, Field(ge=1)] = 30
-    """How long an idle connection stays open."""
+    """Time after which an idle connection is closed."""

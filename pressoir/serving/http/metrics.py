@@ -29,35 +29,42 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "pressoir_requests",
-            "Requests to tiers, by how they ended (ok, cancelled, or an error).",
+            "Number of requests to tiers, by outcome (ok, cancelled or an error).",
             ("tier", "operation", "outcome"),
             registry=registry,
         )
         self._latency = Histogram(
             "pressoir_request_seconds",
-            "Time of answered requests: service (waiting, loading and computing), and http (all of it).",
+            "Duration of successful requests: service (queueing, loading and computing) and http (total).",
             ("tier", "stage"),
             buckets=_SECONDS,
             registry=registry,
         )
         self._batch_latency = Histogram(
             "pressoir_batch_seconds",
-            "Time of a model's batches: queue (its oldest request's wait), and run.",
+            "Duration of batches: queue (wait of the oldest request) and run.",
             ("model", "stage"),
             buckets=_SECONDS,
             registry=registry,
         )
         self._batch_texts = Histogram(
-            "pressoir_batch_texts", "Texts of a batch.", ("model",), buckets=_TEXTS, registry=registry
+            "pressoir_batch_texts",
+            "Number of texts per batch.",
+            ("model",),
+            buckets=_TEXTS,
+            registry=registry,
         )
         self._events = Counter(
             "pressoir_model_events",
-            "What became of models: loaded, evicted, unloaded, replaced, died, failed.",
+            "Model events: loaded, evicted, unloaded, replaced, died, failed.",
             ("model", "event"),
             registry=registry,
         )
         self._answers = Counter(
-            "pressoir_http_requests", "Answers over HTTP.", ("method", "route", "status"), registry=registry
+            "pressoir_http_requests",
+            "Number of HTTP responses.",
+            ("method", "route", "status"),
+            registry=registry,
         )
 
     def watch(self, service: Service) -> None:
@@ -99,20 +106,20 @@ class _Models(Collector):
 
     def collect(self) -> Iterator[Metric]:
         models = self._service.models
-        ready = GaugeMetricFamily("pressoir_ready", "Whether all is loaded that is to be at the start.")
+        ready = GaugeMetricFamily("pressoir_ready", "Whether all models to load at startup are loaded.")
         ready.add_metric((), float(models.ready))
         yield ready
         budget = GaugeMetricFamily(
-            "pressoir_memory_budget_bytes", "Most that models may take; none: no limit."
+            "pressoir_memory_budget_bytes", "Memory budget of models; absent if there is no limit."
         )
         if models.pool.budget_bytes is not None:
             budget.add_metric((), models.pool.budget_bytes)
         yield budget
         gauges = models.gauges()
         for name, key, what in (
-            ("pressoir_model_resident_bytes", "resident_bytes", "Memory that a model takes (PSS)."),
-            ("pressoir_model_leases", "leases", "Requests that use a model now."),
-            ("pressoir_model_queue_length", "waiting", "Requests that wait for a model."),
+            ("pressoir_model_resident_bytes", "resident_bytes", "Memory used by a model (PSS)."),
+            ("pressoir_model_leases", "leases", "Number of requests currently using a model."),
+            ("pressoir_model_queue_length", "waiting", "Number of requests waiting for a model."),
         ):
             family = GaugeMetricFamily(name, what, labels=("model",))
             for model, values in gauges.items():

@@ -47,13 +47,13 @@ One = Annotated[int, Field(ge=1, le=1)] | None
 
 
 class StreamOptions(RequestModel):
-    """What a stream tells beside its pieces."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class _Continue(RequestModel):
-    """What completions have in common."""
+    """Fields shared by both completion requests."""
 
     model: Model
     temperature: float | None = None
@@ -71,7 +71,7 @@ class _Continue(RequestModel):
 
 
 class Completion(_Continue):
-    """A prompt to go on from."""
+    """A text completion request."""
 
     prompt: str | list[str]
     max_tokens: int | None = None
@@ -96,7 +96,7 @@ class ChatMessage(RequestModel):
 
 
 class Chat(_Continue):
-    """A conversation to go on with."""
+    """A chat completion request."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: int | None = None
@@ -160,18 +160,18 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Response:
-        """The tiers."""
+        """List the tiers."""
         return JsonAnswer({"object": "list", "data": [described(tier) for tier in backend.config.tiers]})
 
     @router.get("/models/{tier}")
     async def model(tier: str, request: Request) -> Response:
-        """A tier."""
+        """Describe a tier."""
         backend.tier(request, tier)
         return JsonAnswer(described(tier))
 
     @router.post("/completions")
     async def completions(body: Completion, request: Request) -> Response:
-        """A continuation of each prompt, whole, or of one as events (`stream`)."""
+        """Complete each prompt; with `stream`, a single prompt as server-sent events."""
         tier = backend.tier(request, body.model, "causal-lm")
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         _check_prompts(backend, tier, prompts, body.stream)
@@ -180,7 +180,7 @@ def routes(backend: Backend) -> APIRouter:
                 _Form(tier.name, chat=False), prompts, service, tier, body.logprobs is not None
             )
         if body.logprobs is not None:
-            message = "logprobs are given of prompts alone: set echo, max_tokens 0, and no stream"
+            message = "logprobs are supported for prompts only: set echo and max_tokens 0, without stream"
             raise HttpError(422, "not_supported", message)
         options = {**body.options(), "max_new_tokens": body.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
@@ -191,7 +191,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat(body: Chat, request: Request) -> Response:
-        """The next message of a conversation, whole or as events (`stream`), by the model's chat template."""
+        """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
         tier = backend.tier(request, body.model, "causal-lm")
         messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
         backend.check_lengths(one["content"] for one in messages)
@@ -214,7 +214,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/embeddings")
     async def embeddings(body: Embeddings, request: Request) -> Response:
-        """A vector of length 1 for each text."""
+        """A normalised embedding of each text."""
         tier = backend.tier(request, body.model, "feature-extraction")
         texts = [body.input] if isinstance(body.input, str) else body.input
         backend.check_lengths(texts)
@@ -234,9 +234,9 @@ def routes(backend: Backend) -> APIRouter:
         model: Annotated[str, Form(max_length=100)],
         language: Annotated[str | None, Form(max_length=50)] = None,
         response_format: Annotated[Literal["json", "text"], Form()] = "json",
-        temperature: Annotated[float, Form(ge=0, le=0, description="Only 0: it is not sampled.")] = 0,
+        temperature: Annotated[float, Form(ge=0, le=0, description="Only 0 is supported: no sampling.")] = 0,
     ) -> Response:
-        """What is said in a file of sound."""
+        """Transcribe an audio file."""
         tier = backend.tier(request, model, "automatic-speech-recognition")
         rate = (await backend.info(tier))["sampling_rate"]
         longest = tier.config.settings.max_audio_s
@@ -256,7 +256,9 @@ def _check_prompts(backend: Backend, tier: Tier, prompts: Sequence[str], stream:
     most = 1 if stream else tier.config.settings.max_batch
     if not 1 <= len(prompts) <= most:
         how = " as a stream" if stream else ""
-        raise HttpError(422, "invalid_request", f"there are {len(prompts)} prompts; give 1 to {most}{how}")
+        raise HttpError(
+            422, "invalid_request", f"the request has {len(prompts)} prompts; expected 1 to {most}{how}"
+        )
 
 
 async def _whole(form: _Form, generations: Sequence[Generation], before: Sequence[str]) -> Response:
@@ -367,8 +369,7 @@ def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) ->
             too_dense = info.frames * info.channels > longest_s * _MOST_SAMPLES_A_SECOND
             if info.frames > longest_s * info.samplerate or too_dense:
                 raise RequestError(
-                    f"the file is longer than {longest_s:g} s, which are allowed, or does not tell its "
-                    "length; cut it"
+                    f"the file is longer than {longest_s:g} s, or does not declare its length; shorten it"
                 )
         return _renamed(read_audio, path, sampling_rate)
 

@@ -36,7 +36,7 @@ class TimedProtocol(HttpToolsProtocol):
         """Refuse a connection too many; expect a request on any other."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
-            message = f"there are {self.limits.max_connections} connections already; try again in a moment"
+            message = f"the limit of {self.limits.max_connections} connections is reached; try again later"
             self._refuse(HttpError(503, "busy", message, {"Retry-After": "1"}))
             return
         self._expect_head()
@@ -50,7 +50,7 @@ class TimedProtocol(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.limits.max_head_bytes:
-            message = f"the head of a request has more than {self.limits.max_head_bytes} bytes"
+            message = f"the request head has more than {self.limits.max_head_bytes} bytes"
             self._refuse(HttpError(431, "head_too_large", message))
         elif self._head is None and not self.transport.is_closing():
             self._expect_head()
@@ -73,7 +73,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
-        self._refuse(HttpError(400, "invalid_request", "what came is no valid HTTP/1.1 request"))
+        self._refuse(HttpError(400, "invalid_request", "the request is not valid HTTP/1.1"))
 
     def _expect_head(self) -> None:
         self._head = self.loop.call_later(self.limits.header_timeout_s, self._no_head)
@@ -81,7 +81,9 @@ class TimedProtocol(HttpToolsProtocol):
     def _no_head(self) -> None:
         self._head = None
         seconds = self.limits.header_timeout_s
-        self._refuse(HttpError(408, "header_timeout", f"no whole request head came within {seconds:g} s"))
+        self._refuse(
+            HttpError(408, "header_timeout", f"no complete request head was received within {seconds:g} s")
+        )
 
     def _refuse(self, error: HttpError) -> None:
         """Answer without an endpoint, and close."""

@@ -119,10 +119,10 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 def _said(error: HTTPException) -> str:
     if error.status_code == 404:
-        return "there is nothing at this address; /docs lists what there is"
+        return "this address does not exist; /docs lists all addresses"
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        return f"this address takes {allowed}; /docs says what for"
+        return f"this address only supports {allowed}; see /docs"
     return str(error.detail)
 
 
@@ -131,7 +131,9 @@ def _fields(problems: Sequence[Any]) -> str:
     messages = []
     for problem in problems[:SHOWN]:
         if problem["type"] == "json_invalid":
-            messages.append(f"the body is no JSON: {problem['ctx']['error']}, character {problem['loc'][-1]}")
+            messages.append(
+                f"the body is not valid JSON: {problem['ctx']['error']}, character {problem['loc'][-1]}"
+            )
             continue
         path = ".".join(str(part)[:100] for part in problem["loc"] if part != "body") or "the body"
         messages.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}")

@@ -12,6 +12,6 @@ class RequestModel(BaseModel):
 
 
 class StrictRequestModel(RequestModel):
-    """A request body in which an unknown field is an error; null is the same as omitted."""
+    """A request body; unknown fields are errors, and null means that the field is omitted."""
 
     model_config = ConfigDict(extra="forbid")

@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             reason = f"port {port} on {host} is taken; --port {_free_port(host, port)} is free"
         elif error.errno == errno.EACCES:
-            reason = f"port {port} on {host} takes more rights than this user has; choose one above 1023"
+            reason = f"port {port} on {host} requires more privileges; choose a port above 1023"
         else:
             reason = f"cannot listen on {host}, port {port} ({error.strerror}); choose another --host"
         raise RecipeError(reason) from error
@@ -109,7 +109,7 @@ def _address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
         )[0]
     except (OSError, UnicodeError) as error:
         raise RecipeError(
-            f"--host {host} is no address of this machine; give one, such as 127.0.0.1"
+            f"--host {host} is not an address of this machine; use one such as 127.0.0.1"
         ) from error
     return family, (str(address[0]), port)
 

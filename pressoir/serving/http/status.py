@@ -21,10 +21,10 @@ Result = TypeVar("Result")
 
 
 class Reload(StrictRequestModel):
-    """What to go over to."""
+    """A reload request."""
 
     config: dict[str, Any] | None = None
-    """A resolved serving configuration, as `pressoir deploy` makes it; null loads the loaded models anew."""
+    """A resolved serving configuration, as created by `pressoir deploy`; null reloads the loaded models."""
 
 
 def key_needed(request: Request) -> None:
@@ -33,7 +33,7 @@ def key_needed(request: Request) -> None:
         raise HttpError(
             403,
             "forbidden",
-            f"set {KEY_VARIABLE} when the server is started, and send the key with this request",
+            f"set {KEY_VARIABLE} when starting the server, and send the key with this request",
         )
 
 
@@ -43,12 +43,12 @@ def health(backend: Backend) -> APIRouter:
 
     @router.get("/live")
     async def live() -> Response:
-        """Whether the server answers at all."""
+        """Whether the server is alive."""
         return JsonAnswer({"live": True})
 
     @router.get("/ready")
     async def ready() -> Response:
-        """Whether everything was loaded that is to be when the server starts; 503 until then."""
+        """Whether all models to load at startup are loaded; 503 until then."""
         check_ready(backend)
         return JsonAnswer({"ready": True})
 
@@ -63,23 +63,23 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("/stats")
     async def stats() -> Response:
-        """The sharing statistics: which tiers share which model, and what that saves."""
+        """Sharing statistics: which tiers share which model, and what that saves."""
         return JsonAnswer(await models.statistics())
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics in Prometheus format."""
         await models.pool.measure()
         return Response(backend.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @router.get("/config", dependencies=[Depends(key_needed)])
     async def config() -> Response:
-        """The resolved configuration that is served now."""
+        """The resolved configuration being served."""
         return JsonAnswer(backend.config.model_dump(mode="json"))
 
     @router.post("/reload", dependencies=[Depends(key_needed)])
     async def reload(body: Reload | None = None) -> Response:
-        """Go over to another configuration, or load all loaded models anew; if it fails, nothing changes."""
+        """Switch to another configuration, or reload all loaded models; if it fails, nothing changes."""
         wanted = None
         if body is not None and body.config is not None:
             wanted = validate(ServingConfig, body.config, "config")
@@ -90,7 +90,7 @@ def routes(backend: Backend) -> APIRouter:
 
 
 async def carried_through(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do what must not stop half-way, even if whoever asked for it leaves."""
+    """Complete an operation even if the client disconnects."""
     task = asyncio.create_task(work)
     task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
     return await asyncio.shield(task)
@@ -101,6 +101,4 @@ def check_ready(backend: Backend) -> None:
     if backend.failure is not None:
         raise HttpError(503, "load_failed", str(backend.failure))
     if not backend.service.models.ready:
-        raise HttpError(
-            503, "loading", "models are being loaded; ask again in a moment", {"Retry-After": "1"}
-        )
+        raise HttpError(503, "loading", "models are being loaded; try again later", {"Retry-After": "1"})

@@ -59,7 +59,7 @@ class EventStream(Response):
                 if found is None:
                     log.error("request %s failed", id, exc_info=error)
                     found = HttpError(
-                        500, "internal", "a fault of the server's; its log says more at this request id"
+                        500, "internal", "internal server error; see the server log for this request id"
                     )
                 await _send(send, self._failed(found.content(id)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

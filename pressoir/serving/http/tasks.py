@@ -24,8 +24,8 @@ from pressoir.serving.pool.sharing import Tier
 MOST_COMPARED = 4
 """Most tiers in one comparison."""
 
-TierName = Annotated[str | None, Field(description="May be left out where only one tier has the task.")]
-Texts = Annotated[str | list[str], Field(description="One text, or several.")]
+TierName = Annotated[str | None, Field(description="Optional if only one tier supports the task.")]
+Texts = Annotated[str | list[str], Field(description="One text or several texts.")]
 
 
 class Classify(StrictRequestModel):
@@ -38,7 +38,7 @@ class Classify(StrictRequestModel):
 
 
 class Translate(StrictRequestModel):
-    """Texts to translate; languages are codes such as `en`, or the model's own."""
+    """Texts to translate; languages are codes such as `en`, or in the model's own notation."""
 
     text: Texts
     source_language: str | None = None
@@ -51,7 +51,7 @@ class Translate(StrictRequestModel):
 
 
 class Generate(StrictRequestModel):
-    """A prompt to go on from."""
+    """A text generation request."""
 
     prompt: str
     tier: TierName = None
@@ -66,7 +66,7 @@ class Generate(StrictRequestModel):
 
 
 class Compare(StrictRequestModel):
-    """Texts for several tiers that classify."""
+    """Texts to classify by several tiers."""
 
     texts: list[str]
     tiers: Annotated[list[str], Field(min_length=2, max_length=MOST_COMPARED)]
@@ -78,7 +78,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/classify")
     async def classify(body: Classify, request: Request) -> Response:
-        """The probability of each label, for each text."""
+        """Classify texts: the probability of each label."""
         texts = [body.text] if isinstance(body.text, str) else body.text
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "text-classification")
@@ -87,7 +87,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/translate")
     async def translate(body: Translate, request: Request) -> Response:
-        """The translation of each text."""
+        """Translate texts."""
         texts = [body.text] if isinstance(body.text, str) else body.text
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "translation")
@@ -98,7 +98,7 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/generate/stream")
     async def generate(body: Generate, request: Request) -> Response:
-        """A continuation, piece by piece: `{"piece": …}`, at last `{"done": true, "tokens", "seconds"}`.
+        """Generate text as a stream of `{"piece": …}`, ending with `{"done": true, "tokens", "seconds"}`.
 
         An error after the first piece is an event named `error`.
         """
@@ -110,20 +110,20 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.get("/tiers", tags=["status"])
     async def tiers() -> Response:
-        """What clients can ask for."""
+        """List the tiers."""
         tiers = backend.service.models.tiers
         found = [_described(tier, backend.model_info(tier)) for tier in tiers.values()]
         return JsonAnswer({"tiers": found, "default_pair": _default_pair(tiers.values())})
 
     @router.post("/compare")
     async def compare(body: Compare, request: Request) -> Response:
-        """Several tiers on the same texts, one text and one tier at a time, and how they compare so far."""
+        """Run several tiers on the same texts, one text and tier at a time, and compare them."""
         backend.check_lengths(body.texts)
         tiers = _compared(backend, body.tiers)
         most = min(tier.config.settings.max_batch for tier in tiers.values())
         if not 1 <= len(body.texts) <= most:
             raise HttpError(
-                422, "invalid_request", f"the request has {len(body.texts)} texts; give 1 to {most}"
+                422, "invalid_request", f"the request has {len(body.texts)} texts; expected 1 to {most}"
             )
         comparison = comparisons.of(_digests(tiers))
         order, results = comparison.order(body.tiers), []
@@ -143,15 +143,15 @@ def routes(backend: Backend) -> APIRouter:
                         }
                     )
         except TimeoutError as error:
-            raise TimedOutError(f"not answered within {limit:g} s; give fewer texts") from error
+            raise TimedOutError(f"no result within {limit:g} s; send fewer texts") from error
         statistics = comparison.statistics(body.tiers, _sizes(tiers))
         return JsonAnswer({"results": results, "order": order, "statistics": statistics})
 
     @router.get("/compare/statistics")
     async def statistics(
-        tiers: Annotated[str, Query(description="Two tiers or more, with commas between them.")],
+        tiers: Annotated[str, Query(description="Two or more tiers, separated by commas.")],
     ) -> Response:
-        """How tiers compare, over all texts since the server was started."""
+        """Comparison of tiers over all texts since the server started."""
         compared = _compared(backend, [name.strip() for name in tiers.split(",")])
         comparison = comparisons.of(_digests(compared))
         return JsonAnswer(comparison.statistics(list(compared), _sizes(compared)))
@@ -205,7 +205,9 @@ def _compared(backend: Backend, names: list[str]) -> dict[str, Tier]:
     """The tiers of a comparison, which must be of a kind; raises UnknownTierError or HttpError."""
     if not 2 <= len(set(names)) == len(names) <= MOST_COMPARED:
         raise HttpError(
-            422, "invalid_request", f"name 2 to {MOST_COMPARED} different tiers; the request has {len(names)}"
+            422,
+            "invalid_request",
+            f"expected 2 to {MOST_COMPARED} different tiers; the request has {len(names)}",
         )
     return {name: backend.service.models.lookup(name, "text-classification") for name in names}
 

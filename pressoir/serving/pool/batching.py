@@ -85,7 +85,7 @@ class BatchQueue:
         """
         if len(self._waiting) >= self._max_queue:
             raise QueueFullError(
-                f"{len(self._waiting)} requests wait already; try again in {self.retry_after_s:.1f} s",
+                f"{len(self._waiting)} requests are already waiting; try again in {self.retry_after_s:.1f} s",
                 self.retry_after_s,
             )
         longest = max(map(estimate_tokens, texts), default=0)

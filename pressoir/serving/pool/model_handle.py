@@ -92,7 +92,9 @@ class ConcurrencyLimiter:
         if self._free.locked() and self.waiting >= self._max_waiting:
             rounds = 1 + self.waiting / self._count
             retry = max(rounds * self._seconds, _LEAST_RETRY_S)
-            raise QueueFullError(f"{self.waiting} requests wait already; try again in {retry:.1f} s", retry)
+            raise QueueFullError(
+                f"{self.waiting} requests are already waiting; try again in {retry:.1f} s", retry
+            )
         self.waiting += 1
         try:
             await self._free.acquire()

@@ -148,8 +148,8 @@ class ModelHost:
         fitting = [tier for tier in self.tiers.values() if tier.spec.task == task]
         if len(fitting) != 1:
             names = ", ".join(tier.name for tier in fitting)
-            known = f"name one of: {names}" if fitting else f"no tier is for {task}"
-            raise UnknownTierError(f"the request names no tier; {known}")
+            known = f"specify one of: {names}" if fitting else f"no tier supports {task}"
+            raise UnknownTierError(f"the request specifies no tier; {known}")
         return fitting[0]
 
     def _at_start(self) -> list[ModelSpec]:
@@ -161,7 +161,10 @@ class ModelHost:
                 chosen.append(spec)
                 room = None if room is None else room - expected
             else:
-                log.info("%s waits for its first request: the budget has no room for it now", spec.name)
+                log.info(
+                    "%s will be loaded on its first request: it does not fit in the memory budget now",
+                    spec.name,
+                )
         return chosen
 
     async def _renew(self) -> None:
@@ -223,7 +226,7 @@ class ModelHost:
                 await client.call("example")
         except (ServingError, TimeoutError) as error:
             await client.close()
-            raise LoadError(f"{spec.name} was loaded, but fails its first request: {error}") from error
+            raise LoadError(f"{spec.name} was loaded, but its first request failed: {error}") from error
         except BaseException:
             await asyncio.shield(client.close())
             raise

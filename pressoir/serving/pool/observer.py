@@ -1,4 +1,4 @@
-"""Who wants to know what a service does, such as whoever counts it for `/metrics`."""
+"""Observers of a service, such as the counters of `/metrics`."""
 
 from __future__ import annotations
 

@@ -225,8 +225,8 @@ class ModelPool(Generic[ModelT]):
                     if not wait:
                         raise BudgetError(
                             f"the memory budget of {self.budget_bytes / 1e6:.0f} MB has no room for a "
-                            f"second {spec.name} (about {self._need(spec) / 1e6:.0f} MB) beside the first; "
-                            "raise memory_budget_gb"
+                            f"second instance of {spec.name} (about {self._need(spec) / 1e6:.0f} MB) next "
+                            "to the first; increase memory_budget_gb"
                         )
                     await self._changed.wait()
                 self._reserved[place] = self._need(spec)
@@ -260,15 +260,15 @@ class ModelPool(Generic[ModelT]):
         pinned = self._pinned_bytes(spec)
         if self.budget_bytes is not None and pinned + max(need, 1) > self.budget_bytes:
             beside = f" beside {pinned / 1e6:.0f} MB of pinned models" if pinned else ""
-            takes = f"takes {need / 1e6:.0f} MB" if need > 0 else "takes memory"
+            takes = f"needs {need / 1e6:.0f} MB" if need > 0 else "needs memory"
             raise BudgetError(
-                f"{spec.name} {takes}, for which the memory budget of {self.budget_bytes / 1e6:.0f} MB has "
-                f"no room{beside}; raise memory_budget_gb, or serve a smaller model"
+                f"{spec.name} {takes}, but the memory budget of {self.budget_bytes / 1e6:.0f} MB has no "
+                f"room{beside}; increase memory_budget_gb, or serve a smaller model"
             )
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosingError("the service is being shut down; send the request to another")
+            raise ClosingError("the service is shutting down; send the request to another server")
 
     def _now(self) -> int:
         self._clock += 1
@@ -308,7 +308,7 @@ class ModelPool(Generic[ModelT]):
         await self._retire(victim, 0.0)
 
     async def _retire(self, old: PoolEntry[ModelT], drain_s: float | None) -> None:
-        """End a model that was taken out of the pool, when nobody uses it. Cancelling is in vain."""
+        """End a model that was taken out of the pool, once it is unused. Shielded from cancellation."""
         self._leaving.add(old)
         await asyncio.shield(self._start(self._drain(old, drain_s)))
 

@@ -56,7 +56,7 @@ class ProcessClient(WorkerClient):
         if answer is None or answer.kind != "ready":
             why = await worker.end(at_once=answer is None)
             if answer is None:
-                raise LoadError(f"the worker of {job['name']} ended while it loaded ({why})", retriable=True)
+                raise LoadError(f"the worker of {job['name']} ended while loading ({why})", retriable=True)
             raise from_failure(answer.body)
         return cls(job["name"], answer.body, worker)
 
@@ -139,7 +139,7 @@ class _Worker:
         return None
 
     async def end(self, at_once: bool = False) -> str:
-        """Wait until it has ended, which it is told to, and return why it did. Cancelling is in vain."""
+        """Ask it to end, wait until it has ended, and return why. Shielded from cancellation."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(at_once))
         return await asyncio.shield(self._ending)

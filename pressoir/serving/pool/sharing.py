@@ -99,7 +99,7 @@ class Sharing:
         """What a person should know."""
         nothing = []
         if self.tiers > 1 and not self.shared:
-            nothing = [f"nothing is shared: {self.tiers} tiers load {self.tiers} models"]
+            nothing = [f"no models are shared: {self.tiers} tiers load {self.tiers} models"]
         return [*nothing, *self.near_misses]
 
 
@@ -118,7 +118,9 @@ def analyse(config: ServingConfig) -> Sharing:
             or tier.source is None
             or tier.size_bytes is None
         ):
-            raise RecipeError(f"tiers.{name} is not resolved; run `pressoir deploy`, and serve what it wrote")
+            raise RecipeError(
+                f"tiers.{name} is not resolved; run `pressoir deploy` and serve the deployed configuration"
+            )
         spec = ModelSpec(
             digest=tier.digest,
             task=tier.task,
@@ -143,12 +145,12 @@ def _near_misses(models: Sequence[ModelSpec]) -> list[str]:
         if first.digest == second.digest:
             found.append(
                 f"{pair} have the same files, but load them as {first.task} in {first.runtime} and as "
-                f"{second.task} in {second.runtime}; give both the same to share them"
+                f"{second.task} in {second.runtime}; use the same for both to share them"
             )
         elif alike:
             found.append(
-                f"{pair} name {' and '.join(sorted(alike))} alike, but {first.name} has the digest "
-                f"{first.digest[:12]} and {second.name} {second.digest[:12]}; name the same revision to "
+                f"{pair} name {' and '.join(sorted(alike))}, but {first.name} has the digest "
+                f"{first.digest[:12]} and {second.name} {second.digest[:12]}; use the same revision to "
                 "share it"
             )
     return found

@@ -106,7 +106,7 @@ class WorkerClient(ABC):
             receive(from_failure(message.body) if message.kind == "failure" else message)
 
     def _end(self, why: str) -> None:
-        """The model is gone: say so, once, to whoever waits for it."""
+        """The model is gone: fail all waiting calls, once."""
         if self.ended.done():
             return
         self.ended.set_result(why)
@@ -115,4 +115,4 @@ class WorkerClient(ABC):
 
     def _gone(self) -> WorkerDiedError:
         why = self.ended.result() or "it was unloaded"
-        return WorkerDiedError(f"{self.name} ended before it had answered ({why}); send the request again")
+        return WorkerDiedError(f"{self.name} ended before it responded ({why}); send the request again")

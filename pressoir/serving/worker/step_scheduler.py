@@ -70,7 +70,10 @@ def failure(error: Exception) -> dict[str, Any]:
 
     if is_out_of_memory(error):
         traceback.print_exception(error)
-        return {"kind": "memory", "message": "the request takes more memory than there is; send less at once"}
+        return {
+            "kind": "memory",
+            "message": "the request needs more memory than available; send less data at once",
+        }
     if isinstance(error, PressoirError):
         return {"kind": "request", "message": str(error)}
     traceback.print_exception(error)
@@ -81,5 +84,5 @@ def _begin(operations: Operations, operation: str, arguments: dict[str, Any]) ->
     """A request whose mistakes, too, show at its first step alone."""
     if operation not in operations:
         known = ", ".join(sorted(operations))
-        raise PressoirError(f"this model cannot {operation}; it can {known}")
+        raise PressoirError(f"this model does not support {operation}; it supports {known}")
     return (yield from operations[operation](**arguments))

@@ -77,7 +77,7 @@ def open_model(job: LoadJob) -> WorkerModel:
     found = folder_digest(job.folder, model_files(job.folder))[0]
     if found != job.digest:
         raise SourceError(
-            f"model {job.name!r}: the files in {job.folder} have the digest {found}, not {job.digest} as "
+            f"model {job.name!r}: the files in {job.folder} have the digest {found}, but had {job.digest} "
             "when the configuration was resolved; restore them, or resolve the configuration again"
         )
     if job.runtime == "pytorch":
@@ -102,7 +102,7 @@ def _classifier(job: LoadJob) -> WorkerModel:
         shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
         if not np.isfinite(probabilities).all():
-            raise RuntimeError("its probabilities are not finite; the weights are broken")
+            raise RuntimeError("its probabilities are not finite; the weights are corrupt")
         return {"probabilities": probabilities.tolist()}, None
 
     info = {"labels": classifier.labels, "batch_invariant": classifier.engine.batch_invariant}
@@ -125,7 +125,7 @@ def _encoder(job: LoadJob) -> WorkerModel:
             yield None
         array = np.stack(vectors)
         if not np.isfinite(array).all():
-            raise RuntimeError("its embeddings are not finite; the weights are broken")
+            raise RuntimeError("its embeddings are not finite; the weights are corrupt")
         return {}, array
 
     info = {"batch_invariant": encoder.engine.batch_invariant}
@@ -182,8 +182,8 @@ class _CountedGenerator(TextGenerator):
         if self.max_length is not None:
             if len(ids) >= self.max_length:
                 raise PressoirError(
-                    f"the prompt has {len(ids)} tokens, and max_length is {self.max_length} with the "
-                    f"continuation; shorten the prompt to {self.max_length - 1} tokens at most"
+                    f"the prompt has {len(ids)} tokens, but max_length is {self.max_length} including "
+                    f"generated tokens; shorten the prompt to {self.max_length - 1} tokens at most"
                 )
             max_new_tokens = min(max_new_tokens, self.max_length - len(ids))
         self.prompt, self.limit = len(ids), min(max_new_tokens, self.decoder.context - len(ids))
@@ -211,13 +211,13 @@ def _generator(job: LoadJob) -> WorkerModel:
         """Its tokens as text, and the log-probability of each but the first."""
         ids = loaded.tokenizer.encode(prompt)
         if max_length is not None and len(ids) > max_length:
-            raise PressoirError(f"the text has {len(ids)} tokens, and max_length is {max_length}; cut it")
+            raise PressoirError(f"the text has {len(ids)} tokens, but max_length is {max_length}; shorten it")
         scores: list[float] = []
         for part in loaded.log_probabilities(ids):
             scores += part.tolist()
             yield None
         if not np.isfinite(scores).all():
-            raise RuntimeError("its log-probabilities are not finite; the weights are broken")
+            raise RuntimeError("its log-probabilities are not finite; the weights are corrupt")
         stream = TextStream(loaded.tokenizer)
         return {"tokens": [stream.push(id) for id in ids], "log_probabilities": scores}, None
 

@@ -61,7 +61,7 @@ def test_a_merge_as_it_is_typed(pair, tmp_path):
 
 def test_help_shows_that_a_flag_takes_many_values():
     text = CliRunner().invoke(merge, ["--help"]).output
-    for line in ("--models MODEL MODEL …", "--ratios R R …", "--evaluate FILE …", "dare is dare_ties"):
+    for line in ("--models MODEL MODEL …", "--ratios R R …", "--evaluate FILE …", "dare is an alias"):
         assert line in text
 
 
@@ -98,7 +98,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_written(pair, tiny_gpt2
     models = ("--models", *pair, tiny_gpt2, nowhere)
     text = refused(tmp_path / "out", *models, "--ratios", 1, -1, 1, "--method", "slerp")
     for told in (
-        "slerp takes exactly two, not 4",
+        "slerp needs exactly two, not 4",
         "3 given for 4 models",
         "-1 is negative",
         f"model '{nowhere}': no such folder",
@@ -119,7 +119,7 @@ def test_a_model_without_safetensors_is_refused_with_the_way_out(pair, tmp_path)
 def test_an_unknown_field_and_an_unknown_method_are_refused(pair, tmp_path):
     assert "did you mean `density`" in refused(tmp_path / "out", "--models", *pair, "--set", "densty=1")
     assert "'soup' is not one of" in refused(tmp_path / "out", "--models", *pair, "--method", "soup")
-    assert "write it as model:first-end" in refused(tmp_path / "out", "--models", *pair, "--slices", "0-1")
+    assert "expected model:first-end" in refused(tmp_path / "out", "--models", *pair, "--slices", "0-1")
 
 
 def test_text_that_is_missing_is_refused_before_any_work(pair, tmp_path):
@@ -142,7 +142,7 @@ def test_a_folder_of_somebody_else_is_never_replaced(pair, tmp_path):
     (out / "thesis.tex").write_text("years of work", encoding="utf-8")
     result = call("--models", *pair, "--output", out)
     assert result.exit_code == 2
-    assert "was not made by this command" in " ".join(result.output.split())
+    assert "was not created by this command" in " ".join(result.output.split())
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 

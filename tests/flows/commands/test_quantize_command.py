@@ -55,7 +55,7 @@ def test_a_model_is_quantised_exported_and_described(tiny_llama, tmp_path):
     assert 0 < facts["peak_rss_mb"]["quantize"] <= facts["peak_rss_mb"]["export"]
     assert {"pressoir", "torch", "onnxruntime"} <= facts["versions"].keys()
     assert facts["figures"]["export"]["max_logit_difference"] <= 1e-3
-    assert f"{facts['bits_per_weight']:.2f} bits a weight" in said
+    assert f"{facts['bits_per_weight']:.2f} bits per weight" in said
     assert OnnxDecoder(output / "onnx", 1).vocabulary == 320
 
 
@@ -114,7 +114,7 @@ def test_an_unknown_level_is_refused_with_the_known_ones(tiny_llama, tmp_path):
             "block_size: Input should be 16, 32, 64, 128 or 256 (got 48)",
         ),
         (("--level", "q4", "--block-size", 128), "q_proj has 64 inputs, which 128 does not divide"),
-        (("--level", "int8"), "a causal LM takes q8, q4, q3 or q2"),
+        (("--level", "int8"), "choose q8, q4, q3 or q2"),
         (("--level", "q4", "--target-bits", 3, "--max-perplexity-increase", "5%"), "not both"),
         (("--level", "q4", "--max-perplexity-increase", "much"), "max_perplexity_increase"),
         (("--level", "q4", "--algorithm", "gptq", "--damping", 2), "damping"),
@@ -137,7 +137,7 @@ def test_a_graph_that_fails_its_check_leaves_the_older_result(tiny_llama, tmp_pa
     monkeypatch.setattr(causal_lm, "compare", lambda candidates, *_: dict.fromkeys(candidates, wrong))
     result = run("--model", tiny_llama, "--output", output, "--level", "q4", "--algorithm", "rtn")
     assert result.exit_code == 2
-    assert "departs from PyTorch" in result.output
+    assert "differs from PyTorch" in result.output
     assert [path.name for path in output.iterdir()] == ["metadata.json"]
     assert list(output.parent.iterdir()) == [output]
 
@@ -147,7 +147,7 @@ def test_a_folder_of_somebody_else_is_not_replaced(tiny_llama, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     result = run("--model", tiny_llama, "--output", tmp_path / "out", "--level", "q4")
     assert result.exit_code == 2
-    assert "was not made by this command" in " ".join(result.output.split())
+    assert "was not created by this command" in " ".join(result.output.split())
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
@@ -158,7 +158,7 @@ def test_a_classifier_becomes_int8_without_labels_of_its_own(tiny_classifier, tm
     assert facts["level"] == "int8"
     assert facts["bits_per_weight"] is None
     assert facts["config"]["quantize"]["max_accuracy_drop"] is None
-    assert facts["excluded"] == {"classifier": "named in quantize.exclude"}
+    assert facts["excluded"] == {"classifier": "listed in quantize.exclude"}
     assert facts["figures"]["export"]["label_agreement"] >= 0.97
     assert "relative error" in said
 
@@ -221,7 +221,7 @@ def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
         (
             "MarianMTModel",
             ("--level", "q4"),
-            "--level q4 is for causal LMs; a model for translation takes int8",
+            "--level q4 is for causal LMs; choose int8 for translation",
         ),
         ("MarianMTModel", ("--level", "int8", "--test"), "--test is for causal LMs"),
         (
@@ -229,7 +229,7 @@ def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
             ("--level", "int8", "--low-cpu-mem"),
             "--low-cpu-mem is for causal",
         ),
-        ("BertModel", ("--level", "int8"), "a model without a head cannot be exported"),
+        ("BertModel", ("--level", "int8"), "exporting a model without a task head is not supported"),
     ],
 )
 def test_levels_and_options_fit_the_models_task(tmp_path, architecture, words, message):

@@ -70,7 +70,7 @@ def test_add_again_updates_and_other_files_need_force(model, home, tmp_path):
     other = make_model(tmp_path / "other", value=2.0)
     refused = run("add", "mine", "--path", other)
     assert refused.exit_code == 2
-    assert "'mine' is registered for other files" in refused.stderr
+    assert "'mine' is already registered with different files" in refused.stderr
     assert Registry(home).get("mine").name == "My model"
     forced = run("add", "mine", "--path", other, "--force")
     assert "replaced mine: causal-lm" in forced.output
@@ -87,22 +87,25 @@ def test_add_takes_any_reference_and_mirrors(model, home):
 def test_add_says_when_no_licence_was_found_and_when_a_shipped_model_is_hidden(model, home):
     (model / "README.md").unlink()
     result = run("add", "bert-base-uncased", "--path", model)
-    assert "no licence was found; say it with --licence" in result.output
-    assert "hides the shipped model of that id; `pressoir registry remove bert-base-uncased`" in result.output
+    assert "no licence found; specify it with --licence" in result.output
+    assert (
+        "overrides the shipped model with this id; to undo: pressoir registry remove bert-base-uncased"
+        in result.output
+    )
     assert "NOASSERTION" not in run("add", "mine", "--path", model, "--licence", "MIT").output
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "--path FOLDER, or --from REFERENCE"),
-        (("--path", "{model}", "--from", "x"), "--path FOLDER, or --from REFERENCE"),
+        ((), "--path FOLDER or --from REFERENCE"),
+        (("--path", "{model}", "--from", "x"), "--path FOLDER or --from REFERENCE"),
         (("--path", "nowhere"), "--path nowhere: no such folder"),
-        (("--from", "nobody/nothing"), "is not in the hub's cache"),
-        (("--path", "{model}", "--metric", "speedup"), "write it as name=number"),
-        (("--path", "{model}", "--metric", "speedup=fast"), "write it as name=number"),
-        (("--path", "{model}", "--metric", "speedup=inf"), "write it as name=number"),
-        (("--path", "{model}", "--metric", "=2"), "write it as name=number"),
+        (("--from", "nobody/nothing"), "not in the hub cache"),
+        (("--path", "{model}", "--metric", "speedup"), "expected name=number"),
+        (("--path", "{model}", "--metric", "speedup=fast"), "expected name=number"),
+        (("--path", "{model}", "--metric", "speedup=inf"), "expected name=number"),
+        (("--path", "{model}", "--metric", "=2"), "expected name=number"),
         (("--path", "{model}", "--type", "poetry"), "'poetry' is not one of"),
         (("--path", "{model}", "--mirror", ""), "model '': no such folder"),
     ],
@@ -232,7 +235,7 @@ def test_verify_does_not_fail_for_what_is_elsewhere_unless_it_is_to_fetch(home):
 def test_remove_forgets_the_entry_and_says_that_the_files_stay(model, home):
     run("add", "mine", "--path", model)
     result = run("remove", "mine")
-    assert result.output.splitlines() == [f"forgot mine; its files stay at {model}"]
+    assert result.output.splitlines() == [f"removed mine; the model files remain at {model}"]
     assert (model / "model.safetensors").exists()
     assert not Registry(home).own()
 
@@ -242,7 +245,7 @@ def test_a_shipped_model_is_not_removed_but_comes_back_when_ones_own_is(model, h
     assert refused.exit_code == 2
     assert "ships with Pressoir and cannot be removed" in refused.stderr
     run("add", "bert-base-uncased", "--path", model)
-    assert "the shipped model of that id is known again" in run("remove", "bert-base-uncased").output
+    assert "the shipped model with this id is visible again" in run("remove", "bert-base-uncased").output
 
 
 def test_gc_forgets_what_is_gone_and_a_dry_run_only_says_so(model, home, tmp_path):
@@ -250,11 +253,11 @@ def test_gc_forgets_what_is_gone_and_a_dry_run_only_says_so(model, home, tmp_pat
     run("add", "gone", "--path", model)
     shutil.rmtree(model)
     told = run("gc", "--dry-run").output.splitlines()
-    assert told == [f"gone: nothing is at {model}", "would forget 1 of your entries"]
+    assert told == [f"gone: {model} does not exist", "would remove 1 of your entries"]
     assert set(Registry(home).own()) == {"kept", "gone"}
-    assert run("gc").output.splitlines() == [told[0], "forgot 1 of your entries"]
+    assert run("gc").output.splitlines() == [told[0], "removed 1 of your entries"]
     assert set(Registry(home).own()) == {"kept"}
-    assert run("gc").output.splitlines() == ["forgot 0 of your entries"]
+    assert run("gc").output.splitlines() == ["removed 0 of your entries"]
 
 
 def test_gc_with_the_store_frees_what_only_the_forgotten_needed(model, home):

@@ -83,8 +83,8 @@ def test_sharding_again_replaces_the_shards_and_nobody_elses_files(sharded, tiny
         (["--shards", 0], r"shards: Input should be greater than 0 \(got 0\)"),
         (["--shards", -2], r"shards: Input should be greater than 0 \(got -2\)"),
         (["--max-shard-size", 0], r"max_shard_size_mb: Input should be greater than 0"),
-        (["--shards", 2, "--max-shard-size", 1], "give `shards` or `max_shard_size_mb`, not both"),
-        (["--shards", 22], "shards is 22, but the model has 21 tensors; give 21 at most"),
+        (["--shards", 2, "--max-shard-size", 1], "specify either `shards` or `max_shard_size_mb`, not both"),
+        (["--shards", 22], "shards is 22, but the model has 21 tensors; specify at most 21"),
     ],
 )
 def test_a_count_that_cannot_be_is_one_message_and_nothing_written(tiny_llama, tmp_path, options, message):
@@ -130,7 +130,7 @@ def test_verify_names_what_is_damaged_with_exit_code_1(sharded, name):
     flip(sharded / name)
     result = run("verify", sharded)
     assert result.exit_code == 1
-    assert f"{name} was altered" in told(result)
+    assert f"{name} was modified" in told(result)
     assert result.output.count("damaged") == 1
 
 
@@ -138,7 +138,7 @@ def test_verify_names_everything_that_is_damaged(sharded):
     flip(sharded / "shard_00.safetensors")
     (sharded / "shard_02.safetensors").unlink()
     output = told(run("verify", sharded))
-    assert "shard_00.safetensors was altered" in output
+    assert "shard_00.safetensors was modified" in output
     assert "shard_02.safetensors is missing" in output
 
 
@@ -150,7 +150,7 @@ def test_verify_of_a_plain_model_says_that_it_has_no_checksums(tiny_llama, tmp_p
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-100])
     result = run("verify", copy)
     assert result.exit_code == 1
-    assert "model.safetensors is not a whole safetensors file" in told(result)
+    assert "model.safetensors is not a complete safetensors file" in told(result)
 
 
 def test_verify_of_an_artifact_compares_its_digest(tiny_llama, tmp_path):
@@ -168,7 +168,7 @@ def test_verify_of_an_artifact_compares_its_digest(tiny_llama, tmp_path):
     (folder / "config.json").write_text("{}")
     result = run("verify", folder)
     assert result.exit_code == 1
-    assert "a file was altered" in told(result)
+    assert "a file was modified" in told(result)
 
 
 def test_verify_looks_into_the_folders_of_a_command_that_wrote_several(sharded, tiny_llama, tmp_path):
@@ -179,7 +179,7 @@ def test_verify_looks_into_the_folders_of_a_command_that_wrote_several(sharded, 
     flip(whole / "shards" / "shard_00.safetensors")
     result = run("verify", whole)
     assert result.exit_code == 1
-    assert "shard_00.safetensors was altered" in told(result)
+    assert "shard_00.safetensors was modified" in told(result)
     assert result.output.count("ok ") == 1
 
 
@@ -218,7 +218,7 @@ def test_verify_of_a_graph_finds_data_that_is_missing(tmp_path):
 
 
 def test_verify_of_no_model_at_all_is_an_error(tmp_path):
-    for folder, message in ((tmp_path, "holds no model"), (tmp_path / "nowhere", "is not a folder")):
+    for folder, message in ((tmp_path, "contains no model"), (tmp_path / "nowhere", "is not a folder")):
         result = run("verify", folder)
         assert result.exit_code == 2
         assert message in told(result)

@@ -41,7 +41,7 @@ def test_what_pressoir_did_not_make_is_never_replaced(tmp_path):
     (tmp_path / "folder" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="is a file"):
         write(tmp_path / "file")
-    with pytest.raises(StoreError, match="not made by this command"):
+    with pytest.raises(StoreError, match="not created by this command"):
         write(tmp_path / "folder")
     assert (tmp_path / "folder" / "thesis.tex").exists()
 

@@ -114,7 +114,7 @@ def test_bars_are_tokens_a_second_and_time_to_the_first_token(figures, tmp_path)
     assert [bar.get_width() for bar in decode.patches] == [row.decode_tokens_per_s for row in PIPELINE]
     assert [bar.get_width() for bar in first_token.patches] == [row.ttft_ms_p50 for row in PIPELINE]
     assert {"255.0   3.0× faster", "84.0   simulated", "source (PyTorch)", "shard"} <= words(figures[0])
-    assert "Decoding: up to 255 tokens a second" in words(figures[0])
+    assert "Decoding: up to 255 tokens per second" in words(figures[0])
 
 
 def test_nothing_is_written_beyond_the_picture(figures, tmp_path):

@@ -222,7 +222,7 @@ def test_bits_of_a_checkpoint_are_those_of_its_type(tiny_llama, tmp_path):
     model = loading.load_causal_lm(tiny_llama).to(torch.bfloat16)
     loading.save_model(model, tmp_path)
     assert bits_per_weight(tmp_path) == 16
-    with pytest.raises(PressoirError, match="no floating-point weights"):
+    with pytest.raises(PressoirError, match="neither floating-point weights"):
         bits_per_weight(tmp_path / "nothing")
 
 
@@ -305,7 +305,7 @@ def test_a_model_with_another_tokenizer_is_refused(folders, tmp_path, context, n
     settings = json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}  # which begins with <s>
     path.write_text(json.dumps(settings))
     inputs = {"data": folders["data"], "source": folders["source"], "other": other}
-    with pytest.raises(PressoirError, match=r"other \(.*\) cuts text into other tokens than source"):
+    with pytest.raises(PressoirError, match=r"other \(.*\) tokenizes text differently from source"):
         benchmark.run(inputs, CONFIG, context)
 
 
@@ -394,7 +394,7 @@ def test_the_headline_says_what_was_gained_and_lost():
         "shard (onnxruntime) against source (pytorch): 2.9× faster, 4.3× smaller, "
         "perplexity 88.30 → 89.60 (+1.5 %)"
     )
-    assert headline(make_benchmark(SOURCE)) == "source (pytorch): perplexity 88.30, 85.00 tokens a second"
+    assert headline(make_benchmark(SOURCE)) == "source (pytorch): perplexity 88.30, 85.00 tokens per second"
 
 
 def test_every_line_of_the_table_has_as_many_cells_as_its_head():
@@ -411,9 +411,9 @@ def test_a_pipeline_that_pays_off_gets_no_reproach():
     notes = notes_of(SOURCE, GRAPH, PACKED, EXPORT, SHARD)
     assert notes == [
         "The runtime alone makes source 1.8× faster; shard (onnxruntime) is 1.7× faster than that.",
-        "quantize (pytorch): packed weights are expanded to float32 to be run, so that perplexity can be "
-        "measured; only the exported graph is meant to be fast and small in memory.",
-        "RSS is of a fresh process; of it the imported libraries take 400 MB in pytorch, "
+        "quantize (pytorch): packed weights are expanded to float32 to measure perplexity; only the "
+        "exported graph is optimised for speed and memory.",
+        "RSS is measured in a fresh process and includes the imported libraries: 400 MB in pytorch, "
         "80 MB in onnxruntime.",
     ]
 
@@ -421,14 +421,14 @@ def test_a_pipeline_that_pays_off_gets_no_reproach():
 def test_rows_that_gain_no_speed_are_named_with_what_they_are_held_against():
     slow, same = make_row("q2", bits=2.4, decode=100.0), make_row("q8", bits=8.6, decode=152.0)
     notes = notes_of(SOURCE, GRAPH, slow, same)
-    parent = "source (onnxruntime) with its 150.0 tokens a second"
+    parent = "source (onnxruntime) with 150.0 tokens per second"
     assert f"Did not pay off in speed, slower than {parent}: q2 (onnxruntime) 100.0." in notes
     assert f"No faster than {parent}: q8 (onnxruntime) 152.0." in notes
 
 
 def test_a_graph_that_is_slower_than_pytorch_is_named():
     notes = notes_of(SOURCE, make_row("source", decode=60.0))
-    expected = "slower than source (pytorch) with its 85.00 tokens a second: source (onnxruntime) 60.00."
+    expected = "slower than source (pytorch) with 85.00 tokens per second: source (onnxruntime) 60.00."
     assert f"Did not pay off in speed, {expected}" in notes
 
 
@@ -442,7 +442,7 @@ def test_shards_need_not_be_faster_but_not_slower_either():
 def test_perplexity_that_rises_much_or_falls_is_said():
     notes = notes_of(SOURCE, make_row("q2", perplexity=400.0, decode=900.0), make_row("q8", perplexity=88.0))
     assert "Perplexity rises by more than 5 %: q2 (onnxruntime) +353.0 %." in notes
-    assert any("lower than the reference's: q8 (onnxruntime) −0.3 %. Rounding teaches" in n for n in notes)
+    assert any("lower than that of the reference: q8 (onnxruntime) −0.3 %. Quantisation" in n for n in notes)
     nothing = notes_of(
         SOURCE, make_row("q8", perplexity=88.3 * 1.0003), make_row("q8", perplexity=88.3 * 0.9997)
     )
@@ -451,12 +451,12 @@ def test_perplexity_that_rises_much_or_falls_is_said():
 
 def test_both_sizes_of_3_bit_weights_are_said():
     [note] = [n for n in notes_of(SOURCE, make_row("q3", bits=3.55, expanded_mb=3.2)) if "3-bit" in n]
-    assert note.endswith("at load: q3 (onnxruntime) 2.4 MB on disk, 3.2 MB in memory.")
+    assert note.endswith("when loaded: q3 (onnxruntime) 2.4 MB on disk, 3.2 MB in memory.")
 
 
 def test_a_reference_in_half_precision_is_said():
     half = make_row("source", "pytorch", bits=16.0)
-    assert any("stored in 16 bits a weight and computes in float32" in note for note in notes_of(half))
+    assert any("stored in 16 bits per weight and computes in float32" in note for note in notes_of(half))
     assert not any("computes in float32" in note for note in notes_of(SOURCE))
 
 

@@ -98,7 +98,7 @@ class TestOnAWorker:
         run = make_run(tmp_path, {"m": {"shared_bytes": 300 * MB, "hold_s": 2}}, fixed=100 * MB)
         outcome = evaluate(run, "m")
         assert outcome.verdict == "skipped_oom"
-        assert "0.10 GB that it was allowed" in outcome.detail
+        assert "0.10 GB allowed" in outcome.detail
         assert evaluate(run, "m", memory=3 * GB).verdict == "ok"
 
 

@@ -111,7 +111,7 @@ def test_a_configuration_tells_all_its_mistakes_at_once():
 def test_names_must_agree():
     model = {"id": "a", "model": "x", "data": "d"}
     raw = {"models": [model, model], "data": {"d": {"task": "causal-lm"}}, "batches": {"x": ["a", "c"]}}
-    with pytest.raises(ValueError, match=r"two models have the id 'a'; batch x: no model 'c'"):
+    with pytest.raises(ValueError, match=r"two models have the same id 'a'; batch x: no model 'c'"):
         EvaluationConfig.model_validate(raw)
 
 

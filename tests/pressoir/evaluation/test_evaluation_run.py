@@ -64,7 +64,9 @@ class TestPrepare:
             prepare(values, store)
         told = str(caught.value)
         assert "gone: model './nowhere': no such folder" in told
-        assert "mistaken is a model of causal-lm, but the data set reviews is for text-classification" in told
+        assert (
+            "mistaken is a model for causal-lm, but the data set reviews is for text-classification" in told
+        )
 
     def test_missing_data_of_several_sets_are_told_at_once(self, values, store):
         values["data"]["good"]["text"] = "gone.txt"
@@ -178,7 +180,7 @@ class TestFolder:
         folder, _ = evaluation.begin(prepare(values, store), tmp_path / "results")
         assert evaluation.find(folder.name, tmp_path / "results") == folder
         assert evaluation.find(str(folder), Path("elsewhere")) == folder
-        with pytest.raises(RecipeError, match=f"no run 'none' to resume: .* there are: {folder.name}"):
+        with pytest.raises(RecipeError, match=f"no run 'none' to resume: .* available: {folder.name}"):
             evaluation.find("none", tmp_path / "results")
 
     def test_a_resumed_run_keeps_its_plan(self, values, store, monkeypatch):
@@ -236,16 +238,16 @@ def test_a_configuration_tells_all_mistakes_at_once(values):
     values["batches"] = {"a": ["lm", "who"], "b": ["lm"]}
     with pytest.raises(RecipeError) as caught:
         load(values)
-    assert "give either `model` or `url`" in str(caught.value)
+    assert "specify either `model` or `url`" in str(caught.value)
     values["models"][-1] = {"id": "both", "model": "x", "data": ["good", "good"]}
     with pytest.raises(RecipeError) as caught:
         load(values)
     told = str(caught.value)
     for part in (
-        "two models have the id 'lm'",
-        "no data set 'nothing'; there are: bad, good, reviews",
+        "two models have the same id 'lm'",
+        "no data set 'nothing'; available: bad, good, reviews",
         "data set 'good' is listed twice",
-        "'lm.good' names two runs",
+        "'lm.good' is the id of two runs",
         "batch a: no model 'who'",
         "lm is in two batches",
     ):

@@ -88,7 +88,7 @@ def test_four_ways_to_fail_are_told_apart_and_the_others_finish(tmp_path):
         "fine-1": {},
         "killed": {"signal_at": "8", "signal": signal.SIGKILL},
         "hangs": {"hang_at": "4"},
-        "damaged": {"source_error": "model.safetensors is not a whole safetensors file"},
+        "damaged": {"source_error": "model.safetensors is not a complete safetensors file"},
         "raises": {"raise_at": "8"},
         "fine-2": {},
     }
@@ -257,7 +257,7 @@ class TestWatchdog:
         )
         found = drive(run)
         assert (found["a"].verdict, found["a"].samples) == ("skipped_oom", 0)
-        assert "of the 0.40 GB that it was allowed" in found["a"].detail
+        assert "of the 0.40 GB allowed" in found["a"].detail
         assert found["b"].verdict == "ok"
         assert [job["batch_size"] for job in run.told("a")] == [2, 1]
 
@@ -286,7 +286,7 @@ class TestAllocationsThatFail:
         run = make_run(tmp_path, {"a": {"bytes": 400 * MB}, "b": {}}, batch_size=2, budget=400 * MB)
         found = drive(run)
         assert found["a"].verdict == "skipped_oom"
-        assert "a single sample does not fit into 0.40 GB" in found["a"].detail
+        assert "a single sample does not fit in 0.40 GB" in found["a"].detail
         assert found["b"].verdict == "ok"
 
     def test_a_share_that_is_too_small_is_no_verdict_alone_it_has_more(self, tmp_path):
@@ -364,7 +364,7 @@ class TestKernel:
         ends = [json.loads(end) for end in journal.outcomes("greedy")]
         journal.close()
         assert [end["verdict"] for end in ends] == ["killed_oom", "ok"], answer.stdout
-        assert "killed by the kernel for want of memory" in ends[0]["detail"]
+        assert "killed by the kernel because it ran out of memory" in ends[0]["detail"]
         assert ends[1]["batch_size"] == 1
         assert "outcome small ok" in answer.stdout
 
@@ -442,7 +442,7 @@ class TestEnding:
 
     def test_a_second_run_over_the_same_folder_is_refused(self, tmp_path):
         run = make_run(tmp_path, {"a": {}})
-        with FileLock(tmp_path / LOCK), pytest.raises(StoreError, match="another process is working in"):
+        with FileLock(tmp_path / LOCK), pytest.raises(StoreError, match="another process is using"):
             drive(run)
         assert not run.told("a")
         assert drive(run)["a"].verdict == "ok"

@@ -288,7 +288,7 @@ def test_a_packed_folder_that_does_not_fit_its_configuration_is_refused(q4_llama
     broken = shutil.copytree(q4_llama, tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(SourceError, match=r"lacks weights \(model.layers.2"):
+    with pytest.raises(SourceError, match=r"is missing weights \(model.layers.2"):
         to_onnx(broken, tiny_text, tmp_path / "onnx")
 
 

@@ -204,9 +204,9 @@ def test_a_constant_of_a_branch_that_lies_outside_comes_into_the_graph(tmp_path,
 @pytest.mark.parametrize(
     ("location", "offset", "message"),
     [
-        ("../model.onnx.data", 0, r"lies in '../model\.onnx\.data', which is no file of the folder"),
-        ("missing.data", 0, "which is no file of the folder"),
-        ("", 0, "which is no file of the folder"),
+        ("../model.onnx.data", 0, r"is stored in '../model\.onnx\.data', which is not in the folder"),
+        ("missing.data", 0, "which is not in the folder"),
+        ("", 0, "which is not in the folder"),
         ("model.onnx.data", 10**6, "tensor 'weight' ends at 1000256"),
         ("model.onnx.data", -8, "tensor 'weight' ends at 248"),
     ],

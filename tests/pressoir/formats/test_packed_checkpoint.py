@@ -87,7 +87,7 @@ def test_an_unknown_layer_is_refused(packed_gpt2):
         (lambda d: d.update(format_version=9), "format_version is 9"),
         (lambda d: d.update(layers=[]), "`layers` is not"),
         (lambda d: d["layers"]["transformer.wte"].pop("bits"), "`layers` is not"),
-        (lambda d: d["layers"]["transformer.wte"].update(bits=5), "of 5 bits is not known"),
+        (lambda d: d["layers"]["transformer.wte"].update(bits=5), "of 5 bits is not supported"),
         (lambda d: d["layers"]["transformer.wte"].update(block_size=48), "blocks of 48 do not divide"),
         (lambda d: d["layers"]["lm_head"].update(tied_to="nonsense"), "shares the weights of nonsense"),
         (
@@ -114,13 +114,13 @@ def test_a_missing_tensor_is_named(damaged):
 def test_a_file_cut_off_is_refused(damaged):
     path = damaged / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(SourceError, match="not a whole safetensors file"):
+    with pytest.raises(SourceError, match="not a complete safetensors file"):
         packed_checkpoint.open_packed(damaged)
 
 
 def test_a_description_that_is_not_json_is_refused(damaged):
     (damaged / "quantization.json").write_text("{")
-    with pytest.raises(SourceError, match=r"quantization\.json is not readable JSON"):
+    with pytest.raises(SourceError, match=r"quantization\.json is not valid JSON"):
         packed_checkpoint.open_packed(damaged)
 
 

@@ -213,8 +213,8 @@ def test_a_checkpoint_in_several_files_is_taken_by_its_index(tiny_llama, cut, wh
     ("damage", "message"),
     [
         (lambda f: (f / "shard_01.safetensors").unlink(), r"shard_01\.safetensors"),
-        (lambda f: (f / "shard_01.safetensors").write_bytes(b"\x08"), "not a whole safetensors file"),
-        (lambda f: change_index(f, "lm_head.weight", "shard_00.safetensors"), "which does not hold it"),
+        (lambda f: (f / "shard_01.safetensors").write_bytes(b"\x08"), "not a complete safetensors file"),
+        (lambda f: change_index(f, "lm_head.weight", "shard_00.safetensors"), "which does not contain it"),
         (lambda f: change_index(f, "lm_head.weight", "../x.safetensors"), "outside its folder"),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "is not a weight index"),
     ],
@@ -293,14 +293,14 @@ def test_a_model_that_transformers_does_not_know_is_ordered_by_names(tmp_path, c
     save_file({name: torch.randn(40, 40) for name in names}, source / "model.safetensors")
     folder = cut(source, shards=4)
     assert tensor_names(folder) == [["emb.weight"], ["layers.9.w"], ["layers.10.w"], ["head.weight"]]
-    assert any("by their names alone" in text for text in reporter.messages)
+    assert any("by name only" in text for text in reporter.messages)
 
 
 def test_a_model_of_several_graphs_is_told_apart_from_none_at_all(tmp_path, cut):
     (tmp_path / "two").mkdir()
     for name in ("encoder_model.onnx", "decoder_model.onnx"):
         (tmp_path / "two" / name).touch()
-    with pytest.raises(ShardError, match="a model of several graphs"):
+    with pytest.raises(ShardError, match="sharding models with several graphs"):
         cut(tmp_path / "two")
 
 
@@ -314,7 +314,7 @@ def test_a_damaged_folder_is_not_unsharded(tiny_llama, cut, whole):
     raw = bytearray((folder / "shard_01.safetensors").read_bytes())
     raw[-1] ^= 1
     (folder / "shard_01.safetensors").write_bytes(raw)
-    with pytest.raises(ShardError, match=r"shard_01\.safetensors was altered"):
+    with pytest.raises(ShardError, match=r"shard_01\.safetensors was modified"):
         whole(folder)
 
 

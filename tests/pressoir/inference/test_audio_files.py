@@ -110,7 +110,7 @@ def test_the_length_is_kept_to_half_a_sample(tmp_path, write_wav, frames, expect
 
 def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "a.wav", tmp_path):
-        with pytest.raises(DataError, match=rf"there is no file {path}; give the path"):
+        with pytest.raises(DataError, match=rf"file not found: {path}; specify the path"):
             read_audio(path, RATE)
 
 
@@ -126,7 +126,7 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_what_is_not_sound_is_refused_with_the_way_to_convert_it(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} cannot be read as sound \(.*\): .*ffmpeg .*-ar 16000"):
+    with pytest.raises(DataError, match=rf"{name} cannot be read as audio \(.*\): .*ffmpeg .*-ar 16000"):
         read_audio(tmp_path / name, RATE)
 
 
@@ -143,7 +143,9 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, kind, coding, share):
     assert len(read_audio(path, RATE)) == 10 * RATE
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=rf"a\.{kind} (is cut off: it holds|cannot be read|has no samples)"):
+    with pytest.raises(
+        DataError, match=rf"a\.{kind} (is truncated: it contains|cannot be read|has no samples)"
+    ):
         read_audio(path, RATE)
 
 

@@ -72,7 +72,7 @@ def test_the_folder_says_how_to_pool(copied, settings):
 )
 def test_another_pooling_is_refused(copied, settings):
     (copied / POOLING).write_text(json.dumps(settings))
-    with pytest.raises(SourceError, match="known is one of mean, cls, max"):
+    with pytest.raises(SourceError, match="supported is one of mean, cls, max"):
         SentenceEncoder.open(copied, 1)
 
 
@@ -106,7 +106,7 @@ def test_an_encoder_without_a_pooler_loads(tiny_bert, tmp_path):
 def test_a_folder_that_is_no_encoder_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 6}))
-    with pytest.raises(SourceError, match="lacks weights of an encoder"):
+    with pytest.raises(SourceError, match="is missing weights of an encoder"):
         SentenceEncoder.open(copied, 1)
 
 
@@ -157,5 +157,5 @@ def test_a_graph_gives_the_same_embeddings(tiny_bert, encoder_graph):
 
 
 def test_a_graph_without_hidden_states_is_refused(encoder_graph):
-    with pytest.raises(SourceError, match="gives logits, but embeddings need last_hidden_state"):
+    with pytest.raises(SourceError, match="has the outputs logits, but embeddings need last_hidden_state"):
         SentenceEncoder.open(encoder_graph("logits"), 1)

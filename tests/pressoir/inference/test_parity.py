@@ -57,7 +57,7 @@ def test_the_first_other_token_is_told_with_the_references_margin(reporter):
     assert first.margin == pytest.approx(0.25)
     assert (second.prompt, second.expected) == (1, 8)
     assert found.equal_prompts == 0
-    assert "prompt 0 departs at new token 2: 9 instead of 4" in found.describe()
+    assert "prompt 0 differs at new token 2: 9 instead of 4" in found.describe()
 
 
 def test_greedy_text_is_written_with_the_cache():

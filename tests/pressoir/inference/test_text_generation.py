@@ -177,10 +177,10 @@ def test_a_long_text_is_not_decoded_from_its_start_again_and_again(writing):
     ("prompt", "options", "message"),
     [
         ("", {}, "the prompt is empty"),
-        ("the film " * 64, {}, r"has \d+ tokens, and the model's context is 64 .* to 63 tokens at most"),
-        ("the", {"max_new_tokens": 0}, "max_new_tokens is 0; give 1 or more"),
-        ("the", {"stop": ["a", ""]}, "a stop text is empty"),
-        ("the", {"temperature": -1.0}, r"temperature is -1.0; give 0 \(greedy\) or more"),
+        ("the film " * 64, {}, r"has \d+ tokens, but the context of the model is 64 .* to 63 tokens at most"),
+        ("the", {"max_new_tokens": 0}, "max_new_tokens is 0; specify at least 1"),
+        ("the", {"stop": ["a", ""]}, "a stop sequence is empty"),
+        ("the", {"temperature": -1.0}, r"temperature is -1.0; expected at least 0 \(0: greedy\)"),
         ("the", {"temperature": math.nan}, "temperature is nan"),
         ("the", {"top_k": -1}, "top_k is -1"),
         ("the", {"top_p": 0.0, "seed": -3}, "top_p is 0.0; .*; seed is -3"),
@@ -195,7 +195,7 @@ def test_what_cannot_be_generated_is_refused_before_any_work(tokenizer, prompt, 
 
 @pytest.mark.parametrize("logit", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_refused(tokenizer, logit):
-    with pytest.raises(PressoirError, match="not finite; its weights are broken"):
+    with pytest.raises(PressoirError, match="not finite; its weights are corrupt"):
         list(TextGenerator(Scripted([50], logit), tokenizer).generate_ids([5], 4))
 
 

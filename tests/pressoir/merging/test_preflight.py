@@ -68,28 +68,28 @@ def test_two_fine_tunes_of_one_model_pass_without_a_word(tiny_llama, other, tmp_
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"method": "slerp", "models": 3}, "slerp takes exactly two, not 3"),
-        ({"method": "slerp", "models": 1}, "slerp takes exactly two, not 1"),
-        ({"method": "linear", "models": 1}, "linear takes two or more, not 1"),
-        ({"method": "ties", "models": 1}, "ties takes a base and at least one other model"),
+        ({"method": "slerp", "models": 3}, "slerp needs exactly two, not 3"),
+        ({"method": "slerp", "models": 1}, "slerp needs exactly two, not 1"),
+        ({"method": "linear", "models": 1}, "linear needs at least two, not 1"),
+        ({"method": "ties", "models": 1}, "ties needs a base and at least one other model"),
         ({"method": "passthrough"}, "--slices 0:0-4 1:2-6"),
         ({"ratios": [1, 2, 3]}, "3 given for 2 models"),
         ({"ratios": [0.5]}, "1 given for 2 models"),
         ({"ratios": [1.5, -0.5]}, "-0.5 is negative"),
         ({"ratios": [0, 0]}, "their sum is 0"),
         ({"method": "slerp", "ratios": [1, 1], "t": 0.5}, "t and ratios are both given"),
-        ({"method": "slerp", "t": 1.5}, "must lie between 0 and 1"),
-        ({"method": "ties", "density": 0}, "must lie above 0"),
-        ({"method": "ties", "density": [0.5, 1.1]}, "at 1 at most"),
-        ({"method": "linear", "density": 0.5}, "density: not an option of linear, but of ties, dare_ties"),
-        ({"method": "passthrough", "ratios": [1, 1]}, "ratios: not an option of passthrough"),
-        ({"method": "slerp", "parameters": [{"weight": 1}, {}]}, "weight: not an option of slerp"),
+        ({"method": "slerp", "t": 1.5}, "must be between 0 and 1"),
+        ({"method": "ties", "density": 0}, "must be greater than 0"),
+        ({"method": "ties", "density": [0.5, 1.1]}, "at most 1"),
+        ({"method": "linear", "density": 0.5}, "density: not supported by linear, only by ties, dare_ties"),
+        ({"method": "passthrough", "ratios": [1, 1]}, "ratios: not supported by passthrough"),
+        ({"method": "slerp", "parameters": [{"weight": 1}, {}]}, "weight: not supported by slerp"),
         ({"parameters": [{}]}, "1 entries for 2 models"),
         (
             {"ratios": [1, 1], "parameters": [{"weight": 1}, {}]},
             "parameters.weight and ratios are both given",
         ),
-        ({"method": "slerp", "t": [{"filter": "mlp", "value": 1}]}, "the last entry, and only that"),
+        ({"method": "slerp", "t": [{"filter": "mlp", "value": 1}]}, "the last entry, and no other"),
         ({"tokenizer_source": 2}, "there is no model 2"),
     ],
 )
@@ -103,11 +103,11 @@ def test_a_setting_that_cannot_be_followed_is_refused(config, told, tiny_llama, 
     [
         ("passthrough", [[(0, 0, 3)]], "layers 0 to 2 of parent_0"),
         ("passthrough", [[(2, 0, 1)]], "there is no model 2"),
-        ("passthrough", [[(0, 1, 1)]], "must end after it begins"),
-        ("passthrough", [[(0, 0, 1), (1, 0, 1)]], "2 sources, but passthrough takes 1"),
-        ("slerp", [[(0, 0, 1)]], "1 sources, but slerp takes 2"),
-        ("linear", [[(0, 0, 1), (1, 0, 2)]], "give [1, 2] layers; they must give equally many"),
-        ("linear", [[(0, 0, 1), (0, 1, 2)]], "names a model twice"),
+        ("passthrough", [[(0, 1, 1)]], "the end of a layer range must be after its start"),
+        ("passthrough", [[(0, 0, 1), (1, 0, 1)]], "2 sources, but passthrough needs 1"),
+        ("slerp", [[(0, 0, 1)]], "1 sources, but slerp needs 2"),
+        ("linear", [[(0, 0, 1), (1, 0, 2)]], "have [1, 2] layers; they must have the same number"),
+        ("linear", [[(0, 0, 1), (0, 1, 2)]], "specifies a model twice"),
     ],
 )
 def test_slices_that_do_not_exist_are_refused(method, slices, told, tiny_llama, other, tmp_path):
@@ -136,7 +136,7 @@ def test_every_finding_is_told_at_once(tiny_llama, tiny_gpt2, other, tmp_path):
         problems=["no model called x"],
     )
     for told in (
-        "slerp takes exactly two, not 4",
+        "slerp needs exactly two, not 4",
         "2 given for 4 models",
         "-1 is negative",
         "no model called x",
@@ -153,7 +153,7 @@ def test_different_architectures_are_refused_with_an_explanation(tiny_llama, tin
     text = refusal(tmp_path, tiny_llama, tiny_gpt2)
     assert "is a GPT2LMHeadModel" in text
     assert "a LlamaForCausalLM" in text
-    assert "merge fine-tunes of one base" in text
+    assert "merge models fine-tuned from the same base" in text
     assert "--allow-crimes" in text
 
 
@@ -169,7 +169,7 @@ def test_a_tensor_that_one_model_lacks_and_one_too_many_are_told(tiny_llama, oth
 
     text = refusal(tmp_path, other, sibling(tiny_llama, tmp_path / "changed", change))
     assert "1 tensors missing: model.layers.1.mlp.up_proj.weight" in text
-    assert "1 tensors too many: model.layers.1.adapter.weight" in text
+    assert "1 additional tensors: model.layers.1.adapter.weight" in text
 
 
 def wide(tensors):
@@ -180,7 +180,7 @@ def wide(tensors):
 
 def test_with_allow_crimes_what_is_not_merged_is_listed(tiny_llama, other, tmp_path):
     folder = sibling(tiny_llama, tmp_path / "wide", wide)
-    assert "3 tensors of another shape" in refusal(tmp_path, other, folder)
+    assert "3 tensors with a different shape" in refusal(tmp_path, other, folder)
     plan = check(tmp_path, other, folder, allow_crimes=True, method="ties")
     assert plan.unmerged(plan.models[1]) == [
         f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate", "up")
@@ -197,7 +197,7 @@ def test_a_vocabulary_of_other_tokens_is_refused_and_the_way_out_is_named(tiny_l
 
     edit(swapped / "tokenizer.json", swap)
     text = refusal(tmp_path, other, swapped)
-    assert "2 tokens with another id" in text
+    assert "2 tokens with a different id" in text
     assert "tokenizer_source: union" in text
     plan = check(tmp_path, other, swapped, tokenizer_source="union")
     assert any("aligns the embeddings by token" in warning for warning in plan.warnings)
@@ -219,14 +219,14 @@ def test_a_larger_vocabulary_is_refused_unless_embeddings_are_aligned(tiny_llama
 def test_other_splitting_rules_and_ids_without_a_row_are_said(tiny_llama, other, tmp_path):
     changed = sibling(tiny_llama, tmp_path / "changed")
     edit(changed / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
-    assert any("other normalizer" in text for text in check(tmp_path, other, changed).warnings)
+    assert any("different normalizer" in text for text in check(tmp_path, other, changed).warnings)
     edit(
         other_copy := shutil.copytree(other, tmp_path / "copy") / "config.json",
         lambda c: c.update(vocab_size=300),
     )
     warnings = check(tmp_path, other_copy.parent, changed).warnings
-    assert any("no tensor has the 300 rows" in text for text in warnings)
-    assert any("ids up to 319, but its embedding 300 rows" in text for text in warnings)
+    assert any("no tensor has 300 rows" in text for text in warnings)
+    assert any("ids up to 319, but the embedding has 300 rows" in text for text in warnings)
 
 
 def test_labels_in_another_order_are_refused_and_other_names_are_said(tiny_classifier, tmp_path):
@@ -234,7 +234,7 @@ def test_labels_in_another_order_are_refused_and_other_names_are_said(tiny_class
     turned, renamed = (
         sibling(tiny_classifier, tmp_path / f"labels-{i}", id2label=names) for i, names in enumerate(labels)
     )
-    assert "the same in another order" in refusal(tmp_path, tiny_classifier, turned)
+    assert "same labels in a different order" in refusal(tmp_path, tiny_classifier, turned)
     assert any("['bad', 'good']" in text for text in check(tmp_path, tiny_classifier, renamed).warnings)
 
 
@@ -255,7 +255,7 @@ def test_types_that_differ_are_said_and_the_result_has_the_bases(tiny_llama, oth
 def test_a_missing_base_is_the_first_model_and_that_is_said(tiny_llama, other, tmp_path):
     plan = check(tmp_path, tiny_llama, other, method="ties", ratios=[0.5, 0.5])
     assert plan.base.folder == tiny_llama
-    assert any("no base is given, so the first model is it" in note for note in plan.notes)
+    assert any("no base specified, using the first model" in note for note in plan.notes)
     assert any("the ratio of parent_0" in note and "is not used" in note for note in plan.notes)
 
 
@@ -287,7 +287,7 @@ def test_a_longer_context_is_said_but_does_not_hinder(tiny_llama, other, tmp_pat
 
 def test_one_folder_named_twice_is_refused(tiny_llama, other, tmp_path):
     (tmp_path / "link").symlink_to(tiny_llama)
-    assert "are one folder" in refusal(tmp_path, tiny_llama, other, tmp_path / "link")
+    assert "are the same folder" in refusal(tmp_path, tiny_llama, other, tmp_path / "link")
 
 
 def test_a_quantised_model_and_a_bare_graph_are_refused(tiny_llama, other, tmp_path):
@@ -296,7 +296,7 @@ def test_a_quantised_model_and_a_bare_graph_are_refused(tiny_llama, other, tmp_p
     (graph / "model.safetensors").rename(graph / "model.onnx")
     text = refusal(tmp_path, tiny_llama, quantised, graph)
     assert "is quantised" in text
-    assert "no *.safetensors weights, only a graph" in text
+    assert "only an ONNX graph and no *.safetensors weights" in text
 
 
 def test_weights_that_are_no_floats_are_refused(tiny_llama, other, tmp_path):
@@ -317,7 +317,7 @@ def test_buffers_that_old_versions_saved_do_not_count(tiny_classifier, tmp_path)
 
 def test_a_config_that_names_no_class_is_refused(tiny_llama, tmp_path):
     folder = sibling(tiny_llama, tmp_path / "nameless", architectures=None)
-    assert "config.json must name one class" in refusal(tmp_path, folder, tiny_llama)
+    assert "config.json must specify one class" in refusal(tmp_path, folder, tiny_llama)
 
 
 def test_a_density_that_leaves_nothing_of_a_small_tensor_is_refused_with_the_way_out(
@@ -343,7 +343,7 @@ def test_too_little_disk_and_memory_are_told_with_what_is_needed(tiny_llama, oth
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage)
     text = refusal(tmp_path, tiny_llama, other)
     assert "disk: the merge writes 0.00 GB" in text
-    assert "memory: mergekit may need 0.70 GB, but 0.00 GB are available" in text
+    assert "memory: mergekit may need up to 0.70 GB, but 0.00 GB is available" in text
 
 
 def test_without_mergekit_the_refusal_says_how_to_get_it(tiny_llama, other, tmp_path, monkeypatch):

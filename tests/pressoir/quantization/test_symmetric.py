@@ -81,5 +81,5 @@ def test_the_default_block_gives_way_and_one_that_is_asked_for_does_not():
     for wanted in (32, None):
         with pytest.raises(QuantizationError, match="t has 40 inputs, which 32 does not divide"):
             symmetric.block_size(40, wanted, "t")
-    with pytest.raises(QuantizationError, match="take block_size 16"):
+    with pytest.raises(QuantizationError, match="use block_size 16"):
         symmetric.block_size(48, 32, "t")

@@ -376,12 +376,12 @@ def test_a_quantised_model_is_not_quantised_again(quantise, tiny_llama, context)
 
 
 def test_an_encoder_is_refused(tiny_classifier, context):
-    with pytest.raises(QuantizationError, match=r"text-classification.*take int8"):
+    with pytest.raises(QuantizationError, match=r"text-classification.*use int8"):
         weight_only.run({"model": tiny_classifier}, QuantizeConfig(scheme="q4"), context)
 
 
 def test_int8_is_refused(tiny_llama, context):
-    with pytest.raises(QuantizationError, match="'int8' is not weights-only; take one of q8, q4"):
+    with pytest.raises(QuantizationError, match="'int8' is not weights-only; use one of q8, q4"):
         weight_only.run({"model": tiny_llama}, QuantizeConfig(), context)
 
 
@@ -389,7 +389,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_llama, tmp_p
     folder = shutil.copytree(tiny_llama, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(SourceError, match=r"asks for model\.layers\.2\..*has none"):
+    with pytest.raises(SourceError, match=r"specifies model\.layers\.2\..*has none"):
         weight_only.run({"model": folder}, QuantizeConfig(scheme="q4"), context)
 
 

@@ -170,9 +170,9 @@ def test_a_value_out_of_bounds_is_refused_at_its_field(path, value):
         ({"prune": {"ffn_sparsity": 1}}, ("prune: ", "would remove everything")),
         (
             {"distill": {"student": {"layers": 3, "model": "distilbert-base-uncased"}}},
-            ("distill.student: ", "layers and model", "keep one"),
+            ("distill.student: ", "layers and model", "specify only one"),
         ),
-        ({"distill": {"student": {"layers": [1, 1]}}}, ("distill.student: ", "each once")),
+        ({"distill": {"student": {"layers": [1, 1]}}}, ("distill.student: ", "no duplicates")),
         ({"distill": {"student": {"layers": []}}}, ("distill.student: ", "at least one layer")),
         ({"shard": {"shards": 2, "max_shard_size_mb": 5}}, ("shard: ", "not both")),
         ({"data": {"train": "a.tsv", "test": "b.tsv"}}, ("data: ", "source is 'demo'", "`source: files`")),
@@ -180,7 +180,7 @@ def test_a_value_out_of_bounds_is_refused_at_its_field(path, value):
         ({"data": {"hub_config": "sst2"}}, ("data: ", "hub_config", "`source: hub`")),
         ({"data": {"source": "files", "train": "a.tsv"}}, ("data: ", "`train` and `test`")),
         ({"data": {"source": "hub"}}, ("data: ", "needs `hub_id`")),
-        ({"data": {"labels": ["a", "a"]}}, ("data: ", "each once")),
+        ({"data": {"labels": ["a", "a"]}}, ("data: ", "two different labels")),
         ({"data": {"labels": ["a"]}}, ("data: ", "at least two")),
     ],
 )
@@ -192,14 +192,14 @@ def test_a_contradiction_is_refused_with_the_way_out(raw, wanted):
 def test_two_contradictions_of_one_section_are_both_told():
     message = refusal({"data": {"source": "hub", "train": "a.tsv"}})
     assert "needs `hub_id`" in message
-    assert "paths are given" in message
+    assert "paths are specified" in message
 
 
 # --- files ---
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(RecipeError, match=r"none\.yaml.*No such file.*give the path of a YAML file"):
+    with pytest.raises(RecipeError, match=r"none\.yaml.*No such file.*specify the path of a YAML file"):
         Recipe.from_yaml(tmp_path / "none.yaml")
 
 
@@ -227,7 +227,7 @@ def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path, text, kind):
 
 def test_a_section_written_twice_is_refused_and_not_merged_in_silence(tmp_path):
     path = written(tmp_path, "distill:\n  epochs: 1\nprune: null\ndistill:\n  alpha: 0.5\n")
-    with pytest.raises(RecipeError, match=r"(?s)'distill' is given twice.*line 4"):
+    with pytest.raises(RecipeError, match=r"(?s)'distill' is specified twice.*line 4"):
         Recipe.from_yaml(path)
 
 
@@ -308,8 +308,8 @@ def test_an_override_within_a_stage_that_is_off_turns_it_on():
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [
-        ("distill.epochs", "write it as field=value"),
-        ("=3", "write it as field=value"),
+        ("distill.epochs", "expected field=value"),
+        ("=3", "expected field=value"),
         ("seed.x=3", "'seed' is a value, not a section"),
         ("distill.epochs=[", "not valid YAML"),
         ("distill.epcohs=3", "distill.epcohs: unknown field; did you mean `epochs`?"),
@@ -368,16 +368,19 @@ def test_a_causal_lm_is_not_taught_and_gets_4_bits_by_default():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"task": "causal-lm", "distill": {}}, "distill: not for task 'causal-lm'"),
+        ({"task": "causal-lm", "distill": {}}, "distill: not supported for task 'causal-lm'"),
         ({"task": "causal-lm", "quantize": {"scheme": "int8"}}, "'int8' is for encoders; choose q8"),
         ({"quantize": {"scheme": "q4"}}, "'q4' is for task 'causal-lm'; choose int8"),
         (
             {"task": "causal-lm", "registry": {"criterion": {"metric": "accuracy"}}},
-            "a causal LM has no accuracy",
+            "accuracy is not available for causal LMs",
         ),
-        ({"registry": {"criterion": {"metric": "perplexity"}}}, "a classifier has no perplexity"),
-        ({"teacher": None}, "teacher: null is only for task 'causal-lm'"),
-        ({"quantize": {"algorithm": "gptq"}}, "algorithm given, but scheme is 'int8'"),
+        (
+            {"registry": {"criterion": {"metric": "perplexity"}}},
+            "perplexity is not available for classifiers",
+        ),
+        ({"teacher": None}, "teacher: null is only supported for task 'causal-lm'"),
+        ({"quantize": {"algorithm": "gptq"}}, "algorithm specified, but scheme is 'int8'"),
         (
             {"task": "causal-lm", "quantize": {"target_bits": 3, "max_perplexity_increase": "5%"}},
             "`target_bits` or `max_perplexity_increase`, not both",

@@ -26,7 +26,7 @@ def registry(tmp_path):
 
 
 def test_what_is_deployed_is_found_and_an_unknown_name_suggests_the_nearest(registry):
-    with pytest.raises(RegistryError, match="none yet: see `pressoir deploy`"):
+    with pytest.raises(RegistryError, match=r"none yet \(see `pressoir deploy`\)"):
         registry.serving("shop")
     registry.deploy(deployed())
     registry.deploy(deployed("cafe"))

@@ -55,7 +55,7 @@ def test_the_nearest_says_which_constraint_fails_by_how_much():
         ("min_accuracy", 0.78),
     ]
     assert str(misses[0]) == "10.50 MB, 0.50 MB above max_size_mb 10"
-    assert str(misses[1]) == "accuracy 78.0 %, 2.0 points below the least of 80.0 %"
+    assert str(misses[1]) == "accuracy 78.0 %, 2.0 points below the minimum of 80.0 %"
     assert budget.nearest([], LIMITS) is None
 
 
@@ -70,9 +70,9 @@ def test_a_prediction_over_budget_is_hopeless_a_latency_only_beyond_its_toleranc
 def test_a_short_accuracy_is_hopeless_below_the_floor_or_behind_a_rival():
     predicted = Cost(size_mb=9, latency_ms=3)
     assert budget.cannot_reach(0.75, predicted, LIMITS, 0.05, ()) == ""
-    assert "below the least" in budget.cannot_reach(0.74, predicted, LIMITS, 0.05, ())
+    assert "below the minimum" in budget.cannot_reach(0.74, predicted, LIMITS, 0.05, ())
     rival = Figures(size_mb=9, latency_ms=3, accuracy=0.9)
-    assert "while a model of" in budget.cannot_reach(0.8, predicted, LIMITS, 0.05, [rival])
+    assert "but a model with" in budget.cannot_reach(0.8, predicted, LIMITS, 0.05, [rival])
     larger = rival.model_copy(update={"size_mb": 9.5})
     assert budget.cannot_reach(0.8, predicted, LIMITS, 0.05, [larger]) == ""
     assert budget.cannot_reach(0.86, predicted, LIMITS, 0.05, [rival]) == ""

@@ -77,20 +77,20 @@ def test_every_choice_is_held_against_the_recipes_types():
     assert "space.prune.ffn_sparsity: the choice 1.5 cannot be" in text
     assert "space.prune.ffn_sparsity: the choice 0.5" not in text
     assert "did you mean `temperature`" in text
-    assert "space.teacher.epochs: trials may differ in" in text
+    assert "space.teacher.epochs: only fields of" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": {}}, "a budget limits something"),
+        ({"budget": {}}, "a budget needs at least one limit"),
         ({"budget": {"min_accuracy": 0.5, "max_accuracy_drop": 0.1}}, "not both"),
         ({"space": {}}, "at least 1"),
         ({"space": {"distill.epochs": [1, 1]}}, "a choice is listed twice"),
         ({"space": {"distill.epochs": {"low": 3, "high": 3, "step": 1}}}, "must be below high"),
-        ({"space": {"distill": [None], "distill.epochs": [1]}}, "a field of it is in the space too"),
-        ({"recipe": {"name": "lm", "task": "causal-lm"}}, "has no accuracy to search by"),
-        ({"recipe": {"name": "base", "refresh": True}}, "would build shared stages again"),
+        ({"space": {"distill": [None], "distill.epochs": [1]}}, "one of its fields is also in the space"),
+        ({"recipe": {"name": "lm", "task": "causal-lm"}}, "is not supported; use the recipe of a classifier"),
+        ({"recipe": {"name": "base", "refresh": True}}, "would rebuild shared stages"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(changes, message):

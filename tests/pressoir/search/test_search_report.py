@@ -79,7 +79,7 @@ def test_the_report_tells_what_became_of_each_recipe(config):
     assert "| 1 | 3 | 0.25 | – | ~25.00 | ~4.00 | cut too <large> |" in text
     assert "| 2 | 1 | 0.5 | 70.0 % | 9.00 | 1.00 | accuracy 70.0 %, 10.0 points below" in text
     assert "| 3 | 1 | 0.25 | – | – | – | failed ParityError: no |" in text
-    assert "4 recipes were looked at: 2 trained to their end, 1 cut, 1 failed" in text
+    assert "4 recipes were tried: 2 fully trained, 1 cut, 1 failed" in text
     assert "size predicted before training was off by at most 0.00 %, the latency by 10 %" in text
     assert text.index("| 2 | 1 |") < text.index("| 0 | 2 |"), "the front has the smallest first"
 

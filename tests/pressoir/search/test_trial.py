@@ -173,7 +173,7 @@ def test_values_that_exclude_each_other_fail_the_trial_alone(recipe, home):
     values = {"distill.student.layers": 1, "distill.student.config": {"hidden_size": 16}}
     outcome = trial.run(assigned(recipe, values), pipeline, home, Silent())
     assert outcome.state == "failed"
-    assert "a student has one origin" in outcome.reason
+    assert "specify only one of layers, model and config" in outcome.reason
 
 
 def test_the_shape_of_a_recipe_is_what_is_left_without_training_and_judging(recipe):

@@ -67,7 +67,7 @@ def test_it_is_found_by_name_as_it_was_deployed(store, tiny_classifier):
     config, registry = resolved(store, basic=tiny_classifier), Registry(store.home)
     registry.deploy(deployment.entry(config, {}))
     assert deployment.deployed("shop", registry) == config
-    with pytest.raises(RegistryError, match="nothing was deployed as 'shp'; did you mean 'shop'"):
+    with pytest.raises(RegistryError, match="no deployed configuration 'shp'; did you mean 'shop'"):
         deployment.deployed("shp", registry)
 
 

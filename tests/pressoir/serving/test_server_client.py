@@ -90,16 +90,16 @@ def test_the_key_goes_with_every_request_and_into_no_message(answering, monkeypa
     with closing(Server(url)) as server, pytest.raises(RecipeError) as failed:
         server.digests()
     assert got == [("/tiers", "Bearer sk-secret", None)]
-    assert "is not the server's key" in str(failed.value)
+    assert "is not the API key of the server" in str(failed.value)
     assert "sk-secret" not in str(failed.value)
 
 
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ((503, {"error": {"message": "no room for it"}}), "answers HTTP 503: no room for it"),
-        ((200, b"<html>another server</html>"), "does not answer as a server of Pressoir's does"),
-        ((302, b""), "answers HTTP 302"),
+        ((503, {"error": {"message": "no room for it"}}), "returned HTTP 503: no room for it"),
+        ((200, b"<html>another server</html>"), "does not respond like a Pressoir server"),
+        ((302, b""), "returned HTTP 302"),
     ],
 )
 def test_what_a_server_says_is_told(answering, answer, told):
@@ -111,8 +111,8 @@ def test_what_a_server_says_is_told(answering, answer, told):
 def test_nobody_at_an_address_and_no_address_are_told():
     with closing(Server("http://127.0.0.1:9")) as server:
         assert not server.is_ready()
-        with pytest.raises(UnreachableError, match="check that the server runs, and its address"):
+        with pytest.raises(UnreachableError, match="check that the server is running, and its address"):
             server.digests()
     for url in ("127.0.0.1:5001", "ftp://host", "http://", "http://host/?key=1"):
-        with pytest.raises(RecipeError, match="write http://host:port"):
+        with pytest.raises(RecipeError, match="expected http://host:port"):
             Server(url)

@@ -162,7 +162,7 @@ class TestTiers:
                 ):
                     answer = await service.translate(SENTENCE, *asked, tier="basic", max_new_tokens=6)
                     assert [answer] == translator.translate([SENTENCE], *meant, max_new_tokens=6)
-                with pytest.raises(RequestError, match=r"'xx' is not known to this model; .*deu_Latn"):
+                with pytest.raises(RequestError, match=r"'xx' is not supported by this model; .*deu_Latn"):
                     await service.translate(SENTENCE, "en", "xx", tier="basic")
 
         asyncio.run(run())
@@ -179,9 +179,9 @@ class TestTiers:
                     UnknownTierError, match="'words' is for feature-extraction, not for text-"
                 ):
                     await service.classify(SENTENCE, tier="words")
-                with pytest.raises(UnknownTierError, match="names no tier; name one of: words, more"):
+                with pytest.raises(UnknownTierError, match="specifies no tier; specify one of: words, more"):
                     await service.embed([SENTENCE])
-                with pytest.raises(UnknownTierError, match="no tier is for causal-lm"):
+                with pytest.raises(UnknownTierError, match="no tier supports causal-lm"):
                     service.generate(SENTENCE)
                 assert sum((await service.classify(SENTENCE)).values()) == pytest.approx(1)
 
@@ -195,9 +195,9 @@ class TestTiers:
             for text, problem in (
                 ("  ", "the text is empty"),
                 (["good", ""], "text 1 is empty"),
-                (["a", "b", "c"], "has 3 texts; give 1 to 2"),
+                (["a", "b", "c"], "has 3 texts; expected 1 to 2"),
                 ([], "has 0 texts"),
-                ("\ud800", "no Unicode text"),
+                ("\ud800", "is not valid Unicode text"),
                 (7, "int"),
             ):
                 with pytest.raises((RequestError, TypeError), match=problem):
@@ -230,7 +230,7 @@ class TestTiers:
                 assert await service.transcribe(tone(0.5))
                 with pytest.raises(RequestError, match=r"2\.0 s long, and 1\.5 s are allowed"):
                     await service.transcribe(tone(2))
-                with pytest.raises(RequestError, match="give mono float32"):
+                with pytest.raises(RequestError, match="expected mono float32"):
                     await service.transcribe(np.zeros(16000, dtype=np.int16))
                 assert (await service.info("speech"))["sampling_rate"] == 16000
 
@@ -310,7 +310,7 @@ class TestGeneration:
     def test_a_prompt_that_is_too_long_is_refused(self, make, tiny_llama):
         async def run():
             async with make({"story": (tiny_llama, {"max_length": 10})}) as service:
-                with pytest.raises(RequestError, match="max_length is 10 with the continuation"):
+                with pytest.raises(RequestError, match="max_length is 10 including generated tokens"):
                     await anext(service.generate("the film was good and " * 10))
 
         asyncio.run(run())
@@ -430,7 +430,7 @@ class TestStarting:
         caplog.set_level("INFO", "pressoir")
         asyncio.run(run())
         assert "2 tiers on 2 models: 0 loads saved" in caplog.text
-        assert "nothing is shared" in caplog.text
+        assert "no models are shared" in caplog.text
 
     def test_a_model_that_cannot_be_loaded_fails_the_start(self, store, tiny_classifier, tmp_path):
         folder = shutil.copytree(tiny_classifier, tmp_path / "model")

@@ -50,7 +50,7 @@ class TestReading:
             ServingConfig.from_yaml(path)
         text = str(failed.value)
         for part in (
-            "tiers.basic: settings.num_beams means nothing to text-classification; leave it out",
+            "tiers.basic: settings.num_beams is not supported for text-classification; omit it",
             "tiers.medium.model: Field required",
             "tiers.medium.settings.max_length",
             "Größe",
@@ -92,7 +92,7 @@ class TestResolving:
         assert resolved.tiers["basic"].model == "models:/reviews@champion"
         assert resolved.tiers["basic"].source == str(tiny_classifier.resolve())
         with pytest.raises(
-            RecipeError, match=r"tiers\.basic\.model: models:/reviews@champion is resolved by"
+            RecipeError, match=r"tiers\.basic\.model: models:/reviews@champion can only be resolved by"
         ):
             resolve(given, store)
 
@@ -110,9 +110,9 @@ class TestResolving:
         assert "tiers.missing.model: model './nowhere': no such folder" in text
         assert "tiers.wrong.task: " in text
         assert "is for text-classification, not for translation" in text
-        assert f"tiers.other.digest: {'0' * 64} is pinned" in text
-        assert "tiers.beams.settings.num_beams means nothing to causal-lm" in text
-        assert "settings.source_language means nothing to causal-lm" in text
+        assert f"tiers.other.digest: {'0' * 64} is specified" in text
+        assert "tiers.beams.settings.num_beams is not supported for causal-lm" in text
+        assert "settings.source_language is not supported for causal-lm" in text
 
     def test_what_is_not_resolved_is_not_served(self):
         with pytest.raises(RecipeError, match=r"tiers\.basic is not resolved"):

@@ -132,7 +132,9 @@ def test_a_graph_alone_is_a_model_too(home, tmp_path):
 
 def test_an_architecture_that_is_not_told_asks_for_the_type(model, home):
     (model / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RegistryError, match=r"names no architecture.*; or say the type when you register it"):
+    with pytest.raises(
+        RegistryError, match=r"specifies no architecture.*, or specify the type at registration"
+    ):
         put(home, "mine", model)
     assert put(home, "mine", model, type="causal-lm").type == "causal-lm"
 
@@ -150,13 +152,13 @@ def test_a_folder_that_is_no_whole_safe_model_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("weights", "damage", "told"),
     [
-        ("../secret", None, "model.onnx names a file outside its folder: ../secret"),
-        ("/etc/hostname", None, "names a file outside its folder"),
-        ("gone.data", None, "gone.data, which holds weights of model.onnx, is missing"),
+        ("../secret", None, "model.onnx refers to a file outside its folder: ../secret"),
+        ("/etc/hostname", None, "refers to a file outside its folder"),
+        ("gone.data", None, "gone.data, which contains weights of model.onnx, is missing"),
         (
             "model.onnx.data",
             "model.onnx.data",
-            "model.onnx.data, which holds weights of model.onnx, is cut short",
+            "model.onnx.data, which contains weights of model.onnx, is cut short",
         ),
         ("model.onnx.data", "model.onnx", "model.onnx is not an ONNX graph"),
     ],
@@ -175,7 +177,7 @@ def test_a_mirror_that_can_lead_nowhere_is_refused(model, home):
 
 
 def test_an_id_that_can_be_none_and_a_broken_registry_are_told_before_the_model_is_read(tmp_path, home):
-    with pytest.raises(RegistryError, match="'My Model' cannot be an id"):
+    with pytest.raises(RegistryError, match="'My Model' is not a valid id"):
         put(home, "My Model", tmp_path / "nowhere")
     home.home.mkdir()
     home.file.write_text("{", encoding="utf-8")
@@ -189,7 +191,9 @@ def test_an_id_that_can_be_none_and_a_broken_registry_are_told_before_the_model_
 def test_other_files_under_the_same_id_need_force_and_then_replace_all_that_was_said(model, home, tmp_path):
     old = put(home, "mine", model, name="Old", metrics={"speedup": 2})
     other = make_model(tmp_path / "other", value=2.0)
-    with pytest.raises(RegistryError, match=f"'mine' is registered for other files .*{old.digest}"):
+    with pytest.raises(
+        RegistryError, match=f"'mine' is already registered with different files .*{old.digest}"
+    ):
         put(home, "mine", other)
     assert home.get("mine") == old
     new = put(home, "mine", other, force=True)
@@ -254,7 +258,7 @@ def test_an_artifact_of_the_store_is_registered_as_such_with_all_it_came_from(mo
             ("quantize.data", "c" * 64),
         ]
     (store.path(fine) / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(RegistryError, match="was altered after it was made"):
+    with pytest.raises(RegistryError, match="was modified after it was created"):
         put(home, "pressed", f"store:quantize/{fine.key}")
 
 
@@ -314,7 +318,7 @@ def test_another_name_for_a_registered_model_keeps_what_is_known_of_it(model, ho
 def test_another_name_is_not_given_to_files_that_are_not_the_pinned_ones(model, home):
     put(home, "mine", model)
     save_file({"w": np.zeros(1000, np.float32)}, model / "model.safetensors")
-    with pytest.raises(SourceError, match="is not the file that the registry pins"):
+    with pytest.raises(SourceError, match="does not match the SHA-256 in the registry"):
         put(home, "yours", "mine")
 
 

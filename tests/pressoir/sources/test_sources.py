@@ -98,7 +98,7 @@ def test_the_digest_follows_configuration_tokenizer_and_weights_and_nothing_else
 
 @pytest.mark.parametrize("reference", ["./nowhere", "/nowhere/at/all", "~/nowhere", "~no-such-user/model"])
 def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(reference, store):
-    assert "no such folder; give a model folder, a catalogue id or a hub id" in refusal(reference, store)
+    assert "no such folder; specify a model folder, a catalogue id or a hub id" in refusal(reference, store)
 
 
 def test_a_folder_without_a_config_is_refused(model, store):
@@ -154,7 +154,7 @@ def test_weights_that_are_not_a_whole_safetensors_file_are_refused(model, store,
             damage
         ]
     )
-    assert "model.safetensors is not a whole safetensors file" in refusal(model, store)
+    assert "model.safetensors is not a complete safetensors file" in refusal(model, store)
 
 
 def test_a_model_in_parts_must_have_all_of_them(model, store):
@@ -162,7 +162,7 @@ def test_a_model_in_parts_must_have_all_of_them(model, store):
     index = model / "model.safetensors.index.json"
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     index.write_text(json.dumps({"weight_map": parts}), encoding="utf-8")
-    assert "model-00002-of-00002.safetensors is not a whole safetensors file" in refusal(model, store)
+    assert "model-00002-of-00002.safetensors is not a complete safetensors file" in refusal(model, store)
     save_file({"b": np.zeros(3, np.float32)}, model / "model-00002-of-00002.safetensors")
     assert resolve(str(model), store).folder == model
 
@@ -176,7 +176,7 @@ def test_an_index_that_is_none_is_refused(model, store, content):
 def test_an_index_that_points_out_of_its_folder_is_refused(model, store):
     names = {"weight_map": {"a": "../../etc/passwd"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(names), encoding="utf-8")
-    assert "names files outside its folder: ../../etc/passwd" in refusal(model, store)
+    assert "refers to files outside its folder: ../../etc/passwd" in refusal(model, store)
 
 
 # --- packages ---
@@ -207,7 +207,7 @@ def test_a_package_that_is_not_installed_is_named_with_what_to_install(store):
 
 
 def test_a_package_without_a_model_says_so(store):
-    assert "the package 'json' carries no model" in refusal("package:json", store)
+    assert "the package 'json' contains no model" in refusal("package:json", store)
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../up", "a b"])
@@ -232,14 +232,14 @@ def test_weights_that_do_not_match_the_pinned_sha256_are_refused_with_both_sums(
     register(store, "pinned", model, sha256="0" * 64)
     message = refusal("pinned", store)
     assert file_sha256(model / "model.safetensors") in message
-    assert f"the catalogue pins {'0' * 64}" in message
+    assert f"the catalogue specifies {'0' * 64}" in message
     assert resolve(str(model), store).folder == model  # the folder itself is used unchecked
 
 
 def test_a_pinned_model_without_the_file_that_is_pinned_is_refused(model, store):
     (model / "model.safetensors").rename(model / "other.safetensors")
     register(store, "pinned", model, sha256="0" * 64)
-    assert "model.safetensors has SHA-256 none, for it does not exist" in refusal("pinned", store)
+    assert "model.safetensors has SHA-256 none (file missing)" in refusal("pinned", store)
 
 
 def test_when_no_reference_of_an_entry_leads_anywhere_every_reason_is_told(store):
@@ -328,7 +328,7 @@ def test_a_model_on_a_server_is_fetched_once(scheme, store, server, model):
 def test_a_transfer_that_was_cut_short_is_never_taken_for_a_model_and_goes_on_where_it_was(store, server):
     server.error = UnreachableError("cut short")
     refusal("https://host/model", store, UnreachableError)
-    with pytest.raises(UnreachableError, match="was not fetched yet"):
+    with pytest.raises(UnreachableError, match="was not downloaded yet"):
         sources.locate("https://host/model", store, fetch=False)
     (kept,) = (store.home / "downloads").iterdir()
     assert (kept / "config.json").exists()
@@ -341,7 +341,7 @@ def test_what_is_not_here_is_not_fetched_unless_it_may_be(store, server, hub):
     hub.error = FileNotFoundError("not cached")
     for reference in ("https://host/model", "hub:org/name", "org/name"):
         with pytest.raises(
-            UnreachableError, match=r"was not fetched yet|not in the hub's cache on this machine"
+            UnreachableError, match=r"was not downloaded yet|not in the hub cache on this machine"
         ):
             sources.locate(reference, store, fetch=False)
     assert not server.urls
@@ -352,7 +352,7 @@ def test_what_is_not_here_is_not_fetched_unless_it_may_be(store, server, hub):
 def test_a_tokenizer_alone_in_the_hubs_cache_is_not_the_model(store, hub, model):
     assert sources.locate("hub:org/name", store, fetch=False) == model
     (model / "model.safetensors").unlink()
-    with pytest.raises(UnreachableError, match="has no weights of it"):
+    with pytest.raises(UnreachableError, match="does not contain its weights"):
         sources.locate("hub:org/name", store, fetch=False)
 
 
@@ -386,9 +386,9 @@ def test_what_a_stage_made_on_the_way_to_a_registered_model_is_one_too(model, st
     assert resolve("small:teacher", store).folder == store.path(teacher)
     assert resolve("small", store).folder == store.path(final)
     refused = refusal("small:student", store)
-    assert "was made by no 'student', but by: teacher, quantize, lost" in refused
+    assert "has no stage 'student', only: teacher, quantize, lost" in refused
     assert "the store" in refusal("small:lost", store)
-    assert "no model 'large' is registered; run the recipe that makes it first" in refusal(
+    assert "no model 'large' is registered; run the recipe that creates it first" in refusal(
         "large:teacher", store
     )
 
@@ -401,7 +401,7 @@ def test_a_place_that_the_store_lacks_is_refused(store):
     "place", ["distill", "../../etc", f"../{'0' * 64}", f"distill/{'0' * 63}", "distill/../x"]
 )
 def test_a_place_that_is_none_is_refused(place, store):
-    assert "write it as store:<stage>/<64 hex digits>" in refusal(f"store:{place}", store)
+    assert "expected store:<stage>/<64 hex digits>" in refusal(f"store:{place}", store)
 
 
 # --- the hub ---
@@ -417,7 +417,7 @@ def test_a_hub_model_that_is_not_here_says_that_the_hub_is_off_and_what_to_do(st
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "a..b", "-a--b", "a\\b", "a/b@", "a" * 200])
 def test_a_name_that_can_be_nothing_is_refused_without_asking_the_hub(name, store, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked"))
-    assert "no such folder; give a model folder, a catalogue id or a hub id" in refusal(name, store)
+    assert "no such folder; specify a model folder, a catalogue id or a hub id" in refusal(name, store)
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../../etc", "a--b"])
@@ -478,8 +478,8 @@ def response(status):
         (GatedRepoError("gated", response(403)), "hf auth login", SourceError),
         (RepositoryNotFoundError("none", response(404)), "no such model, or it is private", SourceError),
         (RevisionNotFoundError("none", response(404)), "org/name has no revision 'abc123'", SourceError),
-        (ConnectionError("refused"), "is not in the hub's cache", UnreachableError),
-        (TimeoutError("too slow"), "is not in the hub's cache", UnreachableError),
+        (ConnectionError("refused"), "not in the hub cache", UnreachableError),
+        (TimeoutError("too slow"), "not in the hub cache", UnreachableError),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -84,7 +84,7 @@ def test_a_model_that_is_what_was_registered_is_ok(model, home):
             lambda m: save_file({"w": np.zeros(1000, np.float32)}, m / "model.safetensors"),
             "model.safetensors has SHA",
         ),
-        (lambda m: (m / "model.safetensors").write_bytes(b"x" * 99), "is not a whole safetensors file"),
+        (lambda m: (m / "model.safetensors").write_bytes(b"x" * 99), "is not a complete safetensors file"),
         (lambda m: (m / "model.safetensors").unlink(), "has no *.safetensors weights"),
         (lambda m: (m / "config.json").write_text("{}"), "a file was changed, added or removed"),
         (lambda m: (m / "added.txt").write_text(""), "a file was changed, added or removed"),
@@ -108,9 +108,9 @@ def test_the_shards_are_named_in_order_and_each_is_checked(sharded, home):
     (sharded / names[1]).write_bytes(content)
     found, what = state(home, "mine")
     assert found == "damaged"
-    assert "shard_01.safetensors was altered" in what
+    assert "shard_01.safetensors was modified" in what
     assert "shard_00" not in what
-    with pytest.raises(ShardError, match=r"shard_01\.safetensors was altered"):
+    with pytest.raises(ShardError, match=r"shard_01\.safetensors was modified"):
         put(home, "again", sharded)
 
 
@@ -118,10 +118,10 @@ def test_shards_that_are_not_those_of_the_entry_are_damage(sharded, home):
     entry = put(home, "mine", sharded)
     reversed_urls = entry.urls.model_copy(update={"shards": entry.urls.shards[::-1]})
     home.add(entry.model_copy(update={"urls": reversed_urls}))
-    assert "names 2 shards that are not those of the entry's `urls.shards`" in state(home, "mine")[1]
+    assert "names 2 shards that differ from `urls.shards` of the entry" in state(home, "mine")[1]
     home.add(entry)
     (sharded / sharding.MANIFEST).unlink()
-    assert "shard_manifest.json is missing, though the entry names shards" in state(home, "mine")[1]
+    assert "shard_manifest.json is missing, but the entry has shards" in state(home, "mine")[1]
 
 
 def test_a_local_model_whose_files_are_gone_is_damaged(model, home):
@@ -129,7 +129,7 @@ def test_a_local_model_whose_files_are_gone_is_damaged(model, home):
     shutil.rmtree(model)
     found, what = state(home, "mine")
     assert found == "damaged"
-    assert "its files are gone" in what
+    assert "its files are missing" in what
 
 
 def test_where_a_mirror_is_used_its_weights_are_checked_and_that_is_said(model, home, tmp_path):
@@ -144,7 +144,7 @@ def test_where_a_mirror_is_used_its_weights_are_checked_and_that_is_said(model, 
 
 def test_an_entry_without_any_digest_is_ok_and_says_how_little_that_means(model, home):
     home.add(put(home, "mine", model).model_copy(update={"digest": None, "weights_sha256": None}))
-    assert state(home, "mine") == ("ok", "nothing to compare it with: its entry has no digest")
+    assert state(home, "mine") == ("ok", "cannot be verified: its entry has no digest")
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def elsewhere(monkeypatch):
 
     def fetch(url, folder):
         if served.folder is None:
-            raise ShardError("shard_00.safetensors was altered")
+            raise ShardError("shard_00.safetensors was modified")
         return shutil.copytree(served.folder, folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -184,7 +184,7 @@ def test_a_shard_that_arrives_altered_is_damage_of_that_model_alone(elsewhere, m
     home.add(entry.model_copy(update={"id": "served", "urls": urls}))
     findings = {found.id: found for found in verify(home, ["served", "mine"], fetch=True)}
     assert findings["served"].state == "damaged"
-    assert "shard_00.safetensors was altered" in findings["served"].what
+    assert "shard_00.safetensors was modified" in findings["served"].what
     assert findings["mine"].state == "ok"
 
 

@@ -390,7 +390,9 @@ def test_auto_takes_the_masked_lm_head_where_there_is_one_and_near_words_elsewhe
 
 
 def test_a_masked_lm_that_is_asked_for_and_not_there_is_refused(run, tiny_bert, tiny_data):
-    with pytest.raises(SourceError, match=r"lacks weights of a masked language model.*method: neighbours"):
+    with pytest.raises(
+        SourceError, match=r"is missing weights of a masked language model.*method: neighbours"
+    ):
         run(tiny_bert, tiny_data, method="masked_lm")
 
 

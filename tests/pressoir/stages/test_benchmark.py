@@ -374,7 +374,7 @@ def test_a_child_that_hangs_is_an_error(tmp_path, monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(probing.subprocess, "run", hang)
-    with pytest.raises(PressoirError, match="did not end within 900 s"):
+    with pytest.raises(PressoirError, match="did not finish within 900 s"):
         probing.probe(tmp_path, "pytorch", threads=1, text="good")
 
 
@@ -382,7 +382,7 @@ def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_
     model = loading.load_classifier(folders["teacher"])
     model.classifier.bias.data.fill_(math.nan)
     save(model, folders["teacher"], tmp_path / "broken")
-    with pytest.raises(PressoirError, match=r"prune \(.*broken\) gives logits that are not finite"):
+    with pytest.raises(PressoirError, match=r"prune \(.*broken\) produces logits that are not finite"):
         benchmark.run({"data": folders["data"], "prune": tmp_path / "broken"}, CONFIG, context)
 
 
@@ -395,7 +395,7 @@ def test_labels_in_another_order_than_the_datas_are_refused(folders, tmp_path, c
 
 
 def test_no_model_at_all_is_refused(tiny_data, context):
-    with pytest.raises(PressoirError, match="was given no model"):
+    with pytest.raises(PressoirError, match="needs at least one model"):
         benchmark.run({"data": tiny_data}, CONFIG, context)
 
 
@@ -495,14 +495,15 @@ def test_a_slower_and_larger_result_is_called_that():
 def test_zeroed_weights_that_bring_no_speed_are_said_to_be_so():
     lines = notes(row(), row("distill", latency_ms_p50=8.0), row("prune", latency_ms_p50=7.9))
     assert said(
-        lines, "prune (pytorch) is no faster than distill (pytorch) (7.90 against 8.00 ms): single weights"
+        lines,
+        "prune (pytorch) is no faster than distill (pytorch) (7.90 against 8.00 ms): individual weights",
     )
 
 
 def test_a_pruned_model_that_is_smaller_but_no_faster_has_no_zeros_to_blame():
     lines = notes(row(), row("prune", latency_ms_p50=14.9, parameters=11_000_000))
     assert said(lines, "prune (pytorch) is no faster than teacher (pytorch) (14.90 against 15.00 ms).")
-    assert not said(lines, "single weights")
+    assert not said(lines, "individual weights")
 
 
 def test_stages_that_pay_off_get_no_word_against_them():
@@ -514,7 +515,7 @@ def test_stages_that_pay_off_get_no_word_against_them():
 def test_simulated_int8_is_neither_blamed_for_its_speed_nor_the_measure_of_the_export():
     rows = row(), row("quantize", latency_ms_p50=40.0), row("export", "onnxruntime", latency_ms_p50=20.0)
     lines = notes(*rows)
-    assert said(lines, "quantize (pytorch) computes int8 in float32")
+    assert said(lines, "quantize (pytorch) simulates int8 in float32")
     assert not said(lines, "quantize (pytorch) did not pay off")
     assert said(lines, "export (onnxruntime) did not pay off: it is slower than teacher (pytorch)")
     [line] = [line for line in to_markdown(comparison(*rows)).splitlines() if line.startswith("| quantize")]
@@ -546,13 +547,14 @@ def test_a_difference_inside_the_interval_is_said_to_be_so():
     lines = notes(row(), row("shard", "onnxruntime", accuracy=0.88, latency_ms_p50=1.0))
     assert said(
         lines,
-        "−2.0 points lies inside the reference's interval (87.0–92.0 %): 500 test sentences are too few",
+        "−2.0 points is within the confidence interval of the reference (87.0–92.0 %): 500 test sentences "
+        "are too few",
     )
 
 
 def test_a_difference_outside_the_interval_is_said_to_be_so():
     lines = notes(row(), row("shard", "onnxruntime", accuracy=0.8, latency_ms_p50=1.0))
-    assert said(lines, "−10.0 points lies outside the reference's interval (87.0–92.0 %)")
+    assert said(lines, "−10.0 points is outside the confidence interval of the reference (87.0–92.0 %)")
 
 
 def test_no_difference_needs_no_word():

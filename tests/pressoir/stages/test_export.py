@@ -425,7 +425,7 @@ def test_a_float_graph_with_one_wrong_weight_is_refused_and_the_layer_named(
         if node.op_type == "MatMul" and f"layer.{layer}/output/dense" in node.name
     )
     corrupt(tmp_path / "model.onnx", node.input[1], lambda w: w * -100)
-    place = rf"first layer to depart is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
+    place = rf"first layer that differs is bert\.encoder\.layer\.{layer}\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
         parity(tmp_path, classifier, tiny_data, quantised=False)
 
@@ -436,7 +436,7 @@ def test_an_int8_graph_with_wrong_scales_is_refused_and_the_layer_named(int8_onn
         tmp_path, int8, tiny_data, quantised=True, min_label_agreement=0.95
     )  # of 80, random: some near ties
     corrupt(tmp_path / "model.onnx", "layer.2.attention.self.qkv.weight_scale", lambda s: s * -1000)
-    place = r"first layer to depart is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
+    place = r"first layer that differs is bert\.encoder\.layer\.2\.attention\.output\.LayerNorm"
     with pytest.raises(ParityError, match=place):
         parity(tmp_path, int8, tiny_data, quantised=True)
 

@@ -267,12 +267,12 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"rounds": 3, "epochs": 2}, "3 rounds of recovery need as many epochs"),
+        ({"rounds": 3, "epochs": 2}, "3 rounds need at least as many recovery epochs"),
         ({"rounds": 0}, "greater than or equal to 1"),
-        ({"target": {}}, "none is given"),
+        ({"target": {}}, "none is specified"),
         ({"target": {"size_mb": 5, "latency_ms": 1}}, "size_mb and latency_ms are given"),
-        ({"target": {"size_mb": 5}, "granularity": "unstructured"}, "makes nothing smaller"),
-        ({"target": {"size_mb": 5}, "head_sparsity": 0.5}, "leave out head_sparsity"),
+        ({"target": {"size_mb": 5}, "granularity": "unstructured"}, "does not reduce the size"),
+        ({"target": {"size_mb": 5}, "head_sparsity": 0.5}, "omit head_sparsity"),
         ({"target": {"parameters": 0}}, "greater than 0"),
     ],
 )

@@ -75,7 +75,7 @@ def test_every_linear_and_embedding_but_the_excluded_is_stored_as_int8_codes_wit
 def test_the_description_tells_shape_granularity_error_and_bytes_of_each_layer(int8, tiny_classifier):
     told, original = description(int8), load_file(tiny_classifier / "model.safetensors")
     assert (told["format_version"], told["scheme"], told["activations"]) == (1, "int8", "dynamic")
-    assert told["excluded"] == {"classifier": "named in quantize.exclude"}
+    assert told["excluded"] == {"classifier": "listed in quantize.exclude"}
     state = dequantized_state(int8)
     for name, layer in told["layers"].items():
         weight = original[f"{name}.weight"]
@@ -260,7 +260,7 @@ def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, c
     [
         (lambda f: (f / "quantization.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "quantization.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
-        (lambda f: (f / "quantization.json").write_text("[]"), "holds a list"),
+        (lambda f: (f / "quantization.json").write_text("[]"), "contains a list"),
         (lambda f: rewrite(f, format_version=99), "format_version is 99"),
         (lambda f: rewrite(f, scheme="int5"), "scheme is 'int5'"),
         (lambda f: rewrite(f, activations="static"), "activations is 'static'"),
@@ -272,13 +272,13 @@ def test_the_same_input_gives_the_same_bytes(made, tiny_classifier, tiny_data, c
         ),
         (
             lambda f: rewrite(f, layers={n: {**v, "bits": 4} for n, v in description(f)["layers"].items()}),
-            "4 bits is not known",
+            "4 bits is not supported",
         ),
         (
             lambda f: rewrite(
                 f, layers={n: {**v, "shape": [1, 2]} for n, v in description(f)["layers"].items()}
             ),
-            "do not fit quantization.json",
+            "do not match quantization.json",
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 40), "cannot be read"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
@@ -356,12 +356,12 @@ def test_embeddings_float_leaves_the_word_pieces_alone(tiny_classifier, tiny_dat
 def test_blocks_that_do_not_divide_the_width_are_refused_with_those_that_do(
     tiny_classifier, tiny_data, context
 ):
-    with pytest.raises(QuantizationError, match=r"word_embeddings has 32 inputs.*take block_size 16 or 32"):
+    with pytest.raises(QuantizationError, match=r"word_embeddings has 32 inputs.*use block_size 16 or 32"):
         quantise(tiny_classifier, tiny_data, context, embeddings="q4", block_size=64)
 
 
 def test_blocks_without_four_bit_embeddings_are_refused_before_any_work():
-    with pytest.raises(ValueError, match="only where embeddings is 'q4'"):
+    with pytest.raises(ValueError, match="only if embeddings is 'q4'"):
         QuantizeConfig(block_size=32)
     assert QuantizeConfig(embeddings="q4", block_size=16).scheme == "int8"
 
@@ -391,14 +391,14 @@ def test_a_four_bit_table_that_costs_too_much_gets_eight_bits_before_it_goes_bac
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block_size": 16}, "do not fit quantization.json"),
-        ({"block_size": 0}, "4 bits is not known"),
-        ({"block_size": "32"}, "4 bits is not known"),
-        ({"block_size": 7}, "do not fit quantization.json"),
-        ({"shape": [1]}, "do not fit quantization.json"),
-        ({"shape": ["a", "b"]}, "do not fit quantization.json"),
-        ({"kind": "linear"}, "4 bits is not known"),
-        ({"bits": 8}, "do not fit quantization.json"),
+        ({"block_size": 16}, "do not match quantization.json"),
+        ({"block_size": 0}, "4 bits is not supported"),
+        ({"block_size": "32"}, "4 bits is not supported"),
+        ({"block_size": 7}, "do not match quantization.json"),
+        ({"shape": [1]}, "do not match quantization.json"),
+        ({"shape": ["a", "b"]}, "do not match quantization.json"),
+        ({"kind": "linear"}, "4 bits is not supported"),
+        ({"bits": 8}, "do not match quantization.json"),
     ],
 )
 def test_a_damaged_description_of_a_four_bit_table_is_refused(blocks, tmp_path, fields, message):

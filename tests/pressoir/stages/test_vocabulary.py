@@ -432,7 +432,7 @@ def test_the_test_split_is_not_read_and_coverage_is_told(classifier, lessons, co
         (tmp_path / name).write_bytes((lessons() / name).read_bytes())
     press(classifier("bert"), tmp_path, context)
     [message] = reporter.messages
-    assert "50.00% of the sentences are split as before" in message
+    assert "50.00% of the sentences are tokenised as before" in message
 
 
 # --- files ---
@@ -496,7 +496,7 @@ def test_another_kind_of_tokenizer_is_refused_with_the_kinds_that_are_not(
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"] = {"type": "WordLevel", "vocab": content["model"]["vocab"], "unk_token": "[UNK]"}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(SourceError, match=r"WordLevel tokenizer cannot be cut.*WordPiece, BPE, Unigram"):
+    with pytest.raises(SourceError, match=r"WordLevel tokenizer cannot be pruned.*WordPiece, BPE, Unigram"):
         press(folder, lessons(), context)
 
 
@@ -505,7 +505,7 @@ def test_a_tokenizer_that_splits_at_random_is_refused(classifier, lessons, conte
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["dropout"] = 0.9
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="cannot be cut: without the pieces"):
+    with pytest.raises(SourceError, match="cannot be pruned: without the unused tokens"):
         press(folder, lessons(), context)
 
 
@@ -516,7 +516,7 @@ def test_a_tokenizer_with_more_pieces_than_the_model_has_embeddings_is_refused(
     model = loading.load_classifier(folder)
     model.resize_token_embeddings(60)
     loading.save_model(model, folder)
-    with pytest.raises(SourceError, match="60 embeddings, but its tokenizer a piece with the id"):
+    with pytest.raises(SourceError, match="60 embeddings, but its tokenizer has a token with id"):
         press(folder, lessons(), context)
 
 

@@ -323,7 +323,7 @@ class TestUnreadable:
         deny("memory.max")
         found = machine.memory()
         assert (found.limit_bytes, found.available_bytes) == (3 * GB, 2 * GB)
-        assert "/sys/fs/cgroup/pod/app/memory.max is unreadable (Permission denied): skipped" in found.notes
+        assert "/sys/fs/cgroup/pod/app/memory.max is not readable (Permission denied), skipped" in found.notes
 
     def test_without_the_usage_the_whole_limit_counts_as_free_and_that_is_told(self, machine, deny):
         machine.v2("/app")
@@ -331,7 +331,7 @@ class TestUnreadable:
         deny("memory.current")
         found = machine.memory()
         assert found.available_bytes == 4 * GB
-        assert any("memory.current tells no usage" in note for note in found.notes)
+        assert any("memory.current reports no usage" in note for note in found.notes)
 
     def test_without_memory_stat_nothing_counts_as_reclaimable(self, machine, deny):
         machine.v2("/app")
@@ -345,14 +345,16 @@ class TestUnreadable:
         deny("cgroup")
         found = machine.memory()
         assert found.limit_bytes == 4 * GB
-        assert any("/proc/self/cgroup is unreadable" in note for note in found.notes)
+        assert any("/proc/self/cgroup is not readable" in note for note in found.notes)
 
     def test_a_file_that_holds_no_number_is_skipped_and_told(self, machine):
         machine.v2("/app")
         machine.limit_v2("/app", "plenty")
         found = machine.memory()
         assert found.limit_bytes is None
-        assert found.notes == ("/sys/fs/cgroup/app/memory.max holds 'plenty', no number: skipped",)
+        assert found.notes == (
+            "/sys/fs/cgroup/app/memory.max holds 'plenty', which is not a number, skipped",
+        )
 
 
 class TestSwap:

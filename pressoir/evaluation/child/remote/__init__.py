@@ -80,8 +80,8 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
             break
         if len(one.input) < size:
             raise DataError(
-                f"the text {one.id!r} has {len(one.input)} characters, fewer than one piece of {size}; give "
-                "more text, or a smaller generation.window"
+                f"the text {one.id!r} has {len(one.input)} characters, fewer than one window of {size}; "
+                "use a longer text or a smaller generation.window"
             )
         start, index = 0, 0
         while len(one.input) - start >= size and len(found) != job.samples:
@@ -101,7 +101,7 @@ def open_predictor(job: Job, data: DataSet) -> Predictor:
         PressoirError: the server lacks the model, or does not answer as its protocol says.
     """
     if job.remote is None:
-        raise RecipeError(f"{job.model} is not on a server; give it a url")
+        raise RecipeError(f"{job.model} is not a remote model; specify its url")
     server = Endpoint(job.remote)
     protocol = job.remote.protocol or _protocol(server, job.task)
     kind: type[KServe | OpenAI] = KServe if protocol == "kserve-v2" else OpenAI
@@ -123,8 +123,10 @@ def _protocol(server: Endpoint, task: Task) -> Protocol:
     for path, answer in answers.items():
         if answer.status in (401, 403):
             raise server.refused(path, answer)
-    found = " and ".join(f"{path} answers HTTP {answer.status}" for path, answer in answers.items())
-    raise PressoirError(f"{server.url} speaks neither KServe v2 nor OpenAI's protocol: {found}; check url")
+    found = " and ".join(f"{path} returned HTTP {answer.status}" for path, answer in answers.items())
+    raise PressoirError(
+        f"{server.url} supports neither KServe v2 nor the OpenAI protocol: {found}; check url"
+    )
 
 
 def _cut(text: str, start: int, end: int) -> int:

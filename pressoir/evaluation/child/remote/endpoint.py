@@ -105,32 +105,35 @@ class Endpoint:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "the body"
-            raise self.malformed(path, f"{field}: {first['msg']}; it says {self._said(answer)!r}") from None
+            raise self.malformed(
+                path, f"{field}: {first['msg']}; the response is {self._said(answer)!r}"
+            ) from None
 
     def refused(self, path: str, answer: Answer) -> PressoirError:
         """What an answer that is an error means."""
         where, said = self.url + path, self._said(answer)
         if answer.status in (401, 403):
             todo = (
-                f"check the key in the environment variable {self._key_name}"
+                f"check the API key in the environment variable {self._key_name}"
                 if self._key_name
-                else "put a key into an environment variable, and the variable's name into api_key_env"
+                else "set api_key_env to the name of an environment variable that contains an API key"
             )
-            return RecipeError(f"{where} refuses access (HTTP {answer.status}: {said}); {todo}")
+            return RecipeError(f"{where} denied access (HTTP {answer.status}: {said}); {todo}")
         if 300 <= answer.status < 400:
             to = self.shown(answer.headers.get("Location", "nowhere").partition("?")[0])
-            return RecipeError(f"{where} redirects to {to}, which is not followed; give that address as url")
-        return PressoirError(f"{where} answers HTTP {answer.status}: {said}")
+            return RecipeError(f"{where} redirects to {to}, which is not followed; set url to that address")
+        return PressoirError(f"{where} returned HTTP {answer.status}: {said}")
 
     def malformed(self, path: str, what: str) -> PressoirError:
         """An answer is not as the protocol says."""
         return PressoirError(
-            f"{self.url}{path} does not answer as its protocol says: {what}; check url and protocol"
+            f"{self.url}{path} returned a response that does not match its protocol: {what}; check url and "
+            "protocol"
         )
 
     def unreachable(self, reason: str, todo: str) -> UnreachableError:
         """There is no use in asking the server now."""
-        return UnreachableError(f"{self.url} is not reachable: {reason}; {todo}")
+        return UnreachableError(f"{self.url} is unreachable: {reason}; {todo}")
 
     def shown(self, text: str) -> str:
         """Others' words in a message: short, on one line, and without the key."""
@@ -151,10 +154,10 @@ class Endpoint:
             else:
                 if answer.status not in _WORTH_RETRYING:
                     return answer
-                reason = f"{path} answers HTTP {answer.status}: {self._said(answer)}"
-                todo = "try again when it is ready and less busy; its log may say more"
+                reason = f"{path} returned HTTP {answer.status}: {self._said(answer)}"
+                todo = "try again when the server is ready and less busy; see its log for details"
                 if asked := _retry_after_s(answer):
-                    reason += f", and asks to wait {asked:.0f} s"
+                    reason += f", and asked to wait {asked:.0f} s"
                     pause = max(pause, asked)
             if not again or attempt == ATTEMPTS or time.monotonic() + pause >= end:
                 tried = f" (tried {attempt} times)" if attempt > 1 else ""
@@ -167,27 +170,31 @@ class Endpoint:
             for piece in response.iter_bytes():
                 body += piece
                 if len(body) > ANSWER_BYTES:
-                    raise self.malformed(path, f"more than {ANSWER_BYTES} bytes come back")
+                    raise self.malformed(path, f"the response has more than {ANSWER_BYTES} bytes")
                 if time.monotonic() > end:
-                    raise httpx.ReadTimeout("the answer comes too slowly")
+                    raise httpx.ReadTimeout("the response is too slow")
         return Answer(response.status_code, bytes(body), response.headers)
 
     def _why(self, error: httpx.HTTPError) -> tuple[str, str, bool]:
         """Why there was no answer, what to do about it, and whether another attempt may be better."""
         text = self.shown(str(error)) or type(error).__name__
         if isinstance(error, httpx.TimeoutException):
-            limit = f"no whole answer within {self._timeout_s:g} s"
-            return limit, "check that the server is not overloaded, or raise request_timeout_s", False
+            limit = f"no complete response within {self._timeout_s:g} s"
+            return limit, "check that the server is not overloaded, or increase request_timeout_s", False
         if isinstance(error, httpx.ProxyError):
-            return f"the proxy says {text}", "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY", True
+            return f"the proxy returned {text}", "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY", True
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLError):
-                return text, "check its certificate, and whether url should begin with http://", False
+                return (
+                    text,
+                    "check the server's certificate, and whether url should start with http://",
+                    False,
+                )
             if isinstance(cause, socket.gaierror):
-                return text, "check the host's name in url, and this machine's network", True
+                return text, "check the host name in url and the network connection", True
             cause = cause.__cause__ or cause.__context__
-        return text, "check that the server runs, and listens on the host and port that url names", True
+        return text, "check that the server is running and listening on the host and port in url", True
 
     def _said(self, answer: Answer) -> str:
         """What a body says: in KServe's way, in OpenAI's, in others' usual ones, or as it is."""
@@ -208,14 +215,15 @@ def _base(url: str) -> str:
             raise ValueError
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise RecipeError(
-                f"the url of a server on {parts.hostname} has a user, a password, a query or a fragment; "
-                "leave it out, and name the environment variable that holds the key in api_key_env"
+                f"the url of a server on {parts.hostname} contains a user name, password, query or "
+                "fragment; remove it, and set api_key_env to the environment variable that contains the "
+                "API key"
             )
         path = parts.path.rstrip("/")
         base = f"{parts.scheme}://{parts.netloc}{path.removesuffix('/v1').removesuffix('/v2').rstrip('/')}"
         httpx.URL(base)
     except (ValueError, httpx.InvalidURL):
-        raise RecipeError("the url of a model is not an address; write http://host:port") from None
+        raise RecipeError("the url of a model is not valid; expected http://host:port") from None
     return base
 
 
@@ -225,10 +233,10 @@ def _key(remote: Remote) -> str:
         return ""
     key = os.environ.get(remote.api_key_env, "").strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        state = "holds characters that no key has" if key else "is not set"
+        state = "contains characters that are not allowed in an API key" if key else "is not set"
         raise RecipeError(
-            f"the environment variable {remote.api_key_env}, which api_key_env names, {state}; "
-            f"set it to the key of {_base(remote.url)}"
+            f"the environment variable {remote.api_key_env} (api_key_env) {state}; set it to the API key "
+            f"of {_base(remote.url)}"
         )
     return key
 

@@ -44,11 +44,11 @@ class KServe(RemoteModel):
         """See `RemoteModel.check`."""
         if self.job.task == "causal-lm":
             raise RecipeError(
-                f"{self.job.model}: KServe v2 has no perplexity; use a server with OpenAI's /v1/completions, "
-                "and protocol: openai"
+                f"{self.job.model}: perplexity is not supported by KServe v2; use a server with the OpenAI "
+                "endpoint /v1/completions, and set protocol: openai"
             )
         self._path = f"/v2/models/{quote(self.name, safe='')}"
-        self._check_ready("/v2/health/ready", "it", "check url, and the server's log")
+        self._check_ready("/v2/health/ready", "it", "check url and the log of the server")
         self._check_ready(f"{self._path}/ready", f"its model {self.name!r}", "check remote_model")
         answer = self.server.get(self._path)
         found = _Metadata() if answer.status == 404 else self.server.parsed(self._path, answer, _Metadata)
@@ -64,11 +64,11 @@ class KServe(RemoteModel):
         if not named and values is None:
             if not names:
                 raise self._unexpected(
-                    f"FP32 (1, {len(self.labels)}), or BYTES (1,): a label's name", outputs
+                    f"FP32 (1, {len(self.labels)}), or BYTES (1,) with a label name", outputs
                 )
             raise DataError(
-                f"{self.server.url}: {self.name} answers {self.server.shown(names[0])!r}, but the data's "
-                f"labels are {', '.join(self.labels)}; give data that go with the model"
+                f"{self.server.url}: {self.name} returned {self.server.shown(names[0])!r}, but the labels "
+                f"of the data are {', '.join(self.labels)}; use data that match the model"
             )
         best = -1 if values is None else int(values.argmax())
         label = named[0] if named else best
@@ -133,7 +133,7 @@ class KServe(RemoteModel):
         if self._inputs and not fitting:
             raise PressoirError(
                 f"{self.server.url}: {self.name} takes {self._shown(self._inputs)}, but {self.job.task} "
-                f"needs a {datatype} input: tokenizing, or extracting features, is the server's part"
+                f"needs a {datatype} input: the server must tokenize texts and extract features itself"
             )
         if fitting:
             name, rank = fitting[0].name, len(fitting[0].shape)
@@ -155,16 +155,16 @@ class KServe(RemoteModel):
         try:
             return np.array(tensor.data, dtype=np.float64).reshape(tensor.shape)
         except (ValueError, TypeError, OverflowError):
-            raise self._unexpected("numbers that fill their shape", [tensor]) from None
+            raise self._unexpected("numbers that match the shape", [tensor]) from None
 
     def _texts(self, tensor: _Tensor) -> list[str]:
         texts = np.array(tensor.data, dtype=object).reshape(-1).tolist()
         if len(texts) != math.prod(tensor.shape) or not all(isinstance(text, str) for text in texts):
-            raise self._unexpected("JSON strings that fill their shape", [tensor])
+            raise self._unexpected("JSON strings that match the shape", [tensor])
         return texts
 
     def _unexpected(self, wanted: str, outputs: Sequence[_Tensor]) -> PressoirError:
-        what = f"{self.job.task} needs {wanted}, and gets {self._shown(outputs)}"
+        what = f"{self.job.task} needs {wanted}, but got {self._shown(outputs)}"
         return self.server.malformed(f"{self._path}/infer", what)
 
     def _shown(self, tensors: Sequence[_Tensor]) -> str:

@@ -84,5 +84,5 @@ class RemoteModel(ABC):
 
     def _finite(self, values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
         if not np.isfinite(values).all():
-            raise PressoirError(f"{self.server.url}: {self.name} gives {what} that are not finite")
+            raise PressoirError(f"{self.server.url}: {self.name} returned {what} that are not finite")
         return values

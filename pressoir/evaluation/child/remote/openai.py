@@ -86,26 +86,27 @@ class OpenAI(RemoteModel):
         if self.job.task == "translation":
             if self.job.data.target_language is None:
                 raise RecipeError(
-                    f"{self.job.model}: the prompt names the language to translate to; give the data set a "
-                    "target_language"
+                    f"{self.job.model}: the prompt needs the target language; set target_language of the "
+                    "data set"
                 )
             if self.job.generation.num_beams > 1:
                 raise RecipeError(
-                    f"{self.job.model}: generation.num_beams is {self.job.generation.num_beams}, but "
-                    "OpenAI's protocol has no beams; set it to 1"
+                    f"{self.job.model}: generation.num_beams is {self.job.generation.num_beams}, but beam "
+                    "search is not supported by the OpenAI protocol; set it to 1"
                 )
         path = "/v1/models"
         answer = self.server.get(path)
         if answer.status == 404:
             raise PressoirError(
-                f"{self.server.refused(path, answer)}; {self.job.task} is asked for in OpenAI's way here: "
+                f"{self.server.refused(path, answer)}; {self.job.task} uses the OpenAI protocol here; "
                 "check url and protocol"
             )
         listed = self.server.parsed(path, answer, _Models).data
         if self.name not in (one.id for one in listed):
             known = self.server.shown(", ".join(one.id for one in listed)) or "none"
             raise PressoirError(
-                f"{self.server.url} has no model {self.name!r}; it has: {known}; set remote_model to one"
+                f"{self.server.url} has no model {self.name!r}; available: {known}; set remote_model to "
+                "one of them"
             )
 
     def classify(self, text: str) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class OpenAI(RemoteModel):
         sizes = {len(row.embedding) for row in rows}
         if [row.index for row in rows] != list(range(len(texts))) or len(sizes) != 1 or 0 in sizes:
             raise self.server.malformed(
-                path, f"for {len(texts)} texts as many vectors of one length are needed"
+                path, f"for {len(texts)} texts, the same number of vectors of equal length is expected"
             )
         return np.array([row.embedding for row in rows], dtype=np.float64)
 
@@ -153,8 +154,8 @@ class OpenAI(RemoteModel):
         scores = given[1:count] if given and given[0] is None else given[:count]
         if not (echoed and whole and len(given) >= count) or None in scores or not scores:
             raise PressoirError(
-                f"{self.server.url}{path} does not give the log-probabilities of a prompt's tokens (echo, "
-                "logprobs, max_tokens 0), which perplexity is computed from; use a server that does"
+                f"{self.server.url}{path} does not return log-probabilities of prompt tokens (echo, "
+                "logprobs, max_tokens 0), which are needed for perplexity; use a server that supports them"
             )
         return [score for score in scores if score is not None]
 

@@ -130,7 +130,7 @@ class TestClassification:
         folder = tmp_path / "three"
         loading.save_model(loading.load_classifier(tiny_bert, labels=["a", "b", "c"]), folder)
         loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
-        with pytest.raises(DataError, match="3 labels apart"):
+        with pytest.raises(DataError, match="the model has 3 labels"):
             open_predictor(make_job(folder, reviews), datasets.load(reviews))
 
 

@@ -336,7 +336,7 @@ class TestKServe:
     def test_a_label_that_the_data_lack_is_an_error(self, server, predict, reviews):
         server.outputs = [tensor("label", "BYTES", [1], ["neutral"])]
         with pytest.raises(
-            DataError, match=r"answers 'neutral', but the data's labels are negative, positive"
+            DataError, match=r"returned 'neutral', but the labels of the data are negative, positive"
         ):
             predict(reviews)
 
@@ -396,7 +396,7 @@ class TestKServe:
         assert len(predict(reviews)) == 5
 
     def test_there_is_no_perplexity(self, predict, running_text):
-        with pytest.raises(RecipeError, match="KServe v2 has no perplexity"):
+        with pytest.raises(RecipeError, match="perplexity is not supported by KServe v2"):
             predict(running_text, "kserve-v2")
 
 
@@ -438,7 +438,7 @@ class TestOpenAI:
     @pytest.mark.parametrize(
         ("changed", "fields", "message"),
         [
-            ({"target_language": None}, {}, "give the data set a target_language"),
+            ({"target_language": None}, {}, "set target_language of the data set"),
             ({}, {"generation": GenerationConfig(num_beams=4)}, "num_beams is 4"),
         ],
     )
@@ -506,12 +506,14 @@ class TestOpenAI:
             return {"choices": [{"text": body["prompt"], **choice}], "usage": {"prompt_tokens": 3}}
 
         server.paths["/v1/completions"] = answer
-        with pytest.raises(PressoirError, match="does not give the log-probabilities of a prompt's tokens"):
+        with pytest.raises(PressoirError, match="does not return log-probabilities of prompt tokens"):
             predict(running_text, generation=GenerationConfig(window=16))
 
     def test_a_model_that_is_not_listed_is_missing(self, server, predict, reviews):
         server.paths["/v1/models"] = {"data": [{"id": "one"}, {"id": "two"}]}
-        with pytest.raises(PressoirError, match=r"no model 'org/press'; it has: one, two; set remote_model"):
+        with pytest.raises(
+            PressoirError, match=r"no model 'org/press'; available: one, two; set remote_model"
+        ):
             predict(reviews, "openai")
 
 
@@ -540,7 +542,7 @@ class TestPieces:
 
     def test_a_text_shorter_than_a_piece_is_refused(self, make_job, running_text):
         running_text.text.write_text("short")
-        with pytest.raises(DataError, match="'prose' has 5 characters, fewer than one piece of 512"):
+        with pytest.raises(DataError, match="'prose' has 5 characters, fewer than one window of 512"):
             samples_of(make_job(running_text), datasets.load(running_text))
 
     def test_samples_of_other_tasks_are_the_datas(self, make_job, pairs):
@@ -560,14 +562,14 @@ class TestWhichProtocol:
 
     def test_perplexity_needs_openais(self, server, predict, running_text):
         server.paths["/v1/models"] = 404, {"detail": "Not Found"}
-        with pytest.raises(PressoirError, match="Not Found; causal-lm is asked for in OpenAI's way here"):
+        with pytest.raises(PressoirError, match="Not Found; causal-lm uses the OpenAI protocol here"):
             predict(running_text)
         assert [path for _, path, *_ in server.seen] == ["/v1/models"]
 
     def test_a_server_of_another_kind_is_named_as_such(self, server, predict, reviews):
         server.paths |= {"/v2/health/ready": (404, b"?"), "/v1/models": (400, b"?")}
         with pytest.raises(
-            PressoirError, match=r"neither KServe v2 nor OpenAI's .* HTTP 404 and .* HTTP 400"
+            PressoirError, match=r"neither KServe v2 nor the OpenAI .* HTTP 404 and .* HTTP 400"
         ):
             predict(reviews)
 
@@ -577,7 +579,7 @@ class TestReadiness:
     @pytest.mark.parametrize("answer", [(400, {"error": "loading"}), {"ready": False}])
     def test_what_is_not_ready_is_unreachable(self, server, predict, reviews, path, answer):
         server.paths[path] = answer
-        with pytest.raises(UnreachableError, match=r"is not reachable: it.* is not ready"):
+        with pytest.raises(UnreachableError, match=r"is unreachable: it.* is not ready"):
             predict(reviews, "kserve-v2")
 
     def test_a_model_that_is_not_there_is_an_error(self, server, predict, reviews):
@@ -599,7 +601,7 @@ class TestOutOfReach:
             taken.bind(("127.0.0.1", 0))  # and does not listen
             url = f"http://127.0.0.1:{taken.getsockname()[1]}"
             with pytest.raises(
-                UnreachableError, match=rf"{url} is not reachable: .*check that the server runs"
+                UnreachableError, match=rf"{url} is unreachable: .*check that the server is running"
             ):
                 predict(reviews, url=url)
         assert len(pauses) == 3
@@ -609,20 +611,20 @@ class TestOutOfReach:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
-        with pytest.raises(
-            UnreachableError, match=r"Name or service not known.*check the host's name in url"
-        ):
+        with pytest.raises(UnreachableError, match=r"Name or service not known.*check the host name in url"):
             predict(reviews, url="http://no.such.host")
 
     def test_a_server_without_tls(self, server, predict, reviews):
         url = server.url.replace("http:", "https:")
-        with pytest.raises(UnreachableError, match=r"SSL.*whether url should begin with http://"):
+        with pytest.raises(UnreachableError, match=r"SSL.*whether url should start with http://"):
             predict(reviews, url=url)
 
     @pytest.mark.parametrize("fault", [hangs, drips])
     def test_an_answer_that_does_not_come_in_time(self, server, predict, reviews, fault):
         server.faults = [fault]
-        with pytest.raises(UnreachableError, match=r"no whole answer within 0\.3 s; .*request_timeout_s"):
+        with pytest.raises(
+            UnreachableError, match=r"no complete response within 0\.3 s; .*request_timeout_s"
+        ):
             predict(reviews, timeout_s=0.3)
         assert len(server.seen) == 1
 
@@ -654,7 +656,7 @@ class TestOutOfReach:
 
     def test_nobody_waits_longer_than_one_request_may_take(self, server, predict, captions, pauses):
         server.faults = [status(429, {"error": {"message": "slow down"}}, Retry_After=60)]
-        with pytest.raises(UnreachableError, match="HTTP 429: slow down, and asks to wait 60 s; try again"):
+        with pytest.raises(UnreachableError, match="HTTP 429: slow down, and asked to wait 60 s; try again"):
             predict(captions)
         assert pauses == []
 
@@ -667,7 +669,7 @@ class TestWrongAnswers:
     )
     def test_an_error_says_what_the_server_says(self, server, predict, reviews, code, body):
         server.paths[f"/v2/models/{MODEL}/infer"] = code, body
-        with pytest.raises(PressoirError, match=rf"/infer answers HTTP {code}: too ?long") as caught:
+        with pytest.raises(PressoirError, match=rf"/infer returned HTTP {code}: too ?long") as caught:
             predict(reviews)
         assert not isinstance(caught.value, UnreachableError)
         assert len(server.asked(f"/v2/models/{MODEL}/infer")) == 1
@@ -681,18 +683,20 @@ class TestWrongAnswers:
             ([], "the body: Input should be an object"),
             ({"result": 1}, "outputs: Field required"),
             ({"outputs": [{"name": "x"}]}, r"outputs\.0\.datatype: Field required"),
-            ({"outputs": []}, r"needs FP32 \(1, 2\), or BYTES \(1,\): a label's name, and gets nothing"),
-            ({"outputs": [tensor("p", "FP32", [1, 3], [1, 2, 3])]}, r"and gets p FP32 \(1, 3\)"),
-            ({"outputs": [tensor("p", "FP32", [1, 2], [1])]}, "numbers that fill their shape"),
-            ({"outputs": [tensor("p", "FP32", [1, 2], ["x", None])]}, "numbers that fill their shape"),
-            ({"outputs": [tensor("p", "FP32", [1, 2], [10**400, 1])]}, "numbers that fill their shape"),
-            ({"outputs": [tensor("l", "BYTES", [1], [1])]}, "JSON strings that fill their shape"),
-            ({"outputs": [tensor("l", "BYTES", [1], None)]}, "JSON strings that fill their shape"),
+            ({"outputs": []}, r"needs FP32 \(1, 2\), or BYTES \(1,\) with a label name, but got nothing"),
+            ({"outputs": [tensor("p", "FP32", [1, 3], [1, 2, 3])]}, r"but got p FP32 \(1, 3\)"),
+            ({"outputs": [tensor("p", "FP32", [1, 2], [1])]}, "numbers that match the shape"),
+            ({"outputs": [tensor("p", "FP32", [1, 2], ["x", None])]}, "numbers that match the shape"),
+            ({"outputs": [tensor("p", "FP32", [1, 2], [10**400, 1])]}, "numbers that match the shape"),
+            ({"outputs": [tensor("l", "BYTES", [1], [1])]}, "JSON strings that match the shape"),
+            ({"outputs": [tensor("l", "BYTES", [1], None)]}, "JSON strings that match the shape"),
         ],
     )
     def test_kserve_answers_that_are_none(self, server, predict, reviews, body, message):
         server.paths[f"/v2/models/{MODEL}/infer"] = body
-        with pytest.raises(PressoirError, match=f"does not answer as its protocol says: .*{message}"):
+        with pytest.raises(
+            PressoirError, match=f"returned a response that does not match its protocol: .*{message}"
+        ):
             predict(reviews)
 
     @pytest.mark.parametrize(
@@ -715,14 +719,16 @@ class TestWrongAnswers:
     )
     def test_openai_answers_that_are_none(self, server, predict, request, task, path, body):
         server.paths[path] = body
-        with pytest.raises(PressoirError, match=f"{path} does not answer as its protocol says"):
+        with pytest.raises(
+            PressoirError, match=f"{path} returned a response that does not match its protocol"
+        ):
             predict(request.getfixturevalue(task), "openai", generation=GenerationConfig(window=16))
 
     def test_kserve_answers_without_a_text_or_embeddings(self, server, predict, captions, pairs):
         server.outputs = [tensor("x", "FP32", [2, 3, 4], [0.0] * 24)]
-        with pytest.raises(PressoirError, match=r"needs BYTES \(1,\): the text, and gets x FP32 \(2, 3, 4\)"):
+        with pytest.raises(PressoirError, match=r"needs BYTES \(1,\): the text, but got x FP32 \(2, 3, 4\)"):
             predict(captions)
-        with pytest.raises(PressoirError, match=r"needs FP32 \(2, dimensions\), and gets x FP32 \(2, 3, 4\)"):
+        with pytest.raises(PressoirError, match=r"needs FP32 \(2, dimensions\), but got x FP32 \(2, 3, 4\)"):
             predict(pairs)
 
     def test_numbers_that_are_not_finite_are_refused(self, server, predict, reviews):
@@ -751,7 +757,7 @@ class TestKey:
 
     @pytest.mark.parametrize("protocol", [None, "kserve-v2", "openai"])
     def test_without_one_a_closed_server_says_what_to_set(self, key, predict, reviews, protocol):
-        with pytest.raises(RecipeError, match=r"refuses access \(HTTP 401.*variable's name into api_key_env"):
+        with pytest.raises(RecipeError, match=r"denied access \(HTTP 401.*set api_key_env to the name of"):
             predict(reviews, protocol)
 
     @pytest.mark.parametrize("protocol", [None, "kserve-v2", "openai"])
@@ -767,13 +773,13 @@ class TestKey:
 
     def test_403_later_is_about_the_key_too(self, server, key, predict, reviews):
         server.paths[f"/v2/models/{MODEL}/infer"] = 403, {"error": "expired"}
-        with pytest.raises(RecipeError, match=r"HTTP 403: expired\); check the key in .* PRESS_KEY"):
+        with pytest.raises(RecipeError, match=r"HTTP 403: expired\); check the API key in .* PRESS_KEY"):
             predict(reviews, api_key_env="PRESS_KEY")
 
     @pytest.mark.parametrize("value", ["", "two words", "clé", "a\nb"])
     def test_one_that_cannot_be_sent_is_refused_unseen(self, predict, reviews, monkeypatch, value):
         monkeypatch.setenv("PRESS_KEY", value)
-        with pytest.raises(RecipeError, match="variable PRESS_KEY, which api_key_env names") as caught:
+        with pytest.raises(RecipeError, match=r"variable PRESS_KEY \(api_key_env\)") as caught:
             predict(reviews, api_key_env="PRESS_KEY")
         assert not value or value not in str(caught.value)
 
@@ -796,7 +802,7 @@ class TestKey:
 
     @pytest.mark.parametrize("url", ["http://", "http://h:port", "http://h:99999", "ftp://h", "http://[::1"])
     def test_an_address_that_is_none_is_refused(self, predict, reviews, url):
-        with pytest.raises(RecipeError, match="write http://host:port"):
+        with pytest.raises(RecipeError, match="expected http://host:port"):
             predict(reviews, url=url)
 
 
@@ -824,7 +830,7 @@ class TestWholeRun:
         server.faults = [None] * 6 + [status(503)] * 4  # two health checks, model, metadata, two samples
         end, _, found = self.run(job)
         assert (end.verdict, len(found)) == ("unreachable", 2)
-        assert f"{server.url} is not reachable" in end.detail
+        assert f"{server.url} is unreachable" in end.detail
         end, _, found = self.run(job)
         assert (end.verdict, len(found)) == ("ok", 3)
         assert len(server.asked(f"/v2/models/{MODEL}/infer")) == 2 + 4 + 1
@@ -833,7 +839,7 @@ class TestWholeRun:
         server.paths["/v1/models"] = {"data": []}
         end, _, _ = self.run(make_job(reviews, "openai"))
         assert end.verdict == "exception"
-        assert "no model 'org/press'; it has: none" in end.detail
+        assert "no model 'org/press'; available: none" in end.detail
 
     def test_a_supervised_child_tells_an_answer_from_a_closed_port(
         self, server, make_job, captions, tmp_path
@@ -860,8 +866,8 @@ class TestWholeRun:
         assert (found["open"].verdict, found["open"].detail) == ("ok", "")
         assert (found["open"].samples, found["open"].runtime) == (3, "remote")
         assert found["closed"].verdict == "unreachable"
-        assert "is not reachable: " in found["closed"].detail
-        assert "check that the server runs" in found["closed"].detail
+        assert "is unreachable: " in found["closed"].detail
+        assert "check that the server is running" in found["closed"].detail
         journal = Journal(tmp_path / "j.sqlite")
         texts = {one.sample: one.value for one in journal.predictions("open")}
         journal.close()

@@ -68,7 +68,9 @@ def test_models_are_compared_within_their_task_and_data(panels):
     ]
     assert names(found["WER, %: digits"]) == ["whisper", "away"]
     assert widths(found["Accuracy, %: reviews"]) == pytest.approx([95, 95])
-    assert "higher is better; lines are Wilson's 95 % intervals" in notes(found["Accuracy, %: reviews"])
+    assert "higher is better; error bars: 95 % Wilson confidence intervals" in notes(
+        found["Accuracy, %: reviews"]
+    )
     assert "lower is better" in notes(found["Perplexity: texts"])
 
 
@@ -76,7 +78,7 @@ def test_who_has_no_score_stands_there_with_the_reason(panels):
     axes = panels(plots.metrics, ROWS)["Perplexity: texts"]
     assert names(axes) == ["gpt2", "broken", "huge", "raises"]
     assert len(axes.patches) == 1
-    assert {f"no figure: {verdict}" for verdict in ("damaged", "skipped_memory", "exception")} <= set(
+    assert {f"no result: {verdict}" for verdict in ("damaged", "skipped_memory", "exception")} <= set(
         notes(axes)
     )
 
@@ -106,10 +108,10 @@ def test_a_negative_correlation_has_its_bar_on_the_page(panels):
 def test_speed_is_in_the_samples_of_the_task_and_for_speech_in_real_time_too(panels):
     found = panels(plots.speed, ROWS)
     assert list(found) == [
-        *("Sentences a second: reviews", "Recordings a second: digits", "Real-time factor: digits"),
-        *("Sentences a second: captions", "Windows a second: texts", "Pairs a second: pairs"),
+        *("Sentences per second: reviews", "Recordings per second: digits", "Real-time factor: digits"),
+        *("Sentences per second: captions", "Windows per second: texts", "Pairs per second: pairs"),
     ]
-    axes = found["Sentences a second: reviews"]
+    axes = found["Sentences per second: reviews"]
     assert names(axes) == ["student", "teacher"]
     assert widths(axes) == pytest.approx([500, 100])
     assert "500   batches of 4" in notes(axes)
@@ -125,9 +127,9 @@ def test_slower_than_real_time_is_seen_against_a_line(panels):
 def test_peaks_show_both_figures_and_who_was_underestimated(panels):
     axes = panels(plots.peaks, ROWS, PLAN.budget_bytes)
     (title,) = axes
-    assert title == "Peak memory: predicted enough in 7 of 8"
+    assert title == "Peak memory: prediction sufficient in 7 of 8"
     axes = axes[title]
-    assert "predicted is 1.20× the measured one in the median" in notes(axes)
+    assert "predicted / measured: 1.20× (median)" in notes(axes)
     assert "0.50 GB   predicted 0.80×" in notes(axes)
     assert "skipped_memory; predicted 40.00 GB" in notes(axes)
     assert max(widths(axes)) == 1.0
@@ -140,7 +142,7 @@ def test_memory_over_time_has_batches_budget_and_alerts(panels, figures, tmp_pat
     log = write_log(tmp_path)
     panels(plots.memory, log, 3 * GB)
     children, ram = figures[-1].axes
-    assert children.get_title(loc="left") == "Memory of the models' processes: at most 1.60 GB at once"
+    assert children.get_title(loc="left") == "Memory of model processes: at most 1.60 GB at once"
     assert {"large", "batch-1"} <= set(notes(children))
     _, labels = children.get_legend_handles_labels()
     assert labels == ["teacher  1.10 GB", "student  0.50 GB", "minilm  0.90 GB", "budget  3.00 GB"]
@@ -153,7 +155,7 @@ def test_memory_over_time_has_batches_budget_and_alerts(panels, figures, tmp_pat
 def test_a_budget_far_above_is_said_and_makes_nothing_small(panels, figures, tmp_path):
     panels(plots.memory, write_log(tmp_path), 100 * GB)
     children = figures[-1].axes[0]
-    assert "the budget of 100.00 GB is above the picture" in notes(children)
+    assert "the budget of 100.00 GB is above the visible range" in notes(children)
     assert children.get_ylim()[1] < 2
 
 

@@ -78,7 +78,7 @@ def test_what_was_predicted_stands_apart_from_what_was_measured(written):
         "total": 4,
         "success_rate": 0.5,
     }
-    assert "only 2 of 4 sentences have a prediction" in model["notes"]
+    assert "only 2 of 4 sentences have predictions" in model["notes"]
     measured = raw["measured"]["whisper"]
     assert measured == pytest.approx(
         {
@@ -217,7 +217,7 @@ def test_a_picture_is_put_in_place_whole_or_not_at_all(tmp_path):
 def test_reading_what_is_no_result_says_so(tmp_path):
     (tmp_path / "a.json").write_text('{"schema": 2}')
     for path in (tmp_path / "a.json", tmp_path / "missing.json"):
-        with pytest.raises(PressoirError, match="is not the result of an evaluation"):
+        with pytest.raises(PressoirError, match="is not a valid evaluation result"):
             write.read(path)
 
 
@@ -251,9 +251,9 @@ class TestPage:
         assert self.cells(page, "huge")[4:7] == ["**skipped_memory**", "–", "–"]
 
     def test_who_failed_is_explained_with_the_lines_that_tell_most(self, page):
-        part = page.partition("## What did not go well")[2].partition("\n## ")[0]
+        part = page.partition("## Failures")[2].partition("\n## ")[0]
         assert part.count("**: ") == 5
-        assert "**broken: damaged**: its files cannot be used.\n\n    header | too short\n" in part
+        assert "**broken: damaged**: its files are not usable.\n\n    header | too short\n" in part
         shown = part.partition("**raises: exception**")[2]
         assert "    Traceback:\n    …\n" in shown
         assert "    ValueError: the last word" in shown
@@ -268,8 +268,8 @@ class TestPage:
 
     def test_predictions_of_memory_are_judged(self, page):
         assert (
-            "The predicted peak was enough in 7 of 8 cases; in the median it was 1.20× the measured one. "
-            "Too little: student (0.80×)."
+            "The predicted peak was sufficient in 7 of 8 cases; the median of predicted / measured is 1.20×. "
+            "Too low: student (0.80×)."
         ) in page
 
     def test_alerts_and_limits_are_told(self, page):
@@ -277,7 +277,7 @@ class TestPage:
         assert "95 % of 4.00 GB (the machine's RAM)" in page
 
     def test_notes_stand_once_with_all_that_they_hold_for(self, page):
-        assert "- F1 is of the class 'positive' (teacher, student)\n" in page
+        assert "- F1 is that of class 'positive' (teacher, student)\n" in page
         assert len(re.findall(r"^- BLEU\|.*version:.*\(marian, slow\)$", page, flags=re.M)) == 1
 
     def test_conditions_are_shown_key_by_key(self, page):

@@ -129,7 +129,9 @@ def test_a_graph_that_is_no_decoder_is_refused(tiny_llama, tmp_path):
     logits = [helper.make_tensor_value_info("logits", TensorProto.INT64, ["batch", "seq"])]
     node = helper.make_node("Identity", ["input_ids"], ["logits"])
     onnx.save(_model([node], given, logits, []), tmp_path / "model.onnx")
-    with pytest.raises(SourceError, match=r"not a decoder with a cache: it takes input_ids and gives logits"):
+    with pytest.raises(
+        SourceError, match=r"not a decoder with a cache: it has the inputs input_ids and the outputs logits"
+    ):
         open_decoder(tmp_path, threads=1)
 
 
@@ -221,12 +223,12 @@ def test_a_session_multiplies_by_the_expanded_weights(product):
     [
         (
             lambda file, tensor: file.write_bytes(file.read_bytes()[:300]),
-            r"take 864 bytes, but 864 .* 200 are",
+            r"need 864 bytes, but 864 .* 200 exist",
         ),
-        (lambda file, tensor: file.unlink(), r"weights\.data: No such file.*fetch it again"),
-        (lambda file, tensor: _place(tensor, "length", "1152"), r"take 864 bytes, but 1152 are named"),
-        (lambda file, tensor: _place(tensor, "location", "../weights.data"), "w has no data file beside"),
-        (lambda file, tensor: setattr(tensor, "name", "other"), "names w, which the graph lacks"),
+        (lambda file, tensor: file.unlink(), r"weights\.data: No such file.*download it again"),
+        (lambda file, tensor: _place(tensor, "length", "1152"), r"need 864 bytes, but 1152 are declared"),
+        (lambda file, tensor: _place(tensor, "location", "../weights.data"), "w has no data file in"),
+        (lambda file, tensor: setattr(tensor, "name", "other"), "names w, which is not in the graph"),
     ],
 )
 def test_a_damaged_stream_is_refused(product, damage, message):

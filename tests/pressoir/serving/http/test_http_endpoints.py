@@ -98,7 +98,7 @@ class TestTasks:
             wrong = await client.post(
                 "/translate", json={"text": SENTENCE, **options, "target_language": "xx"}
             )
-            assert "'xx' is not known to this model" in refused(wrong, 422, "invalid_request")
+            assert "'xx' is not supported by this model" in refused(wrong, 422, "invalid_request")
 
         served(app_of(store, {"basic": (tiny_nllb, {})}), work)
 
@@ -182,7 +182,7 @@ class TestComparison:
             unknown = await client.post("/compare", json={"texts": texts, "tiers": ["teacher", "best"]})
             assert "no tier 'best'" in refused(unknown, 404, "unknown_tier")
             many = await client.post("/compare", json={"texts": ["x"] * 5, "tiers": pair})
-            assert "5 texts; give 1 to 4" in refused(many, 422, "invalid_request")
+            assert "5 texts; expected 1 to 4" in refused(many, 422, "invalid_request")
 
         tiers = {"teacher": (tiny_classifier, {}), "compressed": (other_classifier, {"max_batch": 4})}
         served(app_of(store, tiers), work)
@@ -269,9 +269,9 @@ class TestKServe:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"shape": [2]}, "1 elements do not fill the shape"),
-            ({"datatype": "FP32", "data": [1.0]}, "BYTES are needed"),
-            ({"data": [7]}, "no JSON string"),
+            ({"shape": [2]}, "1 elements do not match the shape"),
+            ({"datatype": "FP32", "data": [1.0]}, "expected BYTES"),
+            ({"data": [7]}, "not a JSON string"),
             ({"datatype": "INT64"}, "datatype"),
             ({"data": [" "]}, "the text is empty"),
         ],
@@ -288,8 +288,8 @@ class TestKServe:
         async def work(client):
             text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [SENTENCE]}
             for given, message in (
-                ({"max_length": "8"}, "parameters.max_length: give a JSON integer"),
-                ({"num_beams": 2}, "takes max_length, and no 'num_beams'"),
+                ({"max_length": "8"}, "parameters.max_length: expected a JSON integer"),
+                ({"num_beams": 2}, "supported for text-classification are max_length, not 'num_beams'"),
                 ({"max_length": 10}, "tier 'reviews' allows 9"),
             ):
                 asked_for = {"inputs": [text], "parameters": given}
@@ -504,7 +504,7 @@ class TestOpenAI:
             assert "longer than 2 s" in refused(long, 422, "invalid_request")
             broken = await client.post(path, data=form, files={"file": ("x.wav", b"RIFF....", "audio/wav")})
             message = refused(broken, 422, "invalid_request")
-            assert "the file cannot be read as sound" in message
+            assert "the file cannot be read as audio" in message
             assert "/tmp" not in message
             missing = await client.post(path, data=form)
             assert "file" in refused(missing, 422, "invalid_request")

@@ -95,9 +95,11 @@ class TestSizes:
     def test_long_texts_and_large_batches_are_refused(self, app):
         async def work(client):
             answer = await client.post("/classify", json={**TEXT, "text": ["good", "x" * 101]})
-            assert "text 1 has 101 characters, and 100 are allowed" in refused(answer, 422, "too_long")
+            assert "text 1 has 101 characters, but at most 100 are allowed" in refused(
+                answer, 422, "too_long"
+            )
             answer = await client.post("/classify", json={**TEXT, "text": ["good"] * 4})
-            assert "has 4 texts; give 1 to 3" in refused(answer, 422, "invalid_request")
+            assert "has 4 texts; expected 1 to 3" in refused(answer, 422, "invalid_request")
 
         run(app(max_text_characters=100, settings={"max_batch": 3}), work)
 
@@ -128,7 +130,7 @@ class TestLoad:
             second = asyncio.create_task(client.post("/classify", json=TEXT))
             await asyncio.sleep(0.01)
             answer = await client.post("/classify", json=TEXT)
-            assert "wait already" in refused(answer, 429, "queue_full")
+            assert "are already waiting" in refused(answer, 429, "queue_full")
             assert int(answer.headers["retry-after"]) >= 1
             held.release.set()
             assert (await first).is_success
@@ -201,14 +203,14 @@ class TestLoad:
 class TestShape:
     def test_every_error_has_the_shape_and_the_request_id(self, app):
         cases = [
-            ("POST", "/classify", b"{", 422, "invalid_request", "no JSON: Expecting property name"),
+            ("POST", "/classify", b"{", 422, "invalid_request", "not valid JSON: Expecting property name"),
             (
                 "POST",
                 "/classify",
                 b"\xff\xfe",
                 422,
                 "invalid_request",
-                "no JSON: Expecting value, character 0",
+                "not valid JSON: Expecting value, character 0",
             ),
             ("POST", "/classify", b"[" * 100_000, 400, "invalid_request", "body"),
             (
@@ -229,10 +231,10 @@ class TestShape:
             ),
             ("POST", "/classify", b'{"text": "\\ud800", "tier": "more"}', 422, "invalid_request", "text"),
             ("POST", "/classify", b'{"text": "a", "tier": "\\ud800"}', 404, "unknown_tier", "\\ud800"),
-            ("POST", "/classify", b'{"text": "a"}', 404, "unknown_tier", "name one of: reviews, more"),
-            ("POST", "/classify", b'{"text": "a", "tier": "best"}', 404, "unknown_tier", "there are: more"),
+            ("POST", "/classify", b'{"text": "a"}', 404, "unknown_tier", "specify one of: reviews, more"),
+            ("POST", "/classify", b'{"text": "a", "tier": "best"}', 404, "unknown_tier", "available: more"),
             ("POST", "/classify", b'{"text": "a", "timeout_s": NaN}', 422, "invalid_request", "timeout_s"),
-            ("POST", "/translate", b'{"text": "a"}', 404, "unknown_tier", "no tier is for translation"),
+            ("POST", "/translate", b'{"text": "a"}', 404, "unknown_tier", "no tier supports translation"),
             ("GET", "/classify", b"", 405, "method_not_allowed", "POST"),
             ("GET", "/nothing/here", b"", 404, "not_found", "/docs"),
             ("GET", "/compare/statistics", b"", 422, "invalid_request", "tiers: Field required"),

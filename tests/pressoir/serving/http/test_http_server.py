@@ -356,7 +356,7 @@ class TestStarting:
 
     def test_a_host_that_is_not_this_machine_is_told(self):
         for host in ("no.such.host.invalid", "192.0.2.1"):
-            with pytest.raises(RecipeError, match=r"choose another --host|no address of this machine"):
+            with pytest.raises(RecipeError, match=r"choose another --host|not an address of this machine"):
                 listen(host, 0)
 
     def test_models_of_a_registry_are_refused_with_what_to_run(self, tmp_path):

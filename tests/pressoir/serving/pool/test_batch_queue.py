@@ -237,7 +237,7 @@ class TestTrouble:
             engine = Engine()
             queue = queue_of(engine, max_queue=2)
             tasks = await submit(queue, "a", "b", "c")
-            with pytest.raises(QueueFullError, match="2 requests wait already") as refused:
+            with pytest.raises(QueueFullError, match="2 requests are already waiting") as refused:
                 await queue.submit("k", ["d"])
             assert refused.value.retry_after_s > 0
             assert refused.value.retriable

@@ -42,7 +42,7 @@ def test_tiers_of_the_same_bytes_share_whatever_they_are_called(three_on_two):
 
 def test_a_configuration_that_shares_nothing_is_warned_of():
     sharing = analyse(ServingConfig(tiers={"basic": tier("nllb", "a"), "premium": tier("big", "b")}))
-    assert sharing.warnings() == ["nothing is shared: 2 tiers load 2 models"]
+    assert sharing.warnings() == ["no models are shared: 2 tiers load 2 models"]
 
 
 def test_a_single_tier_cannot_share_and_is_not_warned_of():
@@ -60,7 +60,7 @@ def test_a_single_tier_cannot_share_and_is_not_warned_of():
 def test_the_same_name_of_another_digest_is_a_near_miss(first, second):
     sharing = analyse(ServingConfig(tiers={"basic": tier(first, "a"), "premium": tier(second, "b")}))
     [near] = sharing.near_misses
-    assert "basic and premium name nllb alike" in near
+    assert "basic and premium name nllb, but" in near
     assert f"{first} has the digest aaaaaaaaaaaa and {second} bbbbbbbbbbbb" in near
     assert near in sharing.warnings()
 
