@@ -14,7 +14,7 @@ from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.serving.worker.step_scheduler import StepScheduler
-from pressoir.serving.worker.worker_model import LoadJob, groups, open_model
+from pressoir.serving.worker.worker_model import LoadJob, open_model
 from pressoir.system.files import folder_digest
 
 TEXTS = ["the film was good", "the book was bad and dull and the soup was cold", "the game was fine"]
@@ -194,12 +194,6 @@ class TestOpening:
         digest, _ = folder_digest(folder, model_files(folder))
         with pytest.raises(RuntimeError, match="not finite"):
             open_model(self.job(folder, digest=digest))
-
-
-def test_groups_hold_like_lengths_within_the_budget():
-    assert list(groups([5, 1, 3, 2], 6)) == [[1, 3], [2], [0]]
-    assert list(groups([5, 1], 0)) == [[1], [0]]
-    assert list(groups([], 5)) == []
 
 
 class TestMessages:
