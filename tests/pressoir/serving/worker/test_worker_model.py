@@ -1,6 +1,8 @@
 """What a model's side does: answers as inference gives them, in steps, within a budget of tokens."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,6 +196,14 @@ class TestOpening:
         digest, _ = folder_digest(folder, model_files(folder))
         with pytest.raises(RuntimeError, match="not finite"):
             open_model(self.job(folder, digest=digest))
+
+
+def test_a_worker_that_has_not_loaded_a_pytorch_model_has_not_imported_torch():
+    script = (
+        "import sys, pressoir.serving.worker.worker_model, pressoir.serving.worker.step_scheduler;"
+        "assert not {'torch', 'transformers', 'fastapi', 'prefect', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 class TestMessages:
