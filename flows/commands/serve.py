@@ -51,12 +51,12 @@ def serve(
     """
     from pressoir.config import plain, validate
     from pressoir.serving.config import EXTERNAL, resolve
-    from pressoir.serving.http.limits import Limits
+    from pressoir.serving.http.limits import HttpLimits
     from pressoir.store.store import Store
 
     store = Store()
     parsed = _configuration(config, overrides, store)
-    allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
+    allowed = validate(HttpLimits, plain({}, limits, "--limit"), "--limit")
     from pressoir.serving.http.server import listen
 
     if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
