@@ -82,7 +82,9 @@ def test_a_task_of_another_package_joins_the_schema_and_is_told_from_a_models_fo
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(ValidationError, match=r"pressoir\.tasks has no 'masked-lm'; .*: text-classification, "):
+    with pytest.raises(
+        ValidationError, match=r"pressoir\.tasks has no 'masked-lm'; .*: text-classification, "
+    ):
         DataSetConfig(task="masked-lm")
     with pytest.raises(ValidationError, match=r"there are: text-classification, causal-lm$|causal-lm \["):
         Recipe(task="translation")
