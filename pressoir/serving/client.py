@@ -14,11 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from pressoir.errors import RecipeError, UnreachableError
 from pressoir.inference.audio import SAMPLING_RATE
-from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
 
-KEY = "PRESSOIR_API_KEY"
-"""Environment variable of the server's API key."""
 _TEXT = "Good."
 _TOKENS = 4
 _SILENCE_S = 0.5
@@ -61,7 +59,7 @@ class Server:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is not a valid server address; expected http://host:port")
-        key = os.environ.get(KEY, "").strip()
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self._has_key = url.rstrip("/"), bool(key)
         self._timeout_s = timeout_s
@@ -160,7 +158,7 @@ class Server:
                 if self._has_key
                 else "is not set; set it to the API key of the server"
             )
-            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {KEY} {todo}")
+            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {API_KEY_VARIABLE} {todo}")
         if not answer.is_success:
             raise DeploymentError(f"{where} returned HTTP {answer.status_code}: {_said(answer)}")
         try:

@@ -34,6 +34,8 @@ from pressoir.store.store import Store
 
 EXTERNAL = "models:/"
 """How a model of an outer registry begins, which only a resolver of that registry can find."""
+API_KEY_VARIABLE = "PRESSOIR_API_KEY"
+"""Environment variable of a server's API key, for the server and its clients."""
 DEFAULT_NEW_TOKENS = 256
 """Most tokens that a causal LM goes on, where its tier does not say."""
 

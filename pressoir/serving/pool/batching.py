@@ -24,13 +24,12 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pressoir.serving.errors import InferenceError, QueueFullError, RequestError
+from pressoir.serving.errors import InferenceError, RequestError
+from pressoir.serving.pool.retry_estimate import RetryEstimate
 
 Run = Callable[[Hashable, Sequence[str]], Awaitable[Sequence[Any]]]
 """Takes what requests have in common, and their texts; gives an answer for each text."""
 _CHARACTERS = 3  # a token: English words have more, Chinese ones fewer
-_SMOOTHING = 0.2  # weight of the last batch in the mean time of one
-_LEAST_RETRY_S = 0.05
 
 
 @dataclass(eq=False)
@@ -68,7 +67,7 @@ class BatchQueue:
         self._batch: list[_Request] = []
         self._working: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
-        self._batch_s = 0.0
+        self._retry = RetryEstimate()
 
     def __len__(self) -> int:
         """Requests that wait; those being run do not count."""
@@ -84,10 +83,7 @@ class BatchQueue:
             ServingError: as the model.
         """
         if len(self._waiting) >= self._max_queue:
-            raise QueueFullError(
-                f"{len(self._waiting)} requests are already waiting; try again in {self.retry_after_s:.1f} s",
-                self.retry_after_s,
-            )
+            raise self._retry.refusal(len(self._waiting), self._rounds)
         longest = max(map(estimate_tokens, texts), default=0)
         request = _Request(key, texts, min(longest, max_length or longest), time.monotonic())
         self._waiting.append(request)
@@ -100,10 +96,9 @@ class BatchQueue:
             self._leave(request)
 
     @property
-    def retry_after_s(self) -> float:
-        """By when the requests that wait now are done, as far as the last batches tell, seconds."""
-        batches = 1 + len(self._waiting) / max(len(self._batch), 1)
-        return max(batches * self._batch_s, _LEAST_RETRY_S)
+    def _rounds(self) -> float:
+        """Batches until the requests that wait now are done, if they are as large as the current one."""
+        return 1 + len(self._waiting) / max(len(self._batch), 1)
 
     def _leave(self, request: _Request) -> None:
         """Out of the queue with a request that was given up; out of the model, if it was the last one."""
@@ -131,7 +126,7 @@ class BatchQueue:
             waited = start - self._batch[0].since
             await self._answer(self._batch)
             took = time.monotonic() - start
-            self._batch_s += (took - self._batch_s) * (_SMOOTHING if self._batch_s else 1.0)
+            self._retry.add(took)
             self._watch(sum(len(one.texts) for one in self._batch), waited, took)
         self._batch, self._working = [], None
 

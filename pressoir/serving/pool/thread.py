@@ -115,13 +115,6 @@ def _main(
         settle(LoadError(failure(error)["message"]))
         return
     settle((model.info, grown))
-    scheduler = StepScheduler(model.operations, on_message)
-    while True:
-        while not scheduler.busy or not inbox.empty():
-            message = inbox.get()
-            if message is None:
-                del model, scheduler
-                release_memory()
-                return
-            scheduler.take(message)
-        scheduler.step()
+    StepScheduler(model.operations, on_message).run(inbox.get, lambda: not inbox.empty())
+    del model
+    release_memory()

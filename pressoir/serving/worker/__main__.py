@@ -52,14 +52,7 @@ def serve(model: WorkerModel, channel: Channel) -> None:
     """Answer requests until there can come no more."""
     from pressoir.serving.worker.step_scheduler import StepScheduler
 
-    scheduler = StepScheduler(model.operations, channel.write)
-    while True:
-        while not scheduler.busy or channel.has_message():
-            message = channel.read()
-            if message is None:
-                return
-            scheduler.take(message)
-        scheduler.step()
+    StepScheduler(model.operations, channel.write).run(channel.read, channel.has_message)
 
 
 class Channel:

@@ -46,6 +46,16 @@ class StepScheduler:
             arguments["array"] = message.array
         self._jobs[message.id] = _begin(self._operations, message.body["operation"], arguments)
 
+    def run(self, receive: Callable[[], Message | None], has_message: Callable[[], bool]) -> None:
+        """Work until `receive` returns None: all messages that have arrived are taken before each step."""
+        while True:
+            while not self.busy or has_message():
+                message = receive()
+                if message is None:
+                    return
+                self.take(message)
+            self.step()
+
     def step(self) -> None:
         """Do one step of the request whose turn it is."""
         id = next(iter(self._jobs))
