@@ -105,7 +105,7 @@ class Server:
         return 1000 * (time.perf_counter() - start)
 
     def load(self, name: str, timeout_s: float) -> None:
-        """Have it load the model of a tier, and wait for that.
+        """Load the model of a tier, and wait until it is loaded.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: the model cannot be loaded.
@@ -126,7 +126,7 @@ class Server:
             return None
 
     def reload(self, config: ServingConfig) -> None:
-        """Have it go over to `config`, which is resolved; where that fails it keeps what it serves.
+        """Switch the server to `config`, which is resolved; if that fails, it keeps its configuration.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: it does not take it.
@@ -188,7 +188,7 @@ def _requests(tier: TierConfig) -> list[dict[str, Any]]:
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
     if tier.task == "causal-lm":
         return [{**request, "parameters": short}]
-    if tier.task == "translation":  # some models translate one pair, and some need to be told
+    if tier.task == "translation":  # some models translate one fixed pair, others need the languages
         languages = {
             "source_language": settings.source_language or "en",
             "target_language": settings.target_language or "fr",

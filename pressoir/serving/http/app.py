@@ -47,8 +47,8 @@ def create_app(
 ) -> FastAPI:
     """An app that serves a resolved configuration.
 
-    Without `api_key` the environment variable `PRESSOIR_API_KEY` is taken; where that is empty, everybody may
-    ask, and nobody may load, unload or reload.
+    Without `api_key` the environment variable `PRESSOIR_API_KEY` is used; if that is empty, requests need no
+    key, and loading, unloading and reloading are disabled.
 
     Raises:
         RecipeError: the configuration is not resolved, or the key has characters that no header carries.

@@ -1,4 +1,4 @@
-"""What every request passes before and after its endpoint: limits, the key, the log, and giving up.
+"""What every request passes before and after its endpoint: limits, the API key, the log, cancellation.
 
 **Why.** A server that is open to a network meets clients that send too much, too slowly, too often, or leave
 in the middle. None of them may take memory or a model's time from the others.
@@ -219,7 +219,7 @@ class _Request:
             pass
 
     async def replay(self) -> Message:
-        """The body, for the endpoint; it is not told of a disconnection, which cancels it."""
+        """The body, for the endpoint, which sees no disconnection: that cancels it."""
         if self._replayed:
             await asyncio.get_running_loop().create_future()
         self._replayed = True

@@ -354,7 +354,7 @@ def _encoded(vector: NDArray[np.float32], form: str) -> str | list[float]:
 
 
 def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) -> NDArray[np.float32]:
-    """The sound of a file's content. A small file may hold hours, so that is looked at first."""
+    """The audio of a file's content; its length is checked first, because a small file may hold hours."""
     import soundfile
 
     from pressoir.inference.audio import read_audio

@@ -91,7 +91,7 @@ def routes(backend: Backend) -> APIRouter:
 async def carried_through(work: Coroutine[Any, Any, Result]) -> Result:
     """Complete an operation even if the client disconnects."""
     task = asyncio.create_task(work)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the client may be gone
     return await asyncio.shield(task)
 
 

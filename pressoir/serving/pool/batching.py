@@ -9,10 +9,9 @@ engines whose rows share one activation scale (dynamic int8; `batch_invariant` i
 are computed with. Unless the configuration says otherwise, a few texts (`max_texts`) are handed to those
 together, which saves messages, but computed one by one, and nothing is waited for.
 
-The queue is bounded: what does not fit is turned away at once, with an estimate of when to come back. A
-request that is cancelled, or whose time is up, leaves the queue; a batch nobody waits for any more is
-cancelled. If a batch fails for no reason of a single request's (which the model would name), its requests are
-run again one by one, so that one of them cannot spoil the others.
+The queue is bounded: further requests are rejected at once, with an estimate of when to retry. A request that
+is cancelled or times out leaves the queue; a batch that no request waits for any more is cancelled. If a
+batch fails, its requests are run again one by one, so that one of them cannot spoil the others.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class BatchQueue:
         together: bool = True,
         watch: Callable[[int, float, float], None] = lambda texts, waited_s, run_s: None,
     ) -> None:
-        """`together`: whether requests are batched at all. `watch` is told of each batch: how many texts, how
-        long its oldest request had waited, and how long it took."""
+        """`together`: whether requests are batched at all. `watch` is called after each batch: number of texts,
+        how long the oldest request waited, how long the batch took (seconds)."""
         self._run, self._max_tokens, self._max_delay_s = run, max_tokens, max_delay_s
         self._max_queue, self._max_texts = max_queue, max_texts
         self._together, self._watch = together, watch
@@ -113,7 +112,7 @@ class BatchQueue:
             self._working = asyncio.create_task(self._work()) if self._waiting else None
 
     async def _work(self) -> None:
-        """Run batches until nobody waits."""
+        """Run batches until no request waits."""
         first = True
         while self._waiting:
             if not first:

@@ -2,7 +2,7 @@
 
 A model computes on as many threads as it is given, so running two requests at once would gain nothing and
 cost both their caches. But a continuation of hundreds of tokens must not make a short request wait: each
-request is a generator, and after every step (a token, a part of a batch, a window of sound) the next one is
+request is a generator, and after every step (a token, a part of a batch, a window of audio) the next one is
 served. Between two steps a request can be cancelled.
 """
 
