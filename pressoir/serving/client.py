@@ -14,11 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from pressoir.errors import RecipeError, UnreachableError
 from pressoir.inference.audio import SAMPLING_RATE
-from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
 
-KEY = "PRESSOIR_API_KEY"
-"""Environment variable of the server's API key."""
 _TEXT = "Good."
 _TOKENS = 4
 _SILENCE_S = 0.5
@@ -61,7 +59,7 @@ class Server:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is not a valid server address; expected http://host:port")
-        key = os.environ.get(KEY, "").strip()
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self._has_key = url.rstrip("/"), bool(key)
         self._timeout_s = timeout_s
@@ -107,7 +105,7 @@ class Server:
         return 1000 * (time.perf_counter() - start)
 
     def load(self, name: str, timeout_s: float) -> None:
-        """Have it load the model of a tier, and wait for that.
+        """Load the model of a tier, and wait until it is loaded.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: the model cannot be loaded.
@@ -128,7 +126,7 @@ class Server:
             return None
 
     def reload(self, config: ServingConfig) -> None:
-        """Have it go over to `config`, which is resolved; where that fails it keeps what it serves.
+        """Switch the server to `config`, which is resolved; if that fails, it keeps its configuration.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: it does not take it.
@@ -160,7 +158,7 @@ class Server:
                 if self._has_key
                 else "is not set; set it to the API key of the server"
             )
-            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {KEY} {todo}")
+            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {API_KEY_VARIABLE} {todo}")
         if not answer.is_success:
             raise DeploymentError(f"{where} returned HTTP {answer.status_code}: {_said(answer)}")
         try:
@@ -190,7 +188,7 @@ def _requests(tier: TierConfig) -> list[dict[str, Any]]:
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
     if tier.task == "causal-lm":
         return [{**request, "parameters": short}]
-    if tier.task == "translation":  # some models translate one pair, and some need to be told
+    if tier.task == "translation":  # some models translate one fixed pair, others need the languages
         languages = {
             "source_language": settings.source_language or "en",
             "target_language": settings.target_language or "fr",

@@ -34,6 +34,8 @@ from pressoir.store.store import Store
 
 EXTERNAL = "models:/"
 """How a model of an outer registry begins, which only a resolver of that registry can find."""
+API_KEY_VARIABLE = "PRESSOIR_API_KEY"
+"""Environment variable of a server's API key, for the server and its clients."""
 DEFAULT_NEW_TOKENS = 256
 """Most tokens that a causal LM goes on, where its tier does not say."""
 
@@ -214,7 +216,7 @@ def resolve(config: ServingConfig, store: Store, resolver: Resolver | None = Non
     Each model is hashed once. `resolver` finds those that begin with `models:/`.
 
     Raises:
-        RecipeError: models that cannot be found or trusted, are not of the task that is asked of them, or
+        RecipeError: models that cannot be found or trusted, do not have the task that is configured, or
             not the files that a digest pins; all are listed at once.
     """
     found: dict[str, sources.Source | PressoirError] = {}
@@ -237,7 +239,7 @@ def resolve(config: ServingConfig, store: Store, resolver: Resolver | None = Non
 
 
 def nearest_tier(name: str, config: ServingConfig) -> str:
-    """What to say to somebody who asked for a tier that is not there."""
+    """A hint for a tier name that does not exist."""
     near = nearest(name, config.tiers)
     known = ", ".join(sorted(config.tiers))
     return f"did you mean {near!r}? available: {known}" if near else f"available: {known}"

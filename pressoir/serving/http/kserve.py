@@ -12,7 +12,7 @@ speech recognition    `audio` FP32 (1, samples)       `text` BYTES (1,)
 ====================  ==============================  ================================================
 
 What a tier's settings let a request choose (`max_length`, `num_beams`, languages, …) is a parameter of the
-request. Of sound `sampling_rate` is one too, which must be the model's.
+request. For audio `sampling_rate` is one as well; it must be that of the model.
 
 Sources. https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md)
 """

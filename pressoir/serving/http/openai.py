@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
+from pressoir.serving.checks import as_list
 from pressoir.serving.errors import RequestError
 from pressoir.serving.generation import Generation, Usage
 from pressoir.serving.http.backend import Backend
@@ -173,7 +174,7 @@ def routes(backend: Backend) -> APIRouter:
     async def completions(body: Completion, request: Request) -> Response:
         """Complete each prompt; with `stream`, a single prompt as server-sent events."""
         tier = backend.tier(request, body.model, "causal-lm")
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        prompts = as_list(body.prompt)
         _check_prompts(backend, tier, prompts, body.stream)
         if body.max_tokens == 0 and body.echo and not body.stream:
             return await _scored(
@@ -216,7 +217,7 @@ def routes(backend: Backend) -> APIRouter:
     async def embeddings(body: Embeddings, request: Request) -> Response:
         """A normalised embedding of each text."""
         tier = backend.tier(request, body.model, "feature-extraction")
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = as_list(body.input)
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -353,7 +354,7 @@ def _encoded(vector: NDArray[np.float32], form: str) -> str | list[float]:
 
 
 def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) -> NDArray[np.float32]:
-    """The sound of a file's content. A small file may hold hours, so that is looked at first."""
+    """The audio of a file's content; its length is checked first, because a small file may hold hours."""
     import soundfile
 
     from pressoir.inference.audio import read_audio

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from pressoir.serving.checks import as_list
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
 from pressoir.serving.http.backend import Backend
@@ -79,7 +80,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/classify")
     async def classify(body: Classify, request: Request) -> Response:
         """Classify texts: the probability of each label."""
-        texts = [body.text] if isinstance(body.text, str) else body.text
+        texts = as_list(body.text)
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "text-classification")
         found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
@@ -88,7 +89,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/translate")
     async def translate(body: Translate, request: Request) -> Response:
         """Translate texts."""
-        texts = [body.text] if isinstance(body.text, str) else body.text
+        texts = as_list(body.text)
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "translation")
         options = body.model_dump(exclude={"text", "tier"})

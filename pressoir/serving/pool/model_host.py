@@ -1,8 +1,8 @@
 """The models behind a service's tiers: found, loaded, replaced, unloaded, and what they take.
 
-A model counts as loaded when it has answered: its files have the digest that was resolved, it was loaded and
-warmed up, and a small request of its own went all the way and back. Only then does it take the place of
-another; until then, and if any of it fails, the other one stays.
+A model counts as loaded once it has answered: its files have the resolved digest, it was loaded and warmed
+up, and a small request went all the way through. Only then does it replace another; until then, or if any of
+this fails, the other one stays.
 """
 
 from __future__ import annotations
@@ -107,15 +107,14 @@ class ModelHost:
         return await self.pool.unload(self.lookup(tier).spec.key, self.config.drain_timeout_s)
 
     async def replace(self, tier: str | Tier) -> None:
-        """Load the model of a tier anew; raises as `lookup` and as `ModelPool.replace`."""
+        """Reload the model of a tier; raises as `lookup` and as `ModelPool.replace`."""
         await self.pool.replace(self.lookup(tier).spec, self.config.drain_timeout_s)
 
     async def reload(self, config: ServingConfig | None = None) -> None:
-        """Go over to another configuration; without one, load every loaded model anew. No request is lost.
+        """Switch to another configuration; without one, reload every loaded model. No request is lost.
 
-        Models that stay the same stay loaded. Of the new ones those are loaded that are pinned, or in the
-        place of one that is loaded. Budget and batching count from now on, for models that are loaded from
-        now on; isolation and threads as well.
+        Models that stay the same stay loaded. Of the new ones, those are loaded that are pinned or replace a
+        loaded one. Budget, batching, isolation and threads apply to models that are loaded from now on.
 
         Raises:
             LoadError: a new model cannot be loaded; everything is as it was.
