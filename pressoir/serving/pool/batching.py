@@ -57,8 +57,8 @@ class BatchQueue:
         together: bool = True,
         watch: Callable[[int, float, float], None] = lambda texts, waited_s, run_s: None,
     ) -> None:
-        """`together`: whether requests are batched at all. `watch` is called after each batch: number of texts,
-        how long the oldest request waited, how long the batch took (seconds)."""
+        """`together`: whether requests are batched at all. `watch` is called after each batch: number of
+        texts, how long the oldest request waited, how long the batch took (seconds)."""
         self._run, self._max_tokens, self._max_delay_s = run, max_tokens, max_delay_s
         self._max_queue, self._max_texts = max_queue, max_texts
         self._together, self._watch = together, watch
