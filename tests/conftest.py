@@ -1,7 +1,9 @@
 """A tiny random BERT and a few sentences, made once: most tests run on them in milliseconds."""
 
+import gc
 import os
 import random
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -279,6 +281,16 @@ def _tiny_text(files, folder):
     running_text.save(config, folder)
 
 
+@pytest.fixture(scope="session")
+def database(built_once):
+    """MLflow's database, empty: making one takes seconds."""
+    from tasks.tracking import prepare_database
+
+    return (
+        built_once("mlflow", lambda folder: prepare_database(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
+    )
+
+
 @pytest.fixture
 def reporter():
     return RecordingReporter()
@@ -304,9 +316,61 @@ def cold_start():
 def no_cold_starts(monkeypatch, cold_start):
     """Stand in for the fresh processes in which the benchmark opens each model, which take seconds each.
 
-    tests/pressoir/stages/test_benchmark.py has a real one, and real runs of the command line have all.
+    tests/pressoir/stages/test_benchmark.py has a real one; a run of the command line, and one with language
+    models, have all.
     """
-    monkeypatch.setattr("pressoir.benchmark.classifiers.probe", lambda *call: cold_start)
+    for module in ("classifiers", "language_models"):
+        monkeypatch.setattr(f"pressoir.benchmark.{module}.probe", lambda *call: cold_start)
+
+
+# Slowest first. A test with none of these marks is fast: `make check` runs those.
+SLOW_MARKS = ("slow", "browser", "flow", "process")
+
+
+def _slowness(item):
+    return min(
+        place for place, name in enumerate((*SLOW_MARKS, None)) if not name or item.get_closest_marker(name)
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the slowest tests first: what is left at the end is short, and all workers end together."""
+    first = {}
+    for item in items:
+        first[item.path] = min(_slowness(item), first.get(item.path, len(SLOW_MARKS)))
+    items.sort(key=lambda item: first[item.path])
+
+
+def pytest_collection_finish():
+    """Exempt what is imported by now from collection: `release_memory` would walk it for every layer."""
+    gc.collect()
+    gc.freeze()
+
+
+_started = []
+
+
+def _note_processes(event, arguments):
+    if event == "os.fork" or (event == "subprocess.Popen" and arguments[0] == sys.executable):
+        _started.append(arguments)
+
+
+sys.addaudithook(_note_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _started.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that starts an interpreter, itself or in its fixtures, is not fast, and must be marked."""
+    result = yield
+    if _started and _slowness(item) == len(SLOW_MARKS):
+        pytest.fail(f"starts {len(_started)} processes: mark it as `process`", pytrace=False)
+    return result
 
 
 # A skipped test proves nothing: in CI every skip must stand here, by a part of its reason.

@@ -32,6 +32,8 @@ from pressoir.inference.translation import Translator
 from pressoir.recipe.sections import DataConfig
 from pressoir.serving.http.server import listen
 
+pytestmark = pytest.mark.process
+
 PROGRAM = (
     "from flows.cli import main; from flows.commands.serve import serve; main.add_command(serve); main()"
 )
