@@ -23,8 +23,10 @@ FAST := not (process or flow or browser or slow)
 check: lint ## check style, formatting and types, then run the fast tests (about 3 minutes on two cores)
 	$(PYTEST) -m "$(FAST)"
 
-test: .venv/.dev ## install, then run all tests (about 20 minutes on two cores)
-	$(PYTEST)
+# Coverage is that of the fast tests: they alone stay in one process.
+test: .venv/.dev ## install, then run all tests, with the coverage of the fast ones (about 20 minutes on two cores)
+	$(PYTEST) -m "$(FAST)" --durations 25 --cov --cov-report term:skip-covered
+	$(PYTEST) -m "not ($(FAST))" --durations 25
 
 lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff check .
