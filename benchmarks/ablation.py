@@ -34,11 +34,11 @@ import matplotlib as mpl
 import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
-from flows.commands.terminal import progress, quiet_libraries
 from pressoir.benchmark import classifier_report
 from pressoir.benchmark.classifier_report import Benchmark, points
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
+from pressoir.flows.commands.terminal import progress, quiet_libraries
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
 from pressoir.pipeline.build import build_stage
@@ -141,7 +141,7 @@ def ablate(
     Raises:
         PressoirError: the base cannot be built, or a model cannot be measured.
     """
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     store, base = Store(given.home), plain(recipe, options)
     check_inputs(base, store)

@@ -71,7 +71,7 @@ def find(recipe: Recipe, store: Store, file: Path) -> Run:
     Raises:
         PressoirError: it is not a classifier's, or something that is needed is not in the store.
     """
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     if recipe.task != "text-classification":
         raise PressoirError(f"{file}: the peers are compared on a classifier, but task is {recipe.task!r}")

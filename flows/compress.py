@@ -13,8 +13,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.benchmark import reports
+from pressoir.flows.linked import linked_run
 from pressoir.pipeline import plan as planning
 from pressoir.pipeline.checks import base_reference, check_inputs
 from pressoir.pipeline.plan import PlanRow
@@ -23,10 +23,10 @@ from pressoir.recipe.recipe import Recipe, load
 from pressoir.sources.resolve import Source
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import tracking
-from tasks.register import register
-from tasks.runner import TaskRunner
-from tasks.stage import RunContext
+from pressoir.tasks import tracking
+from pressoir.tasks.register import register
+from pressoir.tasks.runner import TaskRunner
+from pressoir.tasks.stage import RunContext
 
 if TYPE_CHECKING:
     from pressoir.stages.teacher_outputs import OutputsConfig

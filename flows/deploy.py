@@ -15,15 +15,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.transactions import Transaction, transaction
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.errors import PressoirError
+from pressoir.flows.linked import linked_run
 from pressoir.serving.config import ServingConfig, load
 from pressoir.serving.deployment import DeploymentError, DeployResult, entry
 from pressoir.store.store import Store
-from tasks import deploy as steps
-from tasks.serving_version import ALIAS, model_name
+from pressoir.tasks import deploy as steps
+from pressoir.tasks.serving_version import ALIAS, model_name
 
-SERVE = (sys.executable, "-m", "flows.cli", "serve")
+SERVE = (sys.executable, "-m", "pressoir.flows.cli", "serve")
 """How the server is started that tries a configuration out."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from tasks.stage import RunContext, run_stage, stage_task
+from pressoir.tasks.stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="benchmark", task_run_name="benchmark")

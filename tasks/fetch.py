@@ -9,7 +9,7 @@ from typing import Any
 from pressoir.errors import UnreachableError
 from pressoir.sources.resolve import Source, resolve
 from pressoir.store.store import Store
-from tasks.stage import stage_task
+from pressoir.tasks.stage import stage_task
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:

@@ -6,21 +6,21 @@ from pydantic import BaseModel
 
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from tasks.augment import augment
-from tasks.benchmark import benchmark
-from tasks.data import data
-from tasks.distill import distill
-from tasks.export import export
-from tasks.fetch import fetch
-from tasks.merge import merge
-from tasks.prune import prune
-from tasks.quantize import quantize
-from tasks.shard import shard
-from tasks.stage import RunContext
-from tasks.teacher import teacher
-from tasks.teacher_outputs import teacher_outputs
-from tasks.text import text
-from tasks.vocabulary import vocabulary
+from pressoir.tasks.augment import augment
+from pressoir.tasks.benchmark import benchmark
+from pressoir.tasks.data import data
+from pressoir.tasks.distill import distill
+from pressoir.tasks.export import export
+from pressoir.tasks.fetch import fetch
+from pressoir.tasks.merge import merge
+from pressoir.tasks.prune import prune
+from pressoir.tasks.quantize import quantize
+from pressoir.tasks.shard import shard
+from pressoir.tasks.stage import RunContext
+from pressoir.tasks.teacher import teacher
+from pressoir.tasks.teacher_outputs import teacher_outputs
+from pressoir.tasks.text import text
+from pressoir.tasks.vocabulary import vocabulary
 
 TASKS = {
     t.name: t

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pressoir.recipe.sections import ShardConfig
 from pressoir.store.artifact import Artifact
-from tasks.stage import RunContext, run_stage, stage_task
+from pressoir.tasks.stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="shard", task_run_name="shard")

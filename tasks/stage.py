@@ -32,7 +32,7 @@ from pressoir.reporting import Reporter
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
-from tasks import terminal, tracking
+from pressoir.tasks import terminal, tracking
 
 stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)
 """The decorator of every task. Nothing is retried: a second try would meet the same `PressoirError`."""

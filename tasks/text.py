@@ -6,7 +6,7 @@ from prefect.states import State
 
 from pressoir.recipe.sections import TextConfig
 from pressoir.store.artifact import Artifact
-from tasks.stage import RunContext, run_stage, stage_task
+from pressoir.tasks.stage import RunContext, run_stage, stage_task
 
 
 @stage_task(name="text", task_run_name="text")

@@ -9,8 +9,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.merge import ManyValues
-from flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.flows.commands.merge import ManyValues
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from pressoir.serving.deployment import DeployResult
@@ -39,8 +39,8 @@ def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose
 
     parsed = ServingConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
-    from flows.deploy import deploy as flow
-    from tasks import report_to
+    from pressoir.flows.deploy import deploy as flow
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed, server)

@@ -10,14 +10,14 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.commands.merge import ManyValues
-from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.errors import RecipeError
+from pressoir.flows.commands.merge import ManyValues
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from flows.batch_evaluation import EvaluationResult
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.evaluation.run import Prepared, Survey
+    from pressoir.flows.batch_evaluation import EvaluationResult
 
 STRATEGIES = ("aggressive", "moderate", "conservative")
 
@@ -104,8 +104,8 @@ def evaluate(
             return
         batches = _ask_batches(prepared)
     quiet_libraries(verbose)
-    from flows.batch_evaluation import batch_evaluation
-    from tasks import report_to
+    from pressoir.flows.batch_evaluation import batch_evaluation
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = batch_evaluation(parsed, None if folder is None else str(folder), batches)

@@ -13,8 +13,8 @@ import click
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from flows.commands.standalone import stage_output
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.standalone import stage_output
+from pressoir.flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
     from pressoir.recipe.sections import DataConfig

@@ -13,8 +13,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.standalone import stage_output
-from flows.commands.terminal import console, progress
+from pressoir.extensions import loader
+from pressoir.flows.commands.standalone import stage_output
+from pressoir.flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
     from pressoir.inference.side_by_side import Side
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 LEVELS = ("q8", "q4", "q3", "q2", "int8")
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+class _Declared(click.Choice):  # type: ignore[type-arg]
+    """The names of a list that packages add to, looked up when an option is read and not on import."""
+
+    def __init__(self, group: loader.Group) -> None:
+        self._group, self.case_sensitive = group, True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return loader.names(self._group)
 
 
 @click.command()
@@ -41,7 +53,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="q8 to q2: weights of causal LMs; int8: weights and activations of other models.",
 )
 @click.option(
-    "--algorithm", type=click.Choice(("rtn", "hqq", "gptq")), help="Quantisation algorithm [default: hqq]."
+    "--algorithm", type=_Declared("pressoir.quantizers"), help="Quantisation algorithm [default: hqq]."
 )
 @click.option("--block-size", type=int, metavar="N", help="Weights per scale [default: 64, q2: 128].")
 @click.option(

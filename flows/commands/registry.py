@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.terminal import console
 from pressoir.errors import SourceError
+from pressoir.flows.commands.terminal import console
 from pressoir.formats.folder import Task
 from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.merge import ManyValues
 from pressoir.errors import RecipeError
+from pressoir.flows.commands.merge import ManyValues
 
 if TYPE_CHECKING:
     from pressoir.serving.config import ServingConfig

@@ -62,7 +62,7 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
     if config.hidden:
         shapes["hidden"] = (int(offsets[-1]), len(matched), model.config.hidden_size)
     if config.relations:
-        shapes["relations"] = (int(offsets[-1]), len(relations.PARTS), relations.width(model))
+        shapes["relations"] = (int(offsets[-1]), len(relations.PROJECTIONS), relations.width(model))
     kept: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {
         name: np.lib.format.open_memmap(
             context.out_dir / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
@@ -92,8 +92,8 @@ def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext
                 found["relations"] = relations.stacked(seen)
             for name, states in found.items():  # (batch, seq, …)
                 chosen = states.half().numpy()
-                for place, row in enumerate(batch):
-                    kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
+                for index, row in enumerate(batch):
+                    kept[name][offsets[row] : offsets[row + 1]] = chosen[index, : lengths[row]]
     for array in kept.values():
         array.flush()
     if reference is not None:

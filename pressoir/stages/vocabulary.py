@@ -36,7 +36,7 @@ from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
 from pressoir.models import loading
-from pressoir.models.layouts import LAYOUTS, count_parameters
+from pressoir.models.layouts import count_parameters, position_table
 from pressoir.pruning import vocabulary
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
@@ -143,28 +143,21 @@ def keep_positions(model: PreTrainedModel, tokens: int) -> bool:
 
     RoBERTa's positions begin after its padding token's id.
     """
-    table: Any = _table(model)
+    table = position_table(model)
     if table is None:
         return False
+    parent, name = table
+    old = getattr(parent, name)
     first = first_position(model.config.pad_token_id)
-    if table.position_embeddings.padding_idx is not None:
-        first = max(first, table.position_embeddings.padding_idx + 1)
-    size = min(tokens + first, table.position_embeddings.num_embeddings)
-    old = table.position_embeddings
-    table.position_embeddings = _rows(old, slice(size), old.padding_idx)
+    if old.padding_idx is not None:
+        first = max(first, old.padding_idx + 1)
+    size = min(tokens + first, old.num_embeddings)
+    setattr(parent, name, _rows(old, slice(size), old.padding_idx))
     for buffer in ("position_ids", "token_type_ids"):
-        if hasattr(table, buffer):
-            setattr(table, buffer, getattr(table, buffer)[:, :size].clone())
+        if hasattr(parent, buffer):
+            setattr(parent, buffer, getattr(parent, buffer)[:, :size].clone())
     model.config.max_position_embeddings = size
     return True
-
-
-def _table(model: PreTrainedModel) -> nn.Module | None:
-    """The module that holds a table of absolute positions, one a token; None where there is none."""
-    absolute = getattr(model.config, "position_embedding_type", "absolute") == "absolute"
-    if model.config.model_type not in LAYOUTS or not absolute:
-        return None
-    return model.base_model.get_submodule("embeddings")
 
 
 def _positions(model: PreTrainedModel) -> int:
@@ -185,9 +178,9 @@ def _named(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: se
     for field, value in model.config.to_dict().items():
         if field.endswith("_token_id") and isinstance(value, int):
             named.add(value)
-    table: Any = _table(model)
-    if table is not None and table.position_embeddings.padding_idx is not None:
-        named.update(range(table.position_embeddings.padding_idx + 1))  # its id is where positions begin
+    table = position_table(model)
+    if table is not None and (padding := getattr(*table).padding_idx) is not None:
+        named.update(range(padding + 1))  # its id is where positions begin
     return named & known
 
 
@@ -215,7 +208,7 @@ def _save_tokenizer(
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         index = {str(old): str(new) for new, old in enumerate(ids)}
         added = settings.get("added_tokens_decoder", {})
-        settings["added_tokens_decoder"] = {index[place]: token for place, token in added.items()}
+        settings["added_tokens_decoder"] = {index[old]: token for old, token in added.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         cut = loading.load_tokenizer(folder)
         cut.model_max_length = longest

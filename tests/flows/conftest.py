@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-import tasks  # noqa: F401 — before Prefect: it turns telemetry off
+from pressoir import tasks  # noqa: F401 — before Prefect: it turns telemetry off
 
 
 @pytest.fixture(scope="session")

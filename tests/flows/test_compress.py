@@ -39,7 +39,7 @@ def runs_of(result):
 
 
 def test_a_run_builds_every_stage_in_order_and_the_next_finds_all_in_the_store(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     first = compress(recipe)
     assert fake_stages == ORDER
@@ -62,7 +62,7 @@ def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     result = compress(recipe)
@@ -83,7 +83,7 @@ def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
 
 
 def test_changing_a_late_stage_runs_again_only_from_there(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     fake_stages.clear()
@@ -92,7 +92,7 @@ def test_changing_a_late_stage_runs_again_only_from_there(recipe, fake_stages):
 
 
 def test_refresh_builds_everything_again(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     fake_stages.clear()
@@ -101,7 +101,7 @@ def test_refresh_builds_everything_again(recipe, fake_stages):
 
 
 def test_stages_set_to_null_are_left_out(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None))
     assert fake_stages == ["data", "teacher", "export", "benchmark"]
@@ -111,7 +111,7 @@ def test_stages_set_to_null_are_left_out(recipe, fake_stages):
 
 
 def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(set_(recipe, distill=None, quantize=None))
     assert fake_stages == [
@@ -120,7 +120,7 @@ def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
 
 
 def test_text_that_augment_makes_is_learnt_from_but_does_not_decide_the_vocabulary(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(set_(recipe, augment={"copies": 1}, vocabulary={}))
     assert fake_stages.index("augment") < fake_stages.index("distill")
@@ -130,7 +130,7 @@ def test_text_that_augment_makes_is_learnt_from_but_does_not_decide_the_vocabula
 
 
 def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
-    from flows.compress import compress, plan
+    from pressoir.flows.compress import compress, plan
 
     before = plan(recipe)
     assert [row.stage for row in before] == ORDER
@@ -148,7 +148,7 @@ def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
 
 
 def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(recipe)
     client, parent, nested = runs_of(result)
@@ -184,7 +184,7 @@ def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
 def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
     from prefect.client.orchestration import get_client
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(recipe)
     with get_client(sync_client=True) as client:
@@ -198,7 +198,7 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
 
 
 def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
     from pressoir.registry.registry import Registry
     from pressoir.sources import resolve
     from pressoir.store.store import Store
@@ -215,8 +215,8 @@ def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, ho
 
 
 def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
-    from flows.compress import compress
-    from tasks import report_to
+    from pressoir.flows.compress import compress
+    from pressoir.tasks import report_to
 
     with report_to(reporter):
         compress(recipe)
@@ -229,8 +229,8 @@ def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
 def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeypatch):
     from prefect.client.orchestration import get_client
 
-    from flows.compress import compress
-    from tasks import stage
+    from pressoir.flows.compress import compress
+    from pressoir.tasks import stage
 
     monkeypatch.setattr(stage, "_LONG_S", -1.0)
     monkeypatch.setattr(stage, "_EVERY_S", -1.0)
@@ -247,7 +247,7 @@ def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeyp
 
 @pytest.mark.parametrize("form", ["path", "mapping", "recipe"])
 def test_a_recipe_is_taken_as_path_mapping_or_value(recipe, fake_stages, tmp_path, form):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     small = set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None)
     path = tmp_path / "recipe.yaml"
@@ -259,7 +259,7 @@ def test_a_recipe_is_taken_as_path_mapping_or_value(recipe, fake_stages, tmp_pat
 def test_the_form_in_prefect_is_the_recipes_own_schema():
     from prefect.utilities.callables import parameter_schema
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
     from pressoir.recipe.recipe import Recipe
 
     schema = parameter_schema(compress).model_dump()
@@ -278,8 +278,8 @@ def assert_untouched(home, database):
 
 
 def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home, database):
-    from flows.compress import compress
     from pressoir.errors import RecipeError
+    from pressoir.flows.compress import compress
 
     raw = yaml.safe_load(recipe.to_yaml())
     raw["distill"]["temprature"] = 3
@@ -290,8 +290,8 @@ def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home, 
 
 
 def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home, database):
-    from flows.compress import compress
     from pressoir.errors import DataError
+    from pressoir.flows.compress import compress
 
     with pytest.raises(DataError, match="is not a file"):
         compress(set_(recipe, data={"train": "nowhere.tsv"}))
@@ -304,10 +304,10 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
 
     from mlflow import MlflowClient
 
-    from flows.compress import compress
     from pressoir.errors import ParityError
+    from pressoir.flows.compress import compress
     from pressoir.store.store import Store
-    from tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking import tracking_uri
 
     def fail(inputs, config, context):
         fake_stages.append("quantize")
@@ -331,7 +331,7 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
     from prefect import flow
 
     from pressoir.errors import UnreachableError
-    from tasks import fetch as module
+    from pressoir.tasks import fetch as module
 
     seen = []
 
@@ -360,7 +360,7 @@ def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
     from prefect import flow
 
     from pressoir.errors import SourceError
-    from tasks.fetch import fetch
+    from pressoir.tasks.fetch import fetch
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
@@ -373,7 +373,7 @@ def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
 
 
 def test_the_pipeline_fits_on_one_screen():
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     assert len(inspect.getsource(pipeline).splitlines()) <= 50
 

@@ -40,9 +40,9 @@ def fake_serve(monkeypatch):
 
 
 def use_fake(patch):
-    import flows.deploy
+    import pressoir.flows.deploy
 
-    patch.setattr(flows.deploy, "SERVE", FAKE)
+    patch.setattr(pressoir.flows.deploy, "SERVE", FAKE)
     patch.setenv("PRESSOIR_API_KEY", KEY)
 
 
@@ -77,7 +77,7 @@ def state(home, server=None):
 
 
 def deploy(*words):
-    from flows.deploy import deploy
+    from pressoir.flows.deploy import deploy
 
     return deploy(*words)
 
@@ -146,7 +146,7 @@ class TestDeployment:
     def test_a_second_deployment_waits_for_the_first_and_says_so(self, values, home):
         from filelock import FileLock
 
-        from tasks import report_to
+        from pressoir.tasks import report_to
 
         first = FileLock(home / "locks" / "deploy.lock", thread_local=False)
         told = []
@@ -234,12 +234,12 @@ def fail_alias(monkeypatch):
 
 
 def interrupt(monkeypatch):
-    import tasks.serving_version
+    import pressoir.tasks.serving_version
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.serving_version, "register", stop)
+    monkeypatch.setattr(pressoir.tasks.serving_version, "register", stop)
 
 
 FAULTS = {
@@ -341,8 +341,8 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
 
 
 def run(*words):
-    from flows.cli import main
-    from flows.commands.deploy import deploy
+    from pressoir.flows.cli import main
+    from pressoir.flows.commands.deploy import deploy
 
     if "deploy" not in main.commands:
         main.add_command(deploy)
@@ -389,8 +389,8 @@ class TestCommand:
 def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     values, home, tmp_path, monkeypatch, tiny_classifier
 ):
-    import flows.deploy
-    import tasks.serving_version
+    import pressoir.flows.deploy
+    import pressoir.tasks.serving_version
     from pressoir.errors import PressoirError
     from pressoir.registry.registry import Registry
     from pressoir.serving.client import Server
@@ -407,7 +407,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     log = tmp_path / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
+            [*pressoir.flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
         )
     try:
         address = until(lambda: re.search(r"http://[\d.]+:\d+", log.read_text()))[0]
@@ -415,9 +415,9 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
             until(server.is_ready)
             before = state(home), server.digests()
 
-            monkeypatch.setattr(flows.deploy, "SERVE", FAKE)  # the real one has been tried
+            monkeypatch.setattr(pressoir.flows.deploy, "SERVE", FAKE)  # the real one has been tried
             more = {**tiers, "own": {"model": str(own)}, "story": values["tiers"]["story"]}
-            register = tasks.serving_version.register
+            register = pressoir.tasks.serving_version.register
 
             def spoil(*words):
                 weights = own / "model.safetensors"
@@ -426,7 +426,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
                 return register(*words)
 
             with monkeypatch.context() as patch:
-                patch.setattr(tasks.serving_version, "register", spoil)
+                patch.setattr(pressoir.tasks.serving_version, "register", spoil)
                 with pytest.raises(PressoirError, match="all changes were rolled back"):
                     deploy({**values, "isolation": "thread", "tiers": more}, address)
             assert (state(home), server.digests()) == before

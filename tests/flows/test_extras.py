@@ -4,8 +4,8 @@ from importlib import import_module
 
 import pytest
 
-from flows.extras import needs_dask
 from pressoir.errors import RecipeError
+from pressoir.flows.extras import needs_dask
 
 
 def test_a_missing_extra_is_told_with_how_to_get_it():

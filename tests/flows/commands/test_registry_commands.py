@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from flows.cli import main
-from flows.commands import registry
+from pressoir.flows.cli import main
+from pressoir.flows.commands import registry
 from pressoir.registry.registry import Registry
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store

@@ -388,7 +388,7 @@ def stage_keys(folder):
 
 def recipe_keys(path, folder):
     """The key of every step of a shipped recipe, from its own pipeline."""
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     recipe = Recipe.from_yaml(path)
     if recipe.data.source == "files":

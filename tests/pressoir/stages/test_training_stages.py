@@ -287,7 +287,7 @@ def test_global_allocation_gives_layers_different_widths_and_reloads_through_the
     neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
     neurons[3][:60] = 0
     scores = units.Importance(heads, neurons)
-    units.remove(model, units.keep(scores, 0.4, 0.4, False, units.units(model)))
+    units.remove(model, units.plan_pruning(scores, 0.4, 0.4, False, units.units(model)))
     widths = [layer.intermediate.dense.out_features for layer in encoder_layers(model)]
     assert len(set(widths)) > 1
     assert all(width % 16 == 0 for width in widths)
@@ -314,11 +314,11 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
         assert [len(scores) for scores in (*heads, *neurons)] == [4] * 4 + [64] * 4
 
 
-def test_choose_keeps_the_best_and_never_empties_a_layer():
+def test_select_units_keeps_the_best_and_never_empties_a_layer():
     scores = [torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1e-9])]
-    kept = units.choose(scores, 0.9, uniform=False)
+    kept = units.select_units(scores, 0.9, uniform=False)
     assert all(len(layer) >= 1 for layer in kept)
-    assert units.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
+    assert units.select_units(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
 
 
 def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):

@@ -9,10 +9,10 @@ from pressoir.benchmark.classifier_report import points, times
 from pressoir.benchmark.cost import Conditions
 from pressoir.benchmark.reports import AnyRow
 from pressoir.config import Config
-from pressoir.search import budget
-from pressoir.search.budget import Limits, Miss
-from pressoir.search.config import SearchConfig
-from pressoir.search.records import Figures, Trial
+from pressoir.recipe_search import budget
+from pressoir.recipe_search.budget import Limits, Miss
+from pressoir.recipe_search.config import SearchConfig
+from pressoir.recipe_search.records import Figures, Trial
 
 
 class Found(Config):

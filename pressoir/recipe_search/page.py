@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pressoir.search.budget import meets
-from pressoir.search.found import Found, verdict
+from pressoir.recipe_search.budget import meets
+from pressoir.recipe_search.found import Found, verdict
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 

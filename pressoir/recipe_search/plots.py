@@ -19,8 +19,8 @@ from pressoir.plots.style import (
     set_title,
     staircase,
 )
-from pressoir.search.budget import meets
-from pressoir.search.found import Found
+from pressoir.recipe_search.budget import meets
+from pressoir.recipe_search.found import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

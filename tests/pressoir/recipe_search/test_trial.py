@@ -9,11 +9,11 @@ from pressoir.benchmark.cost import Conditions
 from pressoir.data import sentences
 from pressoir.pipeline.keys import STAGES, load_stage
 from pressoir.recipe.recipe import Recipe
+from pressoir.recipe_search import trial
+from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.config import ProxyConfig, with_values
+from pressoir.recipe_search.trial import Assignment
 from pressoir.reporting import Silent
-from pressoir.search import trial
-from pressoir.search.budget import Limits
-from pressoir.search.config import ProxyConfig, with_values
-from pressoir.search.trial import Assignment
 from pressoir.store.store import Store
 
 CONDITIONS = Conditions(threads=1, batch_size=1, samples=10)

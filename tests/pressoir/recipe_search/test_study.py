@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 from pressoir.benchmark.cost import Cost
-from pressoir.search.budget import Limits
-from pressoir.search.config import Range
-from pressoir.search.records import Figures, Outcome
-from pressoir.search.study import Study
+from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.config import Range
+from pressoir.recipe_search.records import Figures, Outcome
+from pressoir.recipe_search.study import Study
 
 SPACE = {
     "distill.student.layers": (1, 2, 3),

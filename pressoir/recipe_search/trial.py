@@ -32,12 +32,12 @@ from pressoir.pipeline.checks import base_reference
 from pressoir.pipeline.runner import PipelineOutput, Runner
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import LearnerConfig
+from pressoir.recipe_search import measure
+from pressoir.recipe_search.budget import Limits, cannot_cost, cannot_reach
+from pressoir.recipe_search.config import ProxyConfig, SearchConfig, with_values
+from pressoir.recipe_search.measuring_lock import Quiet
+from pressoir.recipe_search.records import Figures, Outcome
 from pressoir.reporting import Reporter, Silent
-from pressoir.search import measure
-from pressoir.search.budget import Limits, cannot_cost, cannot_reach
-from pressoir.search.config import ProxyConfig, SearchConfig, with_values
-from pressoir.search.measuring_lock import Quiet
-from pressoir.search.records import Figures, Outcome
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -45,7 +45,7 @@ from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 
 Pipeline = Callable[[Recipe, Runner[Artifact]], PipelineOutput[Artifact]]
-"""The order of the stages, see `flows.compress.pipeline`."""
+"""The order of the stages, see `pressoir.flows.compress.pipeline`."""
 _TRAINED = ("teacher_outputs", "distill", "prune", "quantize")
 
 

@@ -21,9 +21,9 @@ import yaml
 
 from pressoir.benchmark.reports import AnyRow
 from pressoir.recipe.recipe import Recipe
-from pressoir.search.config import SearchConfig, with_values
-from pressoir.search.found import Found, verdict
-from pressoir.search.records import Trial
+from pressoir.recipe_search.config import SearchConfig, with_values
+from pressoir.recipe_search.found import Found, verdict
+from pressoir.recipe_search.records import Trial
 from pressoir.system.files import write_text_atomic
 
 CONFIG, STUDY, WINNER, NEAREST = "search.yaml", "study.db", "winner.yaml", "nearest.yaml"
@@ -45,7 +45,7 @@ def begin(config: SearchConfig) -> Path:
 
 def write(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ()) -> list[Path]:
     """Write everything; `test` are the rows of the winner's benchmark, on the test split."""
-    from pressoir.search import page, plots
+    from pressoir.recipe_search import page, plots
 
     folder = config.folder
     for name in (WINNER, NEAREST):

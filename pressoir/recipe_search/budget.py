@@ -7,8 +7,8 @@ from typing import Literal
 
 from pressoir.benchmark.cost import Cost
 from pressoir.config import Config
-from pressoir.search.config import Budget
-from pressoir.search.records import Figures, Trial
+from pressoir.recipe_search.config import Budget
+from pressoir.recipe_search.records import Figures, Trial
 
 _TOLERANCE = 1e-9  # a fraction of sentences, less another one, is off by rounding
 

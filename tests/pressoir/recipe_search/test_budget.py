@@ -3,10 +3,10 @@
 import pytest
 
 from pressoir.benchmark.cost import Cost
-from pressoir.search import budget
-from pressoir.search.budget import Limits
-from pressoir.search.config import Budget
-from pressoir.search.records import Figures, Outcome, Trial
+from pressoir.recipe_search import budget
+from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.config import Budget
+from pressoir.recipe_search.records import Figures, Outcome, Trial
 
 LIMITS = Limits(max_size_mb=10.0, max_latency_ms=4.0, min_accuracy=0.8)
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pressoir.search.budget import Limits, measured
-from pressoir.search.config import Choices, Range, options
-from pressoir.search.records import Outcome, Trial
+from pressoir.recipe_search.budget import Limits, measured
+from pressoir.recipe_search.config import Choices, Range, options
+from pressoir.recipe_search.records import Outcome, Trial
 
 if TYPE_CHECKING:
     import optuna

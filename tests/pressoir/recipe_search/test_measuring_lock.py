@@ -2,7 +2,7 @@
 
 import threading
 
-from pressoir.search.measuring_lock import Quiet
+from pressoir.recipe_search.measuring_lock import Quiet
 
 
 def test_builders_are_together_and_who_measures_is_alone(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from pressoir.benchmark.cost import Conditions, Cost, measure
 from pressoir.data import sentences as data
 from pressoir.metrics import accuracy
-from pressoir.search.records import Figures
+from pressoir.recipe_search.records import Figures
 from pressoir.store.artifact import Artifact, StageKey
 from pressoir.store.store import Store
 

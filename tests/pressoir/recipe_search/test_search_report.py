@@ -7,11 +7,11 @@ import pytest
 
 from pressoir.benchmark.cost import Conditions, Cost
 from pressoir.recipe.recipe import Recipe
-from pressoir.search import found as search_found
-from pressoir.search import page, report
-from pressoir.search.budget import Limits
-from pressoir.search.config import SearchConfig
-from pressoir.search.records import Figures, Outcome, Trial
+from pressoir.recipe_search import found as search_found
+from pressoir.recipe_search import page, report
+from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.config import SearchConfig
+from pressoir.recipe_search.records import Figures, Outcome, Trial
 
 REFERENCE = Figures(accuracy=0.9, size_mb=90.0, latency_ms=20.0)
 CONDITIONS = Conditions(threads=2, batch_size=1, samples=100)
