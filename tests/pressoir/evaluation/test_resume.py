@@ -175,6 +175,7 @@ class TestRealModels:
 
         return lambda name: make(tmp_path / name)
 
+    @pytest.mark.process
     def test_killed_in_their_midst_they_end_with_the_same_predictions(self, tmp_path, real_run):
         options = {"available": lambda: 10**11}
         whole = real_run("whole")[1]
