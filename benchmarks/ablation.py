@@ -43,6 +43,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
 from pressoir.pipeline.build import build_stage
 from pressoir.pipeline.checks import check_inputs
+from pressoir.pipeline.sources import Sources
 from pressoir.plots.style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
@@ -144,7 +145,7 @@ def ablate(
     from pressoir.flows.compress import pipeline
 
     store, base = Store(given.home), plain(recipe, options)
-    check_inputs(base, store)
+    check_inputs(base, Sources(store))
     rows = [Row(BASE, {}), *(Row(name, one.alone) for name, one in options.items() if name in wanted)]
     for number, row in enumerate(rows, start=1):
         reporter.message(f"row {number} of {len(rows) + (ALL in wanted)}: {row.name}")

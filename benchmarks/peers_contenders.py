@@ -18,6 +18,7 @@ from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.pipeline.plan import Planner
 from pressoir.pipeline.runner import PipelineOutput
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -76,7 +77,7 @@ def find(recipe: Recipe, store: Store, file: Path) -> Run:
     if recipe.task != "text-classification":
         raise PressoirError(f"{file}: the peers are compared on a classifier, but task is {recipe.task!r}")
     found: PipelineOutput[Artifact | Unbuilt] = pipeline(
-        recipe, Planner(recipe.model_copy(update={"refresh": False}), store)
+        recipe, Planner(recipe.model_copy(update={"refresh": False}), Sources(store))
     )
     needed = {
         "data": found.data,

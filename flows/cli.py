@@ -76,24 +76,24 @@ def compress(
     """Run the compress flow on RECIPE, a YAML file (see configs/)."""
     parsed = Recipe.from_yaml(recipe, overrides)
     quiet_libraries(verbose)
-    from pressoir.flows.compress import compress as flow
-    from pressoir.flows.compress import plan
-    from pressoir.sources import resolve
-    from pressoir.tasks import report_to
+    from flows.compress import compress as flow
+    from flows.compress import plan
+    from pressoir.pipeline.sources import Sources
+    from tasks import report_to
 
-    the_store = Store()
-    sentences = check_inputs(parsed, the_store)
-    base = resolve.resolve(base_reference(parsed), the_store)
-    rows = plan(parsed)
+    sources = Sources(Store())
+    sentences = check_inputs(parsed, sources)
+    base = sources.model(base_reference(parsed))
+    rows = plan(parsed, sources)
     if dry_run:
         _print_plan(rows, parsed, base.folder)
         return
     if any(row.state == "build" for row in rows):
-        check_space(parsed, the_store, base, sentences)
+        check_space(parsed, sources, base, sentences)
     if output is not None:
         _check_output(output)
 
-    with progress() as reporter, report_to(reporter):
+    with progress() as reporter, report_to(reporter), sources.shared():
         result = flow(parsed)
     if output is not None:
         _write_output(result, parsed, output)

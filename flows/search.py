@@ -24,6 +24,7 @@ from pressoir.flows.compress import pipeline
 from pressoir.flows.extras import needs_dask
 from pressoir.flows.linked import linked_run
 from pressoir.pipeline.checks import check_inputs
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import report, trial
 from pressoir.recipe_search.budget import Limits, meets
@@ -34,10 +35,10 @@ from pressoir.recipe_search.study import Study
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from pressoir.tasks import search as steps
-from pressoir.tasks.runner import TaskRunner
-from pressoir.tasks.stage import ProgressArtifact, RunContext
-from pressoir.tasks.tracking import Run
+from tasks import search as steps
+from tasks.stage import ProgressArtifact, RunContext
+from tasks.stages import TaskRunner
+from tasks.tracking import Run
 
 
 class Workers(Protocol):
@@ -81,7 +82,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     from prefect.runtime import flow_run
 
     store = Store()
-    check_inputs(config.recipe, store)
+    check_inputs(config.recipe, Sources(store))
     folder = report.begin(config)
     with exclusive(folder), linked_run(config.name, "flows.search.search", store) as parent:
         parent.log(
@@ -174,7 +175,9 @@ def _ending(one: Trial) -> str:
 
 def _benchmark(recipe: Recipe, store: Store, parent: Run) -> tuple[str, tuple[AnyRow, ...]]:
     """Digest and figures of the winner, beside its teacher, on the test split: what `compress` would give."""
-    context = RunContext(store, parent, recipe.seed, recipe.threads or available_cpus(), refresh=False)
+    context = RunContext(
+        Sources(store), parent, recipe.seed, recipe.threads or available_cpus(), refresh=False
+    )
     made = pipeline(recipe, TaskRunner(context))
     folder = store.path(made.report)
     measured = reports.read(folder / "benchmark.json")

@@ -1,4 +1,4 @@
-"""Prefect tasks: one thin file a stage; what they share stands in `stage.py` and `tracking.py`.
+"""Prefect tasks: one for all stages, in `stages.py`, and the steps of other flows; `tracking.py` records.
 
 Nothing is reported to the makers of the libraries used here, and no bar shows each copied file, unless the
 user's environment says otherwise. MLflow and Prefect read these variables when they are imported, so this

@@ -8,12 +8,13 @@ the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
+from pressoir.errors import ExtensionError
 from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
@@ -29,6 +30,7 @@ from pressoir.recipe.sections import (
     TextConfig,
     VocabularyConfig,
 )
+from pressoir.stage import outside_stages
 
 
 class Recipe(Document):
@@ -135,6 +137,11 @@ class Recipe(Document):
         return (self.registry and self.registry.id) or self.name
 
     @classmethod
+    def outside_sections(cls) -> tuple[str, ...]:
+        """The sections of stages that other packages declare."""
+        return tuple(name for name in cls.model_fields if name not in _OWN)
+
+    @classmethod
     def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
         text = raw.get("text")
         text = text if isinstance(text, dict) else {}
@@ -151,4 +158,28 @@ class Recipe(Document):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
+_OWN = frozenset(Recipe.model_fields)
+
+
+def with_outside_sections(recipe: type[Recipe]) -> type[Recipe]:
+    """The type with an optional section for each stage that another package declares.
+
+    Raises:
+        ExtensionError: such a stage cannot be loaded, or has the name of a recipe's field.
+    """
+    sections: dict[str, Any] = {}
+    for name, stage in outside_stages().items():
+        if hasattr(recipe, name) or name in _OWN:
+            raise ExtensionError(f"stage {name!r} has the name of a recipe's field; rename it")
+        summary = (stage.config.__doc__ or "").strip().partition("\n")[0]
+        sections[name] = (stage.config | None, Field(default=None, description=summary))
+    if not sections:
+        return recipe
+    return create_model(
+        recipe.__name__, __base__=recipe, __module__=recipe.__module__, __doc__=recipe.__doc__, **sections
+    )
+
+
+if not TYPE_CHECKING:
+    Recipe = with_outside_sections(Recipe)
 load = Recipe.load

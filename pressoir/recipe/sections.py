@@ -293,6 +293,17 @@ class DistillConfig(LearnerConfig):
     validation accuracy is kept."""
 
 
+class OutputsConfig(Config):
+    """Which of the teacher's outputs are learnt from; follows from the sections of those that learn."""
+
+    hidden: bool
+    """Also the hidden states of the layers that the student's layers are matched with."""
+    relations: bool = False
+    """Also the queries, keys and values of the last layer, from which attention relations are computed."""
+    student: StudentConfig | None
+    """The student that will learn from them; None matches every layer of the teacher with itself."""
+
+
 class PruneTarget(Config):
     """Upper limit that the pruned model must meet. Specify exactly one field."""
 

@@ -24,9 +24,12 @@ from pressoir.config import (
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
 from pressoir.recipe.recipe import Recipe
+from pressoir.stage import load_stage, stage_names
 from pressoir.store.artifact import digest_of
 
-SECTIONS = ("augment", "vocabulary", "distill", "prune", "quantize", "export", "shard")
+SECTIONS = tuple(
+    name for name in Recipe.model_fields if name in stage_names() and load_stage(name).searchable
+)
 """Sections of a recipe that may differ between trials: teacher and data are what trials are compared by."""
 _PATHS = ("train", "validation", "test", "unlabelled")
 

@@ -30,6 +30,7 @@ from pressoir.errors import PressoirError, StoreError
 from pressoir.pipeline.build import build_stage
 from pressoir.pipeline.checks import base_reference
 from pressoir.pipeline.runner import PipelineOutput, Runner
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import LearnerConfig
 from pressoir.recipe_search import measure
@@ -38,7 +39,11 @@ from pressoir.recipe_search.config import ProxyConfig, SearchConfig, with_values
 from pressoir.recipe_search.measuring_lock import Quiet
 from pressoir.recipe_search.records import Figures, Outcome
 from pressoir.reporting import Reporter, Silent
-from pressoir.sources import resolve
+from pressoir.search import measure
+from pressoir.search.budget import Limits, cannot_cost, cannot_reach
+from pressoir.search.config import ProxyConfig, SearchConfig, with_values
+from pressoir.search.measuring_lock import Quiet
+from pressoir.search.records import Figures, Outcome
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
@@ -91,15 +96,15 @@ def run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter)
 
 def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter) -> Outcome:
     recipe = with_values(given.recipe, given.values)
-    predicted, short_accuracy = None, None
+    predicted, short_accuracy, sources = None, None, Sources(store)
     if given.proxy.shape:
-        predicted = predict(recipe, pipeline, store, reporter, given.conditions)
+        predicted = predict(recipe, pipeline, store, reporter, given.conditions, sources)
         reporter.message(f"predicted: {predicted.size_mb:.2f} MB, {predicted.latency_ms:.2f} ms")
         if reason := cannot_cost(predicted, given.limits, given.proxy.latency_tolerance):
             return Outcome(state="cut", reason=f"before training: {reason}", predicted=predicted)
     short = shortened(recipe, given.proxy.epochs)
     if short != recipe:
-        learner = StoreRunner(short, store, reporter, until=_last_learner(short))
+        learner = StoreRunner(short, store, reporter, until=_last_learner(short), sources=sources)
         pipeline(short, learner)
         short_accuracy = learner.accuracy
         reporter.message(f"after the short distillation: accuracy {short_accuracy:.1%}")
@@ -110,7 +115,7 @@ def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter
                 predicted=predicted,
                 short_accuracy=short_accuracy,
             )
-    made = pipeline(recipe, StoreRunner(recipe, store, reporter))
+    made = pipeline(recipe, StoreRunner(recipe, store, reporter, sources=sources))
     return Outcome(
         state="finished",
         predicted=predicted,
@@ -131,26 +136,33 @@ def reference(
 ) -> Figures:
     """Figures of the exported teacher, which every trial is compared with; it is trained where it must be."""
     alone = recipe.model_copy(
-        update=dict.fromkeys(("augment", "vocabulary", "distill", "prune", "quantize", "shard"))
+        update=dict.fromkeys(
+            (*("augment", "vocabulary", "distill", "prune", "quantize", "shard"), *recipe.outside_sections())
+        )
     )
     made = pipeline(alone, StoreRunner(alone, store, reporter))
     return score(made.final, made.data, store, conditions, recipe.seed)
 
 
 def predict(
-    recipe: Recipe, pipeline: Pipeline, store: Store, reporter: Reporter, conditions: Conditions
+    recipe: Recipe,
+    pipeline: Pipeline,
+    store: Store,
+    reporter: Reporter,
+    conditions: Conditions,
+    sources: Sources | None = None,
 ) -> Cost:
     """Size and latency that the recipe's model will have, of an untrained one of its shape."""
-    plain = untrained(recipe)
+    plain, sources = untrained(recipe), sources or Sources(store)
     config = plain.model_dump(mode="json", exclude=_NOT_SHAPE)
-    inputs = {"model": resolve.resolve(base_reference(plain), store).digest}
-    inputs["data"] = data.source_digest(plain.data)
+    inputs = {"model": sources.model(base_reference(plain)).digest}
+    inputs["data"] = sources.key("data", plain.data, {}, plain.seed).inputs["source"]
     if plain.distill and plain.distill.student.model:
-        inputs["student"] = resolve.resolve(plain.distill.student.model, store).digest
+        inputs["student"] = sources.model(plain.distill.student.model).digest
 
     def make(scratch: Path) -> Cost:
         shutil.rmtree(scratch / "store", ignore_errors=True)  # of a process that was killed
-        runner = ShapeRunner(plain, store, reporter, scratch)
+        runner = ShapeRunner(plain, store, reporter, scratch, sources)
         made = pipeline(plain, runner)
         with Quiet(store.home / "locks").measuring():
             return cost(runner.folder(made.final), store.path(made.data), conditions)
@@ -199,7 +211,15 @@ class StoreRunner:
     `benchmark` is left out, and what comes after the stage `until`: the model given stands for their result.
     """
 
-    def __init__(self, recipe: Recipe, store: Store, reporter: Reporter, until: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        reporter: Reporter,
+        until: str | None = None,
+        sources: Sources | None = None,
+    ) -> None:
+        self.sources = sources or Sources(store)
         self.store, self.reporter, self._until = store, reporter, until
         self.seed, self.threads = recipe.seed, recipe.threads or available_cpus()
         self.accuracy = 0.0
@@ -209,7 +229,7 @@ class StoreRunner:
 
     def fetch(self, reference: str) -> Source:
         """See `Runner.fetch`."""
-        return resolve.resolve(reference, self.store)
+        return self.sources.model(reference)
 
     def __call__(self, stage: str, config: BaseModel, **inputs: Artifact | Source | None) -> Artifact:
         """See `Runner.__call__`."""
@@ -227,15 +247,20 @@ class StoreRunner:
         """Build one stage, or find it."""
         with self._quiet.building():
             return build_stage(
-                stage, config, inputs, self.store, self.reporter, seed=self.seed, threads=self.threads
+                *(stage, config, inputs, self.store, self.reporter),
+                seed=self.seed,
+                threads=self.threads,
+                sources=self.sources,
             )[0]
 
 
 class ShapeRunner(StoreRunner):
     """Like it, but what is made of the student is made on a few sentences, in a folder of its own."""
 
-    def __init__(self, recipe: Recipe, store: Store, reporter: Reporter, scratch: Path) -> None:
-        super().__init__(recipe, store, reporter)
+    def __init__(
+        self, recipe: Recipe, store: Store, reporter: Reporter, scratch: Path, sources: Sources
+    ) -> None:
+        super().__init__(recipe, store, reporter, sources=sources)
         self._scratch, self._excerpt = Store(scratch), scratch / "excerpt"
         self._made = set[str]()
 

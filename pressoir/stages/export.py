@@ -25,11 +25,7 @@ from pathlib import Path
 
 from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import ExportConfig
-from pressoir.stage import StageContext
-
-NAME = "export"
-VERSION = 2
-KIND = "onnx"
+from pressoir.stage import Stage, StageContext
 
 
 def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext) -> dict[str, float]:
@@ -51,3 +47,14 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     from pressoir.export import classifier
 
     return classifier.run(inputs, config, context)
+
+
+STAGE = Stage(
+    name="export",
+    version=2,
+    kind="onnx",
+    config=ExportConfig,
+    run=run,
+    label="export {model.stage}",
+    searchable=True,
+)

@@ -27,11 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir.recipe.sections import QuantizeConfig
-from pressoir.stage import StageContext
-
-NAME = "quantize"
-VERSION = 1
-KIND = "quantized-model"
+from pressoir.stage import Stage, StageContext
 
 
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
@@ -47,3 +43,8 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     from pressoir.quantization import weight_only
 
     return weight_only.run(inputs, config, context)
+
+
+STAGE = Stage(
+    name="quantize", version=1, kind="quantized-model", config=QuantizeConfig, run=run, searchable=True
+)

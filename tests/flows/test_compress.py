@@ -1,7 +1,10 @@
 """The compress flow over stages that only copy: order, cache, records, errors."""
 
+import dataclasses
 import inspect
 import logging
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -299,9 +302,7 @@ def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home, 
     assert_untouched(home, database)
 
 
-def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, monkeypatch):
-    import sys
-
+def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, replace_run):
     from mlflow import MlflowClient
 
     from pressoir.errors import ParityError
@@ -313,7 +314,7 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
         fake_stages.append("quantize")
         raise ParityError("the codes do not match")
 
-    monkeypatch.setattr(sys.modules["pressoir.stages.quantize"], "run", fail)
+    replace_run("quantize", fail)
     with pytest.raises(ParityError, match="the codes do not match"):
         compress(recipe)
     assert fake_stages.count("quantize") == 1
@@ -331,7 +332,10 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
     from prefect import flow
 
     from pressoir.errors import UnreachableError
-    from pressoir.tasks import fetch as module
+    from pressoir.pipeline.sources import Sources
+    from pressoir.sources import resolve
+    from pressoir.store.store import Store
+    from tasks import fetch as module
 
     seen = []
 
@@ -343,12 +347,12 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     else:
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(module, "resolve", unreachable)
+    monkeypatch.setattr(resolve, "resolve", unreachable)
     quick = module.fetch.with_options(retry_delay_seconds=0)
 
     @flow
     def fetching():
-        quick("org/name", home)
+        quick("org/name", Sources(Store(home)))
 
     with pytest.raises(UnreachableError):
         fetching()
@@ -360,16 +364,122 @@ def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
     from prefect import flow
 
     from pressoir.errors import SourceError
-    from pressoir.tasks.fetch import fetch
+    from pressoir.pipeline.sources import Sources
+    from pressoir.store.store import Store
+    from tasks.fetch import fetch
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
     @flow
     def fetching():
-        fetch("./nowhere", home)
+        fetch("./nowhere", Sources(Store(home)))
 
     with pytest.raises(SourceError, match="no such folder"):
         fetching()
+
+
+def watch_reading(monkeypatch, root):
+    """A counter of how often each file below `root` is hashed, and `data.load` called."""
+    from collections import Counter
+
+    from pressoir.data import sentences
+    from pressoir.sources import resolve
+    from pressoir.system import files
+
+    seen, file_sha256, load = Counter(), files.file_sha256, sentences.load
+
+    def hashed(path):
+        if path.is_relative_to(root):
+            seen[path.relative_to(root).as_posix()] += 1
+        return file_sha256(path)
+
+    def loaded(config, seed):
+        seen["data.load"] += 1
+        return load(config, seed)
+
+    for module in (files, resolve, sentences):
+        monkeypatch.setattr(module, "file_sha256", hashed)
+    stage = sys.modules["pressoir.stages.data"]
+    monkeypatch.setattr(stage, "STAGE", dataclasses.replace(stage.STAGE, prepare=loaded))
+    monkeypatch.setattr(sentences, "load", loaded)
+    return seen
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_command_hashes_each_file_and_reads_the_data_once(
+    recipe, fake_stages, monkeypatch, tmp_path, tiny_classifier, tiny_data, dry_run
+):
+    from click.testing import CliRunner
+
+    from flows.cli import main
+
+    outside = tmp_path / "outside"
+    shutil.copytree(tiny_classifier, outside / "model")
+    shutil.copytree(tiny_data, outside / "data")
+    splits = {split: str(outside / "data" / f"{split}.tsv") for split in ("train", "validation", "test")}
+    moved = set_(recipe, model=str(outside / "model"), data=splits)
+    (tmp_path / "recipe.yaml").write_text(moved.to_yaml())
+    seen = watch_reading(monkeypatch, outside)
+    done = CliRunner().invoke(
+        main, ["compress", str(tmp_path / "recipe.yaml"), *(["--dry-run"] if dry_run else [])]
+    )
+    assert done.exit_code == 0, done.output
+    assert fake_stages == ([] if dry_run else ORDER)
+    assert {"data.load", "data/train.tsv", "data/test.tsv", "model/model.safetensors"} <= set(seen)
+    assert set(seen.values()) == {1}, seen
+
+
+def test_a_flow_looks_up_once_too(recipe, fake_stages, monkeypatch, tmp_path, tiny_classifier):
+    from flows.compress import compress
+
+    shutil.copytree(tiny_classifier, tmp_path / "outside" / "model")
+    seen = watch_reading(monkeypatch, tmp_path / "outside")
+    compress(set_(recipe, model=str(tmp_path / "outside" / "model")))
+    assert {"data.load", "model/model.safetensors"} <= set(seen)
+    assert set(seen.values()) == {1}, seen
+
+
+def test_a_stage_of_another_package_runs_in_its_place_and_is_compared(recipe, fake_stages, smooth):
+    """Its section is that of any stage, its task and its run in MLflow are named after it."""
+    from flows.compress import compress, plan
+    from pressoir.recipe import recipe as recipes
+
+    smooth.install(after="'prune'")
+    kind = recipes.with_outside_sections(recipes.Recipe)
+    raw = yaml.safe_load(recipe.to_yaml())
+    without = kind.from_dict(raw)
+    chosen = kind.from_dict({**raw, "smooth": {"strength": 0.25}})
+    assert [row.stage for row in plan(without)] == ORDER
+    place = ORDER.index("prune") + 1
+    order = [*ORDER[:place], "smooth", *ORDER[place:]]
+    assert [row.stage for row in plan(chosen)] == order
+    result = compress(chosen)
+    assert fake_stages == ORDER, "the fakes stand in for Pressoir's own alone"
+    assert [row.stage for row in result.rows] == [
+        *("teacher", "teacher", "distill", "prune", "smooth", "quantize", "export", "shard")
+    ]
+    _, parent, nested = runs_of(result)
+    assert [run.info.run_name.partition(" ")[0] for run in nested] == order
+    assert parent.data.params["stages.smooth"] == "True"
+    run = next(run for run in nested if run.info.run_name == "smooth")
+    assert run.data.params["strength"] == run.data.metrics["strength"].__str__() == "0.25"
+    assert (result.folder / "smooth.txt").read_text() == "0.25 ['data', 'model']", "later ones take its model"
+    assert [row.state for row in plan(chosen)] == ["cached"] * len(order)
+
+
+@pytest.mark.parametrize(
+    ("after", "before"), [("teacher", "teacher_outputs"), ("distill", "prune"), ("shard", "benchmark")]
+)
+def test_its_place_does_not_depend_on_which_stages_the_recipe_has(recipe, smooth, after, before):
+    from flows.compress import plan
+    from pressoir.recipe import recipe as recipes
+
+    smooth.install(after=repr(after))
+    raw = {**yaml.safe_load(recipe.to_yaml()), "smooth": {}}
+    kind = recipes.with_outside_sections(recipes.Recipe)
+    for left_out in ({}, {"quantize": None, "shard": None}):
+        steps = [row.stage for row in plan(kind.from_dict({**raw, **left_out}))]
+        assert steps[steps.index("smooth") + 1] == before
 
 
 def test_the_pipeline_fits_on_one_screen():

@@ -42,19 +42,19 @@ def quiet(caplog):
 
 
 @pytest.fixture
-def built(monkeypatch):
+def built(replace_run):
     """Every stage that was really run, with its folder of inputs and its configuration."""
-    from pressoir.pipeline.keys import STAGES, load_stage
+    from pressoir.stage import load_stage, stage_names
 
     ran = []
-    for name in STAGES:
-        stage = load_stage(name)
+    for name in stage_names():
+        really = load_stage(name).run
 
-        def run(inputs, config, context, name=name, really=stage.run):
+        def run(inputs, config, context, name=name, really=really):
             ran.append((name, config.model_dump_json(), context.out_dir))
             return really(inputs, config, context)
 
-        monkeypatch.setattr(stage, "run", run)
+        replace_run(name, run)
     return ran
 
 

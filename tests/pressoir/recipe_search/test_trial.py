@@ -7,13 +7,17 @@ import yaml
 
 from pressoir.benchmark.cost import Conditions
 from pressoir.data import sentences
-from pressoir.pipeline.keys import STAGES, load_stage
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import trial
 from pressoir.recipe_search.budget import Limits
 from pressoir.recipe_search.config import ProxyConfig, with_values
 from pressoir.recipe_search.trial import Assignment
 from pressoir.reporting import Silent
+from pressoir.search import trial
+from pressoir.search.budget import Limits
+from pressoir.search.config import ProxyConfig, with_values
+from pressoir.search.trial import Assignment
+from pressoir.stage import load_stage, stage_names
 from pressoir.store.store import Store
 
 CONDITIONS = Conditions(threads=1, batch_size=1, samples=10)
@@ -26,7 +30,7 @@ def pipeline(recipe, run):
     teacher = current = run("teacher", recipe.teacher, model=run.fetch(recipe.model), data=data)
     exported = run("export", recipe.export, model=teacher, data=data)
     if recipe.distill:
-        from pressoir.stages.teacher_outputs import OutputsConfig
+        from pressoir.recipe.sections import OutputsConfig
 
         hidden = any(one.hidden_weight > 0 for one in (recipe.distill, recipe.prune) if one)
         config = OutputsConfig(hidden=hidden, student=recipe.distill.student)
@@ -71,18 +75,18 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def built(monkeypatch, home):
+def built(replace_run, home):
     """Stages that were run and kept, and those that were run elsewhere."""
     ran = {"kept": [], "thrown away": []}
-    for name in STAGES:
-        stage = load_stage(name)
+    for name in stage_names():
+        really = load_stage(name).run
 
-        def run(inputs, config, context, name=name, really=stage.run):
+        def run(inputs, config, context, name=name, really=really):
             place = "kept" if context.out_dir.is_relative_to(home.root) else "thrown away"
             ran[place].append((name, config))
             return really(inputs, config, context)
 
-        monkeypatch.setattr(stage, "run", run)
+        replace_run(name, run)
     return ran
 
 

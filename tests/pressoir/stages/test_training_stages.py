@@ -22,13 +22,14 @@ from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers
 from pressoir.pruning import units
 from pressoir.quantization.int8 import quantize_rows
-from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
+from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, prune, teacher, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 from pressoir.training import loop
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.students import make_student
+from pressoir.training.teacher_outputs import matched_layers
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
 
@@ -173,7 +174,7 @@ def test_distillation_loss_is_the_formula_it_names():
 def test_a_student_starts_from_the_layers_it_keeps(trained):
     folders, _ = trained
     model = loading.load_classifier(folders["teacher"])
-    student = distill.make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
+    student = make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
     assert student.config.num_hidden_layers == 2
     ours, theirs = encoder_layers(student), encoder_layers(model)
     assert len(theirs) == 4, "the teacher is left whole"

@@ -10,14 +10,14 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import architecture_of, encoder_layers
-from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig
+from pressoir.models.layouts import encoder_layers, layout
+from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig
 from pressoir.training import loop, relations
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.students import make_student
 
 BRIEF = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-3, "hidden_weight": 0}
 INTENSE = {**BRIEF, "batch_size": 8, "learning_rate": 1e-2}  # one epoch, so that none is chosen
@@ -285,7 +285,7 @@ def test_a_model_whose_heads_were_pruned_learns_the_relations(inputs, context, o
         loading.load_classifier(inputs["teacher"]),
         StudentConfig(config={"num_hidden_layers": 1}),
     )
-    model = distill.make_student(teacher, fresh, ["negative", "positive"], None)
+    model = make_student(teacher, fresh, ["negative", "positive"], None)
     model.prune_heads({0: [1]})
     before = apart(model, inputs)
     config = PruneConfig(**INTENSE, relation_weight=100, **options)
