@@ -510,6 +510,7 @@ class TestReloading:
 
 
 class TestProcesses:
+    @pytest.mark.process
     def test_isolated_models_are_shared_survive_a_kill_and_give_their_memory_back(
         self, make, onnx_classifier
     ):

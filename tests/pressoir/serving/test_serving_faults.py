@@ -24,6 +24,8 @@ from serving_http import KEY, bag_of_words, refused
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.system.memory import process_tree
 
+pytestmark = pytest.mark.process
+
 CLIENTS = 64
 TEXTS = [f"the {noun} was {word}" for noun in ("film", "soup", "song") for word in ("good", "bad and cold")]
 TIERS = ("basic", "premium")
