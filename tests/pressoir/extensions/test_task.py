@@ -47,6 +47,7 @@ def test_declarations_stand_in_their_order():
     assert [one.name for one in tasks()] == enumerated() == OWN
 
 
+@pytest.mark.process
 def test_reading_all_declarations_imports_no_heavy_library():
     program = (
         "import sys; from pressoir.extensions.task import tasks; assert tasks();"
