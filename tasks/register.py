@@ -44,7 +44,7 @@ def register(
             digest=final.digest,
             license="NOASSERTION" if base is None else base.license,
             metrics=row.model_dump(exclude={"stage", "runtime", "perplexities"}),
-            quantization=recipe.quantize and recipe.quantize.scheme,
+            quantization=recipe.quantize.scheme if recipe.quantize else None,
             lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
