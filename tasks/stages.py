@@ -46,4 +46,5 @@ class TaskRunner:
             task_run_name=declared.label_of(inputs).replace("_", " "),
             description=declared.run.__doc__,
         )
-        return task(stage, config, inputs, self.context, return_state=True).result()
+        artifact: Artifact = task(stage, config, inputs, self.context, return_state=True).result()
+        return artifact
