@@ -85,7 +85,7 @@ def plan(recipe: Recipe, sources: Sources | None = None) -> list[PlanRow]:
 
 @flow(name="compress", flow_run_name="{recipe.name}")
 def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
-    """Press the model that `recipe` names: teacher, student, pruning, int8, ONNX, shards, benchmark."""
+    """Compress the model of `recipe`: teacher, student, pruning, int8, ONNX, shards, benchmark."""
     sources = current_sources()
     store = sources.store
     check_inputs(recipe, sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -72,7 +73,7 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _declared(metadata: list[Any]) -> str:
+def _declared(metadata: Iterable[Any]) -> str:
     """The names that a field of declared names accepts; empty for any other field."""
     names = [name for mark in metadata if isinstance(mark, DeclaredName) for name in mark.choices]
     return ", ".join(f"`{name}`" for name in names)
@@ -91,7 +92,7 @@ def _type_name(annotation: Any) -> str:
         elif origin is dict:
             names.append("mapping")
         elif hasattr(part, "__metadata__"):
-            names.append(_type_name(part.__origin__))
+            names.append(_declared(part.__metadata__) or _type_name(part.__origin__))
         else:
             names.append(
                 getattr(part, "__name__", str(part)).lower().replace("str", "text").replace("bool", "yes/no")

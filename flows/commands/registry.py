@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressoir.errors import SourceError
+from pressoir.extensions.loader import names
 from pressoir.flows.commands.terminal import console
-from pressoir.formats.folder import Task
 from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
@@ -23,6 +23,7 @@ from pressoir.store.store import Store
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
 # Below this width the table shows what tells models apart, and leaves the rest to `show`.
 _WIDE = 100
+TASK = click.Choice(names("pressoir.tasks"))
 
 
 @click.group()
@@ -49,7 +50,10 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
 @click.option("--from", "reference", help="Other reference: hub:org/name, https://…, store:…, an id.")
 @click.option("--name", help="Human-readable name [default: the id].")
 @click.option(
-    "--type", "task", type=click.Choice(get_args(Task)), help="Task [default: read from config.json]."
+    "--type",
+    "task",
+    type=click.Choice(names("pressoir.tasks")),
+    help="Task [default: read from config.json].",
 )
 @click.option("--license", help="SPDX identifier [default: read from README.md].")
 @click.option("--licence", "former_license", hidden=True)  # its name in version 0.1.0
@@ -98,7 +102,7 @@ def add(
 
 
 @registry.command("list")
-@click.option("--type", "task", type=click.Choice(get_args(Task)), help="Only models of this type.")
+@click.option("--type", "task", type=click.Choice(names("pressoir.tasks")), help="Only models of this type.")
 @click.option("--json", "as_json", is_flag=True, help="Print complete entries as JSON.")
 def list_models(task: str | None, as_json: bool) -> None:
     """List all registered models."""

@@ -50,12 +50,12 @@ def serve(
     One JSON line per request is written to standard output, all other messages to standard error.
     """
     from pressoir.config import plain, validate
-    from pressoir.serving.http.limits import Limits
+    from pressoir.serving.http.limits import HttpLimits
     from pressoir.serving.http.serve import serve as serve_tiers
     from pressoir.store.store import Store
 
     parsed = _configuration(config, overrides, Store())
-    allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
+    allowed = validate(HttpLimits, plain({}, limits, "--limit"), "--limit")
     _log(verbose)
     serve_tiers(
         parsed,

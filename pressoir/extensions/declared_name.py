@@ -34,7 +34,7 @@ class DeclaredName:
 
     def _check(self, name: str) -> str:
         try:
-            loader.check(self.group, name)
+            loader.check(self.group, name, self.choices)
         except ExtensionError as error:
             raise ValueError(str(error)) from None
         return name

@@ -33,13 +33,13 @@ def names(group: Group) -> tuple[str, ...]:
     return tuple(sorted(_entries(group)))
 
 
-def check(group: Group, name: str) -> None:
-    """Refuse a name that nothing declares; nothing is imported.
+def check(group: Group, name: str, choices: tuple[str, ...] | None = None) -> None:
+    """Refuse a name that nothing declares, or that is none of some `choices`; nothing is imported.
 
     Raises:
         ExtensionError: it is not declared; the message has the nearest and the known names.
     """
-    known = names(group)
+    known = names(group) if choices is None else choices
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -19,7 +19,7 @@ from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
 from pressoir.models import loading
-from pressoir.models.layouts import LAYOUTS, count_parameters
+from pressoir.models.layouts import count_parameters, position_table
 from pressoir.pruning import vocabulary
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import StageContext
@@ -42,9 +42,7 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     folder, out = inputs["data"], context.out_dir
     model, tokenizer = loading.load_classifier(inputs["model"]), loading.load_tokenizer(inputs["model"])
     if not tokenizer.is_fast:
-        raise SourceError(
-            f"vocabulary: {inputs['model']} has a tokenizer without a fast form; save it as a tokenizer.json"
-        )
+        raise SourceError(f"vocabulary: {inputs['model']} has no fast tokenizer; save it as tokenizer.json")
     figures: dict[str, float] = {
         "accuracy_before": loop.evaluate(model, tokenizer, folder)["validation_accuracy"],
         "parameters_before": count_parameters(model),
@@ -60,8 +58,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     embeddings: Any = model.get_input_embeddings()
     if ids[-1] >= embeddings.num_embeddings:
         raise SourceError(
-            f"vocabulary: {inputs['model']} has {embeddings.num_embeddings} embeddings, but its tokenizer a "
-            f"piece with the id {ids[-1]}; they do not belong together"
+            f"vocabulary: {inputs['model']} has {embeddings.num_embeddings} embeddings, but its tokenizer "
+            f"has a token with id {ids[-1]}; model and tokenizer do not match"
         )
     keep_rows(model, ids)
     longest = tokenizer.model_max_length
@@ -69,8 +67,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         longest = min(longest, sentences.info(folder)["max_tokens"])
         if not keep_positions(model, longest):
             context.reporter.message(
-                f"vocabulary: the table of positions stays whole; how a {model.config.model_type} model uses "
-                "it is not known"
+                f"vocabulary: position embeddings are not truncated; how a {model.config.model_type} model "
+                "uses them is unknown"
             )
     loading.save_model(model, out)
     cut = _save_tokenizer(tokenizer, vocabulary.cut(content, ids), ids, longest, context)
@@ -78,8 +76,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     trained = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, texts)
     if config.min_count == 1 and trained.sentences < 1:
         raise SourceError(
-            f"vocabulary: the tokenizer of {inputs['model']} cannot be cut: without the pieces that the "
-            "training text does not use, it splits that text in another way"
+            f"vocabulary: the tokenizer of {inputs['model']} cannot be pruned: without the unused tokens "
+            "it splits the training text differently"
         )
     validation = sentences.load_split(folder, "validation")["text"][:]
     held_out = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, validation)
@@ -102,9 +100,9 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     }
     (out / REPORT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     context.reporter.message(
-        f"vocabulary: {len(ids)} of {len(known)} pieces stay, {figures['size_mb_before']:.1f} → "
-        f"{figures['size_mb']:.1f} MB; of the validation text {held_out.tokens:.2%} of the tokens and "
-        f"{held_out.sentences:.2%} of the sentences are split as before; accuracy "
+        f"vocabulary: {len(ids)} of {len(known)} tokens kept, {figures['size_mb_before']:.1f} → "
+        f"{figures['size_mb']:.1f} MB; in the validation text, {held_out.tokens:.2%} of the tokens and "
+        f"{held_out.sentences:.2%} of the sentences are tokenised as before; accuracy "
         f"{figures['accuracy_before']:.4f} → {figures['validation_accuracy']:.4f}"
     )
     return figures
@@ -127,28 +125,21 @@ def keep_positions(model: PreTrainedModel, tokens: int) -> bool:
 
     RoBERTa's positions begin after its padding token's id.
     """
-    table: Any = _table(model)
+    table = position_table(model)
     if table is None:
         return False
+    parent, name = table
+    old = getattr(parent, name)
     first = first_position(model.config.pad_token_id)
-    if table.position_embeddings.padding_idx is not None:
-        first = max(first, table.position_embeddings.padding_idx + 1)
-    size = min(tokens + first, table.position_embeddings.num_embeddings)
-    old = table.position_embeddings
-    table.position_embeddings = _rows(old, slice(size), old.padding_idx)
+    if old.padding_idx is not None:
+        first = max(first, old.padding_idx + 1)
+    size = min(tokens + first, old.num_embeddings)
+    setattr(parent, name, _rows(old, slice(size), old.padding_idx))
     for buffer in ("position_ids", "token_type_ids"):
-        if hasattr(table, buffer):
-            setattr(table, buffer, getattr(table, buffer)[:, :size].clone())
+        if hasattr(parent, buffer):
+            setattr(parent, buffer, getattr(parent, buffer)[:, :size].clone())
     model.config.max_position_embeddings = size
     return True
-
-
-def _table(model: PreTrainedModel) -> nn.Module | None:
-    """The module that holds a table of absolute positions, one a token; None where there is none."""
-    absolute = getattr(model.config, "position_embedding_type", "absolute") == "absolute"
-    if model.config.model_type not in LAYOUTS or not absolute:
-        return None
-    return model.base_model.get_submodule("embeddings")
 
 
 def _positions(model: PreTrainedModel) -> int:
@@ -169,9 +160,9 @@ def _named(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: se
     for field, value in model.config.to_dict().items():
         if field.endswith("_token_id") and isinstance(value, int):
             named.add(value)
-    table: Any = _table(model)
-    if table is not None and table.position_embeddings.padding_idx is not None:
-        named.update(range(table.position_embeddings.padding_idx + 1))  # its id is where positions begin
+    table = position_table(model)
+    if table is not None and (padding := getattr(*table).padding_idx) is not None:
+        named.update(range(padding + 1))  # its id is where positions begin
     return named & known
 
 
@@ -199,14 +190,14 @@ def _save_tokenizer(
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         index = {str(old): str(new) for new, old in enumerate(ids)}
         added = settings.get("added_tokens_decoder", {})
-        settings["added_tokens_decoder"] = {index[place]: token for place, token in added.items()}
+        settings["added_tokens_decoder"] = {index[old]: token for old, token in added.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         cut = loading.load_tokenizer(folder)
         cut.model_max_length = longest
         loading.save_tokenizer(cut, context.out_dir)
     if cut.get_vocab() != vocabulary.pieces(content):
         raise SourceError(
-            f"vocabulary: transformers gives the pieces of a {type(tokenizer).__name__} other ids than its "
-            "tokenizer.json; it cannot be cut"
+            f"vocabulary: transformers assigns the tokens of a {type(tokenizer).__name__} different ids "
+            "than its tokenizer.json; pruning it is not supported"
         )
     return loading.load_tokenizer(context.out_dir)

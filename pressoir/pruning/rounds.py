@@ -18,8 +18,8 @@ from pressoir.config import Config
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
 from pressoir.pruning import units
-from pressoir.pruning.target import at_level, reach, steps
-from pressoir.pruning.units import Kept, Units
+from pressoir.pruning.target import at_level, candidates, reach
+from pressoir.pruning.units import Level, PruningPlan, Units
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import Forwarding, Reporter
 from pressoir.stage import StageContext
@@ -33,7 +33,7 @@ Measure = Callable[
 ]
 """What a model, its tokenizer and a data folder cost once compressed: figures by the fields of a target."""
 REPORT = "rounds.json"  # of rounds, or a target
-CHOICE, DONE = "kept.json", "round.json"  # of a round, in the work folder; the latter is written last
+PLAN, DONE = "kept.json", "round.json"  # of a round, in the work folder; the latter is written last
 
 
 class Round(Config):
@@ -46,8 +46,8 @@ class Round(Config):
     parameters_before: int
     epochs: int
     """Of recovery, at most."""
-    dial: float | None
-    """Where it stands after the last round, as far as is known in this one; null without a target."""
+    level: Level
+    """Pruning level after the last round, as far as is known in this one; null without a target."""
     figures: dict[str, float]
     """Validation accuracy before, right after, and after recovery, and what is left."""
     measured: dict[str, float]
@@ -74,13 +74,13 @@ def prune(
     for path in _model(context, config.rounds).iterdir():
         shutil.copy2(path, context.out_dir)
     if config.epochs:
-        history = [epoch for one in rounds for epoch in one.history]
+        history = [epoch for finished in rounds for epoch in finished.history]
         loop.save_history(history, context, "prune")
     first, last = rounds[0], rounds[-1]
     if config.rounds > 1 or config.target is not None:
-        told = [one.model_dump(exclude={"history", "parameters_before"}) for one in rounds]
-        (context.out_dir / REPORT).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    measured = next((one.measured for one in reversed(rounds) if one.measured), {})
+        report = [each.model_dump(exclude={"history", "parameters_before"}, by_alias=True) for each in rounds]
+        (context.out_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    measured = next((finished.measured for finished in reversed(rounds) if finished.measured), {})
     return {
         **last.figures,
         "accuracy_before": first.figures["accuracy_before"],
@@ -95,8 +95,8 @@ def epochs_of_rounds(epochs: int, rounds: int) -> list[int]:
     return [each] * (rounds - 1) + [epochs - each * (rounds - 1)]
 
 
-def share(number: int, rounds: int) -> float:
-    """The part of all that is to go that is gone after round `number`, from 1 (Zhu & Gupta)."""
+def cumulative_fraction(number: int, rounds: int) -> float:
+    """Fraction of all that is to be removed that is gone after round `number`, from 1 (Zhu & Gupta)."""
     return 1 - (1 - number / rounds) ** 3
 
 
@@ -115,13 +115,13 @@ def _round(
     """The next round, with `config.epochs` of its own, unless it was finished before."""
     number, sentences = len(earlier) + 1, inputs["data"]
     out = _model(context, number)
-    folder, tell = out.parent, context.reporter.message
+    folder, log = out.parent, context.reporter.message
     if (folder / DONE).exists():
         return Round.model_validate_json((folder / DONE).read_text(encoding="utf-8"))
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     title = "prune" if config.rounds == 1 else f"prune, round {number} of {config.rounds}"
-    past = sum(one.epochs for one in earlier)
+    past = sum(finished.epochs for finished in earlier)
     own = StageContext(
         out, folder, _Later(context.reporter, past), context.seed + number - 1, context.threads
     )
@@ -135,22 +135,22 @@ def _round(
         figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
     before, parameters = units.units(model), count_parameters(model)
     after_step: Callable[[], None] | None = None
-    dial, measured = None, dict[str, float]()
+    level, measured = None, dict[str, float]()
     if config.granularity == "unstructured":
         sparsity = DEFAULT_SPARSITY if config.sparsity is None else config.sparsity
-        sparsity *= share(number, config.rounds)
+        sparsity *= cumulative_fraction(number, config.rounds)
         after_step = units.zero_smallest(model, sparsity)
-        tell(
-            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so no runtime for "
-            "dense matrices gains speed from it"
+        log(
+            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so dense runtimes "
+            "are not faster"
         )
     else:
-        kept = _choose(model, tokenizer, sentences, config, own, earlier, measure)
-        units.remove(model, kept)
-        dial, measured = kept.dial, kept.measured
-        tell(f"{title}: {_told(kept.units)}")
+        plan = _plan(model, tokenizer, sentences, config, own, earlier, measure)
+        units.remove(model, plan)
+        level, measured = plan.level, plan.measured
+        log(f"{title}: {_describe(plan.units)}")
     figures["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
-    tell(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
+    log(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
     history: list[dict[str, float]] = []
     if config.epochs:
         history = loop.fit(
@@ -171,25 +171,25 @@ def _round(
     figures |= loop.evaluate(model, tokenizer, sentences)
     figures |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
     if config.epochs:
-        tell(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
+        log(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
     done = Round(
         before=before,
         after=units.units(model),
         parameters_before=parameters,
         epochs=config.epochs,
-        dial=dial,
+        level=level,
         figures=figures,
         measured=measured,
         history=[{**epoch, "epoch": past + epoch["epoch"]} for epoch in history],
     )
-    write_text_atomic(folder / DONE, done.model_dump_json())  # last: it says that the rest is whole
+    write_text_atomic(folder / DONE, done.model_dump_json(by_alias=True))  # last: the rest is whole
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if earlier:
         shutil.rmtree(_model(context, number - 1), ignore_errors=True)
     return done
 
 
-def _choose(
+def _plan(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Path,
@@ -197,15 +197,15 @@ def _choose(
     context: StageContext,
     earlier: list[Round],
     measure: Measure,
-) -> Kept:
-    """The units that this round keeps; kept in its folder, for checkpoints fit no other choice."""
-    path = context.work_dir / CHOICE
+) -> PruningPlan:
+    """The units that this round keeps; saved in its folder, since its checkpoints fit no other plan."""
+    path = context.work_dir / PLAN
     if path.exists():
-        return Kept.model_validate_json(path.read_text(encoding="utf-8"))
+        return PruningPlan.model_validate_json(path.read_text(encoding="utf-8"))
     number = len(earlier) + 1
     scores = units.importance(model, tokenizer, sentences, config, context)
     whole = earlier[0].before if earlier else units.units(model)
-    uniform, part = config.allocation == "uniform", share(number, config.rounds)
+    uniform, fraction = config.allocation == "uniform", cumulative_fraction(number, config.rounds)
     if (target := config.target) is not None:
 
         def cost(candidate: PreTrainedModel) -> Mapping[str, float]:
@@ -216,20 +216,19 @@ def _choose(
         # With `global` the new importance has moved units between layers, and the shape with them.
         last = number == config.rounds
         if not earlier or (last and not uniform):
-            choices = steps(scores, uniform, whole)
-            found = reach(model, choices, target, cost, context)
-            dial, measured = found.dial, found.measured
+            found = reach(model, candidates(scores, uniform, whole), target, cost, context)
+            level, measured = found.level, found.measured
         else:
-            dial, measured = earlier[0].dial, {}
-        assert dial is not None
-        kept = at_level(scores, dial * part, uniform, whole)
-        kept = kept.model_copy(update={"dial": dial, "measured": measured})
+            level, measured = earlier[0].level, {}
+        assert level is not None
+        plan = at_level(scores, level * fraction, uniform, whole)
+        plan = plan.model_copy(update={"level": level, "measured": measured})
     else:
         heads = DEFAULT_HEAD_SPARSITY if config.head_sparsity is None else config.head_sparsity
         neurons = DEFAULT_FFN_SPARSITY if config.ffn_sparsity is None else config.ffn_sparsity
-        kept = units.keep(scores, heads * part, neurons * part, uniform, whole)
-    write_text_atomic(path, kept.model_dump_json())
-    return kept
+        plan = units.plan_pruning(scores, heads * fraction, neurons * fraction, uniform, whole)
+    write_text_atomic(path, plan.model_dump_json(by_alias=True))
+    return plan
 
 
 def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
@@ -237,18 +236,18 @@ def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, senten
 
 
 def _zeros(model: PreTrainedModel) -> float:
-    """Part of the weights of all linear layers that is zero."""
+    """Fraction of the weights of all linear layers that is zero."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     return sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
 
 
-def _told(left: Units) -> str:
+def _describe(left: Units) -> str:
     """`heads a layer 9, neurons a layer 768`; of layers that differ, each one's number."""
 
     def numbers(of: tuple[int, ...]) -> str:
         return " ".join(map(str, of if len(set(of)) > 1 else of[:1]))
 
-    return f"heads a layer {numbers(left.heads)}, neurons a layer {numbers(left.neurons)}"
+    return f"heads per layer {numbers(left.heads)}, neurons per layer {numbers(left.neurons)}"
 
 
 class _Later(Forwarding):

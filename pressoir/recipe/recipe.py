@@ -8,13 +8,14 @@ the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
 from pressoir.errors import ExtensionError
+from pressoir.extensions.task import RecipeTask, names_of
 from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
@@ -42,7 +43,7 @@ class Recipe(Document):
     """Name of the run; also the MLflow experiment, the registry id and the output folder."""
     description: str = ""
     """One-line description."""
-    task: Literal["text-classification", "causal-lm"] = "text-classification"
+    task: RecipeTask = "text-classification"
     """Task of the model. A causal LM can be merged and quantised, but not distilled or pruned."""
     model: str = "all-minilm-l6-v2"
     """Base model: a local folder, a catalogue id, `hub:org/name@revision` or `package:module`."""
@@ -82,7 +83,7 @@ class Recipe(Document):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("task") == "causal-lm":
+        if isinstance(raw, dict) and raw.get("task") in names_of("language model"):
             absent: dict[str, Any] = dict.fromkeys(("teacher", "distill", "prune"))
             raw = {**absent, "quantize": {"scheme": "q4"}, **raw}
             if isinstance(raw["quantize"], dict):
@@ -93,13 +94,14 @@ class Recipe(Document):
     def _one_lane(self) -> Recipe:
         problems = []
         ranked_by = self.registry and self.registry.criterion.metric
-        language_model, integer = self.task == "causal-lm", self.quantize and self.quantize.scheme == "int8"
+        language_model = self.task in names_of("language model")
+        integer = self.quantize and self.quantize.scheme == "int8"
         if language_model:
             taught = ("teacher", "augment", "vocabulary", "distill", "prune")
             given = [name for name in taught if getattr(self, name) is not None]
             if given:
                 problems.append(
-                    f"{', '.join(given)}: not supported for task 'causal-lm'; set to null or omit"
+                    f"{', '.join(given)}: not supported for task {self.task!r}; set to null or omit"
                 )
             if ranked_by == "accuracy":
                 problems.append(

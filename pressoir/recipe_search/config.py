@@ -22,6 +22,7 @@ from pressoir.config import (
 )
 from pressoir.errors import RecipeError
 from pressoir.evaluation.config import DaskConfig, Name
+from pressoir.extensions.task import names_of
 from pressoir.recipe.recipe import Recipe
 from pressoir.stage import load_stage, stage_names
 from pressoir.store.artifact import digest_of
@@ -159,7 +160,7 @@ class SearchConfig(Document):
     @model_validator(mode="after")
     def _space_fits_the_recipe(self) -> SearchConfig:
         problems = []
-        if self.recipe.task != "text-classification":
+        if self.recipe.task not in names_of("classifier"):
             problems.append(
                 f"recipe.task: {self.recipe.task!r} is not supported; use the recipe of a classifier"
             )

@@ -39,11 +39,6 @@ from pressoir.recipe_search.config import ProxyConfig, SearchConfig, with_values
 from pressoir.recipe_search.measuring_lock import Quiet
 from pressoir.recipe_search.records import Figures, Outcome
 from pressoir.reporting import Reporter, Silent
-from pressoir.search import measure
-from pressoir.search.budget import Limits, cannot_cost, cannot_reach
-from pressoir.search.config import ProxyConfig, SearchConfig, with_values
-from pressoir.search.measuring_lock import Quiet
-from pressoir.search.records import Figures, Outcome
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store

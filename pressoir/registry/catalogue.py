@@ -13,7 +13,7 @@ from pydantic import AliasChoices, ConfigDict, Field, FiniteFloat, ValidationErr
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -44,7 +44,7 @@ class Entry(Config):
     """Id of the model; identical to its key in the file."""
     name: str
     """Human-readable name."""
-    type: Task
+    type: TaskName
     """Task of the model."""
     size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Size of the files on disk, MB = 10^6 bytes."""

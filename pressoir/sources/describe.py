@@ -15,8 +15,9 @@ from pydantic import Field, FiniteFloat
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
+from pressoir.extensions.task import TaskName
 from pressoir.formats import sharding
-from pressoir.formats.folder import Task, check_model_folder, model_files, read_json
+from pressoir.formats.folder import check_model_folder, model_files, read_json
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
@@ -40,7 +41,7 @@ class Details(Config):
     """What the owner of a model says of it; what is left out comes from its files, or an older entry."""
 
     name: str | None = None
-    type: Task | None = None
+    type: TaskName | None = None
     license: str | None = None
     quantization: str | None = None
     metrics: dict[str, FiniteFloat] = Field(default={})
@@ -213,7 +214,7 @@ def _shards(folder: Path) -> tuple[str, ...]:
     return tuple(record.file for record in sharding.verify(folder).shards)
 
 
-def _task(folder: Path) -> Task:
+def _task(folder: Path) -> TaskName:
     from pressoir.formats.folder import task_of
 
     try:

@@ -69,7 +69,7 @@ def resolve(reference: str, store: Store | None = None) -> Source:
     known = dict[Path, str]()
     if weights_sha256 is not None:
         weights = folder / "model.safetensors"
-        found = file_sha256(weights) if weights.is_file() else "none, for it does not exist"
+        found = file_sha256(weights) if weights.is_file() else "none (file missing)"
         known[weights] = found
         if found != weights_sha256:
             raise SourceError(

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import Stage, StageContext
@@ -35,18 +36,9 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         ParityError: the graph cannot hold a quantised layer exactly, or does not compute what the checkpoint
         computes. SourceError: the model does not load.
     """
-    task = task_of(inputs["model"])
-    if task == "causal-lm":
-        from pressoir.export import causal_lm
-
-        return causal_lm.run(inputs, config, context)
-    if task in ("translation", "automatic-speech-recognition"):
-        from pressoir.export import encoder_decoder
-
-        return encoder_decoder.run(inputs, config, context)
-    from pressoir.export import classifier
-
-    return classifier.run(inputs, config, context)
+    export = task(task_of(inputs["model"])).part("export")
+    figures: dict[str, float] = export(inputs, config, context)
+    return figures
 
 
 STAGE = Stage(

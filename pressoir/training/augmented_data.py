@@ -45,8 +45,8 @@ def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageCont
     unlabelled = sentences.load_unlabelled(inputs["data"])
     if not config.copies and not config.spans and not unlabelled:
         raise RecipeError(
-            "augment: nothing to add: augment.copies and augment.spans are 0 and data.unlabelled gives no "
-            "sentence of its own; raise one of the first, set the last, or leave `augment` out"
+            "augment: nothing to add: augment.copies and augment.spans are 0 and data.unlabelled has no "
+            "new sentences; increase one of the former, set the latter, or omit `augment`"
         )
     texts = [row["text"] for row in rows]
     copies: list[tuple[int, str]] = []
@@ -96,7 +96,8 @@ def _proposer(
             if config.method == "masked_lm":
                 raise SourceError(f"{error}; set augment.method: neighbours") from error
             context.reporter.message(
-                "augment: the base model has no masked-LM head; near words in its embedding are taken instead"
+                "augment: the base model has no masked-LM head; using nearest words in its embedding "
+                "space instead"
             )
     embedding: Any = loading.load_encoder(folder).get_input_embeddings()
     return augmentation.Neighbours(embedding.weight, tokenizer, config.candidates)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import count_parameters, encoder_layers, layout
+from pressoir.models.layouts import architecture_of, count_parameters, encoder_layers, replace_layers
 from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
@@ -125,17 +125,10 @@ def make_student(
         except ValueError as error:
             raise RecipeError(f"distill.student.config: {error}") from error
     keep = matched_layers(config, teacher.config.num_hidden_layers)
-    parent_name, _, name = layout(teacher)["layers"].rpartition(".")
     layers = encoder_layers(teacher)
-    setattr(teacher.get_submodule(parent_name), name, nn.ModuleList(layers[index] for index in keep))
-    shrunk = teacher.config.to_dict() | {
-        _LAYER_COUNT.get(teacher.config.model_type, "num_hidden_layers"): len(keep)
-    }
+    replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
+    shrunk = teacher.config.to_dict() | {architecture_of(teacher).layer_count_field: len(keep)}
     student = loading.new_classifier(type(teacher.config)(**shrunk))
     student.load_state_dict(teacher.state_dict())
-    setattr(teacher.get_submodule(parent_name), name, layers)
+    replace_layers(teacher, layers)
     return student
-
-
-# The configuration field that counts layers, where it is not `num_hidden_layers`.
-_LAYER_COUNT = {"distilbert": "n_layers"}

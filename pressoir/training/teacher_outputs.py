@@ -46,7 +46,7 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     if config.hidden:
         shapes["hidden"] = (int(offsets[-1]), len(matched), model.config.hidden_size)
     if config.relations:
-        shapes["relations"] = (int(offsets[-1]), len(relations.PARTS), relations.width(model))
+        shapes["relations"] = (int(offsets[-1]), len(relations.PROJECTIONS), relations.width(model))
     kept: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {
         name: np.lib.format.open_memmap(
             context.out_dir / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
@@ -76,8 +76,8 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
                 found["relations"] = relations.stacked(seen)
             for name, states in found.items():  # (batch, seq, …)
                 chosen = states.half().numpy()
-                for place, row in enumerate(batch):
-                    kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
+                for index, row in enumerate(batch):
+                    kept[name][offsets[row] : offsets[row + 1]] = chosen[index, : lengths[row]]
     for array in kept.values():
         array.flush()
     if reference is not None:
@@ -125,6 +125,6 @@ def matched_layers(
         count = max(1, teacher_layers // 2)
     if count > teacher_layers:
         raise RecipeError(
-            f"distill.student: {count} layers are asked for, but the teacher has {teacher_layers}"
+            f"distill.student: {count} layers are specified, but the teacher has {teacher_layers}"
         )
     return [(index + 1) * teacher_layers // count - 1 for index in range(count)]

@@ -23,8 +23,8 @@ from pressoir.models.layouts import (
 from pressoir.pipeline import estimates
 from pressoir.pruning import units
 from pressoir.recipe.sections import PruneConfig, StudentConfig, VocabularyConfig
-from pressoir.stages import distill, prune, vocabulary
-from pressoir.training import relations
+from pressoir.stages import prune, vocabulary
+from pressoir.training import relations, students
 
 OURS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 HIDDEN, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 3, 64, 40
@@ -366,7 +366,7 @@ def test_it_is_pruned_by_importance_with_its_own_way_to_remove_heads(orchard, ti
 
 def test_a_student_takes_some_of_its_layers(orchard):
     teacher = loading.load_classifier(orchard)
-    student = distill.make_student(teacher, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
+    student = students.make_student(teacher, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
     assert student.config.depth == 2
     for ours, theirs in ((0, 0), (1, 2)):
         assert torch.equal(

@@ -62,7 +62,7 @@ def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data
     with pytest.raises(DataError, match="is not a file"):
         check_inputs(Recipe.from_dict({"data": missing}), Sources(store))
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(StoreError, match="is not writable"):
         check_inputs(good, Sources(Store(tmp_path / "file")))
     store.home.mkdir()
     (store.home / "models.json").write_text("{")

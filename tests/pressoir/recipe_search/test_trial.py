@@ -13,10 +13,6 @@ from pressoir.recipe_search.budget import Limits
 from pressoir.recipe_search.config import ProxyConfig, with_values
 from pressoir.recipe_search.trial import Assignment
 from pressoir.reporting import Silent
-from pressoir.search import trial
-from pressoir.search.budget import Limits
-from pressoir.search.config import ProxyConfig, with_values
-from pressoir.search.trial import Assignment
 from pressoir.stage import load_stage, stage_names
 from pressoir.store.store import Store
 

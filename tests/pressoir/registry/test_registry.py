@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from pressoir.errors import RegistryError, StoreError
-from pressoir.formats import folder
+from pressoir.extensions import loader
 from pressoir.recipe.sections import Criterion
 from pressoir.registry import catalogue
 from pressoir.registry.catalogue import Catalogue, Entry, Urls
@@ -55,7 +55,7 @@ def test_every_field_tells_an_editor_what_it_is():
         if not said.get("description")
     ]
     assert not unsaid
-    assert set(folder.Task.__args__) == set(fields["Entry"]["properties"]["type"]["enum"])
+    assert set(loader.names("pressoir.tasks")) == set(fields["Entry"]["properties"]["type"]["enum"])
 
 
 def test_an_editor_marks_a_key_that_is_no_id():

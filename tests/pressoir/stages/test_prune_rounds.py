@@ -13,7 +13,7 @@ from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters, encoder_layers
 from pressoir.pruning import rounds, target, units
-from pressoir.pruning.target import MOST_STEPS, smallest_removal
+from pressoir.pruning.target import MOST_CANDIDATES, smallest_removal
 from pressoir.recipe.sections import OutputsConfig, PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -66,9 +66,10 @@ def test_after_each_round_the_cubic_share_of_the_units_is_gone(inputs, context):
     # Gone are 19/27, 26/27 and all of it: 2.6, 2.1 and 2 of 4 heads, 30.2, 17.8 and 16 of 64 neurons.
     expected = units.Units((2,) * 4, (16,) * 4)
     assert units.units(loaded(context.out_dir)) == expected
-    told = json.loads((context.out_dir / rounds.REPORT).read_text())
-    assert [one["after"] for one in told] == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
-    assert [one["before"] for one in told][1:] == [one["after"] for one in told][:-1]
+    report = json.loads((context.out_dir / rounds.REPORT).read_text())
+    after = [each["after"] for each in report]
+    assert after == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
+    assert [each["before"] for each in report][1:] == after[:-1]
     assert figures["parameters_kept"] == pytest.approx(
         count_parameters(loaded(context.out_dir)) / count_parameters(loaded(inputs["model"]))
     )
@@ -111,7 +112,7 @@ def test_the_last_round_has_the_epochs_left_over_and_the_epochs_add_up():
     assert rounds.epochs_of_rounds(6, 3) == [2, 2, 2]
     assert rounds.epochs_of_rounds(1, 4) == [0, 0, 0, 1]  # a search shortens a recipe's epochs
     assert rounds.epochs_of_rounds(5, 1) == [5]
-    assert [rounds.share(number, 2) for number in (1, 2)] == [0.875, 1.0]
+    assert [rounds.cumulative_fraction(number, 2) for number in (1, 2)] == [0.875, 1.0]
 
 
 # Targets.
@@ -187,7 +188,9 @@ def test_rounds_end_where_the_target_is_reached(inputs, context, monkeypatch, al
     left = slow_heads(loaded(context.out_dir))["latency_ms"]
     assert left <= 10
     assert figures["int8_latency_ms"] == pytest.approx(left)
-    first = json.loads((context.out_dir / rounds.REPORT).read_text())[0]
+    first, last = json.loads((context.out_dir / rounds.REPORT).read_text())
+    assert 0 < first["dial"] < 1  # the name of a level in what is published
+    assert last["dial"] == first["dial"] or allocation == "global"
     assert sum(first["after"][0]) >= sum(units.units(loaded(context.out_dir)).heads)
     assert sum(first["before"][0]) == 16
 

@@ -10,7 +10,7 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers, layout
+from pressoir.models.layouts import architecture_of, encoder_layers
 from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
@@ -245,11 +245,11 @@ def test_nothing_is_kept_unless_asked_and_the_rest_is_the_same_to_the_byte(input
 
 
 def test_they_are_asked_for_by_whoever_learns_from_them():
-    from pressoir.flows.compress import _outputs
+    from pressoir.pipeline.chain import outputs_config
     from pressoir.recipe.recipe import Recipe
 
     def asked(**sections):
-        return _outputs(Recipe.from_dict(sections)).relations
+        return outputs_config(Recipe.from_dict(sections)).relations
 
     plain, weighted = {"epochs": 1}, {"epochs": 1, "relation_weight": 0.5}
     assert not asked(distill=plain, prune=plain)

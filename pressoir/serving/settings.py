@@ -1,9 +1,9 @@
-"""A tier's settings laid over a request's.
+"""Merges the settings of a request into those of its tier.
 
-Of a limit (`config.LIMITS`) a request gets what the tier says, unless it asks for less; asking for more is
-refused, not cut down in silence: who asked for 1,000 tokens should not take 128 for all there is. A limit
-that the tier leaves open is the request's own choice, up to `MOST_TOKENS`: a step of a translation cannot be
-interrupted. Of anything else (languages, sampling) the request's value wins.
+A limit (`config.LIMITS`) defaults to the tier's value and may be lowered by a request. A higher value is
+refused rather than silently reduced: a client that requested 1,000 tokens should not mistake 128 for the
+whole answer. A limit that the tier leaves open may be set up to `MOST_TOKENS`, because a step of a
+translation cannot be interrupted. For all other settings (languages, sampling) the request's value wins.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pressoir.serving.config import LIMITS, TierSettings
 from pressoir.serving.errors import RequestError
 
 MOST_TOKENS = 4096
-"""Most that a request may ask for, in or out, where its tier does not say."""
+"""Maximum number of input or output tokens per request where the tier sets no limit."""
 _OPEN = {"max_length": MOST_TOKENS, "max_new_tokens": MOST_TOKENS}
 
 
-def overlaid(settings: TierSettings, asked: dict[str, Any], tier: str) -> TierSettings:
-    """What counts for a request that asks for `asked`; None is what it does not ask for.
+def merge_settings(settings: TierSettings, overrides: dict[str, Any], tier: str) -> TierSettings:
+    """The settings of a request: the tier's, with the request's `overrides`; None overrides nothing.
 
     Raises:
         RequestError: a value is out of range, or above the tier's limit; all are listed.
     """
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if not asked:
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if not overrides:
         return settings
     try:
-        result = TierSettings.model_validate({**settings.model_dump(), **asked})
+        result = TierSettings.model_validate({**settings.model_dump(), **overrides})
     except ValidationError as error:
         raise RequestError(
             "; ".join(
@@ -41,7 +41,7 @@ def overlaid(settings: TierSettings, asked: dict[str, Any], tier: str) -> TierSe
     above = [
         f"{name} is {value}, but tier {tier!r} allows {limit}"
         for name in LIMITS
-        if name in asked
+        if name in overrides
         and (value := getattr(result, name)) > (limit := getattr(settings, name) or _OPEN[name])
     ]
     if above:

@@ -1,6 +1,6 @@
-"""A model as its server sees it: requests go out, answers come back, whatever lies between.
+"""The server's connection to a loaded model: requests go out, answers come back.
 
-`Calls` keeps the requests in flight; a subclass carries the messages, to a process
+`WorkerClient` keeps the requests in flight; a subclass carries the messages, to a process
 (`pressoir.serving.pool.process`) or to a thread (`pressoir.serving.pool.thread`). All of it lives on one
 event loop.
 """
@@ -20,7 +20,7 @@ from pressoir.serving.errors import ServingError, WorkerDiedError, from_failure
 from pressoir.serving.worker.messages import Message
 
 
-class Calls(ABC):
+class WorkerClient(ABC):
     """Requests to one loaded model."""
 
     def __init__(self, name: str, info: dict[str, Any]) -> None:

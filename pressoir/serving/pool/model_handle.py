@@ -1,7 +1,7 @@
-"""A loaded model with its queues: what the tiers that share it have in common.
+"""A loaded model with its queues, shared by all tiers that use it: the server's side.
 
-Texts go through a `BatchQueue`; continuations and transcripts, which answer in many steps, take one of a few
-`Slots`. Both are bounded.
+Texts go through a `BatchQueue`. Generation and transcription, which take many steps, run a few at a time
+under a `ConcurrencyLimiter`. Both queues are bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pressoir.serving.config import BatchingConfig
 from pressoir.serving.errors import QueueFullError
 from pressoir.serving.pool.batching import BatchQueue
-from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.worker_client import WorkerClient
 
 APART = 8
 """Texts in a message to a model that computes them one by one: an answer waits for those of its message."""
@@ -23,15 +23,15 @@ _SMOOTHING = 0.2
 _LEAST_RETRY_S = 0.05
 
 
-class SharedModel:
-    """One loaded model. `watch` is told of each batch, see `BatchQueue`."""
+class ModelHandle:
+    """One loaded model. `watch` is called after each batch, see `BatchQueue`."""
 
     def __init__(
-        self, calls: Calls, config: BatchingConfig, watch: Callable[[int, float, float], None]
+        self, client: WorkerClient, config: BatchingConfig, watch: Callable[[int, float, float], None]
     ) -> None:
-        self.calls, self.info = calls, calls.info
-        self.ended = calls.ended
-        together = config.enabled and (calls.info["batch_invariant"] or config.batch_variant)
+        self.client, self.info = client, client.info
+        self.ended = client.ended
+        together = config.enabled and (client.info["batch_invariant"] or config.batch_variant)
         self._max_tokens = config.max_tokens if together else 0  # of what the model computes at once
         self.queue = BatchQueue(
             self._run,
@@ -42,12 +42,12 @@ class SharedModel:
             together=config.enabled,
             watch=watch,
         )
-        self.slots = Slots(config.max_streams, config.max_queue)
+        self.limiter = ConcurrencyLimiter(config.max_streams, config.max_queue)
 
     @property
     def waiting(self) -> int:
         """Requests that have not been begun."""
-        return len(self.queue) + self.slots.waiting
+        return len(self.queue) + self.limiter.waiting
 
     async def answer(self, operation: str, texts: Sequence[str], **settings: Any) -> Sequence[Any]:
         """An answer for each text: probabilities, a vector, or a translation."""
@@ -55,25 +55,26 @@ class SharedModel:
         return await self.queue.submit(key, texts, settings.get("max_length"))
 
     async def measure(self) -> int:
-        """See `Calls.measure`."""
-        return await self.calls.measure()
+        """See `WorkerClient.measure`."""
+        return await self.client.measure()
 
     async def close(self) -> None:
-        """See `Calls.close`."""
-        await self.calls.close()
+        """See `WorkerClient.close`."""
+        await self.client.close()
 
     async def _run(self, key: Hashable, texts: Sequence[str]) -> Sequence[Any]:
         assert isinstance(key, tuple)
         operation, settings = key
-        message = await self.calls.call(operation, texts=texts, **dict(settings), max_tokens=self._max_tokens)
+        arguments = {**dict(settings), "max_tokens": self._max_tokens}
+        message = await self.client.call(operation, texts=texts, **arguments)
         if message.array is not None:
             return list(message.array)
         answers: Sequence[Any] = next(iter(message.body.values()))
         return answers
 
 
-class Slots:
-    """A few requests at a time; a bounded number of others waits."""
+class ConcurrencyLimiter:
+    """Runs at most `count` requests at a time; at most `max_waiting` others wait."""
 
     def __init__(self, count: int, max_waiting: int) -> None:
         self._count, self._max_waiting = count, max_waiting

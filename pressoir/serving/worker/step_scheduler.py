@@ -23,11 +23,11 @@ Operations = Mapping[str, Callable[..., Steps]]
 """What a model can do, by name; each takes a request's body as keywords, and its array, where it has one."""
 
 
-class Turns:
-    """The requests that a model is working on. `tell` is called with every message that comes of them."""
+class StepScheduler:
+    """The requests that a model is working on. `on_message` receives every message they produce."""
 
-    def __init__(self, operations: Operations, tell: Callable[[Message], None]) -> None:
-        self._operations, self._tell = operations, tell
+    def __init__(self, operations: Operations, on_message: Callable[[Message], None]) -> None:
+        self._operations, self._on_message = operations, on_message
         self._jobs: dict[int, Steps] = {}  # the next one first
 
     @property
@@ -54,14 +54,14 @@ class Turns:
             piece = next(job)
         except StopIteration as end:
             body, array = end.value
-            self._tell(Message("result", id, body, array))
+            self._on_message(Message("result", id, body, array))
             return
         except Exception as error:
-            self._tell(Message("failure", id, failure(error)))
+            self._on_message(Message("failure", id, failure(error)))
             return
         self._jobs[id] = job
         if piece:
-            self._tell(Message("piece", id, {"text": piece}))
+            self._on_message(Message("piece", id, {"text": piece}))
 
 
 def failure(error: Exception) -> dict[str, Any]:

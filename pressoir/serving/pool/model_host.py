@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
-from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.model_handle import ModelHandle
 from pressoir.serving.pool.observer import Observer
 from pressoir.serving.pool.pool import ModelPool
-from pressoir.serving.pool.process import ProcessModel
-from pressoir.serving.pool.resident import Event
-from pressoir.serving.pool.shared_model import SharedModel
-from pressoir.serving.pool.sharing import ModelSpec, Sharing, analyse
+from pressoir.serving.pool.pool_entry import Event
+from pressoir.serving.pool.process import ProcessClient
+from pressoir.serving.pool.sharing import ModelSpec, Sharing, Tier, analyse
 from pressoir.serving.pool.statistics import labels, statistics
-from pressoir.serving.pool.thread import ThreadModel
+from pressoir.serving.pool.thread import ThreadClient
+from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -34,19 +34,25 @@ from pressoir.system.runtime import available_cpus
 log = logging.getLogger("pressoir")
 
 
-class Hosting:
+class ModelHost:
     """The models of a resolved configuration. Raises RecipeError where it is not resolved."""
 
     def __init__(self, config: ServingConfig, store: Store, observer: Observer) -> None:
-        self.config, self.sharing = config, analyse(config)
+        self._serve(config, analyse(config))
         self._store, self._observer = store, observer
         self._reloading = asyncio.Lock()
         self._target = config  # what models are loaded for, while another still serves
         self.ready = False
         """Whether everything was loaded that is to be when the server starts."""
-        self.pool: ModelPool[SharedModel] = ModelPool(
-            self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._tell
+        self.pool: ModelPool[ModelHandle] = ModelPool(
+            self._open, config.memory_budget_bytes, _pinned(config, self.sharing), self._on_event
         )
+
+    def _serve(self, config: ServingConfig, sharing: Sharing) -> None:
+        self.config, self.sharing = config, sharing
+        self.tiers: Mapping[str, Tier] = {
+            name: Tier(name, tier, sharing.by_tier[name], sharing) for name, tier in config.tiers.items()
+        }
 
     async def start(self) -> None:
         """Load what is pinned, then the rest as far as the budget has room; log the analysis.
@@ -66,46 +72,43 @@ class Hosting:
         self.ready = False
         await self.pool.close(self.config.drain_timeout_s)
 
-    def spec(self, tier: str) -> ModelSpec:
-        """The model of a tier.
+    def lookup(self, tier: str | Tier | None, task: Task | None = None) -> Tier:
+        """The tier of a request: the named one, or without a name the only one for `task`.
 
-        Raises:
-            UnknownTierError: there is no such tier.
-        """
-        if tier not in self.config.tiers:
-            raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
-        return self.sharing.by_tier[tier]
-
-    def tier(self, name: str | None, task: Task) -> str:
-        """The tier that a request for a task means: the one it names, or the only one there is.
+        A tier that was looked up before is returned as it is, unless the server was reloaded in between.
 
         Raises:
             UnknownTierError: there is no such tier, or it has another task, or there are several.
         """
-        if name is not None:
-            if (found := self.spec(name).task) != task:
-                raise UnknownTierError(f"tier {name!r} is for {found}, not for {task}")
-            return name
-        fitting = [tier for tier, spec in self.sharing.by_tier.items() if spec.task == task]
-        if len(fitting) != 1:
-            known = f"specify one of: {', '.join(fitting)}" if fitting else f"no tier supports {task}"
-            raise UnknownTierError(f"the request specifies no tier; {known}")
-        return fitting[0]
+        if isinstance(tier, Tier):
+            return tier if tier.sharing is self.sharing else self.lookup(tier.name, task)
+        if tier is None:
+            return self._only(task)
+        found = self.tiers.get(tier)
+        if found is None:
+            raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
+        if task not in (None, found.spec.task):
+            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {task}")
+        return found
 
-    def is_loaded(self, tier: str) -> bool:
-        """Whether the model of a tier is in memory; raises as `spec`."""
-        return self.spec(tier).key in self.pool.residents
+    def is_loaded(self, tier: str | Tier) -> bool:
+        """Whether the model of a tier is in memory; raises as `lookup`."""
+        return self.lookup(tier).spec.key in self.pool.entries
 
-    async def load(self, tier: str) -> None:
-        """Have the model of a tier loaded; raises as `spec` and as `ModelPool.lease`."""
-        await self.pool.load(self.spec(tier))
+    async def load(self, tier: str | Tier) -> None:
+        """Load the model of a tier; raises as `lookup` and as `ModelPool.lease`."""
+        await self.pool.load(self.lookup(tier).spec)
 
-    async def unload(self, tier: str) -> bool:
+    async def unload(self, tier: str | Tier) -> bool:
         """Unload the model of a tier, and so of those that share it, when it is free.
 
-        Returns whether it was loaded. The next request loads it again. Raises as `spec`.
+        Returns whether it was loaded. The next request loads it again. Raises as `lookup`.
         """
-        return await self.pool.unload(self.spec(tier).key, self.config.drain_timeout_s)
+        return await self.pool.unload(self.lookup(tier).spec.key, self.config.drain_timeout_s)
+
+    async def replace(self, tier: str | Tier) -> None:
+        """Load the model of a tier anew; raises as `lookup` and as `ModelPool.replace`."""
+        await self.pool.replace(self.lookup(tier).spec, self.config.drain_timeout_s)
 
     async def reload(self, config: ServingConfig | None = None) -> None:
         """Go over to another configuration; without one, load every loaded model anew. No request is lost.
@@ -127,7 +130,7 @@ class Hosting:
     async def statistics(self) -> dict[str, Any]:
         """The sharing statistics, freshly measured; see `pressoir.serving.pool.statistics`."""
         await self.pool.measure()
-        return statistics(self.sharing, self.pool.residents)
+        return statistics(self.sharing, self.pool.entries)
 
     def gauges(self) -> dict[str, dict[str, int]]:
         """Of each loaded model: `resident_bytes` as last measured, `leases`, and requests `waiting`."""
@@ -138,8 +141,16 @@ class Hosting:
                 "leases": one.leases,
                 "waiting": one.model.waiting,
             }
-            for key, one in self.pool.residents.items()
+            for key, one in self.pool.entries.items()
         }
+
+    def _only(self, task: Task | None) -> Tier:
+        fitting = [tier for tier in self.tiers.values() if tier.spec.task == task]
+        if len(fitting) != 1:
+            names = ", ".join(tier.name for tier in fitting)
+            known = f"specify one of: {names}" if fitting else f"no tier supports {task}"
+            raise UnknownTierError(f"the request specifies no tier; {known}")
+        return fitting[0]
 
     def _at_start(self) -> list[ModelSpec]:
         """What is pinned, and of the rest what the budget is expected to have room for."""
@@ -157,11 +168,11 @@ class Hosting:
         return chosen
 
     async def _renew(self) -> None:
-        for resident in list(self.pool.residents.values()):
-            await self.pool.replace(resident.spec, self.config.drain_timeout_s)
+        for entry in list(self.pool.entries.values()):
+            await self.pool.replace(entry.spec, self.config.drain_timeout_s)
 
     async def _change(self, config: ServingConfig, sharing: Sharing) -> None:
-        before, budget = set(self.pool.residents), self.pool.budget_bytes
+        before, budget = set(self.pool.entries), self.pool.budget_bytes
         pinned = _pinned(config, sharing)
         old = self.sharing.by_tier
         wanted = [
@@ -184,11 +195,12 @@ class Hosting:
                 await self.pool.unload(spec.key, 0.0)
             raise
         drain = self.config.drain_timeout_s
-        self.config, self.sharing, self.pool.pinned = config, sharing, pinned
+        self._serve(config, sharing)
+        self.pool.pinned = pinned
         kept = {spec.key for spec in sharing.models}
-        await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.residents) - kept))
+        await asyncio.gather(*(self.pool.unload(key, drain) for key in set(self.pool.entries) - kept))
 
-    async def _open(self, spec: ModelSpec) -> SharedModel:
+    async def _open(self, spec: ModelSpec) -> ModelHandle:
         """Load a model and have it answer."""
         config = self._target
         try:
@@ -203,28 +215,28 @@ class Hosting:
             "runtime": spec.runtime,
             "threads": config.threads or available_cpus(),
         }
-        calls: Calls
+        client: WorkerClient
         if config.isolation == "process":
             several = len(self.sharing.models) > 1
-            calls = await ProcessModel.open(job, config.load_timeout_s, side_by_side=several)
+            client = await ProcessClient.open(job, config.load_timeout_s, side_by_side=several)
         else:
-            calls = await ThreadModel.open(job)
+            client = await ThreadClient.open(job)
         try:
             async with asyncio.timeout(config.load_timeout_s):
-                await calls.call("example")
+                await client.call("example")
         except (ServingError, TimeoutError) as error:
-            await calls.close()
+            await client.close()
             raise LoadError(f"{spec.name} was loaded, but its first request failed: {error}") from error
         except BaseException:
-            await asyncio.shield(calls.close())
+            await asyncio.shield(client.close())
             raise
         watch: Callable[[int, float, float], None] = partial(self._observer.batch, spec.name)
-        return SharedModel(calls, config.batching, watch)
+        return ModelHandle(client, config.batching, watch)
 
     def _folder(self, spec: ModelSpec) -> Path:
         return resolve.locate(spec.source, self._store, fetch=False)
 
-    def _tell(self, event: Event, spec: ModelSpec) -> None:
+    def _on_event(self, event: Event, spec: ModelSpec) -> None:
         self._observer.event(event, spec.name)
 
 

@@ -1,4 +1,4 @@
-"""A loaded model in the pool, and what the pool needs of one."""
+"""An entry of the pool: a loaded model with its use counts, and what the pool needs of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from pressoir.serving.pool.sharing import ModelSpec
 
 Event = Literal["loaded", "evicted", "unloaded", "replaced", "died", "failed"]
-"""What becomes of a model."""
+"""What happened to a model."""
 
 
 class Model(Protocol):
@@ -31,8 +31,8 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 
 @dataclass(eq=False)
-class Resident(Generic[ModelT]):
-    """A loaded model."""
+class PoolEntry(Generic[ModelT]):
+    """A loaded model and how it is used."""
 
     spec: ModelSpec
     model: ModelT
