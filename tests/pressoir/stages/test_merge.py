@@ -134,6 +134,7 @@ def test_the_result_is_a_checkpoint_that_the_pipeline_takes(linear, fine_tunes):
     assert "".join(pieces)
 
 
+@pytest.mark.process
 def test_the_configuration_that_mergekit_read_is_kept_and_names_no_place(
     linear, fine_tunes, tmp_path_factory
 ):
