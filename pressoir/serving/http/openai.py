@@ -174,7 +174,7 @@ def routes(backend: Backend) -> APIRouter:
     async def completions(body: Completion, request: Request) -> Response:
         """Complete each prompt; with `stream`, a single prompt as server-sent events."""
         tier = backend.tier(request, body.model, "generate")
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        prompts = as_list(body.prompt)
         _check_prompts(backend, tier, prompts, body.stream)
         if body.max_tokens == 0 and body.echo and not body.stream:
             return await _scored(
@@ -217,7 +217,7 @@ def routes(backend: Backend) -> APIRouter:
     async def embeddings(body: Embeddings, request: Request) -> Response:
         """A normalised embedding of each text."""
         tier = backend.tier(request, body.model, "embed")
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = as_list(body.input)
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
