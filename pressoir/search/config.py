@@ -55,7 +55,7 @@ class Budget(Config):
         if all(getattr(self, name) is None for name in limits):
             problems.append(f"a budget needs at least one limit; specify one or more of {', '.join(limits)}")
         if self.min_accuracy is not None and self.max_accuracy_drop is not None:
-            problems.append("specify either `min_accuracy` or `max_accuracy_drop`")
+            problems.append("specify either `min_accuracy` or `max_accuracy_drop`, not both")
         return checked(self, problems)
 
 

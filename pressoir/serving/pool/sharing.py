@@ -137,7 +137,7 @@ def _near_misses(models: Sequence[ModelSpec]) -> list[str]:
             )
         elif alike:
             found.append(
-                f"{pair} name {' and '.join(sorted(alike))}, but {first.name} has the digest "
+                f"{pair} both name {' and '.join(sorted(alike))}, but {first.name} has the digest "
                 f"{first.digest[:12]} and {second.name} {second.digest[:12]}; use the same revision to "
                 "share it"
             )

@@ -73,7 +73,7 @@ def test_every_choice_is_held_against_the_recipes_types():
             "teacher.epochs": [1, 2],
         }
     )
-    assert 'space.distill.student.layers: the choice "two" cannot be' in text
+    assert 'space.distill.student.layers: the choice "two" is not valid' in text
     assert "space.prune.ffn_sparsity: the choice 1.5 cannot be" in text
     assert "space.prune.ffn_sparsity: the choice 0.5" not in text
     assert "did you mean `temperature`" in text

@@ -569,5 +569,5 @@ def test_sentences_timed_twice_are_owned_up_to():
 
 def test_a_single_row_has_a_headline_too():
     assert to_markdown(comparison(row())).startswith(
-        "**teacher (pytorch): accuracy 90.0 %, 15.00 ms a sentence**"
+        "**teacher (pytorch): accuracy 90.0 %, 15.00 ms per sentence**"
     )

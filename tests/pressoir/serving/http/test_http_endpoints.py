@@ -289,7 +289,7 @@ class TestKServe:
             text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [SENTENCE]}
             for given, message in (
                 ({"max_length": "8"}, "parameters.max_length: expected a JSON integer"),
-                ({"num_beams": 2}, "takes max_length, and no 'num_beams'"),
+                ({"num_beams": 2}, "supported for text-classification are max_length, not 'num_beams'"),
                 ({"max_length": 10}, "tier 'reviews' allows 9"),
             ):
                 asked_for = {"inputs": [text], "parameters": given}

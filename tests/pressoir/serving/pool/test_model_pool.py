@@ -203,7 +203,7 @@ class TestBudget:
             loader = Loader()
             pool, _ = pool_of(loader, budget_bytes=150 * MB, pinned=[A.key])
             await use(pool, A)
-            with pytest.raises(BudgetError, match=r"b takes 100 MB.* 150 MB .*beside 100 MB of pinned"):
+            with pytest.raises(BudgetError, match=r"b needs 100 MB.* 150 MB .*beside 100 MB of pinned"):
                 await use(pool, B)
             assert [model.spec.name for model in loader.opened if not model.closed] == ["a"]
             await pool.close()
@@ -215,7 +215,7 @@ class TestBudget:
             loader = Loader(300 * MB)
             pool, _ = pool_of(loader, budget_bytes=250 * MB)
             for _ in range(2):
-                with pytest.raises(BudgetError, match=r"takes 300 MB.* 250 MB"):
+                with pytest.raises(BudgetError, match=r"needs 300 MB.* 250 MB"):
                     await use(pool, A)
             assert loader.names == ["a"]
             assert loader.opened[0].closed

@@ -180,7 +180,7 @@ class TestOpening:
 
     def test_files_that_are_not_those_that_were_resolved_are_not_loaded(self, tiny_classifier, tmp_path):
         folder = shutil.copytree(tiny_classifier, tmp_path / "model")
-        with pytest.raises(SourceError, match=r"have the digest [0-9a-f]{64}, not 0{64}"):
+        with pytest.raises(SourceError, match=r"have the digest [0-9a-f]{64}, but had 0{64}"):
             open_served(self.job(folder))
 
     def test_weights_that_are_broken_fail_the_example(self, tiny_classifier, tmp_path):
