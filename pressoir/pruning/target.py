@@ -71,7 +71,7 @@ def reach(
             least = measured[last][name]
             raise RecipeError(
                 f"prune.target: {_format(name, limit)} cannot be reached: with one head and {FFN_MULTIPLE} "
-                f"neurons per layer it still has {_format(name, least)}, {_format(name, least - limit)} "
+                f"neurons per layer the model still has {_format(name, least)}, {_format(name, least - limit)} "
                 f"({(least - limit) / limit:.1%}) too much; raise the target, or first remove layers "
                 "(distill.student.layers) or tokens (vocabulary)"
             )

@@ -193,7 +193,7 @@ def test_rounds_end_where_the_target_is_reached(inputs, context, monkeypatch, al
 
 def test_a_target_out_of_reach_says_by_how_much(inputs, context, monkeypatch):
     monkeypatch.setattr(prune, "int8_cost", slow_heads)
-    with pytest.raises(RecipeError, match=r"still 4\.640 ms, 0\.640 ms \(16\.0%\) too much"):
+    with pytest.raises(RecipeError, match=r"still has 4\.640 ms, 0\.640 ms \(16\.0%\) too much"):
         prune.run(inputs, PruneConfig(target=PruneTarget(latency_ms=4), **QUICK), context)
 
 
