@@ -135,7 +135,7 @@ def test_the_recommended_count_follows_the_size_and_never_falls():
 def test_a_count_above_the_tensors_is_refused_and_says_how_many_there_are(tiny_llama, cut):
     count = len(checkpoint_tensors(tiny_llama))
     with pytest.raises(
-        ShardError, match=f"{count + 1}, but the model has {count} tensors; give {count} at most"
+        ShardError, match=f"{count + 1}, but the model has {count} tensors; specify at most {count}"
     ):
         cut(tiny_llama, "more", shards=count + 1)
     assert len(tensor_names(cut(tiny_llama, "most", shards=count))) == count

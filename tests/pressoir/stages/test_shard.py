@@ -227,7 +227,7 @@ def test_as_many_shards_as_tensors_are_possible_and_one_more_is_refused(exported
     folder, _ = run_stage(shard, {"model": exported}, ShardConfig(shards=count), tmp_path / "most")
     assert open_engine(folder, 1).run(feed(1, 4, 0)).shape == (1, 2)
     with pytest.raises(
-        ShardError, match=f"{count + 1}, but the model has {count} tensors; give {count} at most"
+        ShardError, match=f"{count + 1}, but the model has {count} tensors; specify at most {count}"
     ):
         run_stage(shard, {"model": exported}, ShardConfig(shards=count + 1), tmp_path / "more")
 
