@@ -34,15 +34,16 @@ import matplotlib as mpl
 import numpy as np
 from ablation_rows import ALL, BASE, TEACHER, Option, Options, Row, Seconds, build, plain, together
 
-from flows.commands.terminal import progress, quiet_libraries
 from pressoir.benchmark import classifier_report
 from pressoir.benchmark.classifier_report import Benchmark, points
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
+from pressoir.flows.commands.terminal import progress, quiet_libraries
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy
 from pressoir.pipeline.build import build_stage
 from pressoir.pipeline.checks import check_inputs
+from pressoir.pipeline.sources import Sources
 from pressoir.plots.style import BESIDE_STYLE, COLOURS, INK, STYLE, name_rows, new_figure, set_title
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter
@@ -141,10 +142,10 @@ def ablate(
     Raises:
         PressoirError: the base cannot be built, or a model cannot be measured.
     """
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     store, base = Store(given.home), plain(recipe, options)
-    check_inputs(base, store)
+    check_inputs(base, Sources(store))
     rows = [Row(BASE, {}), *(Row(name, one.alone) for name, one in options.items() if name in wanted)]
     for number, row in enumerate(rows, start=1):
         reporter.message(f"row {number} of {len(rows) + (ALL in wanted)}: {row.name}")

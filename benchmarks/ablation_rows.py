@@ -17,9 +17,9 @@ from pressoir.pipeline.build import build_stage
 from pressoir.pipeline.keys import stage_key
 from pressoir.pipeline.runner import PipelineOutput
 from pressoir.recipe.recipe import Recipe
+from pressoir.recipe_search.config import with_values
+from pressoir.recipe_search.trial import Pipeline, StoreRunner
 from pressoir.reporting import Forwarding, Reporter
-from pressoir.search.config import with_values
-from pressoir.search.trial import Pipeline, StoreRunner
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.system.runtime import (
     LOW_MEMORY_LOADING,
     available_cpus,

@@ -21,8 +21,8 @@ import torch
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flows.commands.terminal import console, progress
 from pressoir.data import running_text
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.engines.decoder_protocol import Decoder
 from pressoir.models import loading

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from flows.commands.terminal import console, progress
 from pressoir import metrics
 from pressoir.data import sentences
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.int8_checkpoint import dequantized_state
 from pressoir.inference.engines.classifier import OnnxEngine

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.inference.audio import read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.translation import Translator

@@ -333,7 +333,7 @@ def compare(config: Path | None, limit: int, work: Path) -> int:
     words = [
         sys.executable,
         "-m",
-        "flows.cli",
+        "pressoir.flows.cli",
         "evaluate",
         str(config),
         "--set",

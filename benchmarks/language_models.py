@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.pipeline.build import build_stage
 from pressoir.recipe.sections import BenchmarkConfig, ExportConfig, QuantizeConfig, TextConfig
 from pressoir.sources import resolve

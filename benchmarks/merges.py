@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.terminal import console, progress
 from pressoir.formats.folder import read_json
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.pipeline.build import build_stage

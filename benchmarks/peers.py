@@ -41,7 +41,6 @@ import peers_onnx
 import peers_torch
 from peers_contenders import OURS, ROWS, Contender, Run, contenders, find
 
-from flows.commands.terminal import progress
 from pressoir.benchmark.classifier_report import points
 from pressoir.benchmark.probe import Probe
 from pressoir.benchmark.reports import versions
@@ -49,6 +48,7 @@ from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import sentences_to_time, time_classifiers
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError
+from pressoir.flows.commands.terminal import progress
 from pressoir.metrics import wilson_interval
 from pressoir.recipe.recipe import Recipe
 from pressoir.reporting import Reporter

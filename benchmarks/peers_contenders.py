@@ -18,6 +18,7 @@ from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.pipeline.plan import Planner
 from pressoir.pipeline.runner import PipelineOutput
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -71,12 +72,12 @@ def find(recipe: Recipe, store: Store, file: Path) -> Run:
     Raises:
         PressoirError: it is not a classifier's, or something that is needed is not in the store.
     """
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     if recipe.task != "text-classification":
         raise PressoirError(f"{file}: the peers are compared on a classifier, but task is {recipe.task!r}")
     found: PipelineOutput[Artifact | Unbuilt] = pipeline(
-        recipe, Planner(recipe.model_copy(update={"refresh": False}), store)
+        recipe, Planner(recipe.model_copy(update={"refresh": False}), Sources(store))
     )
     needed = {
         "data": found.data,

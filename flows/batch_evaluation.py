@@ -1,6 +1,6 @@
 """The batch-evaluation flow: many models, one machine, never more memory than there is.
 
-`batch_evaluation("configs/evaluation-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a
+`batch_evaluation("evaluation-demo")` runs it in plain Python; `prefect.yaml` deploys it. What a
 run has done stands in its folder; `resume` goes on there.
 """
 
@@ -14,17 +14,17 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BeforeValidator
 
-from flows.extras import needs_dask
-from flows.linked import linked_run
 from pressoir.evaluation import run
 from pressoir.evaluation.config import EvaluationConfig, load
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.run import EvaluationResult
+from pressoir.flows.extras import needs_dask
+from pressoir.flows.linked import linked_run
 from pressoir.store.store import Store
-from tasks import evaluation as steps
+from pressoir.tasks import evaluation as steps
 
 if TYPE_CHECKING:
-    from flows.dask_cluster import Cluster
+    from pressoir.flows.dask_cluster import Cluster
 
 
 @flow(name="batch-evaluation", flow_run_name="{config.name}", validate_parameters=True)
@@ -79,6 +79,6 @@ def _cluster(config: EvaluationConfig) -> Iterator[Cluster | None]:
         yield None
         return
     with needs_dask():
-        from flows import dask_cluster
+        from pressoir.flows import dask_cluster
     with dask_cluster.opened(config, config.dask) as cluster:
         yield cluster

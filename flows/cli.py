@@ -16,18 +16,18 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.deploy import deploy
-from flows.commands.evaluate import evaluate
-from flows.commands.merge import merge
-from flows.commands.monitor import monitor
-from flows.commands.quantize import quantize
-from flows.commands.registry import registry
-from flows.commands.search import search
-from flows.commands.serve import serve
-from flows.commands.shard import shard, unshard, verify
-from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir import __version__
 from pressoir.errors import PressoirError
+from pressoir.flows.commands.deploy import deploy
+from pressoir.flows.commands.evaluate import evaluate
+from pressoir.flows.commands.merge import merge
+from pressoir.flows.commands.monitor import monitor
+from pressoir.flows.commands.quantize import quantize
+from pressoir.flows.commands.registry import registry
+from pressoir.flows.commands.search import search
+from pressoir.flows.commands.serve import serve
+from pressoir.flows.commands.shard import shard, unshard, verify
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
@@ -73,27 +73,27 @@ def main() -> None:
 def compress(
     recipe: Path, overrides: tuple[str, ...], dry_run: bool, output: Path | None, verbose: bool
 ) -> None:
-    """Run the compress flow on RECIPE, a YAML file (see configs/)."""
+    """Run the compress flow on RECIPE, a YAML file or the name of an example, such as demo."""
     parsed = Recipe.from_yaml(recipe, overrides)
     quiet_libraries(verbose)
-    from flows.compress import compress as flow
-    from flows.compress import plan
-    from pressoir.sources import resolve
-    from tasks import report_to
+    from pressoir.flows.compress import compress as flow
+    from pressoir.flows.compress import plan
+    from pressoir.pipeline.sources import Sources
+    from pressoir.tasks import report_to
 
-    the_store = Store()
-    sentences = check_inputs(parsed, the_store)
-    base = resolve.resolve(base_reference(parsed), the_store)
-    rows = plan(parsed)
+    sources = Sources(Store())
+    sentences = check_inputs(parsed, sources)
+    base = sources.model(base_reference(parsed))
+    rows = plan(parsed, sources)
     if dry_run:
         _print_plan(rows, parsed, base.folder)
         return
     if any(row.state == "build" for row in rows):
-        check_space(parsed, the_store, base, sentences)
+        check_space(parsed, sources, base, sentences)
     if output is not None:
         _check_output(output)
 
-    with progress() as reporter, report_to(reporter):
+    with progress() as reporter, report_to(reporter), sources.shared():
         result = flow(parsed)
     if output is not None:
         _write_output(result, parsed, output)
@@ -154,7 +154,7 @@ def store_gc(older_than_days: float, dry_run: bool) -> None:
 @click.option("--mlflow-port", default=5000, show_default=True, help="Port of the MLflow UI.")
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Start the Prefect and MLflow UIs on this machine; Ctrl-C stops both."""
-    from flows.commands.ui import serve_ui
+    from pressoir.flows.commands.ui import serve_ui
 
     serve_ui(prefect_port, mlflow_port)
 

@@ -1,122 +1,92 @@
 """The compress flow: from a base model to a small, fast, measured and registered one.
 
-`compress("configs/demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. A stage that the recipe
+`compress("demo")` runs it in plain Python; `prefect.yaml` deploys it. A stage that the recipe
 sets to null is left out, and what the store already has is not made again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.benchmark import reports
+from pressoir.flows.linked import linked_run
 from pressoir.pipeline import plan as planning
-from pressoir.pipeline.checks import base_reference, check_inputs
+from pressoir.pipeline.chain import ModelChain, fetch_models, outputs_config
+from pressoir.pipeline.checks import check_inputs
 from pressoir.pipeline.plan import PlanRow
 from pressoir.pipeline.runner import CompressResult, Output, PipelineOutput, Runner
+from pressoir.pipeline.sources import Sources, current_sources
 from pressoir.recipe.recipe import Recipe, load
-from pressoir.sources.resolve import Source
-from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import tracking
-from tasks.register import register
-from tasks.runner import TaskRunner
-from tasks.stage import RunContext
-
-if TYPE_CHECKING:
-    from pressoir.stages.teacher_outputs import OutputsConfig
+from pressoir.tasks import tracking
+from pressoir.tasks.register import register
+from pressoir.tasks.stage import RunContext
+from pressoir.tasks.stages import TaskRunner
 
 
 def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
     """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing.
 
     What a recipe leaves out is skipped: a classifier is taught, distilled and pruned, a causal LM is not.
+    Stages of other packages stand where they say, see `ModelChain`.
     """
-    base = None if recipe.merge else run.fetch(base_reference(recipe))
-    parents = {f"parent_{i}": run.fetch(m) for i, m in enumerate(recipe.merge.models)} if recipe.merge else {}
-    ancestor = run.fetch(recipe.merge.base) if recipe.merge and recipe.merge.base else None
-    named = recipe.distill.student if recipe.distill else None
-    student = run.fetch(named.model) if named and named.model else None
-
+    fetched = fetch_models(recipe, run)
     data = run("data", recipe.data) if recipe.teacher else run("text", recipe.text)
-    current: Output | Source | None = base
-    name = "source"
+
+    name, base_model = "source", fetched.base
     if recipe.merge:
-        name, current = "merge", run("merge", recipe.merge, data=data, base=ancestor, **parents)
-    origin = current
+        name, base_model = "merge", run("merge", recipe.merge, data=data, **fetched.parents)
+    teacher = base_model
     if recipe.teacher:
-        name, current = "teacher", run("teacher", recipe.teacher, model=origin, data=data)
-    reference = current
-    artifacts = {name: reference}
-    lessons = data
+        name, teacher = "teacher", run("teacher", recipe.teacher, model=base_model, data=data)
+    models = ModelChain(recipe, run, data, name, teacher)
+
+    student_data = data
     if recipe.augment:
-        lessons = run("augment", recipe.augment, model=origin, teacher=reference, data=data)
-    if recipe.vocabulary:
-        current = run("vocabulary", recipe.vocabulary, model=reference, data=data)
-    outputs = None
-    if config := _outputs(recipe):
-        judge = {"reference": reference} if recipe.vocabulary else {}
-        outputs = run("teacher_outputs", config, teacher=current, data=lessons, student=student, **judge)
-    exported = artifacts[f"{name}_onnx"] = run("export", recipe.export, model=reference, data=data)
-    if recipe.vocabulary:
-        artifacts["vocabulary"] = current
+        student_data = run("augment", recipe.augment, model=base_model, teacher=teacher, data=data)
+    models.step("vocabulary", model=models.latest, data=data)
+    teacher_outputs = None
+    if outputs := outputs_config(recipe):
+        inputs = {"teacher": models.latest, "data": student_data, "student": fetched.student}
+        inputs["reference"] = teacher if models.latest is not teacher else None
+        teacher_outputs = run("teacher_outputs", outputs, **inputs)
+    exported = models.artifacts[f"{name}_onnx"] = run("export", recipe.export, model=teacher, data=data)
 
-    if recipe.distill:
-        current = artifacts["distill"] = run(
-            "distill", recipe.distill, teacher=current, outputs=outputs, data=lessons, student=student
-        )
-    if recipe.prune:
-        recovery = outputs if recipe.prune.epochs else None
-        inputs = {"model": current, "outputs": recovery, "data": lessons}
-        current = artifacts["prune"] = run("prune", recipe.prune, **inputs)
-    if recipe.quantize:
-        current = artifacts["quantize"] = run("quantize", recipe.quantize, model=current, data=data)
-    if current is not reference:
-        exported = artifacts["export"] = run("export", recipe.export, model=current, data=data)
-    if recipe.shard:
-        exported = artifacts["shard"] = run("shard", recipe.shard, model=exported)
-    report = run("benchmark", recipe.benchmark, data=data, **artifacts)
-    return PipelineOutput(artifacts=artifacts, data=data, final=exported, report=report)
+    inputs = {"outputs": teacher_outputs, "data": student_data}
+    models.step("distill", teacher=models.latest, student=fetched.student, **inputs)
+    if recipe.prune and not recipe.prune.epochs:
+        inputs["outputs"] = None  # nobody recovers
+    models.step("prune", model=models.latest, **inputs)
+    models.step("quantize", model=models.latest, data=data)
+    if models.latest is teacher:
+        models.use("export", exported)
+    else:
+        models.step("export", model=models.latest, data=data)
+    models.step("shard", model=models.latest)
+    report = run("benchmark", recipe.benchmark, data=data, **models.artifacts)
+    return PipelineOutput(artifacts=models.artifacts, data=data, final=models.latest, report=report)
 
 
-def _outputs(recipe: Recipe) -> OutputsConfig | None:
-    """Which of the teacher's outputs are learnt from; None where nobody learns."""
-    from pressoir.stages.teacher_outputs import OutputsConfig
-
-    learners = [
-        stage
-        for stage in (recipe.distill, recipe.prune)
-        if stage and (stage is recipe.distill or stage.epochs)
-    ]
-    if not learners:
-        return None
-    student = recipe.distill.student if recipe.distill else None
-    return OutputsConfig(
-        hidden=any(stage.hidden_weight > 0 for stage in learners),
-        relations=any(stage.relation_weight > 0 for stage in learners),
-        student=student,
-    )
-
-
-def plan(recipe: Recipe) -> list[PlanRow]:
+def plan(recipe: Recipe, sources: Sources | None = None) -> list[PlanRow]:
     """Every step that `compress` would take, and whether the store has its result; builds nothing."""
-    return planning.plan(pipeline, recipe)
+    return planning.plan(pipeline, recipe, sources or current_sources())
 
 
 @flow(name="compress", flow_run_name="{recipe.name}")
 def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult:
     """Compress the model of `recipe`: teacher, student, pruning, int8, ONNX, shards, benchmark."""
-    store = Store()
-    check_inputs(recipe, store)
+    sources = current_sources()
+    store = sources.store
+    check_inputs(recipe, sources)
     with linked_run(recipe.name, "flows.compress.compress", store) as parent:
         tracking.log_recipe(parent, recipe)
         threads = recipe.threads or available_cpus()
-        context = RunContext(store, parent, recipe.seed, threads, recipe.refresh)
+        context = RunContext(sources, parent, recipe.seed, threads, recipe.refresh)
         made = pipeline(recipe, TaskRunner(context))
         report = store.path(made.report)
         measured = reports.read(report / "benchmark.json")

@@ -38,8 +38,8 @@ from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.files import disk_errors
-from tasks.cluster_evaluation import evaluate_on_worker
-from tasks.evaluation import shown
+from pressoir.tasks.cluster_evaluation import evaluate_on_worker
+from pressoir.tasks.evaluation import shown
 
 MEMORY = "MEMORY"
 """The resource, in bytes."""

@@ -1,6 +1,6 @@
 """The deploy flow: a serving configuration that is checked, tried, registered, and then served; or nothing.
 
-`deploy("configs/serving-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What can fail comes
+`deploy("serving-demo")` runs it in plain Python; `prefect.yaml` deploys it. What can fail comes
 first: models are found and hashed, and each tier answers in a server of its own, before anything is changed.
 The changes are one transaction: if one of them fails, all are taken back.
 """
@@ -15,15 +15,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.transactions import Transaction, transaction
 from pydantic import BeforeValidator
 
-from flows.linked import linked_run
 from pressoir.errors import PressoirError
+from pressoir.flows.linked import linked_run
 from pressoir.serving.config import ServingConfig, load
 from pressoir.serving.deployment import DeploymentError, DeployResult, entry
 from pressoir.store.store import Store
-from tasks import deploy as steps
-from tasks.serving_version import ALIAS, model_name
+from pressoir.tasks import deploy as steps
+from pressoir.tasks.serving_version import ALIAS, model_name
 
-SERVE = (sys.executable, "-m", "flows.cli", "serve")
+SERVE = (sys.executable, "-m", "pressoir.flows.cli", "serve")
 """How the server is started that tries a configuration out."""
 
 

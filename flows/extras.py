@@ -19,5 +19,5 @@ def needs_dask() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"`dask` requires the extra dependencies: pip install 'pressoir[dask]' ({error})"
+            f"`dask` requires the extra of that name: `pip install '.[dask]'` in Pressoir's folder ({error})"
         ) from error

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from pressoir.store.store import Store
-from tasks import tracking
+from pressoir.tasks import tracking
 
 
 @contextmanager

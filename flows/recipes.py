@@ -6,7 +6,7 @@ from typing import Any
 
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.recipe.recipe import Recipe
-from pressoir.search.config import SearchConfig
+from pressoir.recipe_search.config import SearchConfig
 from pressoir.serving.config import ServingConfig
 
 

@@ -1,6 +1,6 @@
 """The search flow: from a budget to the recipe that meets it.
 
-`search("configs/search-demo.yaml")` runs it in plain Python; `prefect.yaml` deploys it. What a search has
+`search("search-demo")` runs it in plain Python; `prefect.yaml` deploys it. What a search has
 done stands in its folder: started again, it goes on there.
 """
 
@@ -16,28 +16,29 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from pydantic import BeforeValidator
 
-import tasks
-from flows.compress import pipeline
-from flows.extras import needs_dask
-from flows.linked import linked_run
+from pressoir import tasks
 from pressoir.benchmark import reports
 from pressoir.benchmark.reports import AnyRow
 from pressoir.evaluation.guards import exclusive
+from pressoir.flows.compress import pipeline
+from pressoir.flows.extras import needs_dask
+from pressoir.flows.linked import linked_run
 from pressoir.pipeline.checks import check_inputs
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
-from pressoir.search import report, trial
-from pressoir.search.budget import Limits, meets
-from pressoir.search.config import SearchConfig, load
-from pressoir.search.found import SearchResult, conclude
-from pressoir.search.records import Outcome, Trial, describe
-from pressoir.search.study import Study
-from pressoir.search.trial import Assignment
+from pressoir.recipe_search import report, trial
+from pressoir.recipe_search.budget import Limits, meets
+from pressoir.recipe_search.config import SearchConfig, load
+from pressoir.recipe_search.found import SearchResult, conclude
+from pressoir.recipe_search.records import Outcome, Trial, describe
+from pressoir.recipe_search.study import Study
+from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import search as steps
-from tasks.runner import TaskRunner
-from tasks.stage import ProgressArtifact, RunContext
-from tasks.tracking import Run
+from pressoir.tasks import search as steps
+from pressoir.tasks.stage import ProgressArtifact, RunContext
+from pressoir.tasks.stages import TaskRunner
+from pressoir.tasks.tracking import Run
 
 
 class Workers(Protocol):
@@ -81,7 +82,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     from prefect.runtime import flow_run
 
     store = Store()
-    check_inputs(config.recipe, store)
+    check_inputs(config.recipe, Sources(store))
     folder = report.begin(config)
     with exclusive(folder), linked_run(config.name, "flows.search.search", store) as parent:
         parent.log(
@@ -174,7 +175,9 @@ def _ending(one: Trial) -> str:
 
 def _benchmark(recipe: Recipe, store: Store, parent: Run) -> tuple[str, tuple[AnyRow, ...]]:
     """Digest and figures of the winner, beside its teacher, on the test split: what `compress` would give."""
-    context = RunContext(store, parent, recipe.seed, recipe.threads or available_cpus(), refresh=False)
+    context = RunContext(
+        Sources(store), parent, recipe.seed, recipe.threads or available_cpus(), refresh=False
+    )
     made = pipeline(recipe, TaskRunner(context))
     folder = store.path(made.report)
     measured = reports.read(folder / "benchmark.json")
@@ -189,6 +192,6 @@ def _workers(config: SearchConfig, store: Store) -> Iterator[Workers]:
         yield Here(store)
         return
     with needs_dask():
-        from flows import search_cluster
+        from pressoir.flows import search_cluster
     with search_cluster.opened(config.dask, store) as workers:
         yield workers

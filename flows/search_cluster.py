@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 from prefect_dask.task_runners import DaskTaskRunner
 
-from flows import dask_cluster
-from flows.compress import pipeline
 from pressoir.errors import StoreError
 from pressoir.evaluation.config import DaskConfig
-from pressoir.search.records import Outcome
-from pressoir.search.trial import Assignment
+from pressoir.flows import dask_cluster
+from pressoir.flows.compress import pipeline
+from pressoir.recipe_search.records import Outcome
+from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
-from tasks.search import run_trial
+from pressoir.tasks.search import run_trial
 
 _WHOLE = 10**9
 """What each worker on this machine offers and each trial asks for, as if it were memory: one a worker."""
@@ -37,7 +37,7 @@ def opened(config: DaskConfig, store: Store) -> Iterator[Cluster]:
 
 
 class Cluster:
-    """See `flows.search.Workers`."""
+    """See `pressoir.flows.search.Workers`."""
 
     def __init__(self, runner: DaskTaskRunner, store: Store) -> None:
         offered = dask_cluster.offers(runner)

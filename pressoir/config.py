@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
@@ -22,6 +22,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_EXAMPLES = Path(__file__).with_name("configs")
+_KINDS = ("evaluation", "search", "serving")  # how examples begin that are no recipes
 
 
 class Config(BaseModel):
@@ -40,16 +43,27 @@ def checked(section: Section, problems: list[str]) -> Section:
     return section
 
 
-def read_yaml(path: Path) -> Any:
+def examples(label: str) -> dict[str, Path]:
+    """The configurations of a kind (a `Document.LABEL`) that come with Pressoir, by name."""
+    files = {path.stem: path for path in sorted(_EXAMPLES.glob("*.yaml"))}
+    kinds = {name: name.partition("-")[0] for name in files}
+    return {
+        name: files[name] for name, kind in kinds.items() if (kind if kind in _KINDS else "recipe") == label
+    }
+
+
+def read_yaml(path: Path, instead: Collection[str] = ()) -> Any:
     """The content of a YAML file; an empty one is an empty mapping.
 
     Raises:
-        RecipeError: it is missing, or not valid YAML.
+        RecipeError: it is missing, or not valid YAML; what may be given `instead` is listed.
     """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}; specify the path of a YAML file") from error
+        reason = f"{path}: {error.strerror or error}; specify the path of a YAML file"
+        names = f", or the name of an example: {', '.join(instead)}" if instead else ""
+        raise RecipeError(reason + names) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     return raw if raw is not None else {}
@@ -91,13 +105,21 @@ class Document(Config):
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
         """Read a file and apply `key.path=value` overrides (values are YAML).
 
+        Where there is no such file, `path` may be the name of an example that comes with Pressoir (`demo`).
         Relative paths in it are looked up in the current directory, then in the file's folder.
 
         Raises:
             RecipeError: the file is missing or not YAML, or has wrong fields; all are listed at once.
         """
-        path = Path(path)
-        return cls.from_dict(read_yaml(path), overrides, source=str(path), folder=path.parent)
+        path, raw = cls.read(path)
+        return cls.from_dict(raw, overrides, source=str(path), folder=path.parent)
+
+    @classmethod
+    def read(cls, path: Path | str) -> tuple[Path, Any]:
+        """The file, or the example, that `path` names, and its content, unchecked; raises as `from_yaml`."""
+        shipped = examples(cls.LABEL)
+        path = Path(path) if Path(path).is_file() else shipped.get(str(path), Path(path))
+        return path, read_yaml(path, shipped)
 
     @classmethod
     def from_dict(

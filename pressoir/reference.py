@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+from pressoir.extensions.declared_name import DeclaredName
 
 FILES = ("recipe", "evaluation", "serving", "search")
 """The kinds of configuration files."""
@@ -16,7 +19,7 @@ def reference(of: str) -> str:
     """Markdown of a kind of file; a search's without the recipe in it."""
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.recipe.recipe import Recipe
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 
     types: tuple[type[BaseModel], ...] = (Recipe, EvaluationConfig, ServingConfig, SearchConfig)
@@ -47,7 +50,8 @@ def _section(model: type[BaseModel], path: str, without: str | None, sections: l
             default = (
                 "required" if field.is_required() else _plain(field.get_default(call_default_factory=True))
             )
-            lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {meaning} |")
+            kind = _declared(field.metadata) or _type_name(field.annotation)
+            lines.append(f"| `{name}` | {kind} | {default} | {meaning} |")
     sections.append("\n".join(lines) + "\n")
     for nested_path, nested_model in nested:
         if nested_path != without:
@@ -69,6 +73,12 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
+def _declared(metadata: Iterable[Any]) -> str:
+    """The names that a field of declared names accepts; empty for any other field."""
+    names = [name for mark in metadata if isinstance(mark, DeclaredName) for name in mark.choices]
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _type_name(annotation: Any) -> str:
     names = []
     for part in _parts(annotation):
@@ -82,7 +92,7 @@ def _type_name(annotation: Any) -> str:
         elif origin is dict:
             names.append("mapping")
         elif hasattr(part, "__metadata__"):
-            names.append(_type_name(part.__origin__))
+            names.append(_declared(part.__metadata__) or _type_name(part.__origin__))
         else:
             names.append(
                 getattr(part, "__name__", str(part)).lower().replace("str", "text").replace("bool", "yes/no")

@@ -1,8 +1,9 @@
-"""Prefect tasks: one thin file a stage; what they share stands in `_stage.py` and `tracking.py`.
+"""Prefect tasks: one for all stages, in `stages.py`, and the steps of other flows; `tracking.py` records.
 
 Nothing is reported to the makers of the libraries used here, and no bar shows each copied file, unless the
 user's environment says otherwise. MLflow and Prefect read these variables when they are imported, so this
-comes first.
+comes first. The package is `pressoir.tasks`; in the repository it can also be imported as `tasks`, and is the
+same.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from pressoir.aliases import stand_for
 from pressoir.reporting import Reporter
 
 for _name, _value in {
@@ -32,3 +34,7 @@ def report_to(reporter: Reporter | None) -> Iterator[None]:
         yield
     finally:
         terminal.reset(token)
+
+
+if __name__ == "tasks":
+    stand_for(__name__, "pressoir.tasks")

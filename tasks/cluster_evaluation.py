@@ -15,7 +15,7 @@ from pressoir.evaluation import cluster
 from pressoir.evaluation.records import Outcome
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.runtime import available_cpus
-from tasks.stage import stage_task
+from pressoir.tasks.stage import stage_task
 
 
 @stage_task(name="evaluate-on-worker", task_run_name="evaluate-{given.job.model}")

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from prefect.logging import get_run_logger
 from prefect.transactions import Transaction, get_transaction
 
-import tasks
+from pressoir import tasks
 from pressoir.errors import PressoirError, RecipeError, RegistryError
 from pressoir.registry.catalogue import ServingEntry
 from pressoir.registry.registry import Registry
@@ -27,9 +27,9 @@ from pressoir.serving.config import ServingConfig, resolve
 from pressoir.serving.pool.sharing import analyse
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors
-from tasks import serving_version
-from tasks.stage import stage_task
-from tasks.tracking import Run
+from pressoir.tasks import serving_version
+from pressoir.tasks.stage import stage_task
+from pressoir.tasks.tracking import Run
 
 NOT_UNDONE = "not undone"
 """What a rollback leaves in the transaction around it: a line for each thing that it could not take back."""

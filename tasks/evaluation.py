@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-import tasks
+from pressoir import tasks
 from pressoir.evaluation import cluster, memory_log, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.memory_log import MemoryLog
@@ -19,8 +19,8 @@ from pressoir.evaluation.report.results import Report, Result, Row
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.store.store import Store
-from tasks.stage import ProgressArtifact, stage_task
-from tasks.tracking import Run
+from pressoir.tasks.stage import ProgressArtifact, stage_task
+from pressoir.tasks.tracking import Run
 
 
 @stage_task(name="prepare")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pressoir.errors import UnreachableError
-from pressoir.sources.resolve import Source, resolve
-from pressoir.store.store import Store
-from tasks.stage import stage_task
+from pressoir.pipeline.sources import Sources
+from pressoir.sources.resolve import Source
+from pressoir.tasks.stage import stage_task
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
@@ -24,6 +23,6 @@ def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     retry_delay_seconds=10,
     retry_condition_fn=worth_retrying,
 )
-def fetch(reference: str, home: Path) -> Source:
+def fetch(reference: str, sources: Sources) -> Source:
     """Find the model `reference`, download it where needed, and check that it is whole and safe."""
-    return resolve(reference, Store(home))
+    return sources.model(reference)

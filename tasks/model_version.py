@@ -24,7 +24,7 @@ from pressoir.registry.promotion import promotion
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from tasks import tracking
+from pressoir.tasks import tracking
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 # Figures of a row that decide who carries the alias.

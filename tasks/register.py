@@ -14,8 +14,8 @@ from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from tasks.model_version import log_version
-from tasks.stage import RunContext, stage_task
+from pressoir.tasks.model_version import log_version
+from pressoir.tasks.stage import RunContext, stage_task
 
 
 @stage_task(name="register", task_run_name="register")
@@ -42,7 +42,7 @@ def register(
                 shards=tuple(path.name for path in sorted(folder.glob("shard_*.safetensors"))),
             ),
             digest=final.digest,
-            licence="NOASSERTION" if base is None else base.licence,
+            license="NOASSERTION" if base is None else base.license,
             metrics=row.model_dump(exclude={"stage", "runtime", "perplexities"}),
             quantization=recipe.quantize and recipe.quantize.scheme,
             lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},

@@ -9,17 +9,17 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-import tasks
+from pressoir import tasks
 from pressoir.benchmark.cost import Conditions
 from pressoir.benchmark.reports import AnyRow
-from pressoir.search import report, trial
-from pressoir.search.config import SearchConfig
-from pressoir.search.found import Found
-from pressoir.search.records import Figures, Outcome, Trial
-from pressoir.search.trial import Assignment, Pipeline
+from pressoir.recipe_search import report, trial
+from pressoir.recipe_search.config import SearchConfig
+from pressoir.recipe_search.found import Found
+from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
-from tasks.stage import ProgressArtifact, stage_task
-from tasks.tracking import Run
+from pressoir.tasks.stage import ProgressArtifact, stage_task
+from pressoir.tasks.tracking import Run
 
 
 class TrialReporter:

@@ -24,7 +24,7 @@ from pressoir.serving.deployment import fingerprint
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
-from tasks import tracking
+from pressoir.tasks import tracking
 
 ALIAS = "champion"
 FOLDER = "serving"

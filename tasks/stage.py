@@ -28,11 +28,12 @@ from prefect.states import Completed
 from pydantic import BaseModel
 
 from pressoir.pipeline.build import build_stage
+from pressoir.pipeline.sources import Sources
 from pressoir.reporting import Reporter
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
-from tasks import terminal, tracking
+from pressoir.tasks import terminal, tracking
 
 stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)
 """The decorator of every task. Nothing is retried: a second try would meet the same `PressoirError`."""
@@ -43,12 +44,18 @@ _LONG_S, _EVERY_S = 5.0, 2.0
 class RunContext:
     """What all tasks of one flow run share."""
 
-    store: Store
+    sources: Sources
+    """What was looked up before the run, and what it looks up."""
     parent: tracking.Run
     """The flow run's MLflow run."""
     seed: int
     threads: int
     refresh: bool
+
+    @property
+    def store(self) -> Store:
+        """Where artifacts are found and kept."""
+        return self.sources.store
 
 
 def run_stage(
@@ -56,10 +63,13 @@ def run_stage(
     config: BaseModel,
     inputs: Mapping[str, Artifact | Source | None],
     run: RunContext,
-    name: str | None = None,
+    label: str,
 ) -> Any:
-    """Build one stage, or find it in the store; return the artifact, or the state `Cached` around it."""
-    label, started = name or stage, time.monotonic()
+    """Build one stage, or find it in the store; return the artifact, or the state `Cached` around it.
+
+    `label` is the name of the nested run.
+    """
+    started = time.monotonic()
     with run.parent.nested(label, {"stage": stage, "prefect.task_run_id": str(task_run.id)}) as nested:
         nested.log(params={**config.model_dump(mode="json"), "seed": run.seed})
         with _reporter(label, nested) as reporter:
@@ -72,6 +82,7 @@ def run_stage(
                 seed=run.seed,
                 threads=run.threads,
                 refresh=run.refresh,
+                sources=run.sources,
             )
             took = "found in the store" if cached else f"built in {time.monotonic() - started:.1f} s"
             reporter.message(f"{label}: {took}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.digest[:12]}")

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.recipe.recipe import Recipe
+from pressoir.stage import LoggedDataset
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
@@ -81,18 +82,17 @@ class Run:
         for path in sorted([folder / MANIFEST, *folder.glob("*.png"), *folder.glob("*.md")]):
             self.client.log_artifact(self.run_id, str(path))
 
-    def log_dataset(
-        self, name: str, artifact: Artifact, files: Mapping[str, Path], columns: Mapping[str, str]
-    ) -> None:
-        """Log what each of `files` holds (by its use, such as `train`) as the run's input.
+    def log_dataset(self, artifact: Artifact, dataset: LoggedDataset) -> None:
+        """Log what each of the files holds as the run's input.
 
-        Each carries the digest of the whole data artifact; `columns` are names and MLflow types.
+        Each carries the digest of the whole data artifact.
         """
-        schema = {"mlflow_colspec": [{"type": kind, "name": column} for column, kind in columns.items()]}
+        columns = [{"type": kind, "name": column} for column, kind in dataset.columns.items()]
+        schema = {"mlflow_colspec": columns}
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=f"{name}-{use}",
+                    name=f"{dataset.name}-{use}",
                     digest=artifact.digest[:36],  # MLflow's limit
                     source_type="local",
                     source=json.dumps({"uri": path.as_uri()}),
@@ -107,7 +107,7 @@ class Run:
                 ),
                 [InputTag(_DATASET_CONTEXT, use)],
             )
-            for use, path in files.items()
+            for use, path in dataset.files.items()
         ]
         self.client.log_inputs(self.run_id, inputs)
 
@@ -142,7 +142,7 @@ def log_recipe(run: Run, recipe: Recipe) -> None:
     run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
     chosen = recipe.model_dump(mode="json", include={"name", "task", "model", "seed", "threads", "refresh"})
     learnt = ("teacher", "augment", "vocabulary", "distill", "prune")
-    stages = ("merge", *learnt, "quantize", "shard", "registry")
+    stages = ("merge", *learnt, "quantize", "shard", "registry", *recipe.outside_sections())
     run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
 
 

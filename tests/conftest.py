@@ -1,7 +1,11 @@
 """A tiny random BERT and a few sentences, made once: most tests run on them in milliseconds."""
 
+import dataclasses
+import importlib
 import os
 import random
+import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +13,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
 
-from pressoir.stage import StageContext
+from pressoir.extensions import loader
+from pressoir.stage import StageContext, load_stage
 
 GOOD = "good great lovely fine superb charming warm bright".split()
 BAD = "bad awful dull poor weak bland cold grim".split()
@@ -300,3 +305,72 @@ def pytest_terminal_summary(terminalreporter, config):
 def pytest_sessionfinish(session, exitstatus):
     if os.environ.get("CI") and exitstatus == 0 and _unlisted_skips(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def replace_run(monkeypatch):
+    """`replace_run(stage, run)`: for this test, one of Pressoir's own stages does something else."""
+
+    def replace(name, run):
+        declared = dataclasses.replace(load_stage(name), run=run)
+        monkeypatch.setattr(sys.modules[f"pressoir.stages.{name}"], "STAGE", declared)
+
+    return replace
+
+
+SMOOTH = '''
+"""A stage as another package declares it: it copies the model and notes its strength."""
+
+import shutil
+
+from pressoir.config import Config, Fraction
+from pressoir.stage import Stage
+
+
+class SmoothConfig(Config):
+    """Smooth the weights."""
+
+    strength: Fraction = 0.5
+    """How much."""
+
+
+def run(inputs, config, context):
+    kept = shutil.ignore_patterns("artifact.json")
+    shutil.copytree(inputs["model"], context.out_dir, dirs_exist_ok=True, ignore=kept)
+    (context.out_dir / "smooth.txt").write_text(f"{{config.strength}} {{sorted(inputs)}}")
+    return {{"strength": config.strength}}
+
+
+STAGE = Stage(
+    name="smooth", version=1, kind="model", config=SmoothConfig, run=run, after={after}, searchable=True
+)
+'''
+
+
+@pytest.fixture
+def smooth(tmp_path, monkeypatch):
+    """A package with one stage, `smooth`: `smooth.install(after="'prune'")` installs it for this test."""
+    site = tmp_path / "site"
+
+    class Package:
+        folder = site
+
+        @staticmethod
+        def install(after="'prune'", version="1.2", value="pressoir_smooth:STAGE"):
+            shutil.rmtree(site, ignore_errors=True)
+            info = site / f"pressoir_smooth-{version}.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: pressoir-smooth\nVersion: {version}\n"
+            )
+            (info / "entry_points.txt").write_text(f"[pressoir.stages]\nsmooth = {value}\n")
+            (site / "pressoir_smooth.py").write_text(SMOOTH.format(after=after))
+            sys.modules.pop("pressoir_smooth", None)
+            importlib.invalidate_caches()
+            loader._entries.cache_clear()
+
+    monkeypatch.syspath_prepend(str(site))
+    yield Package
+    sys.modules.pop("pressoir_smooth", None)
+    monkeypatch.undo()
+    loader._entries.cache_clear()

@@ -35,7 +35,7 @@ def test_local_links_and_pictures_exist(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_parse(document):
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     for line in re.findall(r"^\s*(pressoir [^#\n|]+)", document.read_text(encoding="utf-8"), flags=re.M):
         words = shlex.split(line)[1:]

@@ -9,8 +9,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.merge import ManyValues
-from flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.flows.commands.merge import ManyValues
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from pressoir.serving.deployment import DeployResult
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Deploy CONFIG, a YAML file (see configs/); `pressoir serve NAME` then serves it.
+    """Deploy CONFIG, a YAML file or serving-demo; `pressoir serve NAME` then serves it.
 
     All models are hashed and all tiers are tested in a temporary server before anything is registered. If a
     step fails, all changes are rolled back.
@@ -39,8 +39,8 @@ def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose
 
     parsed = ServingConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
-    from flows.deploy import deploy as flow
-    from tasks import report_to
+    from pressoir.flows.deploy import deploy as flow
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed, server)

@@ -10,14 +10,14 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.commands.merge import ManyValues
-from flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.errors import RecipeError
+from pressoir.flows.commands.merge import ManyValues
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from flows.batch_evaluation import EvaluationResult
     from pressoir.evaluation.config import EvaluationConfig
     from pressoir.evaluation.run import Prepared, Survey
+    from pressoir.flows.batch_evaluation import EvaluationResult
 
 STRATEGIES = ("aggressive", "moderate", "conservative")
 
@@ -73,7 +73,7 @@ def evaluate(
     overrides: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Evaluate the models of CONFIG, a YAML file (see configs/), in batches that fit the available memory.
+    """Evaluate the models of CONFIG, a YAML file or an example, in batches that fit the available memory.
 
     Results are written to results/<run>/. Exit code 1 means that a model failed; the report says why.
     """
@@ -104,8 +104,8 @@ def evaluate(
             return
         batches = _ask_batches(prepared)
     quiet_libraries(verbose)
-    from flows.batch_evaluation import batch_evaluation
-    from tasks import report_to
+    from pressoir.flows.batch_evaluation import batch_evaluation
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = batch_evaluation(parsed, None if folder is None else str(folder), batches)
@@ -121,7 +121,7 @@ def _configuration(
     from pressoir.evaluation.config import EvaluationConfig
 
     if path is None and resume is None:
-        raise RecipeError("specify CONFIG, a YAML file such as configs/evaluation-demo.yaml, or --resume RUN")
+        raise RecipeError("specify CONFIG (a YAML file, or the example evaluation-demo), or --resume RUN")
     parsed = None if path is None else EvaluationConfig.from_yaml(path, overrides)
     folder = None
     if resume is not None:

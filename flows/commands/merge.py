@@ -13,8 +13,8 @@ import click
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from flows.commands.standalone import stage_output
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.standalone import stage_output
+from pressoir.flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
     from pressoir.recipe.sections import DataConfig
@@ -210,10 +210,11 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     """
     from pressoir.data import running_text, sentences
     from pressoir.errors import DataError
+    from pressoir.extensions.task import task
     from pressoir.formats.folder import task_of
     from pressoir.recipe.sections import TextConfig
 
-    if task_of(model) != "text-classification":
+    if task(task_of(model)).kind != "classifier":
         names: dict[str, Path] = {}
         for file in files:
             stem = re.sub(r"[^a-z0-9_-]", "-", file.stem.lower()).strip("-_")[:28] or "text"

@@ -25,8 +25,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from flows.commands.terminal import console
 from pressoir.errors import StoreError
+from pressoir.flows.commands.terminal import console
 
 if TYPE_CHECKING:
     from pressoir.system.memory import ProcessMemory

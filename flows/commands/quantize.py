@@ -13,10 +13,12 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.standalone import stage_output
-from flows.commands.terminal import console, progress
+from pressoir.extensions import loader
+from pressoir.flows.commands.standalone import stage_output
+from pressoir.flows.commands.terminal import console, progress
 
 if TYPE_CHECKING:
+    from pressoir.extensions.task import Task
     from pressoir.inference.side_by_side import Side
     from pressoir.recipe.sections import ExportConfig, QuantizeConfig
     from pressoir.sources.resolve import Source
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 
 LEVELS = ("q8", "q4", "q3", "q2", "int8")
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+class _Declared(click.Choice):  # type: ignore[type-arg]
+    """The names of a list that packages add to, looked up when an option is read and not on import."""
+
+    def __init__(self, group: loader.Group) -> None:
+        self._group, self.case_sensitive = group, True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return loader.names(self._group)
 
 
 @click.command()
@@ -41,7 +54,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="q8 to q2: weights of causal LMs; int8: weights and activations of other models.",
 )
 @click.option(
-    "--algorithm", type=click.Choice(("rtn", "hqq", "gptq")), help="Quantisation algorithm [default: hqq]."
+    "--algorithm", type=_Declared("pressoir.quantizers"), help="Quantisation algorithm [default: hqq]."
 )
 @click.option("--block-size", type=int, metavar="N", help="Weights per scale [default: 64, q2: 128].")
 @click.option(
@@ -105,18 +118,19 @@ def quantize(
     config = validate(QuantizeConfig, {"scheme": level, **given}, "pressoir quantize")
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
+    from pressoir.extensions.task import task
     from pressoir.formats.folder import task_of
     from pressoir.quantization.metadata import FILE, ONNX
     from pressoir.sources import resolve
 
     source = resolve.resolve(model)
-    task = task_of(source.folder)
-    _check(level, task, test, low_cpu_mem)
+    declared = task(task_of(source.folder))
+    _check(level, declared, test, low_cpu_mem)
     judged = _evaluation(evaluation) if test else ""
     with progress() as reporter, stage_output(output, FILE, reporter, seed=seed, threads=threads) as context:
-        if task == "causal-lm":
+        if declared.kind == "language model":
             _weights_only(source, config, export_config, calibration, context)
-        elif task == "text-classification":
+        elif declared.kind == "classifier":
             _classifier(source, config, export_config, calibration, context)
         else:
             _encoder_decoder(source, config, export_config, context)
@@ -126,23 +140,26 @@ def quantize(
         _print_test(source.folder, output / ONNX, judged, threads, low_cpu_mem)
 
 
-def _check(level: str, task: str, test: bool, low_cpu_mem: bool) -> None:
+def _check(level: str, declared: Task, test: bool, low_cpu_mem: bool) -> None:
     from pressoir.errors import QuantizationError
 
-    if task == "causal-lm" and level == "int8":
+    language_model = declared.kind == "language model"
+    if language_model and level == "int8":
         raise QuantizationError(
             "--level int8 also quantises activations, which is not supported for causal LMs; choose q8, q4, "
             "q3 or q2"
         )
-    if task != "causal-lm" and level != "int8":
-        raise QuantizationError(f"--level {level} is for causal LMs; choose int8 for {task}")
-    if task == "feature-extraction":
+    if not language_model and level != "int8":
+        raise QuantizationError(f"--level {level} is for causal LMs; choose int8 for {declared.name}")
+    if declared.export is None:
         raise QuantizationError(
             "exporting a model without a task head is not supported; use a model with one"
         )
-    if task != "causal-lm" and (test or low_cpu_mem):
+    if not language_model and (test or low_cpu_mem):
         option = "--test" if test else "--low-cpu-mem"
-        raise QuantizationError(f"{option} is for causal LMs, but this is a model for {task}; omit it")
+        raise QuantizationError(
+            f"{option} is for causal LMs, but this is a model for {declared.name}; omit it"
+        )
 
 
 def _weights_only(

@@ -6,16 +6,16 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.terminal import console
 from pressoir.errors import SourceError
-from pressoir.formats.folder import Task
+from pressoir.extensions.loader import names
+from pressoir.flows.commands.terminal import console
 from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
@@ -23,6 +23,7 @@ from pressoir.store.store import Store
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
 # Below this width the table shows what tells models apart, and leaves the rest to `show`.
 _WIDE = 100
+TASK = click.Choice(names("pressoir.tasks"))
 
 
 @click.group()
@@ -49,9 +50,13 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
 @click.option("--from", "reference", help="Other reference: hub:org/name, https://…, store:…, an id.")
 @click.option("--name", help="Human-readable name [default: the id].")
 @click.option(
-    "--type", "task", type=click.Choice(get_args(Task)), help="Task [default: read from config.json]."
+    "--type",
+    "task",
+    type=click.Choice(names("pressoir.tasks")),
+    help="Task [default: read from config.json].",
 )
-@click.option("--licence", help="SPDX identifier [default: read from README.md].")
+@click.option("--license", help="SPDX identifier [default: read from README.md].")
+@click.option("--licence", "former_license", hidden=True)  # its name in version 0.1.0
 @click.option(
     "--metric",
     "metrics",
@@ -63,33 +68,41 @@ def _metrics(context: click.Context, option: click.Parameter, given: tuple[str, 
 @click.option("--quantization", help="Quantisation scheme [default: read from quantization.json].")
 @click.option("--mirror", "mirrors", multiple=True, help="Alternative location; may be repeated.")
 @click.option("--force", is_flag=True, help="Replace an entry with the same id but different files.")
-def add(id: str, path: Path | None, reference: str | None, force: bool, task: Any, **said: Any) -> None:
+def add(
+    id: str,
+    path: Path | None,
+    reference: str | None,
+    force: bool,
+    task: Any,
+    former_license: str | None,
+    **said: Any,
+) -> None:
     """Register a model, or update its entry."""
-    from pressoir.sources.describe import NO_LICENCE, Details, register
+    from pressoir.sources.describe import NO_LICENSE, Details, register
 
     if (path is None) == (reference is None):
         raise click.UsageError("specify the location of the model: --path FOLDER or --from REFERENCE")
     if path is not None and not path.is_dir():
         raise SourceError(f"--path {path}: no such folder")
+    said["license"] = said["license"] or former_license
+    place = str(path.resolve()) if path is not None else str(reference)
     with console.status("reading and hashing the model files"):
-        entry, replaced = register(
-            Registry(), id, reference or str(path.resolve()), Details(type=task, **said), force=force
-        )
+        entry, replaced = register(Registry(), id, place, Details(type=task, **said), force=force)
     verb = "registered" if replaced is None else "updated" if replaced.digest == entry.digest else "replaced"
-    what = [entry.type, f"{entry.size_mb:.1f} MB", entry.quantization, entry.licence]
+    what = [entry.type, f"{entry.size_mb:.1f} MB", entry.quantization, entry.license]
     if entry.urls.shards:
         what.insert(2, f"{len(entry.urls.shards)} shard{'s' if len(entry.urls.shards) > 1 else ''}")
     _say(f"{verb} {id}: {', '.join(word for word in what if word)}")
     _say(f"  at      {entry.urls.base}")
     _say(f"  digest  {entry.digest}")
-    if entry.licence == NO_LICENCE:
-        _say("  no licence found; specify it with --licence")
+    if entry.license == NO_LICENSE:
+        _say("  no license found; specify it with --license")
     if replaced is None and id in read(shipped_file()).models:
         _say(f"  it overrides the shipped model with this id; to undo: pressoir registry remove {id}")
 
 
 @registry.command("list")
-@click.option("--type", "task", type=click.Choice(get_args(Task)), help="Only models of this type.")
+@click.option("--type", "task", type=click.Choice(names("pressoir.tasks")), help="Only models of this type.")
 @click.option("--json", "as_json", is_flag=True, help="Print complete entries as JSON.")
 def list_models(task: str | None, as_json: bool) -> None:
     """List all registered models."""
@@ -100,14 +113,14 @@ def list_models(task: str | None, as_json: bool) -> None:
         return
     own, wide = the_registry.own(), not console.is_terminal or console.width >= _WIDE
     table = Table(box=None, pad_edge=False)
-    for title in ("id", "type", "MB", "weights", "from", *(("licence", "registered") if wide else ())):
+    for title in ("id", "type", "MB", "weights", "from", *(("license", "registered") if wide else ())):
         table.add_column(
             title, justify="right" if title == "MB" else "left", overflow="fold", no_wrap=title != "id"
         )
     for entry in sorted(entries, key=lambda entry: entry.id):
         cells = [entry.id, entry.type, f"{entry.size_mb:.1f}", entry.quantization or "float"]
         cells += ["own" if entry.id in own else "shipped"]
-        cells += [entry.licence, (entry.created_at or "")[:10]] if wide else []
+        cells += [entry.license, (entry.created_at or "")[:10]] if wide else []
         table.add_row(*map(escape, cells))
     (console if console.is_terminal else Console(width=1000)).print(table)  # a pipe gets one line a model
 

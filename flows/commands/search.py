@@ -10,10 +10,10 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from pressoir.search.found import SearchResult
+    from pressoir.recipe_search.found import SearchResult
 
 
 @click.command()
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show Prefect's log.")
 def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Find a recipe that meets the budget of CONFIG, a YAML file (see configs/search-demo.yaml).
+    """Find a recipe that meets the budget of CONFIG, a YAML file or search-demo.
 
     Results are written to results/<name>-<digest>/. Running the command again resumes the search, or adds
     trials. Exit code 1 means that no recipe meets the budget.
     """
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
 
     parsed = SearchConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
-    from flows.search import search as flow
-    from tasks import report_to
+    from pressoir.flows.search import search as flow
+    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed)
@@ -42,7 +42,7 @@ def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 
 
 def _print(result: SearchResult) -> None:
-    from pressoir.search import report
+    from pressoir.recipe_search import report
 
     found = result.found
     console.print(f"\n[bold]{escape(found.headline())}[/]\n", soft_wrap=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.merge import ManyValues
-from pressoir.errors import RecipeError
+from pressoir.errors import RecipeError, RegistryError
+from pressoir.flows.commands.merge import ManyValues
 
 if TYPE_CHECKING:
     from pressoir.serving.config import ServingConfig
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def serve(
     config: str, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
 ) -> None:
-    """Serve the tiers of CONFIG: a YAML file (see configs/) or the name of a deployed one.
+    """Serve the tiers of CONFIG: a YAML file, the name of a deployed one, or serving-demo.
 
     Ctrl-C or SIGTERM stops the server.
 
@@ -51,12 +51,12 @@ def serve(
     """
     from pressoir.config import plain, validate
     from pressoir.serving.config import EXTERNAL, resolve
-    from pressoir.serving.http.limits import Limits
+    from pressoir.serving.http.limits import HttpLimits
     from pressoir.store.store import Store
 
     store = Store()
     parsed = _configuration(config, overrides, store)
-    allowed = validate(Limits, plain({}, limits, "--limit"), "--limit")
+    allowed = validate(HttpLimits, plain({}, limits, "--limit"), "--limit")
     from pressoir.serving.http.server import listen
 
     if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
@@ -75,32 +75,36 @@ def serve(
         listening.close()
         raise
     _log(verbose)
-    from pressoir.serving.http.server import run
-
-    taken = listening.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    run(
-        app,
-        listening,
+    serve_tiers(
+        parsed,
+        host,
+        port,
         allowed,
-        parsed.drain_timeout_s,
-        lambda: click.echo(f"http://{shown}:{taken}  Ctrl-C stops the server", err=True),
+        lambda address: click.echo(f"{address}  Ctrl-C stops the server", err=True),
     )
 
 
 def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> ServingConfig:
-    """Of a file, or, where the name has not that form, of a deployment."""
+    """Of a file, of a deployment, or of an example that comes with Pressoir, in this order."""
+    from pressoir.config import examples
     from pressoir.registry.registry import Registry
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import deployed
 
     if Path(config).exists() or Path(config).suffix in (".yaml", ".yml"):
         return ServingConfig.from_yaml(config, overrides)
+    shipped = examples(ServingConfig.LABEL)
+    try:
+        found = deployed(config, Registry(store.home))
+    except RegistryError as error:
+        if config in shipped:
+            return ServingConfig.from_yaml(config, overrides)
+        raise RegistryError(f"{error}; examples are: {', '.join(shipped)}") from error
     if overrides:
         raise RecipeError(
             f"--set cannot change the deployed configuration {config!r}; edit its file and deploy it again"
         )
-    return deployed(config, Registry(store.home))
+    return found
 
 
 def _log(verbose: bool) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from flows.commands.standalone import stage_output
-from flows.commands.terminal import console, progress
+from pressoir.flows.commands.standalone import stage_output
+from pressoir.flows.commands.terminal import console, progress
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 

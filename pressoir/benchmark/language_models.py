@@ -186,7 +186,7 @@ def _contenders(
     costs = []
     for done, folder in enumerate(folders.values(), start=1):  # first, while this process is still small
         runtime: Runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
-        costs.append(probe(folder, runtime, context.threads, sample[:200], "causal-lm"))
+        costs.append(probe(folder, runtime, context.threads, sample[:200]))
         context.reporter.progress(done, len(folders), "load time and memory")
 
     generators = _open(folders, sample, context.threads)

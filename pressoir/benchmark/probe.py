@@ -17,22 +17,26 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import GRAPH, Runtime
+from pressoir.extensions.task import Task, task
+from pressoir.formats.folder import GRAPH, Runtime, task_of
 from pressoir.formats.packed_streams import has_streams
 from pressoir.system.memory import peak_rss_mb, rss_mb
 from pressoir.system.runtime import child_environment
 
+if TYPE_CHECKING:
+    from pressoir.inference.text_classification import TextClassifier
+    from pressoir.inference.text_generation import TextGenerator
+
 TIMEOUT_S = 900.0
 NEW_TOKENS = 8  # that a language model goes on
-Kind = Literal["text-classification", "causal-lm"]
 _STDERR_LINES, _STDERR_COLUMNS = 8, 300
 
 
@@ -49,17 +53,15 @@ class Probe(Config, allow_inf_nan=False):
     """Largest resident memory up to the end of one batch-1 inference, the imports' share included."""
 
 
-def probe(
-    folder: Path, runtime: Runtime, threads: int, text: str, task: Kind = "text-classification"
-) -> Probe:
-    """Open `folder` in a fresh process, classify `text` or go on from it once, and return what that cost.
+def probe(folder: Path, runtime: Runtime, threads: int, text: str) -> Probe:
+    """Open `folder` in a fresh process, use it once on `text`, and return what that cost.
 
     Raises:
         PressoirError: the child failed, or took more than 15 minutes; its last lines are in the message.
     """
     command = [sys.executable, "-m", "pressoir.benchmark.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
-    command += [f"--runtime={runtime}", f"--threads={threads}", f"--task={task}", f"--text={text}"]
+    command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={text}"]
     return run_child(command, threads, f"{folder} in {runtime}")
 
 
@@ -95,40 +97,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runtime", choices=get_args(Runtime), required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--task", choices=get_args(Kind), default="text-classification")
     parser.add_argument("--text", required=True)
     options = parser.parse_args(arguments)
 
+    declared = task(task_of(options.folder))
     start = time.perf_counter()
-    _import_libraries(options.folder, options.runtime, options.task)
+    _import_libraries(options.folder, options.runtime, declared)
     import_s, baseline = time.perf_counter() - start, rss_mb()
 
     start = time.perf_counter()
-    use = _open(options.folder, options.threads, options.runtime, options.task)
+    adapter = declared.part("adapter").open(options.folder, options.threads, options.runtime)
     load_s = time.perf_counter() - start
-    use(options.text)
+    declared.part("try_out")(adapter, options.text)
     result = Probe(import_s=import_s, load_s=load_s, baseline_rss_mb=baseline, peak_rss_mb=peak_rss_mb())
     print(result.model_dump_json(), flush=True)
 
 
-def _open(folder: Path, threads: int, runtime: Runtime, task: Kind) -> Callable[[str], object]:
-    """The model, as a function that takes a text."""
-    if task == "text-classification":
-        from pressoir.inference.text_classification import TextClassifier
-
-        classifier = TextClassifier.open(folder, threads, runtime)
-        return lambda text: classifier.predict([text])
-    from pressoir.inference.text_generation import TextGenerator
-
-    generator = TextGenerator.open(folder, threads, runtime)
-    return lambda text: list(generator.generate(text, max_new_tokens=NEW_TOKENS))
+def classify(classifier: TextClassifier, text: str) -> None:
+    """Classify a text."""
+    classifier.predict([text])
 
 
-def _import_libraries(folder: Path, runtime: Runtime, task: Kind) -> None:
+def continue_text(generator: TextGenerator, text: str) -> None:
+    """Go on from a text for a few tokens."""
+    list(generator.generate(text, max_new_tokens=NEW_TOKENS))
+
+
+def _import_libraries(folder: Path, runtime: Runtime, declared: Task) -> None:
     """Import what opening the folder would import, so that it is not counted as loading."""
-    language_model = task == "causal-lm"
-    adapter = "text_generation" if language_model else "text_classification"
-    modules = [f"pressoir.inference.{adapter}", "pressoir.formats.sharding", "tokenizers"]
+    language_model = declared.kind == "language model"
+    declared.part("adapter")
+    modules = ["pressoir.formats.sharding", "tokenizers"]
     if runtime == "onnxruntime":
         modules.append("onnxruntime")
         with suppress(PressoirError):

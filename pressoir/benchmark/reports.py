@@ -24,8 +24,8 @@ def read(path: Path) -> AnyBenchmark:
     Raises:
         PressoirError: it is missing or not such a file.
     """
-    generation = read_json(path).get("task") == "causal-lm"
-    return GenerationBenchmark.read(path) if generation else Benchmark.read(path)
+    # A classifier's has no task in it.
+    return GenerationBenchmark.read(path) if "task" in read_json(path) else Benchmark.read(path)
 
 
 def headline(benchmark: AnyBenchmark) -> str:

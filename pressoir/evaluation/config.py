@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName, task
+from pressoir.formats.folder import Runtime
 from pressoir.recipe.sections import DataConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -34,7 +35,7 @@ class GenerationConfig(Config):
 class DataSetConfig(Config):
     """A data set. Its task determines which fields are required."""
 
-    task: Task
+    task: TaskName
     """Task of the models that are evaluated on it."""
     classification: DataConfig = DataConfig()
     """text-classification: labelled sentences, of which the test split is used; by default the embedded
@@ -58,13 +59,8 @@ class DataSetConfig(Config):
 
     @model_validator(mode="after")
     def _needs(self) -> DataSetConfig:
-        needed = {
-            "automatic-speech-recognition": ("manifest",),
-            "translation": ("source", "reference"),
-        }.get(self.task, ())
-        return checked(
-            self, [f"task {self.task!r} needs `{name}`" for name in needed if getattr(self, name) is None]
-        )
+        missing = [name for name in task(self.task).required_data if getattr(self, name) is None]
+        return checked(self, [f"task {self.task!r} needs `{name}`" for name in missing])
 
 
 class ModelConfig(Config):

@@ -12,7 +12,7 @@ from pressoir.data import running_text
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import Sample
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import Task, TaskName, task
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 
@@ -25,13 +25,17 @@ contradictions at 1.5."""
 class DataSet:
     """What a model is asked, and what would be right."""
 
-    task: Task
+    task: TaskName
     samples: tuple[Sample, ...]
     """In the data's order. A causal LM has one sample a text; its child cuts it into windows."""
     fingerprint: str
     """SHA-256 of all ids, inputs and references; of audio, of the files' content."""
     labels: tuple[str, ...] = ()
-    """text-classification: names of the classes, in their order."""
+    """Names of the classes, in their order; none where the task has no classes."""
+
+
+Data = tuple[tuple[str, ...], list[Sample]]
+"""What a task's reader gives: names of the classes, and all samples."""
 
 
 def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> DataSet:
@@ -40,35 +44,37 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     Raises:
         DataError: a file is missing or malformed; the message names the line.
     """
-    labels: tuple[str, ...] = ()
-    if config.task == "text-classification":
-        from pressoir.data import sentences
-
-        labels, rows = sentences.test_rows(config.classification, seed)
-        samples = [
-            Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
-            for i, row in enumerate(rows)
-        ]
-    elif config.task == "automatic-speech-recognition":
-        samples = _speech(_required(config.manifest))
-    elif config.task == "translation":
-        samples = _translation(_required(config.source), _required(config.reference))
-    elif config.task == "feature-extraction":
-        samples = _pairs(config.pairs or EMBEDDED_PAIRS)
-    else:
-        texts = (
-            running_text.embedded_evaluation()
-            if config.text is None
-            else {config.text.stem: _read(config.text)}
-        )
-        samples = [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
+    declared = task(config.task)
+    found: Data = declared.part("read_data")(config, seed)
+    labels, samples = found
     if not samples:
         raise DataError(f"the data set for {config.task} has no samples; specify a file that has some")
-    chosen = samples if config.task == "causal-lm" else samples[:limit]
-    return DataSet(config.task, tuple(chosen), _fingerprint(config.task, chosen), labels)
+    chosen = samples if declared.windows else samples[:limit]
+    return DataSet(config.task, tuple(chosen), _fingerprint(declared, chosen), labels)
 
 
-def _speech(manifest: Path) -> list[Sample]:
+def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
+    """The test split of a labelled data set, with the labels' names."""
+    from pressoir.data import sentences
+
+    labels, rows = sentences.test_rows(config.classification, seed)
+    return labels, [
+        Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
+        for i, row in enumerate(rows)
+    ]
+
+
+def running_texts(config: DataSetConfig, seed: int) -> Data:
+    """Whole texts, by default the embedded reviews'."""
+    texts = (
+        running_text.embedded_evaluation() if config.text is None else {config.text.stem: _read(config.text)}
+    )
+    return (), [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
+
+
+def recordings(config: DataSetConfig, seed: int) -> Data:
+    """Files of sound with their transcriptions, as a manifest lists them."""
+    manifest = _required(config.manifest)
     try:
         entries = json.loads(_read(manifest))
         rows = [(str(entry["audio"]), str(entry["text"])) for entry in entries]
@@ -81,7 +87,7 @@ def _speech(manifest: Path) -> list[Sample]:
         raise DataError(
             f"{manifest} names {missing[0]!r}, which is not in the same folder ({len(missing)} files missing)"
         )
-    return [
+    return (), [
         Sample(
             id=name,
             input=str(manifest.parent / name),
@@ -92,21 +98,24 @@ def _speech(manifest: Path) -> list[Sample]:
     ]
 
 
-def _translation(source: Path, reference: Path) -> list[Sample]:
+def aligned_lines(config: DataSetConfig, seed: int) -> Data:
+    """Sentences with their translations, line by line."""
+    source, reference = _required(config.source), _required(config.reference)
     sources, references = _read(source).splitlines(), _read(reference).splitlines()
     if len(sources) != len(references):
         raise DataError(
             f"{source} has {len(sources)} lines, but {reference} has {len(references)}; the files must "
             "have the same number of lines"
         )
-    return [
+    return (), [
         Sample(id=str(i), input=line, reference=right, length=len(line))
         for i, (line, right) in enumerate(zip(sources, references, strict=True))
     ]
 
 
-def _pairs(path: Path) -> list[Sample]:
-    samples = []
+def graded_pairs(config: DataSetConfig, seed: int) -> Data:
+    """Pairs of sentences with their similarity, by default the embedded ones."""
+    path, samples = config.pairs or EMBEDDED_PAIRS, []
     for number, row in enumerate(
         csv.reader(_read(path).splitlines(), "excel-tab", quoting=csv.QUOTE_NONE), 1
     ):
@@ -125,14 +134,14 @@ def _pairs(path: Path) -> list[Sample]:
                 length=max(len(first), len(second)),
             )
         )
-    return samples
+    return (), samples
 
 
 def _fingerprint(task: Task, samples: list[Sample]) -> str:
     def content(value: Any) -> Any:
-        return file_sha256(Path(value)) if task == "automatic-speech-recognition" else value
+        return file_sha256(Path(value)) if task.sound else value
 
-    return digest_of([task, [[one.id, content(one.input), one.reference] for one in samples]])
+    return digest_of([task.name, [[one.id, content(one.input), one.reference] for one in samples]])
 
 
 def _required(path: Path | None) -> Path:

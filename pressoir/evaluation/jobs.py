@@ -13,12 +13,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
-from pressoir.formats.folder import Runtime, Task, runtime_of
+from pressoir.extensions.task import TaskName, task
+from pressoir.formats.folder import Runtime, runtime_of
 
 Device = Literal["auto", "cpu", "cuda"]
-PAIRS_TOGETHER = 8
-"""Largest default batch of feature-extraction: a pair is two sentences, and larger ones gain no speed on a
-CPU."""
 
 
 class Remote(Config):
@@ -44,7 +42,7 @@ class Job(Config):
     """Its files; not looked at where it is remote."""
     remote: Remote | None = None
     """Where it is not here, but on a server."""
-    task: Task
+    task: TaskName
     runtime: Runtime | None = None
     """Null takes ONNX Runtime where the folder has a graph, else PyTorch."""
     data: DataSetConfig
@@ -126,11 +124,12 @@ def parse(line: bytes) -> Loaded | Progress | End | None:
         return None
 
 
-def wanted_batch_size(task: Task, asked: int | None, preset: int) -> int:
-    """Samples a batch that a model would like: what the configuration says, else the strategy's preset."""
+def wanted_batch_size(name: TaskName, asked: int | None, preset: int) -> int:
+    """Samples a batch that a model of a task would like: what the configuration says, else the strategy's
+    preset, or fewer where the task does with fewer."""
     if asked is not None:
         return asked
-    return min(preset, PAIRS_TOGETHER) if task == "feature-extraction" else preset
+    return min(preset, task(name).most_together or preset)
 
 
 def prediction_settings(
@@ -141,11 +140,7 @@ def prediction_settings(
     Only what the task uses: another `num_beams` makes no other classification.
     """
     settings: dict[str, Any] = {"task": data.task, "runtime": runtime, "device": device}
-    if data.task == "translation":
-        settings["languages"] = [data.source_language, data.target_language]
-        settings |= generation.model_dump(mode="json", include={"max_new_tokens", "num_beams"})
-    elif data.task == "automatic-speech-recognition":
-        settings["languages"] = [data.source_language]
-    elif data.task == "causal-lm":
-        settings["window"] = generation.window
-    return settings
+    declared = task(data.task)
+    if declared.languages:
+        settings["languages"] = [getattr(data, field) for field in declared.languages]
+    return settings | generation.model_dump(mode="json", include=set(declared.generation))

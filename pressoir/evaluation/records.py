@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pressoir.config import Config
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName
+from pressoir.formats.folder import Runtime
 
 
 class Sample(Config):
@@ -57,7 +58,7 @@ class Outcome(Config):
     """How one model's evaluation ended."""
 
     model: str
-    task: Task | None = None
+    task: TaskName | None = None
     runtime: Runtime | Literal["remote"] | None = None
     verdict: Verdict
     detail: str = ""

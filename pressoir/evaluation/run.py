@@ -37,6 +37,7 @@ from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, Outcome
 from pressoir.evaluation.report.results import Row
+from pressoir.extensions.task import task
 from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
 from pressoir.sources import resolve
@@ -327,7 +328,7 @@ def predictions(job: Job, data: DataSet) -> list[Prediction]:
         return []
     journal = Journal(job.journal)
     try:
-        if job.task != "causal-lm":
+        if not task(job.task).windows:
             return list(journal.predictions(job.key, [sample.id for sample in data.samples]))
         order = {sample.id: index for index, sample in enumerate(data.samples)}
         found = sorted(journal.predictions(job.key), key=lambda one: _window(one.sample, order))
@@ -405,12 +406,12 @@ def _job(
     asked = config.data[name]
     if found.remote is None:
         try:
-            task = model_kinds.task_of(found.folder)
+            own = model_kinds.task_of(found.folder)
         except SourceError as error:
             problems.append(f"{model.id}: {error}")
             return None
-        if task != asked.task:
-            problems.append(f"{model.id} is a model for {task}, but the data set {name} is for {asked.task}")
+        if own != asked.task:
+            problems.append(f"{model.id} is a model for {own}, but the data set {name} is for {asked.task}")
             return None
     settings = (
         {"task": asked.task, "generation": model.generation.model_dump(mode="json"), "data": asked.task}

@@ -42,7 +42,7 @@ from pressoir.errors import ParityError, SourceError
 from pressoir.export import decoder_trace, weight_only_graph
 from pressoir.export.graph import operator_counts
 from pressoir.export.tracing import REPORT
-from pressoir.formats.folder import GRAPH
+from pressoir.formats.folder import GRAPH, task_of
 from pressoir.formats.packed_checkpoint import PackedCheckpoint, PackedLayer, is_packed, open_packed
 from pressoir.inference.engines.decoder import OnnxDecoder, TorchDecoder
 from pressoir.inference.parity import Parity, compare
@@ -101,7 +101,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
 
     sizes = weight_only_graph.sizes(graph)
     report = {
-        "task": "causal-lm",
+        "task": task_of(source),
         "opset": config.opset,
         "fused": config.fuse,
         "accuracy_level": config.accuracy_level if checkpoint else None,

@@ -37,6 +37,7 @@ from pressoir.errors import ParityError, SourceError
 from pressoir.export import encoder_decoder_graph, int8_graph
 from pressoir.export.graph import operator_counts
 from pressoir.export.tracing import REPORT
+from pressoir.extensions.task import task
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
@@ -74,9 +75,11 @@ def run(
         SourceError: the model does not load, is quantised already, or is for another task.
     """
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
-    task, ctc = task_of(source), _is_ctc(source)
-    if task not in ("translation", "automatic-speech-recognition"):
-        raise SourceError(f"{source} is a model for {task}, not for translation or speech recognition")
+    declared, ctc = task(task_of(source)), _is_ctc(source)
+    if declared.export != f"{__name__}:run":
+        raise SourceError(
+            f"{source} is a model for {declared.name}, not for translation or speech recognition"
+        )
     if (source / QUANTIZATION).exists():
         raise SourceError(f"{source} is already quantised; export the original checkpoint")
     model = loading.load_ctc(source) if ctc else loading.load_encoder_decoder(source)
@@ -201,7 +204,7 @@ def _compare_generation(
     threads = context.threads
     forced: int | None = None
     prompt: tuple[int, ...] = ()
-    if task_of(source) == "translation":
+    if not task(task_of(source)).sound:
         adapters = Translator.open(source, threads, "pytorch"), Translator.open(exported, threads)
         sentences = running_text.embedded_calibration().splitlines()[:PARITY_INPUTS]
         rows, forced = adapters[0].encode(sentences, *_languages(adapters[0]))

@@ -33,18 +33,27 @@ def names(group: Group) -> tuple[str, ...]:
     return tuple(sorted(_entries(group)))
 
 
+def check(group: Group, name: str, choices: tuple[str, ...] | None = None) -> None:
+    """Refuse a name that nothing declares, or that is none of some `choices`; nothing is imported.
+
+    Raises:
+        ExtensionError: it is not declared; the message has the nearest and the known names.
+    """
+    known = names(group) if choices is None else choices
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ExtensionError(f"{group} has no {name!r}; {hint}there are: {', '.join(known)}")
+
+
 def load(group: Group, name: str) -> Any:
     """What is declared under `name`.
 
     Raises:
         ExtensionError: nothing is; or the package that declares it cannot be imported.
     """
-    entry = _entries(group).get(name)
-    if entry is None:
-        known = names(group)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ExtensionError(f"{group} has no {name!r}; {hint}there are: {', '.join(known)}")
+    check(group, name)
+    entry = _entries(group)[name]
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:

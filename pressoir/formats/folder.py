@@ -9,6 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from pressoir.errors import SourceError
+from pressoir.extensions.task import TaskName, task_of_architecture
 from pressoir.system.files import MANIFEST
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
@@ -18,30 +19,16 @@ MODEL_FILES = (
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
-
-Task = Literal[
-    "text-classification", "causal-lm", "translation", "automatic-speech-recognition", "feature-extraction"
-]
-
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 
 Runtime = Literal["pytorch", "onnxruntime"]
 GRAPH = "model.onnx"
 QUANTIZATION = "quantization.json"
 
-_HEADS: dict[str, Task] = {
-    "ForSequenceClassification": "text-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-    "ForCTC": "automatic-speech-recognition",
-    "ForSpeechSeq2Seq": "automatic-speech-recognition",
-    "WhisperForConditionalGeneration": "automatic-speech-recognition",
-    "ForConditionalGeneration": "translation",
-    "MTModel": "translation",
-}
+Task = TaskName
 
 
-def task_of(folder: Path) -> Task:
+def task_of(folder: Path) -> TaskName:
     """The task of a model, from the class that its configuration names.
 
     A model without a head is for feature extraction.
@@ -56,10 +43,7 @@ def task_of(folder: Path) -> Task:
             f'{folder / "config.json"} specifies no architecture; add "architectures", such as '
             '["LlamaForCausalLM"]'
         )
-    for head, task in _HEADS.items():
-        if str(names[0]).endswith(head):
-            return task
-    return "feature-extraction"
+    return task_of_architecture(str(names[0])).name
 
 
 def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:

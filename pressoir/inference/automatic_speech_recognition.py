@@ -10,7 +10,7 @@ go.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ class SpeechRecognizer:
         check_waveforms(audio)
         return [self.model.transcribe(samples, language) for samples in audio]
 
+    def iter_transcript(
+        self,
+        samples: Waveform,
+        language: str | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+    ) -> Iterator[str]:
+        """The transcript of one waveform, window by window; see `transcribe`, and `join_windows`.
+
+        A CTC model takes the whole waveform at once, and neither `max_new_tokens` nor `num_beams`.
+        """
+        check_waveforms([samples])
+        if isinstance(self.model, CtcModel):
+            yield self.model.transcribe(samples, language)
+        else:
+            yield from self.model.iter_transcript(samples, language, max_new_tokens, num_beams)
+
 
 class WhisperModel:
     """Whisper: log-mel features of a window, an encoder-decoder, a tokenizer."""
@@ -77,12 +94,23 @@ class WhisperModel:
 
     def transcribe(self, samples: Waveform, language: str | None = None) -> str:
         """See `SpeechRecognizer.transcribe`."""
-        parts = []
+        return join_windows(self.iter_transcript(samples, language))
+
+    def iter_transcript(
+        self,
+        samples: Waveform,
+        language: str | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+    ) -> Iterator[str]:
+        """See `SpeechRecognizer.iter_transcript`."""
         for features in self.features(samples):
             inputs = {"input_features": features[None]}
-            tokens = self.engine.generate(inputs, prompt=self.prompt(inputs, language))[0]
-            parts.append(self.vocabulary.decode(tokens))
-        return " ".join(filter(None, parts))
+            prompt = self.prompt(inputs, language)
+            tokens = self.engine.generate(
+                inputs, prompt=prompt, max_new_tokens=max_new_tokens, num_beams=num_beams
+            )
+            yield self.vocabulary.decode(tokens[0])
 
     def features(self, samples: Waveform) -> list[NDArray[np.float32]]:
         """Features (mel bins, frames) of each window of a sound; the last window is padded with silence."""
@@ -118,6 +146,11 @@ class WhisperModel:
             token = max(languages.values(), key=lambda index: float(logits[index]))
         task = (generation.settings.get("task_to_id") or {}).get("transcribe")
         return (start, int(token), *(() if task is None else (int(task),)), *plain)
+
+
+def join_windows(transcripts: Iterable[str]) -> str:
+    """One transcript of those of consecutive windows."""
+    return " ".join(filter(None, transcripts))
 
 
 class CtcModel:

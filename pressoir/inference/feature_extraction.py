@@ -8,7 +8,7 @@ many tokens of a sentence count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
-from pressoir.inference.tokenizers.tokenizers import FastTokenizer
+from pressoir.inference.token_groups import split_inputs
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,10 +57,9 @@ class SentenceEncoder:
             runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
         return cls(_engine(folder, threads, runtime), _tokenizer(folder), pooling)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Token ids and masks, each (batch, longest sentence), padded to the longest."""
-        encoded = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="np")
-        return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
+        """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
+        return encode_batch(self.tokenizer, texts, max_length)
 
     def embed(self, texts: Sequence[str], batch_size: int = 8) -> NDArray[np.float32]:
         """Embeddings (texts, hidden) in the order of `texts`; their lengths are not normalised.
@@ -72,11 +72,23 @@ class SentenceEncoder:
         rows: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(texts)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            inputs = self.encode([texts[index] for index in chosen])
-            pooled = POOLINGS[self.pooling](self.engine.run(inputs), inputs["attention_mask"])
+            pooled = self._run(self.encode([texts[index] for index in chosen]))
             for index, row in zip(chosen, pooled, strict=True):
                 rows[index] = row
         return np.stack(rows)
+
+    def iter_embeddings(
+        self, texts: Sequence[str], max_length: int | None = None, max_tokens: int = 0
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Embeddings (rows, hidden) of a group of texts after another, and which rows of `texts` they are.
+
+        A group has at most `max_tokens` tokens, see `token_groups`; with 0 each text is run alone.
+        """
+        for rows, inputs in split_inputs(self.encode(texts, max_length), max_tokens):
+            yield rows, self._run(inputs)
+
+    def _run(self, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        return POOLINGS[self.pooling](self.engine.run(inputs), inputs["attention_mask"])
 
     def similarity(self, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
         """Cosine similarity (pairs,) of each sentence of `first` to its counterpart in `second`, −1…1."""

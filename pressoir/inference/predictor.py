@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pressoir.errors import SourceError
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 
 Columns = dict[str, list[float] | list[str]]
@@ -30,26 +31,35 @@ def open_predictor(folder: Path, threads: int) -> Predictor:
     Raises:
         SourceError: the model is damaged, or does something else.
     """
-    task = task_of(folder)
-    if task == "text-classification":
-        from pressoir.inference.text_classification import TextClassifier
+    declared = task(task_of(folder))
+    if declared.table is None:
+        raise SourceError(
+            f"{folder} contains a model for {declared.name}, which cannot be served from MLflow"
+        )
+    predictor: Predictor = declared.part("table")(folder, threads)
+    return predictor
 
-        classifier = TextClassifier.open(folder, threads)
 
-        def probabilities(texts: Sequence[str]) -> Columns:
-            rows = classifier.predict(texts)
-            return {label: [row[label] for row in rows] for label in classifier.labels}
+def probabilities(folder: Path, threads: int) -> Predictor:
+    """A classifier: the probability of each label."""
+    from pressoir.inference.text_classification import TextClassifier
 
-        return Predictor(dict.fromkeys(classifier.labels, "double"), probabilities)
-    if task == "causal-lm":
-        from pressoir.inference.text_generation import TextGenerator
+    classifier = TextClassifier.open(folder, threads)
 
-        generator = TextGenerator.open(folder, threads)
+    def predict(texts: Sequence[str]) -> Columns:
+        rows = classifier.predict(texts)
+        return {label: [row[label] for row in rows] for label in classifier.labels}
 
-        def continuations(texts: Sequence[str]) -> Columns:
-            return {
-                "continuation": ["".join(generator.generate(t, max_new_tokens=NEW_TOKENS)) for t in texts]
-            }
+    return Predictor(dict.fromkeys(classifier.labels, "double"), predict)
 
-        return Predictor({"continuation": "string"}, continuations)
-    raise SourceError(f"{folder} contains a model for {task}, which cannot be served from MLflow")
+
+def continuations(folder: Path, threads: int) -> Predictor:
+    """A causal LM: the continuation of each text."""
+    from pressoir.inference.text_generation import TextGenerator
+
+    generator = TextGenerator.open(folder, threads)
+
+    def predict(texts: Sequence[str]) -> Columns:
+        return {"continuation": ["".join(generator.generate(t, max_new_tokens=NEW_TOKENS)) for t in texts]}
+
+    return Predictor({"continuation": "string"}, predict)

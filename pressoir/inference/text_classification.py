@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.inference.engines.classifier import Engine, open_engine
-from pressoir.inference.tokenizers.tokenizers import FastTokenizer
+from pressoir.inference.token_groups import split_inputs
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,10 +38,9 @@ class TextClassifier:
 
         return cls(engine, load_tokenizer(folder), labels)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Token ids and masks, each (batch, longest sentence), padded to the longest."""
-        encoded = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="np")
-        return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
+        """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
+        return encode_batch(self.tokenizer, texts, max_length)
 
     def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float32]:
         """Logits (sentences, labels), in the order of `texts`.
@@ -57,9 +57,25 @@ class TextClassifier:
             result[batch] = self.engine.run(self.encode([texts[index] for index in batch]))
         return result
 
+    def iter_logits(
+        self, texts: Sequence[str], max_length: int | None = None, max_tokens: int = 0
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Logits (rows, labels) of a group of texts after another, and which rows of `texts` they are.
+
+        A group has at most `max_tokens` tokens, see `token_groups`; with 0 each text is run alone.
+        """
+        for rows, inputs in split_inputs(self.encode(texts, max_length), max_tokens):
+            yield rows, self.engine.run(inputs)
+
     def predict(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """Probability of each label, for each sentence."""
-        logits = self.logits(texts).astype(np.float64)
-        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = exp / exp.sum(axis=1, keepdims=True)
+        probabilities = softmax(self.logits(texts))
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities]
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities (batch, labels)."""
+    wide = logits.astype(np.float64)
+    exp = np.exp(wide - wide.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exp / exp.sum(axis=1, keepdims=True)
+    return probabilities

@@ -51,17 +51,18 @@ class TextGenerator:
         prompt: str,
         *,
         max_new_tokens: int = 64,
+        max_length: int | None = None,
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Iterator[str]:
+    ) -> Continuation:
         """Continue `prompt`: pieces of text as they come, none of which ends within a character.
 
         Ends at a token that ends a text, at a text of `stop` (which is not given, nor is what follows it),
-        after `max_new_tokens`, or when the model's context is full. Greedy, unless `temperature` is above 0:
-        see `Sampler`.
+        after `max_new_tokens`, or when prompt and continuation together reach `max_length` or fill the
+        model's context. Greedy, unless `temperature` is above 0: see `Sampler`.
 
         Raises:
             PressoirError: the prompt is empty or leaves no room in the context, or an option is out of range.
@@ -70,11 +71,9 @@ class TextGenerator:
         if "" in stop:
             raise PressoirError("a stop sequence is empty; specify at least one character")
         ids = self.tokenizer.encode(prompt)
-        tokens = self.generate_ids(
-            ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        )
-        pieces = self._pieces(tokens, ids)
-        return _until(pieces, stop) if stop else pieces
+        limit = self._limit(ids, max_new_tokens, max_length)
+        tokens = self.generate_ids(ids, limit, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return Continuation(self.tokenizer, ids, tokens, limit, stop)
 
     def generate_ids(
         self,
@@ -88,18 +87,7 @@ class TextGenerator:
     ) -> Iterator[int]:
         """Token ids that follow `ids`; a token that ends the text is not given. See `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
-        if max_new_tokens < 1:
-            raise PressoirError(f"max_new_tokens is {max_new_tokens}; specify at least 1")
-        if not ids:
-            raise PressoirError("the prompt is empty; specify at least one token")
-        room = self.decoder.context - len(ids)
-        if room < 1:
-            raise PressoirError(
-                f"the prompt has {len(ids)} tokens, but the context of the model is {self.decoder.context} "
-                f"including generated tokens; shorten the prompt to {self.decoder.context - 1} tokens at "
-                "most"
-            )
-        return self._tokens(ids, min(max_new_tokens, room), sampler)
+        return self._tokens(ids, self._limit(ids, max_new_tokens), sampler)
 
     def perplexity(
         self,
@@ -154,6 +142,22 @@ class TextGenerator:
             expected = np.asarray([ids[start + 1 : end + 1]], dtype=np.int64)
             yield -negative_log_likelihood(logits, expected)[0]
 
+    def _limit(self, ids: Sequence[int], max_new_tokens: int, max_length: int | None = None) -> int:
+        """How many tokens may follow `ids`."""
+        if max_new_tokens < 1:
+            raise PressoirError(f"max_new_tokens is {max_new_tokens}; specify at least 1")
+        if not ids:
+            raise PressoirError("the prompt is empty; specify at least one token")
+        longest, name = self.decoder.context, "the context of the model"
+        if max_length is not None and max_length < longest:
+            longest, name = max_length, "max_length"
+        if len(ids) >= longest:
+            raise PressoirError(
+                f"the prompt has {len(ids)} tokens, but {name} is {longest} including generated tokens; "
+                f"shorten the prompt to {longest - 1} tokens at most"
+            )
+        return min(max_new_tokens, longest - len(ids))
+
     def _tokens(self, ids: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
         logits, cache = self.decoder.forward(np.asarray([ids], dtype=np.int64), last_only=True)
         for left in range(count, 0, -1):
@@ -165,9 +169,38 @@ class TextGenerator:
                 last = np.asarray([[token]], dtype=np.int64)
                 logits, cache = self.decoder.forward(last, cache, last_only=True)
 
-    def _pieces(self, tokens: Iterator[int], before: Sequence[int]) -> Iterator[str]:
-        stream = TextStream(self.tokenizer, before)
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; empty where a token is part of a character, or has no text."""
+        stream = TextStream(self.tokenizer)
+        return [stream.push(id) for id in ids]
+
+
+class Continuation(Iterator[str]):
+    """Pieces of generated text; `completion_tokens` and `finish_reason` are final after the last piece."""
+
+    def __init__(
+        self,
+        tokenizer: LanguageModelTokenizer,
+        prompt: Sequence[int],
+        tokens: Iterator[int],
+        limit: int,
+        stop: Sequence[str],
+    ) -> None:
+        self.prompt_tokens, self.completion_tokens, self._limit = len(prompt), 0, limit
+        pieces = self._decoded(tokens, TextStream(tokenizer, prompt))
+        self._pieces = _until(pieces, stop) if stop else pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def finish_reason(self) -> str:
+        """`length`: the limit of tokens was reached; `stop`: the model or a stop sequence ended it."""
+        return "length" if self.completion_tokens >= self._limit else "stop"
+
+    def _decoded(self, tokens: Iterator[int], stream: TextStream) -> Iterator[str]:
         for token in tokens:
+            self.completion_tokens += 1
             if piece := stream.push(token):
                 yield piece
         if piece := stream.rest():

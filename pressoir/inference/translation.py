@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
+from pressoir.inference.token_groups import token_groups
 from pressoir.inference.tokenizers.encoder_decoder import Vocabulary, open_vocabulary
 
 MAX_SOURCE_TOKENS = 512  # where the model's own limit is not given
@@ -159,21 +160,52 @@ class Translator:
         results = [""] * len(texts)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            generated = self.engine.generate(
-                self.batch([encoded[index] for index in chosen]),
-                max_new_tokens=max_new_tokens,
-                num_beams=num_beams,
-                forced_first=forced,
-            )
-            for index, ids in zip(chosen, generated, strict=True):
-                # The language is not special to every tokenizer that has it.
-                results[index] = self.vocabulary.decode(ids[1:] if ids[:1] == [forced] else ids)
+            found = self._generate([encoded[index] for index in chosen], forced, max_new_tokens, num_beams)
+            for index, text in zip(chosen, found, strict=True):
+                results[index] = text
         return results
 
+    def iter_translations(
+        self,
+        texts: Sequence[str],
+        source_language: str | None = None,
+        target_language: str | None = None,
+        *,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        max_tokens: int = 0,
+    ) -> Iterator[tuple[list[int], list[str]]]:
+        """Translations of a group of texts after another, and which rows of `texts` they are.
+
+        A group has at most `max_tokens` source tokens, see `token_groups`; with 0, or if the engine's result
+        depends on the batch, each text is run alone. `max_length` truncates a text earlier than
+        `max_source_tokens`. The rest is as in `translate`.
+        """
+        encoded, forced = self.encode(texts, source_language, target_language, max_length)
+        budget = max_tokens if self.engine.batch_invariant else 0
+        for rows in token_groups([len(ids) for ids in encoded], budget):
+            yield rows, self._generate([encoded[row] for row in rows], forced, max_new_tokens, num_beams)
+
+    def _generate(
+        self, encoded: Sequence[list[int]], forced: int | None, max_new_tokens: int | None, num_beams: int
+    ) -> list[str]:
+        generated = self.engine.generate(
+            self.batch(encoded), max_new_tokens=max_new_tokens, num_beams=num_beams, forced_first=forced
+        )
+        # The language is not special to every tokenizer that has it.
+        return [self.vocabulary.decode(ids[1:] if ids[:1] == [forced] else ids) for ids in generated]
+
     def encode(
-        self, texts: Sequence[str], source_language: str | None = None, target_language: str | None = None
+        self,
+        texts: Sequence[str],
+        source_language: str | None = None,
+        target_language: str | None = None,
+        max_length: int | None = None,
     ) -> tuple[list[list[int]], int | None]:
         """Source token ids of each text, and the token that the translation must begin with, if any.
+
+        Texts are truncated at `max_source_tokens`, or at `max_length` if that is less.
 
         Raises:
             RecipeError: as in `translate`.
@@ -194,7 +226,8 @@ class Translator:
             before, forced = [self.vocabulary.id(source)], target
         else:
             self._check_pair(source_language, target_language)
-        room = self.max_source_tokens - len(before) - 1
+        limit = min(max_length or self.max_source_tokens, self.max_source_tokens)
+        room = limit - len(before) - 1
         return [[*before, *self.vocabulary.encode(prefix + text)[:room], eos] for text in texts], forced
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, NDArray[np.int64]]:

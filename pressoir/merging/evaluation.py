@@ -17,6 +17,7 @@ from pressoir.config import Config
 from pressoir.data import running_text
 from pressoir.data import sentences as data
 from pressoir.errors import DataError, PressoirError
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 from pressoir.merging.preflight import MergePlan
 from pressoir.metrics import accuracy
@@ -149,19 +150,20 @@ def evaluate(
         SourceError: the result is no model that can be opened. PressoirError: its outputs are not finite.
     """
     unmeasured = MergeReport(method=plan.config.method)
-    task = task_of(result)
+    declared = task(task_of(result))
     remarks = []
     score: Scorer
-    if task == "causal-lm" and (folder is None or (folder / running_text.INFO).exists()):
+    if declared.kind == "language model" and (folder is None or (folder / running_text.INFO).exists()):
         measure, score = "perplexity", _perplexities(folder, threads)
         if len({str(m.tokenizer and sorted(m.tokenizer.ids.items())) for m in plan.models}) > 1:
             remarks.append("Tokenizers differ, so these perplexities are per different tokens")
-    elif task == "text-classification" and folder is not None and (folder / data.INFO).exists():
+    elif declared.kind == "classifier" and folder is not None and (folder / data.INFO).exists():
         measure, score = "accuracy", _accuracy(folder, threads)
     else:
-        needed = {"causal-lm": "running text", "text-classification": "labelled sentences"}.get(task)
+        needed = {"language model": "running text", "classifier": "labelled sentences"}
+        name, wanted = declared.name, needed.get(declared.kind or "")
         reason = (
-            f"{needed} needed for a {task} model" if needed else f"a {task} model has no head to evaluate"
+            f"{wanted} needed for a {name} model" if wanted else f"a {name} model has no head to evaluate"
         )
         return unmeasured.model_copy(update={"reason": reason})
 

@@ -1,42 +1,21 @@
-"""Where an encoder keeps its layers, projections and feed-forward parts, by the type of its configuration."""
+"""The parts of a loaded encoder, whatever its architecture calls them."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from pressoir.errors import SourceError
+from pressoir.errors import ExtensionError, SourceError
+from pressoir.extensions import architecture, loader
+from pressoir.extensions.architecture import EncoderArchitecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Where each architecture keeps its parts: the encoder's layers, then, inside a layer, the attention's query,
-# key, value and output projections, and the two feed-forward projections.
-LAYOUTS: dict[str, dict[str, str]] = {
-    family: {
-        "layers": f"{family}.encoder.layer",
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_output": "attention.output.dense",
-        "ffn_in": "intermediate.dense",
-        "ffn_out": "output.dense",
-    }
-    for family in ("bert", "roberta", "electra", "camembert", "xlm-roberta")
-}
-LAYOUTS["camembert"] = LAYOUTS["xlm-roberta"] = LAYOUTS["roberta"]
-LAYOUTS["distilbert"] = {
-    "layers": "distilbert.transformer.layer",
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "attention_output": "attention.out_lin",
-    "ffn_in": "ffn.lin1",
-    "ffn_out": "ffn.lin2",
-}
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def accepted_inputs(model: PreTrainedModel) -> set[str]:
@@ -44,25 +23,57 @@ def accepted_inputs(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def layout(model: PreTrainedModel) -> dict[str, str]:
-    """Names of the parts of `model`'s architecture, see `LAYOUTS`.
+def architecture_of(model: PreTrainedModel) -> EncoderArchitecture:
+    """The names of `model`'s parts.
 
     Raises:
         SourceError: the architecture is not one whose parts are known.
     """
-    kind = model.config.model_type
-    if kind not in LAYOUTS:
-        raise SourceError(
-            f"models of type {kind!r} are not supported here; supported are {', '.join(sorted(LAYOUTS))}"
-        )
-    return LAYOUTS[kind]
+    model_type = model.config.model_type
+    found = architecture.find(model_type)
+    if found is None:
+        supported = ", ".join(loader.names(architecture.GROUP))
+        raise SourceError(f"models of type {model_type!r} are not supported here; supported are {supported}")
+    return found
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, in order."""
-    layers = model.get_submodule(layout(model)["layers"])
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    """The encoder's layers, in order.
+
+    Raises:
+        SourceError: the architecture is not one whose parts are known.
+        ExtensionError: it is declared with a name that the model does not have.
+    """
+    return _part(model.base_model, architecture_of(model).layers, nn.ModuleList)
+
+
+def replace_layers(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Put other layers in the place of the encoder's; the configuration stays as it is."""
+    parent, _, name = architecture_of(model).layers.rpartition(".")
+    setattr(model.base_model.get_submodule(parent), name, layers)
+
+
+def linear(layer: nn.Module, path: str) -> nn.Linear:
+    """A projection of a layer, by the path that its `EncoderArchitecture` has.
+
+    Raises:
+        ExtensionError: it is declared with a name that the layer does not have.
+    """
+    return _part(layer, path, nn.Linear)
+
+
+def position_table(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+    """Which module holds the table of absolute positions, one a token, and by what name.
+
+    None where there is none, or the architecture is not one whose parts are known.
+    """
+    found = architecture.find(model.config.model_type)
+    absolute = getattr(model.config, "position_embedding_type", "absolute") == "absolute"
+    if found is None or found.position_embeddings is None or not absolute:
+        return None
+    parent, _, name = found.position_embeddings.rpartition(".")
+    _part(model.base_model, found.position_embeddings, nn.Embedding)
+    return model.base_model.get_submodule(parent), name
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -70,12 +81,26 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def resize_ffn(layer: nn.Module, parts: dict[str, str], keep: torch.Tensor) -> None:
+def resize_ffn(layer: nn.Module, names: EncoderArchitecture, keep: torch.Tensor) -> None:
     """Keep only the feed-forward neurons `keep` (indices, any order preserved) of one encoder layer."""
-    inner, outer = layer.get_submodule(parts["ffn_in"]), layer.get_submodule(parts["ffn_out"])
-    assert isinstance(inner, nn.Linear)
-    assert isinstance(outer, nn.Linear)
+    inner, outer = linear(layer, names.ffn_in), linear(layer, names.ffn_out)
     inner.weight = nn.Parameter(inner.weight.detach()[keep].clone())  # (kept, hidden)
-    inner.bias = nn.Parameter(inner.bias.detach()[keep].clone())
+    if inner.bias is not None:
+        inner.bias = nn.Parameter(inner.bias.detach()[keep].clone())
     outer.weight = nn.Parameter(outer.weight.detach()[:, keep].clone())  # (hidden, kept)
     inner.out_features = outer.in_features = len(keep)
+
+
+def _part(module: nn.Module, path: str, expected: type[Module]) -> Module:
+    try:
+        found = module.get_submodule(path)
+    except AttributeError as error:
+        raise ExtensionError(
+            f"{path!r} is declared as a part of a {type(module).__name__}, which does not have it: {error}"
+        ) from error
+    if not isinstance(found, expected):
+        raise ExtensionError(
+            f"{path!r} of a {type(module).__name__} is a {type(found).__name__}; a {expected.__name__} is "
+            "expected"
+        )
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from transformers.modeling_utils import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import QUANTIZATION
+from pressoir.extensions import architecture
+from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tokenizer_limit import most_tokens
-from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 
 
 def load_classifier(
@@ -50,6 +52,7 @@ def load_classifier(
     Raises:
         SourceError: the folder does not hold a model that transformers knows, or lacks some of its weights.
     """
+    _register(folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what would be a warning is an error below
@@ -168,6 +171,7 @@ _SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "speech-encoder-decoder
 
 def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None) -> PreTrainedModel:
     """Load by one of transformers' auto classes; weights whose names begin with `optional` may be missing."""
+    _register(folder)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what would be a warning is an error below
     try:
@@ -220,6 +224,12 @@ def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMod
     return model
 
 
+def _register(folder: Path) -> None:
+    """Make transformers know the folder's model type, where another package brings its classes."""
+    with suppress(SourceError):  # a configuration that cannot be read is refused by what needs it
+        architecture.register(read_json(folder / "config.json").get("model_type"))
+
+
 def _tied(model: PreTrainedModel) -> set[str]:
     """Names of weights that are another's: they are not in the file."""
     return set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
@@ -252,6 +262,7 @@ def load_config(folder: Path) -> Any:
     Raises:
         SourceError: there is none, or it is not of a model that transformers knows.
     """
+    _register(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -269,6 +280,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         SourceError: there is none, or it is broken.
     """
+    _register(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -307,7 +319,7 @@ def _load_special(folder: Path, config: Any) -> PreTrainedModel:
                 f"{folder}: config.json has {len(widths)} intermediate_sizes for {len(layers)} layers"
             )
         for layer, width in zip(layers, widths, strict=True):
-            resize_ffn(layer, layout(model), torch.arange(width))
+            resize_ffn(layer, architecture_of(model), torch.arange(width))
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pressoir.pipeline.keys import load_stage, stage_key
+from pressoir.pipeline.sources import Sources
 from pressoir.reporting import Reporter
 from pressoir.sources.resolve import Source
-from pressoir.stage import StageContext
+from pressoir.stage import StageContext, load_stage
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import use_threads
@@ -26,21 +26,28 @@ def build_stage(
     seed: int,
     threads: int,
     refresh: bool = False,
+    sources: Sources | None = None,
 ) -> tuple[Artifact, bool]:
     """Build one stage here, or find it in the store; return the artifact, and whether it was there.
+
+    `sources` are those of the whole run, where it has looked something up before.
 
     Raises:
         PressoirError: whatever the stage raises; nothing is published then.
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     folders = {n: v.folder if isinstance(v, Source) else store.path(v) for n, v in given.items()}
-    key = stage_key(stage, config, {n: v.digest for n, v in given.items()}, seed)
+    digests = {name: value.digest for name, value in given.items()}
+    sources = sources or Sources(store)
+    key = sources.key(stage, config, digests, seed)
 
     def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
         use_threads(threads)
-        metrics: Mapping[str, float] = load_stage(stage).run(
-            folders, config, StageContext(out_dir, work_dir, reporter, seed, threads)
+        context = StageContext(
+            *(out_dir, work_dir, reporter, seed, threads),
+            digests=digests,
+            prepared=sources.take(stage, config, seed),
         )
-        return metrics
+        return load_stage(stage).run(folders, config, context)
 
     return store.build(key, make, refresh=refresh, tell=reporter.message)

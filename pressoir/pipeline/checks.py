@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pressoir.pipeline.keys import stage_key
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
-from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
-from pressoir.store.store import Store
 
 
 def base_reference(recipe: Recipe) -> str:
@@ -16,7 +14,7 @@ def base_reference(recipe: Recipe) -> str:
     return (recipe.teacher and recipe.teacher.checkpoint) or recipe.model
 
 
-def check_inputs(recipe: Recipe, store: Store) -> int:
+def check_inputs(recipe: Recipe, sources: Sources) -> int:
     """Check the store, the registry and the data; return the number of training sentences (LMs: 0).
 
     Raises:
@@ -24,9 +22,9 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         missing or has a malformed row. SourceError: a hub data set or a parent cannot be loaded.
         MergeError: the models cannot be merged; every finding is listed.
     """
-    from pressoir.data import sentences as data
     from pressoir.registry.registry import Registry
 
+    store = sources.store
     store.check_writable()
     Registry(store.home).models()
     if recipe.merge is not None:
@@ -35,20 +33,19 @@ def check_inputs(recipe: Recipe, store: Store) -> int:
         models = {f"parent_{i}": model for i, model in enumerate(recipe.merge.models)}
         if recipe.merge.base is not None:
             models["base"] = recipe.merge.base
-        folders = {name: resolve.resolve(model, store).folder for name, model in models.items()}
+        folders = {name: sources.model(model).folder for name, model in models.items()}
         preflight(recipe.merge, folders, store.root)
     if recipe.teacher is None:
-        from pressoir.data import running_text
-
-        running_text.source_digest(recipe.text)
+        sources.key("text", recipe.text, {}, recipe.seed)
         return 0
-    prepared = store.find(stage_key("data", recipe.data, {}, recipe.seed))
-    if prepared is not None:
-        return int(prepared.metrics["train_rows"])
-    return len(data.load(recipe.data, recipe.seed)[0]["train"])
+    stored = store.find(sources.key("data", recipe.data, {}, recipe.seed))
+    if stored is not None:
+        return int(stored.metrics["train_rows"])
+    splits, _ = sources.prepare("data", recipe.data, recipe.seed)
+    return len(splits["train"])
 
 
-def check_space(recipe: Recipe, store: Store, base: Source, sentences: int) -> None:
+def check_space(recipe: Recipe, sources: Sources, base: Source, sentences: int) -> None:
     """Check that the store has room for a run that starts from nothing.
 
     Raises:
@@ -56,4 +53,4 @@ def check_space(recipe: Recipe, store: Store, base: Source, sentences: int) -> N
     """
     from pressoir.pipeline.estimates import estimate_disk_bytes
 
-    store.check_writable(estimate_disk_bytes(recipe, base.folder, sentences))
+    sources.store.check_writable(estimate_disk_bytes(recipe, base.folder, sentences))

@@ -15,6 +15,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from pressoir.extensions import architecture
+from pressoir.extensions.architecture import EncoderArchitecture
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import LearnerConfig
 
@@ -37,9 +39,8 @@ def activation_bytes(config: dict[str, Any], batch_size: int, tokens: int, layer
 
     With `layers: 1` it is what one layer computes, which is all that inference holds at a time.
     """
-    hidden = config.get("hidden_size") or config.get("dim", 0)
-    heads = config.get("num_attention_heads") or config.get("n_heads", 1)
-    layers = layers or config.get("num_hidden_layers") or config.get("n_layers", 1)
+    hidden, heads, all_layers = _sizes(config)
+    layers = layers or all_layers
     per_layer = tokens * batch_size * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
     return int(2 * layers * per_layer)
 
@@ -63,8 +64,7 @@ def estimate_peak_bytes(stage: str, recipe: Recipe, folder: Path) -> int:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         activations = activation_bytes(config, training.batch_size, recipe.data.max_tokens)
         if isinstance(training, LearnerConfig) and training.relation_weight:
-            width = config.get("hidden_size") or config.get("dim", 0)
-            heads = training.relation_heads or max(1, width // 16)
+            heads = training.relation_heads or max(1, _sizes(config)[0] // 16)
             # float32: two tensors kept of each of queries, keys and values, about six that pass
             activations += 4 * 12 * heads * training.batch_size * recipe.data.max_tokens**2
         # the best epoch is read back beside the model in training
@@ -88,8 +88,7 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
     if recipe.teacher is None:
         return 4 * weights  # a merged checkpoint, the float graph, and all packed forms together
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hidden = config.get("hidden_size") or config.get("dim", 0)
-    layers: int = config.get("num_hidden_layers") or config.get("n_layers", 1)
+    hidden, _, layers = _sizes(config)
     uses_hidden = any(stage is not None and stage.hidden_weight for stage in (recipe.distill, recipe.prune))
     uses_relations = any(s is not None and s.relation_weight for s in (recipe.distill, recipe.prune))
     if recipe.augment:
@@ -104,6 +103,16 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
     if recipe.prune and recipe.prune.rounds > 1:
         artifacts += 2 * weights  # of two rounds, in the work folder
     return checkpoints + artifacts + states
+
+
+def _sizes(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Hidden size, heads and layers that `config.json` has, by its architecture's names or the usual ones."""
+    names = architecture.find(config.get("model_type")) or EncoderArchitecture
+    return (
+        config.get(names.hidden_size_field, 0),
+        config.get(names.head_count_field, 1),
+        config.get(names.layer_count_field, 1),
+    )
 
 
 def _lines(path: Path | None) -> int:

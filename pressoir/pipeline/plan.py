@@ -12,13 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from pressoir.config import Config
-from pressoir.pipeline.keys import stage_key
 from pressoir.pipeline.runner import Runner
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
-from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from pressoir.store.store import Store
 
 
 class Unbuilt(Config):
@@ -43,13 +41,13 @@ class PlanRow(Config):
 class Planner:
     """A runner that builds nothing: it looks every step up and notes the result in `rows`."""
 
-    def __init__(self, recipe: Recipe, store: Store) -> None:
-        self.recipe, self.store = recipe, store
+    def __init__(self, recipe: Recipe, sources: Sources) -> None:
+        self.recipe, self.sources = recipe, sources
         self.rows: list[PlanRow] = []
 
     def fetch(self, reference: str) -> Source:
         """See `Runner.fetch`."""
-        return resolve.resolve(reference, self.store)
+        return self.sources.model(reference)
 
     def __call__(
         self, stage: str, config: BaseModel, **inputs: Artifact | Unbuilt | Source | None
@@ -58,8 +56,8 @@ class Planner:
         known = {name: given.digest for name, given in inputs.items() if isinstance(given, Artifact | Source)}
         key, found = None, None
         if not any(isinstance(given, Unbuilt) for given in inputs.values()):
-            key = stage_key(stage, config, known, self.recipe.seed)
-            found = None if self.recipe.refresh else self.store.find(key)
+            key = self.sources.key(stage, config, known, self.recipe.seed)
+            found = None if self.recipe.refresh else self.sources.store.find(key)
         model = inputs.get("model")
         self.rows.append(
             PlanRow(
@@ -73,13 +71,13 @@ class Planner:
 
 
 def plan(
-    pipeline: Callable[[Recipe, Runner[Artifact | Unbuilt]], Any], recipe: Recipe, store: Store | None = None
+    pipeline: Callable[[Recipe, Runner[Artifact | Unbuilt]], Any], recipe: Recipe, sources: Sources
 ) -> list[PlanRow]:
     """Every step that `pipeline` would take for `recipe`, in order, and whether the store has its result.
 
     Raises:
         SourceError: a model cannot be found; DataError: a data file does not exist.
     """
-    planner = Planner(recipe, store or Store())
+    planner = Planner(recipe, sources)
     pipeline(recipe, planner)
     return planner.rows

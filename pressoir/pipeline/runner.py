@@ -17,7 +17,7 @@ Output = TypeVar("Output")
 
 
 class Runner(Protocol[Output]):
-    """What carries out the steps of a pipeline. `Made` is what a step gives and later ones take."""
+    """What carries out the steps of a pipeline. `Output` is what a step gives and later ones take."""
 
     def fetch(self, reference: str) -> Source:
         """Find a model and check that it is whole and safe."""

@@ -1,4 +1,10 @@
-"""How much to prune: the smallest removal that reaches a number of weights, a size or a latency."""
+"""How much to prune: the smallest removal that reaches a number of weights, a size or a latency.
+
+Candidates are the levels at which one more head or `FFN_MULTIPLE` more neurons are removed: per layer with
+`allocation: uniform`, over all layers together with `global`; of more than `MOST_CANDIDATES` an evenly spaced
+selection. They are searched by bisection, so at most nine models are measured. Counting weights takes no
+time; for size and latency each one's int8 graph is made, measured and discarded, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +15,35 @@ import torch
 from transformers import PreTrainedModel
 
 from pressoir.errors import RecipeError
-from pressoir.pruning.units import FFN_MULTIPLE, Importance, Kept, Units, indices, keep, remove
+from pressoir.pruning.units import FFN_MULTIPLE, Importance, PruningPlan, Units, indices, plan_pruning, remove
 from pressoir.recipe.sections import PruneTarget
 from pressoir.stage import StageContext
 
-MOST_STEPS = 256
+MOST_CANDIDATES = 256
 
 
-def at_level(scores: Importance, dial: float, uniform: bool, whole: Units) -> Kept:
-    """What stays at a position of the dial."""
-    if dial == 0:
-        every = [[torch.arange(len(layer)) for layer in part] for part in scores]
-        return Kept(heads=indices(every[0]), neurons=indices(every[1]), dial=dial)
-    return keep(scores, dial, dial, uniform, whole).model_copy(update={"dial": dial})
+def at_level(scores: Importance, level: float, uniform: bool, whole: Units) -> PruningPlan:
+    """What stays at a pruning level."""
+    if level == 0:
+        heads, neurons = ([torch.arange(len(layer)) for layer in kind] for kind in scores)
+        return PruningPlan(heads=indices(heads), neurons=indices(neurons), level=level)
+    return plan_pruning(scores, level, level, uniform, whole).model_copy(update={"level": level})
 
 
-def steps(scores: Importance, uniform: bool, whole: Units) -> list[Kept]:
-    """What stays at each step of the dial, from all to the least; no two are of the same shape."""
+def candidates(scores: Importance, uniform: bool, whole: Units) -> list[PruningPlan]:
+    """What stays at each candidate level, from all units to the fewest; no two are of the same shape."""
     heads, neurons = (max(whole.heads), max(whole.neurons)) if uniform else map(sum, whole)
-    dials = sorted(
+    levels = sorted(
         {head / heads for head in range(heads + 1)}
         | {neuron / neurons for neuron in range(0, neurons, FFN_MULTIPLE)}
     )
-    if len(dials) > MOST_STEPS:
-        dials = [dials[round(place)] for place in torch.linspace(0, len(dials) - 1, MOST_STEPS).tolist()]
-    shapes: dict[Units, Kept] = {}
-    for dial in dials:
-        kept = at_level(scores, dial, uniform, whole)
-        shapes.setdefault(kept.units, kept)
+    if len(levels) > MOST_CANDIDATES:
+        spaced = torch.linspace(0, len(levels) - 1, MOST_CANDIDATES).tolist()
+        levels = [levels[round(position)] for position in spaced]
+    shapes: dict[Units, PruningPlan] = {}
+    for level in levels:
+        plan = at_level(scores, level, uniform, whole)
+        shapes.setdefault(plan.units, plan)
     return list(shapes.values())
 
 
@@ -45,9 +52,13 @@ Cost = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
 def reach(
-    model: PreTrainedModel, choices: Sequence[Kept], target: PruneTarget, cost: Cost, context: StageContext
-) -> Kept:
-    """The first of `choices` (from large to small) with which `model` reaches the target, and its costs.
+    model: PreTrainedModel,
+    plans: Sequence[PruningPlan],
+    target: PruneTarget,
+    cost: Cost,
+    context: StageContext,
+) -> PruningPlan:
+    """The first of `plans` (from large to small) with which `model` reaches the target, and its costs.
 
     Raises:
         RecipeError: the last one does not reach it either; the message says by how much.
@@ -56,16 +67,16 @@ def reach(
     measured: dict[int, Mapping[str, float]] = {}
 
     def meets(index: int) -> bool:
-        candidate = copy.deepcopy(model)
-        remove(candidate, choices[index])
-        measured[index] = cost(candidate)
+        pruned = copy.deepcopy(model)
+        remove(pruned, plans[index])
+        measured[index] = cost(pruned)
         context.reporter.message(
-            f"prune: ratio {choices[index].dial:.3f}: {_format(name, measured[index][name])} "
+            f"prune: ratio {plans[index].level:.3f}: {_format(name, measured[index][name])} "
             f"(target {_format(name, limit)})"
         )
         return bool(measured[index][name] <= limit)
 
-    last = len(choices) - 1
+    last = len(plans) - 1
     with torch.random.fork_rng(devices=[]):  # the recovery draws the same numbers, whether this ran or not
         if not meets(last):
             least = measured[last][name]
@@ -76,11 +87,11 @@ def reach(
                 "target, or first remove layers (distill.student.layers) or tokens (vocabulary)"
             )
         found = smallest_removal(meets, last)
-    return choices[found].model_copy(update={"measured": dict(measured[found])})
+    return plans[found].model_copy(update={"measured": dict(measured[found])})
 
 
 def smallest_removal(meets: Callable[[int], bool], last: int) -> int:
-    """The first step from 0 that meets, where `last` does, and, after one that does, all others do."""
+    """The first index from 0 that meets; `last` must, and all that follow one that does."""
     first = 0
     while first < last:
         middle = (first + last) // 2

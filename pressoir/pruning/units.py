@@ -1,11 +1,8 @@
 """What pruning removes: which units matter least, how many must go to reach a target, and taking them out.
 
-A unit is an attention head or a feed-forward neuron. **The dial** says how much of both goes together: at 0
-nothing, at d the part d of the heads and the part d of the neurons, at 1 all but one head and `FFN_MULTIPLE`
-neurons a layer. It has steps: where a head or `FFN_MULTIPLE` neurons leave, of each layer with `allocation:
-uniform`, of all together with `global`; of more than `MOST_STEPS` an even selection. A target is searched
-among them by bisection, so at most nine models are looked at. Counting weights takes no time; for size and
-latency the int8 graph of each of them is made and measured, then thrown away, which takes seconds.
+A unit is an attention head or a feed-forward neuron. A **pruning level** sets how much of both is removed
+together: at 0 nothing, at d a fraction d of the heads and of the neurons, at 1 all but one head and
+`FFN_MULTIPLE` neurons per layer. How the level that reaches a target is found: `pressoir.pruning.target`.
 
 Sources: P. Molchanov et al. 2019 (arXiv:1906.10771), Taylor importance and its normalisation over layers; P.
 Michel et al. 2019 (arXiv:1905.10650), heads; S. Han et al. 2015 (arXiv:1506.02626), magnitude.
@@ -15,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.models.layouts import accepted_inputs, encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import accepted_inputs, architecture_of, encoder_layers, linear, resize_ffn
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -47,19 +44,25 @@ class Importance(NamedTuple):
     neurons: list[Tensor]
 
 
-class Kept(Config):
+Level = Annotated[
+    float | None, Field(validation_alias=AliasChoices("level", "dial"), serialization_alias="dial")
+]
+"""A pruning level, 0 to 1; None where heads and neurons have a sparsity each. JSON has it as `dial`."""
+
+
+class PruningPlan(Config):
     """The units that stay: indices of each layer, ascending, from 0, among those that it has now."""
 
     heads: tuple[tuple[int, ...], ...]
     neurons: tuple[tuple[int, ...], ...]
-    dial: float | None = None
-    """Where a target has set the dial."""
+    level: Level = None
+    """The level that reaches a target."""
     measured: dict[str, float] = Field(default={})
-    """What the model costs there."""
+    """What the model costs at that level."""
 
     @property
     def units(self) -> Units:
-        """How many they are."""
+        """How many units stay in each layer."""
         return Units(tuple(map(len, self.heads)), tuple(map(len, self.neurons)))
 
 
@@ -69,15 +72,10 @@ def units(model: PreTrainedModel) -> Units:
     Raises:
         SourceError: the architecture is not one whose parts are known.
     """
-    parts, layers = layout(model), encoder_layers(model)
-
-    def width(layer: nn.Module, part: str) -> int:
-        return int(layer.get_submodule(parts[part]).out_features)  # type: ignore[arg-type]
-
-    size = _head_size(model)
+    names, layers, head_size = architecture_of(model), encoder_layers(model), _head_size(model)
     return Units(
-        tuple(width(layer, "query") // size for layer in layers),
-        tuple(width(layer, "ffn_in") for layer in layers),
+        tuple(linear(layer, names.query).out_features // head_size for layer in layers),
+        tuple(linear(layer, names.ffn_in).out_features for layer in layers),
     )
 
 
@@ -93,46 +91,46 @@ def importance(
     `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
-    parts, layers = layout(model), encoder_layers(model)
+    names, layers = architecture_of(model), encoder_layers(model)
     rows = sentences.load_split(folder, "train").shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
     seen: dict[tuple[str, int], Tensor] = {}
     hooks = []
     for index, layer in enumerate(layers):
-        for part in ("attention_output", "ffn_out"):
+        for kind, path in (("heads", names.attention_output), ("neurons", names.ffn_out)):
 
-            def keep(
-                module: nn.Module, args: tuple[Tensor, ...], place: tuple[str, int] = (part, index)
+            def capture(
+                module: nn.Module, args: tuple[Tensor, ...], units_of: tuple[str, int] = (kind, index)
             ) -> None:
-                seen[place] = args[0]
+                seen[units_of] = args[0]
                 if taylor:
                     args[0].retain_grad()
 
-            hooks.append(layer.get_submodule(parts[part]).register_forward_pre_hook(keep))
+            hooks.append(linear(layer, path).register_forward_pre_hook(capture))
     head_size, present = _head_size(model), units(model)
     scores = Importance([torch.zeros(n) for n in present.heads], [torch.zeros(n) for n in present.neurons])
-    names = accepted_inputs(model)
+    inputs = accepted_inputs(model)
     batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
         encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
-            logits = model(**{name: encoded[name] for name in names if name in encoded}).logits
+            logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
                 F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
-        for (part, index), activation in seen.items():  # activation: (batch, seq, units)
+        for (kind, index), activation in seen.items():  # activation: (batch, seq, units)
             if taylor:
                 assert activation.grad is not None
                 effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
-                if part == "attention_output":
+                if kind == "heads":
                     per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
                     scores.heads[index] += per_head
                 else:
                     scores.neurons[index] += effect.abs().sum(dim=0)
             else:
                 size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
-                if part == "attention_output":
+                if kind == "heads":
                     scores.heads[index] += size.view(-1, head_size).sum(dim=1)
                 else:
                     scores.neurons[index] += size
@@ -143,14 +141,16 @@ def importance(
     return scores
 
 
-def keep(scores: Importance, head_sparsity: float, ffn_sparsity: float, uniform: bool, whole: Units) -> Kept:
-    """What stays when those parts of the units of `whole` (what the model once had) are gone."""
-    heads = choose(scores.heads, head_sparsity, uniform, whole=whole.heads)
-    neurons = choose(scores.neurons, ffn_sparsity, uniform, FFN_MULTIPLE, whole.neurons)
-    return Kept(heads=indices(heads), neurons=indices(neurons))
+def plan_pruning(
+    scores: Importance, head_sparsity: float, ffn_sparsity: float, uniform: bool, whole: Units
+) -> PruningPlan:
+    """What stays when those fractions of the units of `whole` (what the model once had) are gone."""
+    heads = select_units(scores.heads, head_sparsity, uniform, whole=whole.heads)
+    neurons = select_units(scores.neurons, ffn_sparsity, uniform, FFN_MULTIPLE, whole.neurons)
+    return PruningPlan(heads=indices(heads), neurons=indices(neurons))
 
 
-def choose(
+def select_units(
     scores: list[Tensor],
     sparsity: float,
     uniform: bool,
@@ -160,9 +160,9 @@ def choose(
     """Indices of the units to keep in each layer, ascending; at least one (or `multiple`) stays in every
     layer.
 
-    `sparsity` is the part that is gone of `whole`, what each layer once had; by default what it has now.
-    `uniform` keeps the same part of every layer; otherwise units of all layers compete, each layer's scores
-    being normalised by their L2 norm first (Molchanov et al.).
+    `sparsity` is the fraction that is gone of `whole`, what each layer once had; by default what it has now.
+    `uniform` keeps the same fraction of every layer; otherwise units of all layers compete, each layer's
+    scores being normalised by their L2 norm first (Molchanov et al.).
     """
     whole = whole or [len(layer) for layer in scores]
     if uniform:
@@ -180,24 +180,23 @@ def choose(
     return kept
 
 
-def remove(model: PreTrainedModel, kept: Kept) -> None:
-    """Take out, in place, every unit that is not kept; the new sizes go into the configuration."""
+def remove(model: PreTrainedModel, plan: PruningPlan) -> None:
+    """Take out, in place, every unit that the plan does not keep; the new sizes go into the configuration."""
+    names = architecture_of(model)
     already = {int(k): set(v) for k, v in (getattr(model.config, "pruned_heads", None) or {}).items()}
     total = model.config.num_attention_heads
     gone: dict[int, list[int]] = {}
-    for index, heads in enumerate(kept.heads):
+    for index, heads in enumerate(plan.heads):
         present = [head for head in range(total) if head not in already.get(index, set())]
-        if lost := [head for place, head in enumerate(present) if place not in heads]:
+        if lost := [head for position, head in enumerate(present) if position not in heads]:
             gone[index] = lost
     if gone:
-        model.prune_heads(gone)
-    parts = layout(model)
-    for layer, neurons in zip(encoder_layers(model), kept.neurons, strict=True):
-        resize_ffn(layer, parts, torch.tensor(neurons))
-    widths = list(kept.units.neurons)
-    field = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
+        names.prune_heads(model, gone)
+    for layer, neurons in zip(encoder_layers(model), plan.neurons, strict=True):
+        resize_ffn(layer, names, torch.tensor(neurons))
+    widths = list(plan.units.neurons)
     if len(set(widths)) == 1:
-        setattr(model.config, field, widths[0])
+        setattr(model.config, names.ffn_width_field, widths[0])
         if hasattr(model.config, "intermediate_sizes"):  # of an earlier round
             del model.config.intermediate_sizes
     else:

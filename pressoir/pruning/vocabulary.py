@@ -38,9 +38,9 @@ class Coverage:
     """How much of some sentences two tokenizers split alike."""
 
     tokens: float
-    """Part of the first one's tokens that the second finds too, at the same place."""
+    """Fraction of the first one's tokens that the second finds too, at the same position."""
     sentences: float
-    """Part of the sentences with the same tokens throughout."""
+    """Fraction of the sentences with the same tokens throughout."""
     length: float
     """The second one's tokens, divided by the first one's: above 1 where words are split into more pieces."""
 
@@ -57,7 +57,7 @@ def pieces(content: Content) -> dict[str, int]:
             f"vocabulary: a {model['type']} tokenizer cannot be pruned; supported are {', '.join(_FORMS)}"
         )
     if model["type"] == "Unigram":
-        found = {piece: place for place, (piece, _) in enumerate(model["vocab"])}
+        found = {piece: index for index, (piece, _) in enumerate(model["vocab"])}
     else:
         found = dict(model["vocab"])
     return found | {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -88,12 +88,12 @@ def needed(content: Content, used: Iterable[int]) -> list[int]:
     if model.get("unk_id") is not None:
         keep.add(model["unk_id"])
     forms = _FORMS[model["type"]]
-    for piece, place in known.items():
+    for piece, token_id in known.items():
         spelt = forms(piece, model)
         if len(spelt) == 1 or _BYTE.fullmatch(piece) or not all(form in known for form in spelt):
-            keep.add(place)
+            keep.add(token_id)
     if model["type"] == "BPE":
-        _add_parts(keep, known, model)
+        _add_merged_from(keep, known, model)
     if model["type"] == "Unigram":
         scores = [score for _, score in model["vocab"]]
         keep.add(scores.index(min(scores)))
@@ -104,11 +104,11 @@ def cut(content: Content, ids: Sequence[int]) -> dict[str, Any]:
     """The content of a tokenizer with the pieces `ids` alone (ascending); their new ids are 0, 1, 2, …"""
     index, model = {old: new for new, old in enumerate(ids)}, dict(content["model"])
     if model["type"] == "Unigram":
-        model["vocab"] = [entry for place, entry in enumerate(model["vocab"]) if place in index]
+        model["vocab"] = [entry for old, entry in enumerate(model["vocab"]) if old in index]
         model["unk_id"] = index.get(model["unk_id"])
     else:
         by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
-        model["vocab"] = {piece: index[place] for piece, place in by_id if place in index}
+        model["vocab"] = {piece: index[old] for piece, old in by_id if old in index}
     if model["type"] == "BPE":
         model["merges"] = [
             pair
@@ -177,17 +177,17 @@ def _merged(pair: Sequence[str], model: Content) -> str:
     return pair[0] + pair[1].removeprefix(model["continuing_subword_prefix"] or "")
 
 
-def _add_parts(keep: set[int], known: Mapping[str, int], model: Content) -> None:
+def _add_merged_from(keep: set[int], known: Mapping[str, int], model: Content) -> None:
     """Add to `keep` the pieces that its pieces are merged from, and the pieces that those are merged from."""
-    parts: dict[int, set[int]] = {}
+    merged_from: dict[int, set[int]] = {}
     for pair in model["merges"]:
-        parts.setdefault(known[_merged(pair, model)], set()).update(known[piece] for piece in pair)
+        merged_from.setdefault(known[_merged(pair, model)], set()).update(known[piece] for piece in pair)
     fresh = list(keep)
     while fresh:
-        for part in parts.get(fresh.pop(), ()):
-            if part not in keep:
-                keep.add(part)
-                fresh.append(part)
+        for token_id in merged_from.get(fresh.pop(), ()):
+            if token_id not in keep:
+                keep.add(token_id)
+                fresh.append(token_id)
 
 
 def _renumbered(processor: Any, index: Mapping[int, int]) -> Any:
@@ -196,7 +196,7 @@ def _renumbered(processor: Any, index: Mapping[int, int]) -> Any:
         return None
     changed = dict(processor)
     if "processors" in processor:  # a sequence of them
-        changed["processors"] = [_renumbered(part, index) for part in processor["processors"]]
+        changed["processors"] = [_renumbered(each, index) for each in processor["processors"]]
     for name in ("sep", "cls"):  # of BERT and RoBERTa: (token, id)
         if name in processor:
             changed[name] = [processor[name][0], index[processor[name][1]]]

@@ -33,7 +33,7 @@ _BATCH_TOKENS = 4096
 _LOGITS = 1 << 22  # most logits held at a time
 Hidden = list[Tensor]
 """Hidden states of all windows, a batch an entry: float32 (batch, tokens, hidden)."""
-Quantizer = Callable[[str, Tensor, Tensor | None], Tensor]
+Replace = Callable[[str, Tensor, Tensor | None], Tensor]
 """From a matrix's name, its weight (out, in) and its inputs' Hessian (None: never used) to its new weight."""
 
 
@@ -90,8 +90,8 @@ class DecoderStream:
         with torch.inference_mode(), self._filled_layer(layer, replaced):
             return [self._run(layer, batch) for batch in hidden]
 
-    def quantize(self, layer: int, hidden: Hidden, quantizer: Quantizer, names: set[str]) -> Hidden:
-        """Let `quantizer` replace the matrices `names` of one decoder layer, group by group, in order of use.
+    def quantize(self, layer: int, hidden: Hidden, replace: Replace, names: set[str]) -> Hidden:
+        """Let `replace` change the matrices `names` of one decoder layer, group by group, in order of use.
 
         Returns:
             `hidden` after the layer, as it then is.
@@ -99,7 +99,7 @@ class DecoderStream:
         with torch.inference_mode(), self._filled_layer(layer, None):
             for group, hessian in self.hessians(layer, hidden, names):
                 for name in group:
-                    self._assign(name, quantizer(name, self._weight(name), hessian))
+                    self._assign(name, replace(name, self._weight(name), hessian))
             return [self._run(layer, batch) for batch in hidden]
 
     def hessians(
@@ -138,9 +138,9 @@ class DecoderStream:
             for index, states in enumerate(reference):
                 expected = torch.log_softmax(self._logits(states), dim=-1)  # (batch, tokens, vocabulary)
                 p = expected.exp()
-                for place, other in enumerate(others[index :: len(reference)]):
+                for model, other in enumerate(others[index :: len(reference)]):
                     log_q = torch.log_softmax(self._logits(other), dim=-1)
-                    totals[place] += float((p * (expected - log_q)).sum(dtype=torch.float64))
+                    totals[model] += float((p * (expected - log_q)).sum(dtype=torch.float64))
         tokens = sum(ids.numel() for ids in self._ids)
         return [total / tokens for total in totals]
 
@@ -310,6 +310,6 @@ def _decoder_layers(source: SourceModel) -> tuple[str, list[nn.Module]]:
             return name, list(module)
     raise QuantizationError(
         f"{source.folder}: no list of {count} decoder layers found in {type(source.skeleton).__name__}, so "
-        "it cannot run layer by layer; use algorithm rtn or hqq without target_bits and "
-        "max_perplexity_increase"
+        "it cannot run layer by layer; use an algorithm that needs no calibration text, such as the default, "
+        "without target_bits and max_perplexity_increase"
     )

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from pressoir.errors import QuantizationError
-from pressoir.quantization import grid
-from pressoir.quantization.grid import QuantizedMatrix
+from pressoir.extensions.quantizer import QuantizedMatrix, Quantizer
+from pressoir.quantization import grid, hqq
 
 _SLICE, _SOLVED = 128, 512
 
@@ -66,32 +66,31 @@ def quantize(
     scales, zeros = torch.empty(columns // block_size, rows), torch.empty(columns // block_size, rows)
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     if act_order:
-        for block, part in enumerate(weight.T.split(block_size)):
-            scales[block], zeros[block] = _min_max(part, bits)
+        for block, columns_of_block in enumerate(weight.T.split(block_size)):
+            scales[block], zeros[block] = _min_max(columns_of_block, bits)
     step = max(_SLICE, block_size)  # a block never straddles two slices
     for start in range(0, columns, step):
         end = min(start + step, columns)
         errors = torch.empty(end - start, rows)
-        for place in range(start, end):
-            column = int(order[place])
+        for index in range(start, end):
+            column = int(order[index])
             block = column // block_size
             if not act_order and column % block_size == 0:
-                scales[block], zeros[block] = _min_max(left[place : place + block_size], bits)
-            rounded = grid.round_to(left[place], scales[block], zeros[block], bits)
+                scales[block], zeros[block] = _min_max(left[index : index + block_size], bits)
+            rounded = grid.round_to(left[index], scales[block], zeros[block], bits)
             codes[column] = rounded.to(torch.uint8)
-            errors[place - start] = (left[place] - (rounded - zeros[block]) * scales[block]) / upper[
-                place, place
-            ]
-            left[place:end].addr_(upper[place, place:end], errors[place - start], alpha=-1)
+            error = left[index] - (rounded - zeros[block]) * scales[block]
+            errors[index - start] = error / upper[index, index]
+            left[index:end].addr_(upper[index, index:end], errors[index - start], alpha=-1)
         left[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     return QuantizedMatrix(
         bits, codes.T.contiguous(), scales.T.contiguous(), zeros.T.to(torch.uint8).contiguous()
     )
 
 
-def _min_max(part: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _min_max(block: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Grids (out,) of one block (block_size, out)."""
-    low, high = torch.aminmax(part, dim=0)
+    low, high = torch.aminmax(block, dim=0)
     return grid.range_grid(low, high, bits)
 
 
@@ -115,3 +114,7 @@ def _factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
         columns = torch.linalg.solve_triangular(lower[start:, start:], unit, upper=False)
         upper[: size - start, size - end : size - start] = columns.flip(0, 1)
     return upper
+
+
+# What no calibration text reaches (the token embedding, the head) is left to HQQ.
+QUANTIZER = Quantizer("gptq", hqq.quantize, calibrated=quantize, options=("act_order", "damping"))

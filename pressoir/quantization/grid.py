@@ -5,34 +5,14 @@ The algorithms differ only in how they choose the grid and the codes; what they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from pressoir.errors import QuantizationError
+from pressoir.extensions.quantizer import QuantizedMatrix
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """A matrix (out, in) in `bits`: weight = (code − zero point) × scale."""
-
-    bits: int
-    codes: Tensor
-    """uint8 (out, in), 0 … 2^bits − 1."""
-    scales: Tensor
-    """float32 (out, in / block_size)."""
-    zero_points: Tensor
-    """uint8 (out, in / block_size), 0 … 2^bits − 1."""
-
-    def dequantize(self) -> Tensor:
-        """float32 (out, in)."""
-        rows, columns = self.codes.shape
-        blocks = self.codes.reshape(rows, self.scales.shape[1], -1).float()
-        return ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, columns)
 
 
 def check(weight: Tensor, bits: int, block_size: int, name: str) -> None:
@@ -76,3 +56,34 @@ def range_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def round_to(weight: Tensor, scales: Tensor, zero_points: Tensor, bits: int) -> Tensor:
     """The nearest codes, as floats; `scales` and `zero_points` broadcast against `weight`."""
     return (weight / scales + zero_points).round_().clamp_(0, 2**bits - 1)
+
+
+def check_result(matrix: QuantizedMatrix, weight: Tensor, bits: int, block_size: int, origin: str) -> None:
+    """Refuse what an algorithm made of `weight` (out, in) where it is not on such a grid.
+
+    `origin` starts the message: which algorithm, and on which layer. A code beyond the bits would be packed
+    into its neighbour without any error.
+
+    Raises:
+        QuantizationError: a type or a shape is another, a code or zero point is beyond 2^bits − 1, or a scale
+            is not finite.
+    """
+    blocks = (weight.shape[0], weight.shape[1] // block_size)
+    expected = {
+        "codes": (weight.shape, torch.uint8),
+        "scales": (blocks, torch.float32),
+        "zero_points": (blocks, torch.uint8),
+    }
+    problems = []
+    for field, (shape, dtype) in expected.items():
+        values: Tensor = getattr(matrix, field)
+        if values.shape != shape or values.dtype != dtype:
+            problems.append(f"{field} are {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}")
+        elif dtype == torch.uint8 and int(values.max()) >= 2**bits:
+            problems.append(f"{field} go up to {int(values.max())}, but {bits} bits only to {2**bits - 1}")
+        elif not torch.isfinite(values).all():
+            problems.append(f"{field} have NaN or infinite values")
+    if matrix.bits != bits:
+        problems.append(f"it has {matrix.bits} bits, not {bits}")
+    if problems:
+        raise QuantizationError(f"{origin} gave a wrong result: {'; '.join(problems)}")

@@ -31,8 +31,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pressoir.extensions.quantizer import QuantizedMatrix, Quantizer
 from pressoir.quantization import grid
-from pressoir.quantization.grid import QuantizedMatrix
 
 P_NORM = 0.7
 ITERATIONS = 20
@@ -48,14 +48,14 @@ def quantize(weight: Tensor, bits: int, block_size: int, name: str = "weight") -
     """
     grid.check(weight, bits, block_size, name)
     rows, columns = weight.shape
-    parts = []
-    for part in weight.split(max(_CHUNK // columns, 1)):
-        blocks = part.reshape(len(part), -1, block_size)
+    chunks = []
+    for chunk in weight.split(max(_CHUNK // columns, 1)):
+        blocks = chunk.reshape(len(chunk), -1, block_size)
         scales, zero_points = best_grid(blocks, bits)
         codes = grid.round_to(blocks, scales, zero_points, bits)
         scales = _unshrunk(blocks, codes, scales, zero_points, bits)
-        parts.append((codes.to(torch.uint8), scales.squeeze(2), zero_points.squeeze(2).to(torch.uint8)))
-    codes, scales, zero_points = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        chunks.append((codes.to(torch.uint8), scales.squeeze(2), zero_points.squeeze(2).to(torch.uint8)))
+    codes, scales, zero_points = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
     return QuantizedMatrix(bits, codes.reshape(rows, columns), scales, zero_points)
 
 
@@ -81,8 +81,8 @@ def best_grid(blocks: Tensor, bits: int, p: float = P_NORM) -> tuple[Tensor, Ten
         if not better.any():
             break
         if not better.all():
-            parts = (active, left, steps, scales, zeros, span, error, magnitude, loss)
-            active, left, steps, scales, zeros, span, error, magnitude, loss = (x[better] for x in parts)
+            state = (active, left, steps, scales, zeros, span, error, magnitude, loss)
+            active, left, steps, scales, zeros, span, error, magnitude, loss = (x[better] for x in state)
         best[active], best_scales[active], best_zeros[active] = loss, scales, zeros
         threshold = magnitude.clamp(min=1e-8).pow_(p - 1).div_(beta)
         kept = torch.copysign((magnitude - threshold).clamp_(min=0), error)  # E, in units of the span
@@ -122,3 +122,6 @@ def _unshrunk(blocks: Tensor, codes: Tensor, scales: Tensor, zero_points: Tensor
     limit = objective(blocks - rtn, span).sum(dim=1, keepdim=True)
     loss = objective(blocks - quantised * factor, span).sum(dim=1, keepdim=True)
     return torch.where(loss <= limit, scales * factor, scales)  # a NaN factor, of a row of zeros, fails
+
+
+QUANTIZER = Quantizer("hqq", quantize)

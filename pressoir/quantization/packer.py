@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from pressoir.errors import QuantizationError
+from pressoir.extensions.quantizer import QuantizedMatrix
 from pressoir.formats import packing
 from pressoir.formats.packed_checkpoint import CODES, SCALES, ZERO_POINTS, LayerInfo
 from pressoir.formats.tensor_bytes import WEIGHTS
 from pressoir.formats.tensor_files import Writer
 from pressoir.quantization import grid
-from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.source import Matrix, SourceModel
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.reporting import Reporter
 
-BLOCK_SIZES = {8: 64, 4: 64, 3: 64, 2: 128}
+DEFAULT_BLOCK_SIZES = {8: 64, 4: 64, 3: 64, 2: 128}
 """By bits, where the configuration names none."""
 Plan = dict[str, LayerInfo]
 """How each matrix is stored, in the model's order."""
@@ -62,7 +62,7 @@ def describe(matrix: Matrix, bits: int, config: QuantizeConfig) -> LayerInfo:
     Raises:
         QuantizationError: blocks do not divide the layer; it and the sizes that fit are named.
     """
-    block_size = BLOCK_SIZES[bits]
+    block_size = DEFAULT_BLOCK_SIZES[bits]
     if config.block_size is not None and matrix.role == "matmul":
         block_size = config.block_size
     else:
@@ -137,12 +137,12 @@ class Packer:
         `weight` (rows, in) is what was quantised.
         """
         info = self.plan[name]
-        for part, values in (
+        for suffix, values in (
             (CODES, packing.pack(quantized.codes.numpy(), info.bits)),
             (SCALES, quantized.scales.numpy()),
             (ZERO_POINTS, packing.pack(quantized.zero_points.numpy(), info.bits)),
         ):
-            self._writer.write(f"{name}.{part}", values, first_row * values.nbytes // max(len(values), 1))
+            self._writer.write(f"{name}.{suffix}", values, first_row * values.nbytes // max(len(values), 1))
         result = quantized.dequantize()
         counts = self._errors.setdefault(name, [0.0, 0.0])
         counts[0] += float(torch.linalg.vector_norm(weight - result, dtype=torch.float64)) ** 2

@@ -30,11 +30,11 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
     `chosen` is the `allocation` of a packed folder's `quantization.json`.
     """
     layers: Mapping[str, Any] = chosen["layers"]
-    places = {name: _place(name) for name in layers}
-    rows = list(dict.fromkeys(row for row, _ in places.values()))
-    columns = 1 + max(column for _, column in places.values())
+    cells = {name: _cell(name) for name in layers}
+    rows = list(dict.fromkeys(row for row, _ in cells.values()))
+    columns = 1 + max(column for _, column in cells.values())
     losses, bits = np.full((2, len(rows), columns), np.nan)
-    for name, (row, column) in places.items():
+    for name, (row, column) in cells.items():
         losses[rows.index(row), column] = layers[name]["sensitivity"]["q2"]
         bits[rows.index(row), column] = int(layers[name]["level"][1:])
     with mpl.rc_context(STYLE):
@@ -75,7 +75,7 @@ def _grid(axes: Axes, rows: list[str]) -> None:
         spine.set_visible(False)
 
 
-def _place(name: str) -> tuple[str, int]:
+def _cell(name: str) -> tuple[str, int]:
     """Row (what the matrix is in its decoder layer) and column (which layer) of a module's name."""
     number = re.search(r"\.(\d+)\.", name)
     return (name[number.end() :], int(number[1])) if number else (name, 0)

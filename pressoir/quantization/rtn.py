@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pressoir.extensions.quantizer import QuantizedMatrix, Quantizer
 from pressoir.quantization import grid
-from pressoir.quantization.grid import QuantizedMatrix
 
 
 def quantize(weight: Tensor, bits: int, block_size: int, name: str = "weight") -> QuantizedMatrix:
@@ -34,3 +34,6 @@ def quantize(weight: Tensor, bits: int, block_size: int, name: str = "weight") -
         scales.squeeze(2),
         zero_points.squeeze(2).to(torch.uint8),
     )
+
+
+QUANTIZER = Quantizer("rtn", quantize)

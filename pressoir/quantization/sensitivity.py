@@ -50,12 +50,12 @@ def measure(
         pending: list[tuple[str, int]] = []
         states: Hidden = []
         matrices = list(_matrices(held_out, calibration, layer, seen, names))
-        for place, (name, hessian) in enumerate(matrices, start=1):
+        for count, (name, hessian) in enumerate(matrices, start=1):
             weight = held_out.source.matrix(name)
             for bits in BITS:
                 states += held_out.through(layer, inputs, {name: trial(name, weight, hessian, bits)})
                 pending.append((name, bits))
-            if len(pending) + len(BITS) > most or place == len(matrices):
+            if len(pending) + len(BITS) > most or count == len(matrices):
                 for later in range(layer + 1, len(held_out)):
                     states = held_out.through(later, states)
                 for (matrix, bits), value in zip(pending, held_out.divergences(final, states), strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pressoir.errors import QuantizationError, SourceError
+from pressoir.extensions.task import task
 from pressoir.formats import tensor_files
 from pressoir.formats.folder import QUANTIZATION, task_of
 from pressoir.formats.tensor_bytes import TensorBytes
@@ -57,9 +58,9 @@ class SourceModel:
     def __init__(self, folder: Path) -> None:
         if (folder / QUANTIZATION).exists():
             raise QuantizationError(f"{folder} is already quantised; specify the original model")
-        if (task := task_of(folder)) != "causal-lm":
+        if (declared := task(task_of(folder))).kind != "language model":
             raise QuantizationError(
-                f"{folder} is a model for {task}; q8 to q2 are for causal language models, use int8"
+                f"{folder} is a model for {declared.name}; q8 to q2 are for causal language models, use int8"
             )
         self.folder = folder
         self.skeleton: PreTrainedModel = skeleton.build(folder)

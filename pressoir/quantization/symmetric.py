@@ -42,8 +42,8 @@ def quantize(weight: Tensor, block_size: int, name: str = "weight") -> tuple[Ten
     if (weight.abs() > _LIMIT).any():
         raise QuantizationError(f"{name}.weight has values above {_LIMIT:,}; add {name} to quantize.exclude")
     rows, columns = weight.shape
-    parts = [_quantize(part.reshape(-1, block_size)) for part in weight.split(max(_CHUNK // columns, 1))]
-    codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    chunks = [_quantize(chunk.reshape(-1, block_size)) for chunk in weight.split(max(_CHUNK // columns, 1))]
+    codes, scales = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
     return codes.reshape(rows, columns), scales.reshape(rows, -1)
 
 

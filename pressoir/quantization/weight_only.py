@@ -1,10 +1,10 @@
 """Store a causal LM's weights in 8, 4, 3 or 2 bits, layer by layer, from file to file.
 
 **What.** Every matrix product's weight becomes codes with one scale and one integer zero point for each block
-of neighbours in a row (`checkpoint` has the format), by round-to-nearest (`rtn`), half-quadratic optimisation
-(`hqq`) or with calibration text (`gptq`). The token embedding and an output head follow `embeddings`: 8 bits
-by default, since a token's row is read alone, with no others to average its error out. GPTQ takes over inside
-the decoder's layers; what lies outside of them is HQQ's.
+of neighbours in a row (`checkpoint` has the format), by the algorithm that `algorithm` names. The token
+embedding and an output head follow `embeddings`: 8 bits by default, since a token's row is read alone, with
+no others to average its error out. An algorithm that calibrates on text does so inside the decoder's layers,
+and quantises what lies outside of them without.
 
 **Why.** Decoding one token reads every weight once, so its speed is that of the memory: 4 bits are read in a
 quarter of the time of 16, and the file is as much smaller.
@@ -36,13 +36,14 @@ from torch import Tensor
 
 from pressoir.data import running_text
 from pressoir.errors import DataError, QuantizationError
+from pressoir.extensions import quantizer
+from pressoir.extensions.quantizer import QuantizedMatrix, Quantizer
 from pressoir.formats import packed_checkpoint, tensor_files
 from pressoir.formats.folder import QUANTIZATION, model_files, read_json
 from pressoir.formats.packed_checkpoint import FORMAT_VERSION, LayerInfo, PackedCheckpoint
 from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
-from pressoir.quantization import allocation, gptq, hqq, packer, plot, rtn, sensitivity
+from pressoir.quantization import allocation, grid, packer, plot, provenance, sensitivity
 from pressoir.quantization.calibration import DecoderStream
-from pressoir.quantization.grid import QuantizedMatrix
 from pressoir.quantization.packer import Packer, Plan
 from pressoir.quantization.source import SourceModel
 from pressoir.recipe.sections import QuantizeConfig, TextConfig
@@ -87,7 +88,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     packer.plan(source, config, {})  # refuses what cannot be done before any work
     mixed = config.target_bits is not None or config.max_perplexity_increase is not None
     calibration, held_out = _windows(inputs, source, config, mixed)
-    job = _Job(source, config, calibration, out, context.reporter)
+    job = _Job(source, config, quantizer.find(config.algorithm), calibration, out, context.reporter)
     chosen: dict[str, Any] = {}
     if held_out is not None:
         chosen = _allocate(job, held_out)
@@ -157,6 +158,7 @@ class _Job:
 
     source: SourceModel
     config: QuantizeConfig
+    quantizer: Quantizer
     windows: NDArray[np.int64] | None
     """Token ids (windows, tokens) that calibrate; None where the algorithm needs none."""
     out: Path
@@ -164,6 +166,11 @@ class _Job:
     layers: Plan = field(default_factory=dict)
     """How each matrix was stored, when last written."""
     data_bytes: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those settings that belong to the algorithm."""
+        return {name: getattr(self.config, name) for name in self.quantizer.options}
 
     def write(self, bits: Mapping[str, int]) -> None:
         """Write the weights' file, products in the `bits` given by name."""
@@ -178,13 +185,9 @@ class _Job:
     def quantize(self, name: str, weight: Tensor, hessian: Tensor | None, info: LayerInfo) -> QuantizedMatrix:
         """A matrix, or, without a Hessian, some rows of it."""
         bits, block_size = info.bits, info.block_size
-        if hessian is not None:
-            damping, act_order = self.config.damping, self.config.act_order
-            return gptq.quantize(
-                weight, hessian, bits, block_size, damping=damping, act_order=act_order, name=name
-            )
-        algorithm = rtn.quantize if self.config.algorithm == "rtn" else hqq.quantize
-        return algorithm(weight, bits, block_size, name)
+        result = self.quantizer(weight, bits, block_size, name, hessian, self.options)
+        grid.check_result(result, weight, bits, block_size, f"{self.quantizer.name}, on {name},")
+        return result
 
     def _by_rows(self, target: Packer, name: str, result: Tensor | None = None) -> None:
         """Write a matrix without calibration; put what it becomes into `result` (out, in)."""
@@ -204,11 +207,11 @@ class _Job:
         replaced.clear()
         release_memory()
 
-        def quantizer(name: str, weight: Tensor, hessian: Tensor | None) -> Tensor:
+        def replace(name: str, weight: Tensor, hessian: Tensor | None) -> Tensor:
             return target.put(name, weight, self.quantize(name, weight, hessian, target.plan[name]))
 
         for layer in range(len(stream)):
-            hidden = stream.quantize(layer, hidden, quantizer, set(target.missing))
+            hidden = stream.quantize(layer, hidden, replace, set(target.missing))
             release_memory()  # the C library's free blocks would add up from layer to layer
 
 
@@ -219,7 +222,7 @@ def _windows(
 
     Where both are, there are half as many held out as calibrate; every third window is.
     """
-    calibrated = config.algorithm == "gptq"
+    calibrated = quantizer.find(config.algorithm).calibrated is not None
     if not calibrated and not mixed:
         return None, None
     folder = inputs.get("data")
@@ -315,7 +318,8 @@ def _describe(job: _Job, chosen: dict[str, Any]) -> dict[str, Any]:
         "scheme": "mixed" if chosen else config.scheme,
         "activations": "float",
         "algorithm": config.algorithm,
-        "block_size": config.block_size or (None if chosen else packer.BLOCK_SIZES[BITS[config.scheme]]),
+        "block_size": config.block_size
+        or (None if chosen else packer.DEFAULT_BLOCK_SIZES[BITS[config.scheme]]),
         "embeddings": config.embeddings,
         "layers": {name: layer.model_dump(mode="json") for name, layer in job.layers.items()},
         "excluded": packer.excluded(source, config),
@@ -324,8 +328,7 @@ def _describe(job: _Job, chosen: dict[str, Any]) -> dict[str, Any]:
         "new_bytes": job.data_bytes,
         "bits_per_weight": 8 * sum(layer.stored_bytes for layer in products) / weights,
     }
-    if config.algorithm == "gptq":
-        description |= {"act_order": config.act_order, "damping": config.damping}
+    description |= job.options | provenance.key_extras(config)
     if job.windows is not None:
         description["calibration"] = dict(zip(("windows", "window"), job.windows.shape, strict=True))
     if chosen:

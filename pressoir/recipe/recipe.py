@@ -8,12 +8,13 @@ the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
+from pressoir.extensions.task import RecipeTask, names_of
 from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,
@@ -29,6 +30,7 @@ from pressoir.recipe.sections import (
     TextConfig,
     VocabularyConfig,
 )
+from pressoir.stage import outside_stages
 
 
 class Recipe(Document):
@@ -40,7 +42,7 @@ class Recipe(Document):
     """Name of the run; also the MLflow experiment, the registry id and the output folder."""
     description: str = ""
     """One-line description."""
-    task: Literal["text-classification", "causal-lm"] = "text-classification"
+    task: RecipeTask = "text-classification"
     """Task of the model. A causal LM can be merged and quantised, but not distilled or pruned."""
     model: str = "all-minilm-l6-v2"
     """Base model: a local folder, a catalogue id, `hub:org/name@revision` or `package:module`."""
@@ -80,7 +82,7 @@ class Recipe(Document):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("task") == "causal-lm":
+        if isinstance(raw, dict) and raw.get("task") in names_of("language model"):
             absent: dict[str, Any] = dict.fromkeys(("teacher", "distill", "prune"))
             raw = {**absent, "quantize": {"scheme": "q4"}, **raw}
             if isinstance(raw["quantize"], dict):
@@ -91,13 +93,14 @@ class Recipe(Document):
     def _one_lane(self) -> Recipe:
         problems = []
         ranked_by = self.registry and self.registry.criterion.metric
-        language_model, integer = self.task == "causal-lm", self.quantize and self.quantize.scheme == "int8"
+        language_model = self.task in names_of("language model")
+        integer = self.quantize and self.quantize.scheme == "int8"
         if language_model:
             taught = ("teacher", "augment", "vocabulary", "distill", "prune")
             given = [name for name in taught if getattr(self, name) is not None]
             if given:
                 problems.append(
-                    f"{', '.join(given)}: not supported for task 'causal-lm'; set to null or omit"
+                    f"{', '.join(given)}: not supported for task {self.task!r}; set to null or omit"
                 )
             if ranked_by == "accuracy":
                 problems.append(
@@ -135,6 +138,11 @@ class Recipe(Document):
         return (self.registry and self.registry.id) or self.name
 
     @classmethod
+    def outside_sections(cls) -> tuple[str, ...]:
+        """The sections of stages that other packages declare."""
+        return tuple(name for name in cls.model_fields if name not in _OWN)
+
+    @classmethod
     def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
         text = raw.get("text")
         text = text if isinstance(text, dict) else {}
@@ -151,4 +159,28 @@ class Recipe(Document):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
+_OWN = frozenset(Recipe.model_fields)
+
+
+def with_outside_sections(recipe: type[Recipe]) -> type[Recipe]:
+    """The type with an optional section for each stage that another package declares.
+
+    Raises:
+        ExtensionError: such a stage cannot be loaded, or has the name of a recipe's field.
+    """
+    sections: dict[str, Any] = {}
+    for name, stage in outside_stages().items():
+        if hasattr(recipe, name) or name in _OWN:
+            raise ExtensionError(f"stage {name!r} has the name of a recipe's field; rename it")
+        summary = (stage.config.__doc__ or "").strip().partition("\n")[0]
+        sections[name] = (stage.config | None, Field(default=None, description=summary))
+    if not sections:
+        return recipe
+    return create_model(
+        recipe.__name__, __base__=recipe, __module__=recipe.__module__, __doc__=recipe.__doc__, **sections
+    )
+
+
+if not TYPE_CHECKING:
+    Recipe = with_outside_sections(Recipe)
 load = Recipe.load

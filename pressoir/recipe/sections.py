@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Fraction, NotNegative, Positive, PositiveReal, checked
+from pressoir.errors import ExtensionError
+from pressoir.extensions import quantizer
+from pressoir.extensions.declared_name import DeclaredName
 
 
 class DataConfig(Config):
@@ -290,6 +293,17 @@ class DistillConfig(LearnerConfig):
     validation accuracy is kept."""
 
 
+class OutputsConfig(Config):
+    """Which of the teacher's outputs are learnt from; follows from the sections of those that learn."""
+
+    hidden: bool
+    """Also the hidden states of the layers that the student's layers are matched with."""
+    relations: bool = False
+    """Also the queries, keys and values of the last layer, from which attention relations are computed."""
+    student: StudentConfig | None
+    """The student that will learn from them; None matches every layer of the teacher with itself."""
+
+
 class PruneTarget(Config):
     """Upper limit that the pruned model must meet. Specify exactly one field."""
 
@@ -378,6 +392,10 @@ def _percent(value: Any) -> Any:
     return value
 
 
+_ALGORITHM_OPTIONS = frozenset({"act_order", "damping"})
+"""Fields of `QuantizeConfig` that only the algorithms whose declaration lists them have."""
+
+
 class QuantizeConfig(Config):
     """Quantise the weights to fewer bits."""
 
@@ -389,9 +407,9 @@ class QuantizeConfig(Config):
     max_accuracy_drop: Fraction | None = 0.01
     """int8 only: maximum drop in validation accuracy; the most sensitive layers are kept in float32 until it
     is met. Null disables the check."""
-    algorithm: Literal["rtn", "hqq", "gptq"] = "hqq"
-    """q8 to q2 only: round to nearest (`rtn`), half-quadratic quantisation (`hqq`, needs no data) or GPTQ
-    (needs calibration text)."""
+    algorithm: Annotated[str, DeclaredName("pressoir.quantizers")] = "hqq"
+    """q8 to q2 only: round to nearest (`rtn`), half-quadratic quantisation (`hqq`, needs no data), GPTQ
+    (needs calibration text), or an algorithm that an installed package adds."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     """Number of weights that share a scale, for q8 to q2 and for 4-bit embeddings. Null means 64, 128 for q2,
     or 32 for the 4-bit embeddings of int8 models."""
@@ -429,7 +447,22 @@ class QuantizeConfig(Config):
             )
         if self.target_bits is not None and self.max_perplexity_increase is not None:
             problems.append("specify either `target_bits` or `max_perplexity_increase`, not both")
+        if self.scheme != "int8" and (given := changed & _ALGORITHM_OPTIONS):
+            problems += self._not_of_the_algorithm(given)
         return checked(self, problems)
+
+    def _not_of_the_algorithm(self, given: set[str]) -> list[str]:
+        try:
+            foreign = given.difference(quantizer.find(self.algorithm).options)
+        except ExtensionError as error:
+            return [str(error)]
+        names = ", ".join(sorted(foreign))
+        advice = "remove it or choose an algorithm that does"
+        return (
+            [f"{names} specified, but algorithm {self.algorithm!r} does not use it; {advice}"]
+            if names
+            else []
+        )
 
 
 class ExportConfig(Config):

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -44,7 +44,7 @@ class Entry(Config):
     """Id of the model; identical to its key in the file."""
     name: str
     """Human-readable name."""
-    type: Task
+    type: TaskName
     """Task of the model."""
     size_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Size of the files on disk, MB = 10^6 bytes."""
@@ -56,8 +56,8 @@ class Entry(Config):
     """SHA-256 of `model.safetensors`, verified before the model is used."""
     revision: str | None = None
     """Commit on the Hugging Face Hub."""
-    licence: str
-    """License of the model, an SPDX identifier."""
+    license: Annotated[str, Field(validation_alias=AliasChoices("license", "licence"))]
+    """License of the model, an SPDX identifier."""  # files of version 0.1.0 have it as `licence`
     metrics: dict[str, FiniteFloat] = Field(default={})
     """Benchmark results; fractions are 0–1, units are part of the names."""
     quantization: str | None = None
@@ -107,9 +107,8 @@ class Catalogue(Config):
 
 
 def shipped_file() -> Path:
-    """The catalogue that comes with Pressoir: inside an installed package, else at the repository's root."""
-    package = Path(__file__).parents[1]
-    return next(path for path in (package / FILE, package.parent / FILE) if path.exists())
+    """The catalogue that comes with Pressoir."""
+    return Path(__file__).parents[1] / FILE
 
 
 def read(path: Path) -> Catalogue:

@@ -7,9 +7,10 @@
         async with service.generate("Once upon", tier="story") as pieces:
             async for piece in pieces: ...
 
-A request names a tier (or the only one of its task), gets the tier's settings laid over its own
-(`pressoir.serving.overlay`), leases the model, which is loaded first where it is not, and waits its turn.
-Its time (`timeout_s`) covers all of that. There is no HTTP here.
+A request names a tier, or leaves that out where only one has its task. The tier is looked up once
+(`ModelHost.lookup`); the request's settings are merged into the tier's (`pressoir.serving.settings`); the
+model is leased, loaded first if necessary, and the request waits for its turn. The timeout (`timeout_s`)
+covers all of that. There is no HTTP here.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from pressoir.serving.checks import as_list, check_text, check_texts, check_wave
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError
 from pressoir.serving.generation import Generation, Scored
-from pressoir.serving.overlay import overlaid
-from pressoir.serving.pool.hosting import Hosting
+from pressoir.serving.pool.model_handle import ModelHandle
+from pressoir.serving.pool.model_host import ModelHost
 from pressoir.serving.pool.observer import Observer, SilentObserver
-from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.pool.sharing import Tier
+from pressoir.serving.settings import merge_settings
 from pressoir.store.store import Store
 
 Result = TypeVar("Result")
@@ -45,7 +47,7 @@ class Service:
     ) -> None:
         """Raises RecipeError where the configuration is not resolved."""
         self.observer = observer or SilentObserver()
-        self.models = Hosting(config, store or Store(), self.observer)
+        self.models = ModelHost(config, store or Store(), self.observer)
         """The models behind the tiers: loading, unloading, reloading, statistics."""
 
     async def start(self) -> None:
@@ -76,7 +78,7 @@ class Service:
         self,
         text: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float]: ...
@@ -86,7 +88,7 @@ class Service:
         self,
         text: list[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> list[dict[str, float]]: ...
@@ -95,7 +97,7 @@ class Service:
         self,
         text: str | list[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float] | list[dict[str, float]]:
@@ -104,9 +106,9 @@ class Service:
         Raises:
             ServingError: see `pressoir.serving.errors`; so do the other methods.
         """
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
         task: Task = "text-classification"
-        async with self._request("classify", task, tier, asked, text) as (settings, model):
+        async with self._request("classify", task, tier, overrides, text) as (settings, model):
             rows = await model.answer("classify", as_list(text), max_length=settings.max_length)
             found = [dict(zip(model.info["labels"], row, strict=True)) for row in rows]
         return found[0] if isinstance(text, str) else found
@@ -115,14 +117,14 @@ class Service:
         self,
         texts: Sequence[str],
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
         """Embeddings (texts, hidden), of lengths that are not normalised."""
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
         task: Task = "feature-extraction"
-        async with self._request("embed", task, tier, asked, texts) as (settings, model):
+        async with self._request("embed", task, tier, overrides, texts) as (settings, model):
             rows = await model.answer("embed", as_list(texts), max_length=settings.max_length)
         return np.stack(rows)
 
@@ -133,7 +135,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -147,7 +149,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -160,7 +162,7 @@ class Service:
         source_language: str | None = None,
         target_language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -171,7 +173,7 @@ class Service:
         A language is a common code (`fr`) or the model's own (`fra_Latn`); without one the tier's is taken,
         then the model's. One that is unknown is refused with those that are known.
         """
-        asked = {
+        overrides = {
             "source_language": source_language,
             "target_language": target_language,
             "max_length": max_length,
@@ -179,7 +181,7 @@ class Service:
             "num_beams": num_beams,
             "timeout_s": timeout_s,
         }
-        async with self._request("translate", "translation", tier, asked, text) as (settings, model):
+        async with self._request("translate", "translation", tier, overrides, text) as (settings, model):
             found = await model.answer(
                 "translate",
                 as_list(text),
@@ -195,7 +197,7 @@ class Service:
         self,
         prompt: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -211,7 +213,7 @@ class Service:
             ServingError: the tier is unknown or a setting is out of range, at once; the rest, from the
                 iterator.
         """
-        asked = {
+        overrides = {
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -221,24 +223,24 @@ class Service:
             "seed": seed,
             "timeout_s": timeout_s,
         }
-        name = self.models.tier(tier, "causal-lm")
-        settings = overlaid(self.models.config.tiers[name].settings, asked, name)
+        found = self.models.lookup(tier, "causal-lm")
+        settings = merge_settings(found.config.settings, overrides, found.name)
         check_text(prompt, "the prompt")
-        return Generation(self._generate(prompt, name, settings))
+        return Generation(self._generate(prompt, found, settings))
 
     async def score(
         self,
         text: str,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> Scored:
         """How probable a causal LM finds each token of a text, of which perplexity is computed."""
-        asked = {"max_length": max_length, "timeout_s": timeout_s}
-        request = self._request("score", "causal-lm", tier, asked, text)
-        async with request as (settings, model), model.slots.slot():
-            answer = await model.calls.call("score", prompt=text, max_length=settings.max_length)
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
+        request = self._request("score", "causal-lm", tier, overrides, text)
+        async with request as (settings, model), model.limiter.slot():
+            answer = await model.client.call("score", prompt=text, max_length=settings.max_length)
         return Scored(**answer.body)
 
     async def transcribe(
@@ -246,7 +248,7 @@ class Service:
         waveform: NDArray[np.float32],
         language: str | None = None,
         *,
-        tier: str | None = None,
+        tier: str | Tier | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         timeout_s: float | None = None,
@@ -255,7 +257,7 @@ class Service:
 
         `language` is a code such as `en`, for a multilingual Whisper alone, which detects it without.
         """
-        asked = {
+        overrides = {
             "source_language": language,
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
@@ -263,15 +265,15 @@ class Service:
         }
         check_waveform(waveform)
         task: Task = "automatic-speech-recognition"
-        async with self._request("transcribe", task, tier, asked) as (settings, model):
+        async with self._request("transcribe", task, tier, overrides) as (settings, model):
             seconds = len(waveform) / model.info["sampling_rate"]
             if seconds > settings.max_audio_s:
                 raise RequestError(
                     f"the audio is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; "
                     "shorten it"
                 )
-            async with model.slots.slot():
-                answer = await model.calls.call(
+            async with model.limiter.slot():
+                answer = await model.client.call(
                     "transcribe",
                     waveform,
                     language=settings.source_language,
@@ -280,9 +282,9 @@ class Service:
                 )
         return str(answer.body["text"])
 
-    async def info(self, tier: str) -> dict[str, Any]:
-        """What the model of a tier tells of itself: `labels`, `languages`, `context`, `sampling_rate`, …"""
-        async with self.models.pool.lease(self.models.spec(tier)) as model:
+    async def info(self, tier: str | Tier) -> dict[str, Any]:
+        """Description of the model of a tier: `labels`, `languages`, `context`, `sampling_rate`, …"""
+        async with self.models.pool.lease(self.models.lookup(tier).spec) as model:
             return dict(model.info)
 
     @asynccontextmanager
@@ -290,25 +292,25 @@ class Service:
         self,
         operation: str,
         task: Task,
-        tier: str | None,
-        asked: dict[str, Any],
+        tier: str | Tier | None,
+        overrides: dict[str, Any],
         text: str | Sequence[str] | None = None,
-    ) -> AsyncIterator[tuple[TierSettings, SharedModel]]:
+    ) -> AsyncIterator[tuple[TierSettings, ModelHandle]]:
         """A block that answers a request, within its time: its settings, and the model, leased."""
-        name = self.models.tier(tier, task)
-        with self._told(name, operation):
-            settings = overlaid(self.models.config.tiers[name].settings, asked, name)
+        found = self.models.lookup(tier, task)
+        with self._observed(found.name, operation):
+            settings = merge_settings(found.config.settings, overrides, found.name)
             if text is not None:
                 check_texts(as_list(text), settings.max_batch)
             try:
                 async with asyncio.timeout(settings.timeout_s):
-                    async with self.models.pool.lease(self.models.spec(name)) as model:
+                    async with self.models.pool.lease(found.spec) as model:
                         yield settings, model
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
     async def _generate(
-        self, prompt: str, tier: str, settings: TierSettings
+        self, prompt: str, tier: Tier, settings: TierSettings
     ) -> AsyncGenerator[str | dict[str, Any], None]:
         deadline = asyncio.get_running_loop().time() + settings.timeout_s
 
@@ -320,12 +322,12 @@ class Service:
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
-        with self._told(tier, "generate"):
+        with self._observed(tier.name, "generate"):
             async with AsyncExitStack() as stack:
-                lease = self.models.pool.lease(self.models.spec(tier))
+                lease = self.models.pool.lease(self.models.lookup(tier, "causal-lm").spec)
                 model = await in_time(stack.enter_async_context(lease))
-                await in_time(stack.enter_async_context(model.slots.slot()))
-                messages = model.calls.stream(
+                await in_time(stack.enter_async_context(model.limiter.slot()))
+                messages = model.client.stream(
                     "generate",
                     prompt=prompt,
                     max_length=settings.max_length,
@@ -338,8 +340,8 @@ class Service:
                 yield message.body
 
     @contextmanager
-    def _told(self, tier: str, operation: str) -> Iterator[None]:
-        """Tell the observer how a request ends."""
+    def _observed(self, tier: str, operation: str) -> Iterator[None]:
+        """Report to the observer how a request ends."""
         start, outcome = time.monotonic(), "cancelled"
         try:
             yield

@@ -33,7 +33,7 @@ Found = TypeVar("Found")
 
 
 def smoke(
-    config: ServingConfig, store: Store, command: Sequence[str], tell: Callable[[str], None]
+    config: ServingConfig, store: Store, command: Sequence[str], report: Callable[[str], None]
 ) -> dict[str, float]:
     """Start `command CONFIG --host … --port 0` on a resolved configuration, and have each tier answer.
 
@@ -55,7 +55,7 @@ def smoke(
                 latencies[name] = server.ask(name, tier)
             except PressoirError as error:
                 raise DeploymentError(f"tiers.{name} failed its smoke test: {error}") from error
-            tell(f"{name} answers in {latencies[name]:.1f} ms")
+            report(f"{name} answers in {latencies[name]:.1f} ms")
     return latencies
 
 

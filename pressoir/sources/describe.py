@@ -1,4 +1,4 @@
-"""A model as an entry of the registry, read from its files: what it is, how big, where from, its licence.
+"""A model as an entry of the registry, read from its files: what it is, how big, where from, its license.
 
 What its owner says of it wins over what the files say; an entry that is made anew for the same files keeps
 what it was told before.
@@ -15,8 +15,9 @@ from pydantic import Field, FiniteFloat
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
+from pressoir.extensions.task import TaskName
 from pressoir.formats import sharding
-from pressoir.formats.folder import Task, check_model_folder, model_files, read_json
+from pressoir.formats.folder import check_model_folder, model_files, read_json
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
@@ -24,7 +25,7 @@ from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
 
-NO_LICENCE = "NOASSERTION"
+NO_LICENSE = "NOASSERTION"
 # Model cards write identifiers in lower case; these are they as SPDX does.
 _SPDX = {
     id.lower(): id
@@ -40,7 +41,7 @@ class Details(Config):
     """What the owner of a model says of it; what is left out comes from its files, or an older entry."""
 
     name: str | None = None
-    type: Task | None = None
+    type: TaskName | None = None
     licence: str | None = None
     quantization: str | None = None
     metrics: dict[str, FiniteFloat] = Field(default={})
@@ -113,7 +114,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         digest=digest,
         weights_sha256=weights_sha256,
         revision=revision,
-        licence=details.licence or _licence(folder),
+        license=details.license or _license(folder),
         metrics=details.metrics,
         quantization=details.quantization or _quantization(folder),
         lineage=_lineage(folder, base, digest, store),
@@ -170,8 +171,8 @@ def check_graphs(folder: Path, reference: str) -> None:
 def _kept(old: Entry, new: Entry, details: Details) -> Entry:
     """`new`, with what `old` was said to be and is not said anew."""
     kept = {"name": old.name, "type": old.type, "quantization": old.quantization or new.quantization}
-    if old.licence != NO_LICENCE:
-        kept["licence"] = old.licence
+    if old.license != NO_LICENSE:
+        kept["license"] = old.license
     kept = {field: value for field, value in kept.items() if getattr(details, field) is None}
     mirrors = new.urls.mirrors or old.urls.mirrors
     return new.model_copy(
@@ -213,7 +214,7 @@ def _shards(folder: Path) -> tuple[str, ...]:
     return tuple(record.file for record in sharding.verify(folder).shards)
 
 
-def _task(folder: Path) -> Task:
+def _task(folder: Path) -> TaskName:
     from pressoir.formats.folder import task_of
 
     try:
@@ -227,20 +228,20 @@ def _quantization(folder: Path) -> str | None:
     return str(read_json(path).get("scheme") or "") or None if path.is_file() else None
 
 
-def _licence(folder: Path) -> str:
+def _license(folder: Path) -> str:
     """What the model card's front matter says, in SPDX's spelling where that is known."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8-sig")
         matter = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
         front = yaml.safe_load(matter[1]) if matter else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return NO_LICENCE
+        return NO_LICENSE
     card = front if isinstance(front, dict) else {}
     said = card.get("license")
     if said == "other":
         said = card.get("license_name")
     names = [str(name) for name in (said if isinstance(said, list) else [said]) if name and name != "unknown"]
-    return " AND ".join(_SPDX.get(name.lower(), name) for name in names) or NO_LICENCE
+    return " AND ".join(_SPDX.get(name.lower(), name) for name in names) or NO_LICENSE
 
 
 def _lineage(folder: Path, base: str, digest: str, store: Store) -> dict[str, str]:

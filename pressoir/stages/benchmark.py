@@ -21,15 +21,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pressoir.benchmark import classifiers, language_models
 from pressoir.errors import PressoirError
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import BenchmarkConfig
-from pressoir.stage import StageContext
-
-NAME = "benchmark"
-VERSION = 3
-KIND = "report"
+from pressoir.stage import Stage, StageContext
 
 
 def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageContext) -> dict[str, float]:
@@ -43,9 +39,11 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         PressoirError: no model is given, one fails to load in a fresh process, gives logits that are not
             finite, or has other labels than the data.
     """
+    from pressoir.benchmark import classifiers, language_models
+
     folders = {name: folder for name, folder in inputs.items() if name != "data"}
     if not folders:
         raise PressoirError("the benchmark needs at least one model, the reference")
-    causal = task_of(next(iter(folders.values()))) == "causal-lm"
-    compare = language_models.compare if causal else classifiers.compare
-    return compare(folders, inputs["data"], config, context)
+    compare = task(task_of(next(iter(folders.values())))).part("compare")
+    figures: dict[str, float] = compare(folders, inputs["data"], config, context)
+    return figures

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from pressoir.data import sentences
 from pressoir.recipe.sections import DataConfig
-from pressoir.stage import StageContext
-
-NAME, VERSION, KIND = "data", 1, "dataset"
+from pressoir.stage import LoggedDataset, Stage, StageContext, StageKeyParts
 
 
 def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -> dict[str, float]:
@@ -24,10 +22,38 @@ def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -
         DataError: a row is malformed, a split is too small, or the unlabelled text is missing or not UTF-8.
         SourceError: the hub data set cannot be loaded.
     """
-    splits, dropped = sentences.load(config, context.seed)
+    splits, dropped = context.prepared or sentences.load(config, context.seed)
     for name, count in dropped.items():
         if count:
             context.reporter.message(
                 f"data: {count} {name.replace('_', ' ')} (duplicates, or also in another split)"
             )
     return sentences.save(splits, dropped, context.out_dir, config.max_tokens)
+
+
+def key(config: DataConfig) -> StageKeyParts:
+    """Of files their formats, of a hub data set that it is one; and the digest of what they hold."""
+    values = config.model_dump(mode="json")
+    for split in (*sentences.SPLITS, sentences.UNLABELLED):
+        path: Path | None = getattr(config, split)
+        values[split] = None if path is None else path.suffix.lower()
+    values["hub_id"] = config.hub_id is not None
+    return StageKeyParts(values, {"source": sentences.source_digest(config)})
+
+
+def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
+    """The three splits."""
+    files = {split: folder / f"{split}.jsonl" for split in sentences.SPLITS}
+    return LoggedDataset(config.hub_id or config.source, files, {"text": "string", "label": "long"})
+
+
+STAGE = Stage(
+    name="data",
+    version=1,
+    kind="dataset",
+    config=DataConfig,
+    run=run,
+    key=key,
+    prepare=sentences.load,
+    dataset=dataset,
+)

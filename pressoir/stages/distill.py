@@ -14,138 +14,27 @@ loss; W. Wang et al. 2021, "MiniLMv2" (arXiv:2012.15828) for that of attention r
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pressoir.data import sentences
-from pressoir.errors import RecipeError
-from pressoir.models import loading
-from pressoir.models.layouts import count_parameters, encoder_layers, layout
-from pressoir.recipe.sections import DistillConfig, StudentConfig
-from pressoir.stage import StageContext
-from pressoir.stages.teacher_outputs import matched_layers
-from pressoir.system.files import write_text_atomic
-from pressoir.training import loop
-from pressoir.training.distillation import DistillationLoss, TeacherOutputs
-
-NAME, VERSION, KIND = "distill", 1, "model"
-SCORES = "scores.json"  # of a seed; written last
+from pressoir.recipe.sections import DistillConfig
+from pressoir.stage import Stage, StageContext, StageKeyParts
 
 
 def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext) -> dict[str, float]:
-    """Write the student; return its validation accuracy and F1, and its size relative to the teacher's.
+    """Train the student and write it; see `pressoir.training.students.distill`."""
+    from pressoir.training import students
 
-    Inputs: `teacher`, `outputs` (of `teacher_outputs`), `data`, and `student` where it is a checkpoint of its
-    own.
-
-    Raises:
-        RecipeError: the student cannot be made from this teacher.
-    """
-    tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]))
-    tokenizer.model_max_length = loading.load_tokenizer(inputs["teacher"]).model_max_length
-    tried: dict[int, dict[str, float]] = {}
-    for seed in range(context.seed, context.seed + config.seeds):
-        tried[seed] = _train(inputs, config, context, seed, tokenizer)
-        if config.seeds > 1:
-            accuracy = tried[seed]["validation_accuracy"]
-            context.reporter.message(f"distill: seed {seed}: validation accuracy {accuracy:.4f}")
-    best = max(tried, key=lambda seed: tried[seed]["validation_accuracy"])  # of equals, the first
-    for path in _finished(context, best).iterdir():
-        if path.name != SCORES:
-            shutil.copy2(path, context.out_dir)
-    loading.save_tokenizer(tokenizer, context.out_dir)
-    return tried[best] | ({"seed": float(best)} if config.seeds > 1 else {})
+    return students.distill(inputs, config, context)
 
 
-def _finished(context: StageContext, seed: int) -> Path:
-    """Folder of a seed's student; whole where it has `SCORES`."""
-    return context.work_dir / f"seed-{seed}" / "student"
+def key(config: DistillConfig) -> StageKeyParts:
+    """Of a student that is a checkpoint only that it is one: its digest is among the inputs."""
+    values = config.model_dump(mode="json")
+    values["student"]["model"] = config.student.model is not None
+    return StageKeyParts(values)
 
 
-def _train(
-    inputs: Mapping[str, Path],
-    config: DistillConfig,
-    context: StageContext,
-    seed: int,
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, float]:
-    """Train a student with a seed, unless that was done before, and return its scores."""
-    done = _finished(context, seed)
-    if (done / SCORES).exists():
-        scores: dict[str, float] = json.loads((done / SCORES).read_text(encoding="utf-8"))
-        return scores
-    shutil.rmtree(done, ignore_errors=True)
-    done.mkdir(parents=True)
-    torch.manual_seed(seed)
-    teacher = loading.load_classifier(inputs["teacher"])
-    student = make_student(
-        teacher, config.student, sentences.info(inputs["data"])["labels"], inputs.get("student")
-    )
-    ratio = count_parameters(student) / count_parameters(teacher)
-    del teacher
-    loss = DistillationLoss.of(config)
-    own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
-    history = loop.fit(
-        student,
-        tokenizer,
-        inputs["data"],
-        config,
-        own,
-        what="distill: steps" if config.seeds == 1 else f"distill, seed {seed}: steps",
-        loss=loss,
-        outputs=TeacherOutputs.open(inputs["outputs"]),
-    )
-    loop.save_history(history, own, NAME)
-    loading.save_model(student, done)
-    scores = loop.evaluate(student, tokenizer, inputs["data"])
-    scores |= {"parameters": count_parameters(student), "parameters_of_teacher": ratio}
-    write_text_atomic(done / SCORES, json.dumps(scores))  # last: it says that the rest is whole
-    return scores
-
-
-def make_student(
-    teacher: PreTrainedModel, config: StudentConfig, labels: list[str], folder: Path | None
-) -> PreTrainedModel:
-    """The untrained student: teacher layers, a checkpoint (`folder`) with a new head, or a smaller random
-    model.
-
-    Raises:
-        RecipeError: a field of `config.config` does not exist in the architecture, or the sizes do not fit
-        together.
-    """
-    if folder is not None:
-        return loading.load_classifier(folder, labels=labels)
-    if config.config is not None:
-        unknown = [name for name in config.config if not hasattr(teacher.config, name)]
-        if unknown:
-            raise RecipeError(
-                f"distill.student.config: a {teacher.config.model_type} model has no field {unknown}"
-            )
-        try:
-            return loading.new_classifier(
-                type(teacher.config)(**{**teacher.config.to_dict(), **config.config})
-            )
-        except ValueError as error:
-            raise RecipeError(f"distill.student.config: {error}") from error
-    keep = matched_layers(config, teacher.config.num_hidden_layers)
-    parent_name, _, name = layout(teacher)["layers"].rpartition(".")
-    layers = encoder_layers(teacher)
-    setattr(teacher.get_submodule(parent_name), name, nn.ModuleList(layers[index] for index in keep))
-    shrunk = teacher.config.to_dict() | {
-        _LAYER_COUNT.get(teacher.config.model_type, "num_hidden_layers"): len(keep)
-    }
-    student = loading.new_classifier(type(teacher.config)(**shrunk))
-    student.load_state_dict(teacher.state_dict())
-    setattr(teacher.get_submodule(parent_name), name, layers)
-    return student
-
-
-# The configuration field that counts layers, where it is not `num_hidden_layers`.
-_LAYER_COUNT = {"distilbert": "n_layers"}
+STAGE = Stage(
+    name="distill", version=1, kind="model", config=DistillConfig, run=run, key=key, searchable=True
+)

@@ -23,13 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
 from pressoir.recipe.sections import ExportConfig
-from pressoir.stage import StageContext
-
-NAME = "export"
-VERSION = 2
-KIND = "onnx"
+from pressoir.stage import Stage, StageContext
 
 
 def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext) -> dict[str, float]:
@@ -39,15 +36,6 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         ParityError: the graph cannot hold a quantised layer exactly, or does not compute what the checkpoint
         computes. SourceError: the model does not load.
     """
-    task = task_of(inputs["model"])
-    if task == "causal-lm":
-        from pressoir.export import causal_lm
-
-        return causal_lm.run(inputs, config, context)
-    if task in ("translation", "automatic-speech-recognition"):
-        from pressoir.export import encoder_decoder
-
-        return encoder_decoder.run(inputs, config, context)
-    from pressoir.export import classifier
-
-    return classifier.run(inputs, config, context)
+    export = task(task_of(inputs["model"])).part("export")
+    figures: dict[str, float] = export(inputs, config, context)
+    return figures

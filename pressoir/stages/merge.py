@@ -42,11 +42,7 @@ from pressoir.merging.preflight import MergePlan, preflight
 from pressoir.merging.process import prepare, run_mergekit
 from pressoir.recipe.sections import MergeConfig
 from pressoir.sources import resolve
-from pressoir.stage import StageContext
-
-NAME = "merge"
-VERSION = 1
-KIND = "model"
+from pressoir.stage import Stage, StageContext, StageKeyParts
 
 CONFIG = configuration.CONFIG
 METADATA = "metadata.json"
@@ -76,7 +72,10 @@ def run(inputs: Mapping[str, Path], config: MergeConfig, context: StageContext) 
         context.reporter.message(note)
     for warning in plan.warnings:
         context.reporter.message(f"WARNING: {warning}")
-    digests = {name: resolve.resolve(str(folder)).digest for name, folder in models.items()}
+    digests = {
+        name: context.digests.get(name) or resolve.resolve(str(folder)).digest
+        for name, folder in models.items()
+    }
     settings = configuration.mergekit_yaml(plan, digests)
     folder = context.work_dir / "mergekit"
     try:
@@ -144,7 +143,7 @@ def _write_texts(
     given = config.model_dump(mode="json", exclude={"models", "base"}, exclude_defaults=True)
     content = {
         "format_version": 1,
-        "stage": NAME,
+        "stage": "merge",
         "method": config.method,
         "models": [_described(model, digests) for model in plan.parents],
         "base": _described(plan.base, digests),
@@ -197,3 +196,13 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def key(config: MergeConfig) -> StageKeyParts:
+    """Of the models how many, and whether there is a base: their digests are among the inputs."""
+    values = config.model_dump(mode="json")
+    values["models"], values["base"] = len(config.models), config.base is not None
+    return StageKeyParts(values)
+
+
+STAGE = Stage(name="merge", version=1, kind="model", config=MergeConfig, run=run, key=key)

@@ -9,7 +9,7 @@ file is smaller, and every runtime is faster. Importance is the first-order Tayl
 |activation × gradient| summed over a head or neuron, or the mean absolute activation (no backward pass).
 Costs one pass over the calibration sentences, plus recovery epochs. How much goes is given
 (`head_sparsity`, `ffn_sparsity`), or found: the least that brings the model to a `target`, see
-`pressoir.pruning.units`.
+`pressoir.pruning.target`.
 
 With `rounds` it is gradual: measuring importance, removing a fraction and recovering are repeated. After
 round k of n, the cumulative fraction removed is 1 − (1 − k/n)³ of the total: much in the first rounds, little
@@ -34,260 +34,27 @@ recovery.
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pressoir.benchmark import cost as benchmark_cost
-from pressoir.benchmark.cost import Conditions
-from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.export import classifier
-from pressoir.models import loading
-from pressoir.models.layouts import count_parameters
-from pressoir.pruning import units
-from pressoir.pruning.target import at_level, reach, steps
-from pressoir.pruning.units import Kept, Units
-from pressoir.quantization import int8_scheme
 from pressoir.recipe.sections import ExportConfig, PruneConfig, QuantizeConfig
-from pressoir.reporting import Forwarding, Reporter, Silent
-from pressoir.stage import StageContext
-from pressoir.system.files import write_text_atomic
-from pressoir.training import loop
-from pressoir.training.distillation import DistillationLoss, TeacherOutputs
+from pressoir.reporting import Silent
+from pressoir.stage import Stage, StageContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LATENCY_SAMPLES = 200  # validation sentences that the median is over
 
-NAME, VERSION, KIND = "prune", 1, "model"
-DEFAULT_SPARSITY, DEFAULT_HEAD_SPARSITY, DEFAULT_FFN_SPARSITY = 0.3, 0.25, 0.5
-REPORT = "rounds.json"  # of rounds, or a target
-CHOICE, DONE = "kept.json", "round.json"  # of a round, in the work folder; the latter is written last
-
-
-class Round(Config):
-    """What a finished round found, did and left."""
-
-    before: Units
-    """Heads and neurons of each layer at its beginning."""
-    after: Units
-    """Those that are left."""
-    parameters_before: int
-    epochs: int
-    """Of recovery, at most."""
-    dial: float | None
-    """Where it stands after the last round, as far as is known in this one; null without a target."""
-    figures: dict[str, float]
-    """Validation accuracy before, right after, and after recovery, and what is left."""
-    measured: dict[str, float]
-    """Size and latency of the int8 graph, where a target asked for it."""
-    history: list[dict[str, float]]
-    """Figures of each epoch; epochs are counted over all rounds."""
-
 
 def run(inputs: Mapping[str, Path], config: PruneConfig, context: StageContext) -> dict[str, float]:
-    """Write the pruned model; return validation accuracy before, right after (in the last round), and after
-    recovery, what is left, and with a target what was measured of the int8 graph.
+    """Prune the model, recover and write it; see `pressoir.pruning.rounds.prune`."""
+    from pressoir.pruning import rounds
 
-    Inputs: `model`, `data`, and, for recovery epochs, `outputs` (of `teacher_outputs`).
-
-    Raises:
-        RecipeError: the target cannot be reached, however much is removed.
-    """
-    rounds: list[Round] = []
-    for epochs in epochs_of_rounds(config.epochs, config.rounds):
-        rounds.append(_round(inputs, config.model_copy(update={"epochs": epochs}), context, rounds))
-    for path in _model(context, config.rounds).iterdir():
-        shutil.copy2(path, context.out_dir)
-    if config.epochs:
-        history = [epoch for one in rounds for epoch in one.history]
-        loop.save_history(history, context, NAME)
-    first, last = rounds[0], rounds[-1]
-    if config.rounds > 1 or config.target is not None:
-        told = [one.model_dump(exclude={"history", "parameters_before"}) for one in rounds]
-        (context.out_dir / REPORT).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    measured = next((one.measured for one in reversed(rounds) if one.measured), {})
-    return {
-        **last.figures,
-        "accuracy_before": first.figures["accuracy_before"],
-        "parameters_kept": last.figures["parameters"] / first.parameters_before,
-        **{f"int8_{name}": value for name, value in measured.items() if name != "parameters"},
-    }
-
-
-def epochs_of_rounds(epochs: int, rounds: int) -> list[int]:
-    """Recovery epochs of each round: as many each, and the last also those left over."""
-    each = epochs // rounds
-    return [each] * (rounds - 1) + [epochs - each * (rounds - 1)]
-
-
-def share(number: int, rounds: int) -> float:
-    """The part of all that is to go that is gone after round `number`, from 1 (Zhu & Gupta)."""
-    return 1 - (1 - number / rounds) ** 3
-
-
-def _model(context: StageContext, number: int) -> Path:
-    """Folder of the model that a round leaves."""
-    return context.work_dir / f"round-{number}" / "model"
-
-
-def _round(
-    inputs: Mapping[str, Path], config: PruneConfig, context: StageContext, earlier: list[Round]
-) -> Round:
-    """The next round, with `config.epochs` of its own, unless it was finished before."""
-    number, sentences = len(earlier) + 1, inputs["data"]
-    out = _model(context, number)
-    folder, tell = out.parent, context.reporter.message
-    if (folder / DONE).exists():
-        return Round.model_validate_json((folder / DONE).read_text(encoding="utf-8"))
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    title = "prune" if config.rounds == 1 else f"prune, round {number} of {config.rounds}"
-    past = sum(one.epochs for one in earlier)
-    own = StageContext(
-        out, folder, _Later(context.reporter, past), context.seed + number - 1, context.threads
-    )
-
-    torch.manual_seed(own.seed)
-    model = loading.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
-    tokenizer = loading.load_tokenizer(inputs["model"])
-    if earlier:
-        figures = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
-    else:
-        figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
-    before, parameters = units.units(model), count_parameters(model)
-    after_step: Callable[[], None] | None = None
-    dial, measured = None, dict[str, float]()
-    if config.granularity == "unstructured":
-        sparsity = DEFAULT_SPARSITY if config.sparsity is None else config.sparsity
-        sparsity *= share(number, config.rounds)
-        after_step = units.zero_smallest(model, sparsity)
-        tell(
-            f"{title}: {sparsity:.0%} of the weights are zero; the matrices stay dense, so dense runtimes "
-            "are not faster"
-        )
-    else:
-        kept = _choose(model, tokenizer, sentences, config, own, earlier)
-        units.remove(model, kept)
-        dial, measured = kept.dial, kept.measured
-        tell(f"{title}: {_told(kept.units)}")
-    figures["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
-    tell(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
-    history: list[dict[str, float]] = []
-    if config.epochs:
-        history = loop.fit(
-            model,
-            tokenizer,
-            sentences,
-            config,
-            own,
-            what=f"{title}: recovery steps",
-            loss=DistillationLoss.of(config),
-            outputs=TeacherOutputs.open(inputs["outputs"]),
-            after_step=after_step,
-        )
-        if after_step is not None:
-            after_step()
-    loading.save_model(model, out)
-    loading.save_tokenizer(tokenizer, out)
-    figures |= loop.evaluate(model, tokenizer, sentences)
-    figures |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
-    if config.epochs:
-        tell(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
-    done = Round(
-        before=before,
-        after=units.units(model),
-        parameters_before=parameters,
-        epochs=config.epochs,
-        dial=dial,
-        figures=figures,
-        measured=measured,
-        history=[{**epoch, "epoch": past + epoch["epoch"]} for epoch in history],
-    )
-    write_text_atomic(folder / DONE, done.model_dump_json())  # last: it says that the rest is whole
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if earlier:
-        shutil.rmtree(_model(context, number - 1), ignore_errors=True)
-    return done
-
-
-def _choose(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Path,
-    config: PruneConfig,
-    context: StageContext,
-    earlier: list[Round],
-) -> Kept:
-    """The units that this round keeps; kept in its folder, for checkpoints fit no other choice."""
-    path = context.work_dir / CHOICE
-    if path.exists():
-        return Kept.model_validate_json(path.read_text(encoding="utf-8"))
-    number = len(earlier) + 1
-    scores = units.importance(model, tokenizer, sentences, config, context)
-    whole = earlier[0].before if earlier else units.units(model)
-    uniform, part = config.allocation == "uniform", share(number, config.rounds)
-    if (target := config.target) is not None:
-
-        def cost(candidate: PreTrainedModel) -> Mapping[str, float]:
-            if target.parameters is not None:
-                return {"parameters": count_parameters(candidate)}
-            return int8_cost(candidate, tokenizer, sentences, config, context)
-
-        # With `global` the new importance has moved units between layers, and the shape with them.
-        last = number == config.rounds
-        if not earlier or (last and not uniform):
-            choices = steps(scores, uniform, whole)
-            found = reach(model, choices, target, cost, context)
-            dial, measured = found.dial, found.measured
-        else:
-            dial, measured = earlier[0].dial, {}
-        assert dial is not None
-        kept = at_level(scores, dial * part, uniform, whole)
-        kept = kept.model_copy(update={"dial": dial, "measured": measured})
-    else:
-        heads = DEFAULT_HEAD_SPARSITY if config.head_sparsity is None else config.head_sparsity
-        neurons = DEFAULT_FFN_SPARSITY if config.ffn_sparsity is None else config.ffn_sparsity
-        kept = units.keep(scores, heads * part, neurons * part, uniform, whole)
-    write_text_atomic(path, kept.model_dump_json())
-    return kept
-
-
-def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
-    return loop.evaluate(model, tokenizer, sentences)["validation_accuracy"]
-
-
-def _zeros(model: PreTrainedModel) -> float:
-    """Part of the weights of all linear layers that is zero."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    return sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
-
-
-def _told(left: Units) -> str:
-    """`heads a layer 9, neurons a layer 768`; of layers that differ, each one's number."""
-
-    def numbers(of: tuple[int, ...]) -> str:
-        return " ".join(map(str, of if len(set(of)) > 1 else of[:1]))
-
-    return f"heads per layer {numbers(left.heads)}, neurons per layer {numbers(left.neurons)}"
-
-
-class _Later(Forwarding):
-    """Passes on what a round reports; its epochs come after the `past` ones of earlier rounds."""
-
-    def __init__(self, reporter: Reporter, past: int) -> None:
-        super().__init__(reporter)
-        self._past = past
-
-    def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """See `Reporter.metric`."""
-        super().metric(name, value, None if step is None else self._past + step)
+    return rounds.prune(inputs, config, context, int8_cost)
 
 
 def int8_cost(
@@ -303,14 +70,19 @@ def int8_cost(
     `quantization_aware` names, on a few sentences of the data `folder`, and thrown away. Timed are validation
     sentences, one at a time.
     """
+    from pressoir.benchmark.cost import Conditions, cost
+    from pressoir.export import classifier
+    from pressoir.models import loading
+    from pressoir.quantization import int8_scheme
+
     words: Literal["q4", "int8"] = "q4" if config.quantization_aware == "int8_q4" else "int8"
     with tempfile.TemporaryDirectory(dir=context.work_dir) as name:
         scratch = Path(name)
         source, packed, graph, work, few = (
-            scratch / part for part in ("model", "int8", "graph", "work", "few")
+            scratch / folder_name for folder_name in ("model", "int8", "graph", "work", "few")
         )
-        for part in (packed, graph, work):
-            part.mkdir()
+        for empty in (packed, graph, work):
+            empty.mkdir()
         loading.save_model(model, source)
         loading.save_tokenizer(tokenizer, source)
         sentences.excerpt(folder, few)
@@ -325,4 +97,7 @@ def int8_cost(
             StageContext(graph, work, Silent(), context.seed, context.threads),
         )
         conditions = Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
-        return benchmark_cost.cost(graph, folder, conditions).model_dump()
+        return cost(graph, folder, conditions).model_dump()
+
+
+STAGE = Stage(name="prune", version=1, kind="model", config=PruneConfig, run=run, searchable=True)

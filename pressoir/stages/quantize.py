@@ -26,12 +26,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pressoir.quantization.provenance import key_extras
 from pressoir.recipe.sections import QuantizeConfig
-from pressoir.stage import StageContext
-
-NAME = "quantize"
-VERSION = 1
-KIND = "quantized-model"
+from pressoir.stage import Stage, StageContext, StageKeyParts, whole_config
 
 
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
@@ -47,3 +44,19 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     from pressoir.quantization import weight_only
 
     return weight_only.run(inputs, config, context)
+
+
+def key(config: QuantizeConfig) -> StageKeyParts:
+    """All fields; of an algorithm of another package also which version of the package."""
+    return StageKeyParts(whole_config(config).config | key_extras(config))
+
+
+STAGE = Stage(
+    name="quantize",
+    version=1,
+    kind="quantized-model",
+    config=QuantizeConfig,
+    run=run,
+    key=key,
+    searchable=True,
+)

@@ -52,12 +52,8 @@ from pressoir.formats.tensor_bytes import (
 )
 from pressoir.models import execution_order
 from pressoir.recipe.sections import ShardConfig
-from pressoir.stage import StageContext
+from pressoir.stage import Stage, StageContext
 from pressoir.system import files
-
-NAME = "shard"
-VERSION = 2
-KIND = "onnx"
 
 GRAPH_ORDER = "graph order"
 # Other copies of the weights, which are not copied.
@@ -316,3 +312,6 @@ def _fill(costs: Sequence[int], limit: int) -> list[int]:
             used = 0
         used += cost
     return cuts
+
+
+STAGE = Stage(name="shard", version=2, kind="onnx", config=ShardConfig, run=run, searchable=True)

@@ -11,17 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from pressoir.data import sentences
 from pressoir.errors import SourceError
-from pressoir.models import loading
-from pressoir.models.layouts import count_parameters
 from pressoir.recipe.sections import TeacherConfig
-from pressoir.stage import StageContext
-from pressoir.training import loop
-
-NAME, VERSION, KIND = "teacher", 1, "model"
+from pressoir.stage import Stage, StageContext, StageKeyParts
 
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
@@ -32,6 +25,12 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     Raises:
         SourceError: the checkpoint classifies into other labels than the data's.
     """
+    import torch
+
+    from pressoir.models import loading
+    from pressoir.models.layouts import count_parameters
+    from pressoir.training import loop
+
     torch.manual_seed(context.seed)
     facts = sentences.info(inputs["data"])
     labels = facts["labels"]
@@ -50,7 +49,17 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         model = loading.load_classifier(inputs["model"], labels=labels)
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         history = loop.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
-    loop.save_history(history, context, NAME)
+    loop.save_history(history, context, "teacher")
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
     return loop.evaluate(model, tokenizer, inputs["data"]) | {"parameters": count_parameters(model)}
+
+
+def key(config: TeacherConfig) -> StageKeyParts:
+    """Of a finished checkpoint only that it is one: its digest is among the inputs."""
+    values = config.model_dump(mode="json")
+    values["checkpoint"] = config.checkpoint is not None
+    return StageKeyParts(values)
+
+
+STAGE = Stage(name="teacher", version=1, kind="model", config=TeacherConfig, run=run, key=key)

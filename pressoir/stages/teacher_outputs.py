@@ -8,139 +8,27 @@ forward pass in each. Costs one pass of the teacher over train, and disk: with h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from transformers import DataCollatorWithPadding
-
-from pressoir.config import Config
-from pressoir.data import sentences
-from pressoir.errors import RecipeError
-from pressoir.models import loading
-from pressoir.recipe.sections import StudentConfig
-from pressoir.reporting import track
-from pressoir.stage import StageContext
-from pressoir.training import loop, relations
-
-NAME, VERSION, KIND = "teacher_outputs", 1, "teacher-outputs"
-
-
-class OutputsConfig(Config):
-    """Which outputs are needed."""
-
-    hidden: bool
-    """Also the hidden states of the layers that the student's layers are matched with."""
-    relations: bool = False
-    """Also the queries, keys and values of the last layer, from which attention relations are computed."""
-    student: StudentConfig | None
-    """The student that will learn from them; None matches every layer of the teacher with itself."""
+from pressoir.recipe.sections import OutputsConfig
+from pressoir.stage import Stage, StageContext, StageKeyParts
 
 
 def run(inputs: Mapping[str, Path], config: OutputsConfig, context: StageContext) -> dict[str, float]:
-    """Write `logits.npy`, `offsets.npy` and, where asked, `hidden.npy` and `relations.npy`.
+    """Write the outputs that are learnt from; see `pressoir.training.teacher_outputs.compute`."""
+    from pressoir.training import teacher_outputs
 
-    See `training.TeacherOutputs`.
-
-    Inputs: `teacher`, `data`, and `student` where the student is a checkpoint of its own. Where `teacher` is
-    one of fewer word pieces, `reference` is the whole one: the logits are its, sentence by sentence.
-    """
-    model = loading.load_classifier(inputs["teacher"])
-    tokenizer = loading.load_tokenizer(inputs["teacher"])
-    rows = loop.tokenize(inputs["data"], "train", tokenizer, model)
-    lengths = np.asarray(rows["length"][:], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    logits = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
-    teacher_layers = model.config.num_hidden_layers
-    if config.student is None:
-        matched = list(range(teacher_layers))
-    else:
-        matched = matched_layers(config.student, teacher_layers, inputs.get("student"))
-    shapes = {}
-    if config.hidden:
-        shapes["hidden"] = (int(offsets[-1]), len(matched), model.config.hidden_size)
-    if config.relations:
-        shapes["relations"] = (int(offsets[-1]), len(relations.PARTS), relations.width(model))
-    kept: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {
-        name: np.lib.format.open_memmap(
-            context.out_dir / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
-        )
-        for name, shape in shapes.items()
-    }
-    order = np.argsort(lengths, kind="stable")
-    batches = [order[start : start + 64].tolist() for start in range(0, len(order), 64)]
-    reference = inputs.get("reference")
-    if reference is not None and not kept:
-        batches = []  # nothing of this model is needed but how it splits words
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
-    pad = DataCollatorWithPadding(tokenizer)
-    captured: AbstractContextManager[dict[str, torch.Tensor]] = nullcontext({})
-    if config.relations:
-        captured = relations.captured(model)
-    with captured as seen:
-        for batch in track(batches, len(batches), "teacher outputs: batches", context.reporter):
-            padded = pad([{name: rows[row][name] for name in names} for row in batch])
-            with torch.inference_mode():
-                outputs = model(**padded, output_hidden_states=config.hidden)
-            logits[batch] = outputs.logits.numpy()
-            found = {}
-            if config.hidden:
-                found["hidden"] = torch.stack([outputs.hidden_states[layer + 1] for layer in matched], dim=2)
-            if config.relations:
-                found["relations"] = relations.stacked(seen)
-            for name, states in found.items():  # (batch, seq, …)
-                chosen = states.half().numpy()
-                for place, row in enumerate(batch):
-                    kept[name][offsets[row] : offsets[row + 1]] = chosen[place, : lengths[row]]
-    for array in kept.values():
-        array.flush()
-    if reference is not None:
-        facts, texts = (
-            sentences.info(inputs["data"]),
-            sentences.load_split(inputs["data"], "train")["text"][:],
-        )
-        ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        logits[ascending] = loop.logits_of(
-            reference,
-            facts["labels"],
-            [texts[row] for row in ascending],
-            "teacher outputs: logits",
-            context.reporter,
-        )
-    np.save(context.out_dir / "logits.npy", logits)
-    np.save(context.out_dir / "offsets.npy", offsets)
-    labels = np.asarray(rows["labels"][:])
-    return {"train_accuracy": float((logits.argmax(axis=1) == labels).mean()), "tokens": float(offsets[-1])}
+    return teacher_outputs.compute(inputs, config, context)
 
 
-def matched_layers(
-    student: StudentConfig, teacher_layers: int, student_folder: Path | None = None
-) -> list[int]:
-    """The teacher layer (from 0) that each student layer learns from; the last is always matched with the
-    last.
+def key(config: OutputsConfig) -> StageKeyParts:
+    """Of a student that is a checkpoint only that it is one: its digest is among the inputs."""
+    values = config.model_dump(mode="json")
+    if config.student is not None:
+        values["student"]["model"] = config.student.model is not None
+    return StageKeyParts(values)
 
-    Raises:
-        RecipeError: a layer does not exist, or more are asked for than there are.
-    """
-    if isinstance(student.layers, tuple):
-        wrong = [layer for layer in student.layers if layer >= teacher_layers]
-        if wrong:
-            raise RecipeError(
-                f"distill.student.layers: the teacher has layers 0–{teacher_layers - 1}, not {wrong}"
-            )
-        return sorted(student.layers)
-    if student.layers is not None:
-        count = student.layers
-    elif student.config is not None:
-        count = student.config.get("num_hidden_layers", teacher_layers)
-    elif student_folder is not None:
-        count = loading.load_config(student_folder).num_hidden_layers
-    else:
-        count = max(1, teacher_layers // 2)
-    if count > teacher_layers:
-        raise RecipeError(
-            f"distill.student: {count} layers are specified, but the teacher has {teacher_layers}"
-        )
-    return [(index + 1) * teacher_layers // count - 1 for index in range(count)]
+
+STAGE = Stage(
+    name="teacher_outputs", version=1, kind="teacher-outputs", config=OutputsConfig, run=run, key=key
+)

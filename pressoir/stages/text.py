@@ -15,11 +15,7 @@ from pathlib import Path
 
 from pressoir.data import running_text
 from pressoir.recipe.sections import TextConfig
-from pressoir.stage import StageContext
-
-NAME = "text"
-VERSION = 1
-KIND = "text"
+from pressoir.stage import LoggedDataset, Stage, StageContext, StageKeyParts
 
 
 def run(inputs: Mapping[str, Path], config: TextConfig, context: StageContext) -> dict[str, float]:
@@ -31,3 +27,21 @@ def run(inputs: Mapping[str, Path], config: TextConfig, context: StageContext) -
     sizes = running_text.save(config, context.out_dir)
     context.reporter.message(", ".join(f"{name}: {size:,} characters" for name, size in sizes.items()))
     return {f"{name}_characters": float(size) for name, size in sizes.items()}
+
+
+def key(config: TextConfig) -> StageKeyParts:
+    """Of files which are named; and the digest of what they hold."""
+    values = config.model_dump(mode="json")
+    values["calibration"] = config.calibration is not None
+    values["evaluation"] = sorted(config.evaluation)
+    return StageKeyParts(values, {"source": running_text.source_digest(config)})
+
+
+def dataset(folder: Path, config: TextConfig) -> LoggedDataset:
+    """The calibration text, and each evaluation text by its name."""
+    files = {path.stem: path for path in (folder / "evaluation").glob("*.txt")}
+    files["calibration"] = folder / "calibration.txt"
+    return LoggedDataset("text", files, {"text": "string"})
+
+
+STAGE = Stage(name="text", version=1, kind="text", config=TextConfig, run=run, key=key, dataset=dataset)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,15 +22,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path, files: list[Path] | None = None) -> tuple[str, int]:
+def folder_digest(
+    folder: Path, files: list[Path] | None = None, known: Mapping[Path, str] | None = None
+) -> tuple[str, int]:
     """Digest and size in bytes of `folder`: SHA-256 over the name, length and content of each file.
 
-    `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those.
+    `artifact.json` is left out, so that the digest does not depend on itself. `files` restricts it to those;
+    `known` are SHA-256 of files that were hashed before.
     """
-    total, digest = 0, hashlib.sha256()
+    total, digest, known = 0, hashlib.sha256(), known or {}
     for path in sorted(files if files is not None else files_of(folder)):
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        digest.update(f"{len(name)}:{name}:{size}:{file_sha256(path)}\n".encode())
+        sha256 = known.get(path) or file_sha256(path)
+        digest.update(f"{len(name)}:{name}:{size}:{sha256}\n".encode())
         total += size
     return digest.hexdigest(), total
 

@@ -163,8 +163,10 @@ def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContext
     """What is in force while `model` trains: simulated int8, where `config` asks for it."""
     if not isinstance(config, LearnerConfig) or config.quantization_aware is None:
         return nullcontext()
-    words = 4 if config.quantization_aware == "int8_q4" else 8
-    return quantization_aware.simulated(model, words, exclude=(*QuantizeConfig().exclude, PROJECTION))
+    embedding_bits = 4 if config.quantization_aware == "int8_q4" else 8
+    return quantization_aware.simulated(
+        model, embedding_bits, exclude=(*QuantizeConfig().exclude, PROJECTION)
+    )
 
 
 def evaluate(

@@ -40,8 +40,8 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def simulated(model: PreTrainedModel, words: int, exclude: Sequence[str]) -> Iterator[None]:
-    """Let `model` compute with int8 weights and activations, and with `words` bits (8 or 4) of word pieces.
+def simulated(model: PreTrainedModel, embedding_bits: int, exclude: Sequence[str]) -> Iterator[None]:
+    """Let `model` compute with int8 weights and activations; word pieces have `embedding_bits`, 8 or 4.
 
     `exclude` names modules, by dotted parts, that stay float. Blocks of 4 bits have their default size.
 
@@ -54,7 +54,7 @@ def simulated(model: PreTrainedModel, words: int, exclude: Sequence[str]) -> Ite
             if named_by(name, exclude):
                 continue
             module = model.get_submodule(name)
-            rounding = _blocks if name == table and words == symmetric_blocks.BITS else _rows
+            rounding = _blocks if name == table and embedding_bits == symmetric_blocks.BITS else _rows
             module.forward = _linear(module) if isinstance(module, nn.Linear) else _table(module, rounding)
             changed.append(module)
         yield

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pressoir.errors import RecipeError
-from pressoir.models.layouts import encoder_layers, layout
+from pressoir.models.layouts import architecture_of, encoder_layers, linear
 
-PARTS = ("query", "key", "value")
+PROJECTIONS = ("query", "key", "value")
 WIDTH = 16  # of a relation head of the teacher: 48 heads of 768 units, 64 of 1024, as in the paper
 
 
 @contextmanager
 def captured(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the last layer's projections `PARTS`, each (batch, seq, width), of the latest pass.
+    """Outputs of the last layer's `PROJECTIONS`, each (batch, seq, width), of the latest pass.
 
     Raises:
         SourceError: the architecture is not one whose parts are known.
@@ -53,14 +53,12 @@ def captured(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 
 def stacked(seen: dict[str, Tensor]) -> Tensor:
     """Take out of `seen` what `captured` put there: (batch, seq, 3, width)."""
-    return torch.stack([seen.pop(name) for name in PARTS], dim=2)
+    return torch.stack([seen.pop(name) for name in PROJECTIONS], dim=2)
 
 
 def width(model: PreTrainedModel) -> int:
     """Units of all heads of the last layer together."""
-    weight = _projections(model)["query"].weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
+    return _projections(model)["query"].out_features
 
 
 def count_heads(teacher_width: int, student_width: int, asked: int | None = None) -> int:
@@ -100,12 +98,12 @@ def loss(student: Tensor, teacher: Tensor, mask: Tensor, heads: int | None = Non
     heads = count_heads(teacher.shape[-1], student.shape[-1], heads)
     total = torch.zeros((), device=student.device)
     with torch.autocast(student.device.type, enabled=False):
-        for part in range(len(PARTS)):  # one at a time: the teacher's are freed in between
-            expected = _log_relations(teacher[:, :, part].detach(), mask, heads)
-            found = _log_relations(student[:, :, part], mask, heads)
+        for index in range(len(PROJECTIONS)):  # one at a time: the teacher's are freed in between
+            expected = _log_relations(teacher[:, :, index].detach(), mask, heads)
+            found = _log_relations(student[:, :, index], mask, heads)
             each = F.kl_div(found, expected, reduction="none", log_target=True).sum(dim=-1)
             total = total + (each.mean(dim=1) * mask).sum()  # each: (batch, heads, seq)
-    return total / (len(PARTS) * mask.sum())
+    return total / (len(PROJECTIONS) * mask.sum())
 
 
 def _log_relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -117,6 +115,6 @@ def _log_relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
     return F.log_softmax(scores, dim=-1)
 
 
-def _projections(model: PreTrainedModel) -> dict[str, nn.Module]:
-    parts, layer = layout(model), encoder_layers(model)[-1]
-    return {name: layer.get_submodule(parts[name]) for name in PARTS}
+def _projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    names, layer = architecture_of(model), encoder_layers(model)[-1]
+    return {name: linear(layer, getattr(names, name)) for name in PROJECTIONS}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-import tasks  # noqa: F401 — before Prefect: it turns telemetry off
+from pressoir import tasks  # noqa: F401 — before Prefect: it turns telemetry off
 
 
 @pytest.fixture(scope="session")
@@ -58,15 +58,14 @@ def real_recipe(tiny_bert, tiny_data):
 
 
 @pytest.fixture
-def fake_stages(monkeypatch):
+def fake_stages(replace_run):
     """Stages that copy their model stand in for all but `data`; the value is the list of those that ran."""
-    from pressoir.pipeline.keys import STAGES, load_stage
+    from pressoir.stage import load_stage, stage_names
 
     ran = []
-    for name in STAGES:
-        stage = load_stage(name)
-        fakes = {"data": stage.run, "benchmark": _fake_benchmark}
-        monkeypatch.setattr(stage, "run", _noting(ran, name, fakes.get(name) or _fake_stage(name)))
+    for name in stage_names():
+        fakes = {"data": load_stage(name).run, "benchmark": _fake_benchmark}
+        replace_run(name, _noting(ran, name, fakes.get(name) or _fake_stage(name)))
     return ran
 
 

@@ -43,7 +43,7 @@ def written(values, tmp_path):
 
 
 def run(*words):
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     return CliRunner().invoke(main, [str(word) for word in words])
 
@@ -56,7 +56,7 @@ class TestFlow:
         from mlflow import MlflowClient
         from prefect.client.orchestration import get_client
 
-        from flows.batch_evaluation import batch_evaluation
+        from pressoir.flows.batch_evaluation import batch_evaluation
 
         broken = shutil.copytree(values["models"][0]["model"], tmp_path / "broken")
         weights = broken / "model.safetensors"
@@ -106,7 +106,7 @@ class TestFlow:
         assert {"evaluation-report", "evaluation"} <= keys
 
     def test_a_resumed_run_does_only_what_is_left(self, values):
-        from flows.batch_evaluation import batch_evaluation
+        from pressoir.flows.batch_evaluation import batch_evaluation
 
         values["models"][0]["generation"] = {"window": 16}
         whole = values["models"]
@@ -144,7 +144,7 @@ class TestLooking:
 
     def test_no_model_library_and_no_prefect_is_loaded_to_look(self, written, home):
         program = (
-            "import sys; from flows.cli import main\n"
+            "import sys; from pressoir.flows.cli import main\n"
             "try: main(['evaluate', sys.argv[1], '--analyze-only'])\n"
             "except SystemExit as end: assert not end.code, end.code\n"
             "names = {'torch', 'transformers', 'onnxruntime', 'prefect', 'mlflow', 'dask', 'pandas'}\n"
@@ -180,10 +180,10 @@ class TestLooking:
     def test_nothing_given_says_what_to_give(self, home):
         result = run("evaluate")
         assert result.exit_code == 2
-        assert "configs/evaluation-demo.yaml" in result.stderr
+        assert "the example evaluation-demo" in result.stderr
 
     def test_interactive_asks_and_can_be_declined(self, written, home, tmp_path):
-        from flows.cli import main
+        from pressoir.flows.cli import main
 
         told = CliRunner().invoke(
             main, ["evaluate", str(written()), "--interactive"], input="conservative\nall\nn\n"

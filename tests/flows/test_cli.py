@@ -17,7 +17,7 @@ from pressoir.store.store import Store
 
 
 def run(*words):
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     return CliRunner().invoke(main, [str(word) for word in words])
 
@@ -147,7 +147,7 @@ def command_line(*words, home, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *map(str, words)],
+        [sys.executable, "-m", "pressoir.flows.cli", *map(str, words)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

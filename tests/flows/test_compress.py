@@ -1,7 +1,10 @@
 """The compress flow over stages that only copy: order, cache, records, errors."""
 
+import dataclasses
 import inspect
 import logging
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +42,7 @@ def runs_of(result):
 
 
 def test_a_run_builds_every_stage_in_order_and_the_next_finds_all_in_the_store(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     first = compress(recipe)
     assert fake_stages == ORDER
@@ -62,7 +65,7 @@ def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     result = compress(recipe)
@@ -83,7 +86,7 @@ def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
 
 
 def test_changing_a_late_stage_runs_again_only_from_there(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     fake_stages.clear()
@@ -92,7 +95,7 @@ def test_changing_a_late_stage_runs_again_only_from_there(recipe, fake_stages):
 
 
 def test_refresh_builds_everything_again(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(recipe)
     fake_stages.clear()
@@ -101,7 +104,7 @@ def test_refresh_builds_everything_again(recipe, fake_stages):
 
 
 def test_stages_set_to_null_are_left_out(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None))
     assert fake_stages == ["data", "teacher", "export", "benchmark"]
@@ -111,7 +114,7 @@ def test_stages_set_to_null_are_left_out(recipe, fake_stages):
 
 
 def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(set_(recipe, distill=None, quantize=None))
     assert fake_stages == [
@@ -120,7 +123,7 @@ def test_pruning_alone_still_gets_the_teachers_outputs(recipe, fake_stages):
 
 
 def test_text_that_augment_makes_is_learnt_from_but_does_not_decide_the_vocabulary(recipe, fake_stages):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     compress(set_(recipe, augment={"copies": 1}, vocabulary={}))
     assert fake_stages.index("augment") < fake_stages.index("distill")
@@ -130,7 +133,7 @@ def test_text_that_augment_makes_is_learnt_from_but_does_not_decide_the_vocabula
 
 
 def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
-    from flows.compress import compress, plan
+    from pressoir.flows.compress import compress, plan
 
     before = plan(recipe)
     assert [row.stage for row in before] == ORDER
@@ -148,7 +151,7 @@ def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
 
 
 def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(recipe)
     client, parent, nested = runs_of(result)
@@ -184,7 +187,7 @@ def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
 def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
     from prefect.client.orchestration import get_client
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress(recipe)
     with get_client(sync_client=True) as client:
@@ -198,7 +201,7 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
 
 
 def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, home):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
     from pressoir.registry.registry import Registry
     from pressoir.sources import resolve
     from pressoir.store.store import Store
@@ -215,8 +218,8 @@ def test_the_result_is_registered_and_resolves_by_its_id(recipe, fake_stages, ho
 
 
 def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
-    from flows.compress import compress
-    from tasks import report_to
+    from pressoir.flows.compress import compress
+    from pressoir.tasks import report_to
 
     with report_to(reporter):
         compress(recipe)
@@ -229,8 +232,8 @@ def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
 def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeypatch):
     from prefect.client.orchestration import get_client
 
-    from flows.compress import compress
-    from tasks import stage
+    from pressoir.flows.compress import compress
+    from pressoir.tasks import stage
 
     monkeypatch.setattr(stage, "_LONG_S", -1.0)
     monkeypatch.setattr(stage, "_EVERY_S", -1.0)
@@ -247,7 +250,7 @@ def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeyp
 
 @pytest.mark.parametrize("form", ["path", "mapping", "recipe"])
 def test_a_recipe_is_taken_as_path_mapping_or_value(recipe, fake_stages, tmp_path, form):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     small = set_(recipe, distill=None, prune=None, quantize=None, shard=None, registry=None)
     path = tmp_path / "recipe.yaml"
@@ -259,7 +262,7 @@ def test_a_recipe_is_taken_as_path_mapping_or_value(recipe, fake_stages, tmp_pat
 def test_the_form_in_prefect_is_the_recipes_own_schema():
     from prefect.utilities.callables import parameter_schema
 
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
     from pressoir.recipe.recipe import Recipe
 
     schema = parameter_schema(compress).model_dump()
@@ -272,8 +275,8 @@ def test_the_form_in_prefect_is_the_recipes_own_schema():
 
 
 def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home):
-    from flows.compress import compress
     from pressoir.errors import RecipeError
+    from pressoir.flows.compress import compress
 
     raw = yaml.safe_load(recipe.to_yaml())
     raw["distill"]["temprature"] = 3
@@ -284,8 +287,8 @@ def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home):
 
 
 def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home):
-    from flows.compress import compress
     from pressoir.errors import DataError
+    from pressoir.flows.compress import compress
 
     with pytest.raises(DataError, match="is not a file"):
         compress(set_(recipe, data={"train": "nowhere.tsv"}))
@@ -293,21 +296,19 @@ def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home):
     assert not (home / "mlflow.db").exists()
 
 
-def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, monkeypatch):
-    import sys
-
+def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, replace_run):
     from mlflow import MlflowClient
 
-    from flows.compress import compress
     from pressoir.errors import ParityError
+    from pressoir.flows.compress import compress
     from pressoir.store.store import Store
-    from tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking import tracking_uri
 
     def fail(inputs, config, context):
         fake_stages.append("quantize")
         raise ParityError("the codes do not match")
 
-    monkeypatch.setattr(sys.modules["pressoir.stages.quantize"], "run", fail)
+    replace_run("quantize", fail)
     with pytest.raises(ParityError, match="the codes do not match"):
         compress(recipe)
     assert fake_stages.count("quantize") == 1
@@ -325,7 +326,10 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
     from prefect import flow
 
     from pressoir.errors import UnreachableError
-    from tasks import fetch as module
+    from pressoir.pipeline.sources import Sources
+    from pressoir.sources import resolve
+    from pressoir.store.store import Store
+    from pressoir.tasks import fetch as module
 
     seen = []
 
@@ -337,12 +341,12 @@ def test_only_an_unreachable_hub_is_tried_again_and_not_when_offline(home, monke
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     else:
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(module, "resolve", unreachable)
+    monkeypatch.setattr(resolve, "resolve", unreachable)
     quick = module.fetch.with_options(retry_delay_seconds=0)
 
     @flow
     def fetching():
-        quick("org/name", home)
+        quick("org/name", Sources(Store(home)))
 
     with pytest.raises(UnreachableError):
         fetching()
@@ -354,20 +358,126 @@ def test_a_wrong_reference_is_not_tried_again(home, monkeypatch):
     from prefect import flow
 
     from pressoir.errors import SourceError
-    from tasks.fetch import fetch
+    from pressoir.pipeline.sources import Sources
+    from pressoir.store.store import Store
+    from pressoir.tasks.fetch import fetch
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
     @flow
     def fetching():
-        fetch("./nowhere", home)
+        fetch("./nowhere", Sources(Store(home)))
 
     with pytest.raises(SourceError, match="no such folder"):
         fetching()
 
 
+def watch_reading(monkeypatch, root):
+    """A counter of how often each file below `root` is hashed, and `data.load` called."""
+    from collections import Counter
+
+    from pressoir.data import sentences
+    from pressoir.sources import resolve
+    from pressoir.system import files
+
+    seen, file_sha256, load = Counter(), files.file_sha256, sentences.load
+
+    def hashed(path):
+        if path.is_relative_to(root):
+            seen[path.relative_to(root).as_posix()] += 1
+        return file_sha256(path)
+
+    def loaded(config, seed):
+        seen["data.load"] += 1
+        return load(config, seed)
+
+    for module in (files, resolve, sentences):
+        monkeypatch.setattr(module, "file_sha256", hashed)
+    stage = sys.modules["pressoir.stages.data"]
+    monkeypatch.setattr(stage, "STAGE", dataclasses.replace(stage.STAGE, prepare=loaded))
+    monkeypatch.setattr(sentences, "load", loaded)
+    return seen
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_command_hashes_each_file_and_reads_the_data_once(
+    recipe, fake_stages, monkeypatch, tmp_path, tiny_classifier, tiny_data, dry_run
+):
+    from click.testing import CliRunner
+
+    from pressoir.flows.cli import main
+
+    outside = tmp_path / "outside"
+    shutil.copytree(tiny_classifier, outside / "model")
+    shutil.copytree(tiny_data, outside / "data")
+    splits = {split: str(outside / "data" / f"{split}.tsv") for split in ("train", "validation", "test")}
+    moved = set_(recipe, model=str(outside / "model"), data=splits)
+    (tmp_path / "recipe.yaml").write_text(moved.to_yaml())
+    seen = watch_reading(monkeypatch, outside)
+    done = CliRunner().invoke(
+        main, ["compress", str(tmp_path / "recipe.yaml"), *(["--dry-run"] if dry_run else [])]
+    )
+    assert done.exit_code == 0, done.output
+    assert fake_stages == ([] if dry_run else ORDER)
+    assert {"data.load", "data/train.tsv", "data/test.tsv", "model/model.safetensors"} <= set(seen)
+    assert set(seen.values()) == {1}, seen
+
+
+def test_a_flow_looks_up_once_too(recipe, fake_stages, monkeypatch, tmp_path, tiny_classifier):
+    from pressoir.flows.compress import compress
+
+    shutil.copytree(tiny_classifier, tmp_path / "outside" / "model")
+    seen = watch_reading(monkeypatch, tmp_path / "outside")
+    compress(set_(recipe, model=str(tmp_path / "outside" / "model")))
+    assert {"data.load", "model/model.safetensors"} <= set(seen)
+    assert set(seen.values()) == {1}, seen
+
+
+def test_a_stage_of_another_package_runs_in_its_place_and_is_compared(recipe, fake_stages, smooth):
+    """Its section is that of any stage, its task and its run in MLflow are named after it."""
+    from pressoir.flows.compress import compress, plan
+    from pressoir.recipe import recipe as recipes
+
+    smooth.install(after="'prune'")
+    kind = recipes.with_outside_sections(recipes.Recipe)
+    raw = yaml.safe_load(recipe.to_yaml())
+    without = kind.from_dict(raw)
+    chosen = kind.from_dict({**raw, "smooth": {"strength": 0.25}})
+    assert [row.stage for row in plan(without)] == ORDER
+    place = ORDER.index("prune") + 1
+    order = [*ORDER[:place], "smooth", *ORDER[place:]]
+    assert [row.stage for row in plan(chosen)] == order
+    result = compress(chosen)
+    assert fake_stages == ORDER, "the fakes stand in for Pressoir's own alone"
+    assert [row.stage for row in result.rows] == [
+        *("teacher", "teacher", "distill", "prune", "smooth", "quantize", "export", "shard")
+    ]
+    _, parent, nested = runs_of(result)
+    assert [run.info.run_name.partition(" ")[0] for run in nested] == order
+    assert parent.data.params["stages.smooth"] == "True"
+    run = next(run for run in nested if run.info.run_name == "smooth")
+    assert run.data.params["strength"] == run.data.metrics["strength"].__str__() == "0.25"
+    assert (result.folder / "smooth.txt").read_text() == "0.25 ['data', 'model']", "later ones take its model"
+    assert [row.state for row in plan(chosen)] == ["cached"] * len(order)
+
+
+@pytest.mark.parametrize(
+    ("after", "before"), [("teacher", "teacher_outputs"), ("distill", "prune"), ("shard", "benchmark")]
+)
+def test_its_place_does_not_depend_on_which_stages_the_recipe_has(recipe, smooth, after, before):
+    from pressoir.flows.compress import plan
+    from pressoir.recipe import recipe as recipes
+
+    smooth.install(after=repr(after))
+    raw = {**yaml.safe_load(recipe.to_yaml()), "smooth": {}}
+    kind = recipes.with_outside_sections(recipes.Recipe)
+    for left_out in ({}, {"quantize": None, "shard": None}):
+        steps = [row.stage for row in plan(kind.from_dict({**raw, **left_out}))]
+        assert steps[steps.index("smooth") + 1] == before
+
+
 def test_the_pipeline_fits_on_one_screen():
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     assert len(inspect.getsource(pipeline).splitlines()) <= 50
 

@@ -49,10 +49,10 @@ def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home
     import mlflow
     import pandas as pd
 
-    from flows.compress import compress, plan
+    from pressoir.flows.compress import compress, plan
     from pressoir.inference.text_generation import TextGenerator
     from pressoir.registry.registry import Registry
-    from tasks.model_version import _global_tracking_uri
+    from pressoir.tasks.model_version import _global_tracking_uri
 
     result = compress(recipe)
     rows = [(row.stage, row.runtime) for row in result.rows]
@@ -78,7 +78,7 @@ def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home
 
 
 def test_a_merge_in_3_bits_goes_through_the_same_flow(recipe, tiny_llama, other_llama):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     merged = compress(
         {
@@ -94,7 +94,7 @@ def test_a_merge_in_3_bits_goes_through_the_same_flow(recipe, tiny_llama, other_
 
 
 def test_a_language_model_may_stay_in_full_precision(recipe):
-    from flows.compress import compress
+    from pressoir.flows.compress import compress
 
     result = compress({**recipe, "quantize": None, "shard": None, "registry": None})
     assert [(row.stage, row.runtime) for row in result.rows] == [

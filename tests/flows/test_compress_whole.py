@@ -25,11 +25,11 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
     import mlflow
     import pandas as pd
 
-    from flows.compress import compress, plan
+    from pressoir.flows.compress import compress, plan
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.registry.registry import Registry
     from pressoir.store.store import Store
-    from tasks.model_version import _global_tracking_uri
+    from pressoir.tasks.model_version import _global_tracking_uri
 
     path = tmp_path / "tiny.yaml"
     path.write_text(real_recipe.to_yaml(), encoding="utf-8")
@@ -80,8 +80,8 @@ def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, ti
 
     from transformers import DistilBertConfig, DistilBertModel
 
-    from flows.compress import compress
     from pressoir.data import sentences
+    from pressoir.flows.compress import compress
     from pressoir.models import loading
     from pressoir.recipe.recipe import Recipe
 

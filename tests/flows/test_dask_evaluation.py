@@ -94,7 +94,7 @@ class TestCluster:
     def test_workers_give_what_one_machine_gives_and_a_resumed_run_runs_nothing(self, values):
         from prefect.client.orchestration import get_client
 
-        from flows.batch_evaluation import batch_evaluation
+        from pressoir.flows.batch_evaluation import batch_evaluation
 
         alone = batch_evaluation(values)
         spread = batch_evaluation({**values, "dask": {"workers": 2}})
@@ -120,7 +120,7 @@ class TestCluster:
     def test_a_worker_never_gets_more_than_it_holds(self, values, client):
         from distributed import get_task_stream
 
-        from flows.batch_evaluation import batch_evaluation
+        from pressoir.flows.batch_evaluation import batch_evaluation
 
         for model in values["models"]:
             model["memory_gb"] = 0.8
@@ -146,7 +146,7 @@ class TestCluster:
         assert {overlap(held) for held in spans.values()} == {1}
 
     def test_a_cluster_that_says_nothing_of_memory_is_refused(self, values, client):
-        from flows.batch_evaluation import batch_evaluation
+        from pressoir.flows.batch_evaluation import batch_evaluation
 
         address = client().scheduler.address
         with pytest.raises(RecipeError, match=f'dask worker {address} --resources "MEMORY=8e9"'):
@@ -155,7 +155,8 @@ class TestCluster:
 
 def test_without_a_cluster_no_dask_is_imported():
     program = (
-        "import sys, flows.batch_evaluation, flows.commands.evaluate, pressoir.evaluation.cluster\n"
+        "import sys, pressoir.evaluation.cluster\n"
+        "import pressoir.flows.batch_evaluation, pressoir.flows.commands.evaluate\n"
         "print(*{'dask', 'distributed', 'prefect_dask'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ KEY = "a-key"
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     """MLflow's database, empty: making one takes seconds."""
-    from tasks.tracking import prepare_database
+    from pressoir.tasks.tracking import prepare_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_database(f"sqlite:///{path}")
@@ -57,9 +57,9 @@ def fake_serve(monkeypatch):
 
 
 def use_fake(patch):
-    import flows.deploy
+    import pressoir.flows.deploy
 
-    patch.setattr(flows.deploy, "SERVE", FAKE)
+    patch.setattr(pressoir.flows.deploy, "SERVE", FAKE)
     patch.setenv("PRESSOIR_API_KEY", KEY)
 
 
@@ -94,7 +94,7 @@ def state(home, server=None):
 
 
 def deploy(*words):
-    from flows.deploy import deploy
+    from pressoir.flows.deploy import deploy
 
     return deploy(*words)
 
@@ -163,7 +163,7 @@ class TestDeployment:
     def test_a_second_deployment_waits_for_the_first_and_says_so(self, values, home):
         from filelock import FileLock
 
-        from tasks import report_to
+        from pressoir.tasks import report_to
 
         first = FileLock(home / "locks" / "deploy.lock", thread_local=False)
         told = []
@@ -251,12 +251,12 @@ def fail_alias(monkeypatch):
 
 
 def interrupt(monkeypatch):
-    import tasks.serving_version
+    import pressoir.tasks.serving_version
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks.serving_version, "register", stop)
+    monkeypatch.setattr(pressoir.tasks.serving_version, "register", stop)
 
 
 FAULTS = {
@@ -358,8 +358,8 @@ def test_whatever_step_fails_everything_is_as_it_was(name, place, values, monkey
 
 
 def run(*words):
-    from flows.cli import main
-    from flows.commands.deploy import deploy
+    from pressoir.flows.cli import main
+    from pressoir.flows.commands.deploy import deploy
 
     if "deploy" not in main.commands:
         main.add_command(deploy)
@@ -406,8 +406,8 @@ class TestCommand:
 def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     values, home, tmp_path, monkeypatch, tiny_classifier
 ):
-    import flows.deploy
-    import tasks.serving_version
+    import pressoir.flows.deploy
+    import pressoir.tasks.serving_version
     from pressoir.errors import PressoirError
     from pressoir.registry.registry import Registry
     from pressoir.serving.client import Server
@@ -424,7 +424,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     log = tmp_path / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
+            [*pressoir.flows.deploy.SERVE, str(path), "--port", "0"], stderr=output, stdout=subprocess.DEVNULL
         )
     try:
         address = until(lambda: re.search(r"http://[\d.]+:\d+", log.read_text()))[0]
@@ -432,9 +432,9 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
             until(server.is_ready)
             before = state(home), server.digests()
 
-            monkeypatch.setattr(flows.deploy, "SERVE", FAKE)  # the real one has been tried
+            monkeypatch.setattr(pressoir.flows.deploy, "SERVE", FAKE)  # the real one has been tried
             more = {**tiers, "own": {"model": str(own)}, "story": values["tiers"]["story"]}
-            register = tasks.serving_version.register
+            register = pressoir.tasks.serving_version.register
 
             def spoil(*words):
                 weights = own / "model.safetensors"
@@ -443,7 +443,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
                 return register(*words)
 
             with monkeypatch.context() as patch:
-                patch.setattr(tasks.serving_version, "register", spoil)
+                patch.setattr(pressoir.tasks.serving_version, "register", spoil)
                 with pytest.raises(PressoirError, match="all changes were rolled back"):
                     deploy({**values, "isolation": "thread", "tiers": more}, address)
             assert (state(home), server.digests()) == before

@@ -176,7 +176,8 @@ def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, 
 
     ports = {"prefect": free_port(), "mlflow": free_port()}
     program = (
-        "import sys; from flows.commands.ui import serve_ui; serve_ui(int(sys.argv[1]), int(sys.argv[2]))"
+        "import sys; from pressoir.flows.commands.ui import serve_ui\n"
+        "serve_ui(int(sys.argv[1]), int(sys.argv[2]))"
     )
     ui = start("-c", program, *map(str, ports.values()), log="ui.log")
     wait_for(lambda: "Ctrl-C stops both" in (tmp_path / "ui.log").read_text() or None, 240, "the pages")
@@ -194,8 +195,8 @@ def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, 
 
 
 def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
-    from flows.commands.ui import serve_ui
     from pressoir.errors import RecipeError
+    from pressoir.flows.commands.ui import serve_ui
 
     monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -208,10 +209,10 @@ def test_a_taken_port_is_told_with_what_to_do(tmp_path, monkeypatch):
 
 
 def test_every_deployment_names_a_file_that_is_valid():
-    from flows import recipes
     from pressoir.evaluation.config import EvaluationConfig
+    from pressoir.flows import recipes
     from pressoir.recipe.recipe import Recipe
-    from pressoir.search.config import SearchConfig
+    from pressoir.recipe_search.config import SearchConfig
     from pressoir.serving.config import ServingConfig
 
     kinds = {

@@ -125,7 +125,7 @@ def test_killed_hanging_truncated_and_raising_children_get_four_verdicts_and_the
 ):
     from mlflow import MlflowClient
 
-    from flows.batch_evaluation import batch_evaluation
+    from pressoir.flows.batch_evaluation import batch_evaluation
 
     def truncate_once_prepared(watch):
         until(lambda: watch.exists("plan.json"), "the run planned")

@@ -4,12 +4,12 @@ from importlib import import_module
 
 import pytest
 
-from flows.extras import needs_dask
 from pressoir.errors import RecipeError
+from pressoir.flows.extras import needs_dask
 
 
 def test_a_missing_extra_is_told_with_how_to_get_it():
-    told = r"pip install 'pressoir\[dask\]' \(No module named 'no_dask'\)"
+    told = r"`pip install '\.\[dask\]'` in Pressoir's folder \(No module named 'no_dask'\)"
     with pytest.raises(RecipeError, match=told), needs_dask():
         import_module("no_dask")
 

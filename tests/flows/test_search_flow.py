@@ -42,19 +42,19 @@ def quiet(caplog):
 
 
 @pytest.fixture
-def built(monkeypatch):
+def built(replace_run):
     """Every stage that was really run, with its folder of inputs and its configuration."""
-    from pressoir.pipeline.keys import STAGES, load_stage
+    from pressoir.stage import load_stage, stage_names
 
     ran = []
-    for name in STAGES:
-        stage = load_stage(name)
+    for name in stage_names():
+        really = load_stage(name).run
 
-        def run(inputs, config, context, name=name, really=stage.run):
+        def run(inputs, config, context, name=name, really=really):
             ran.append((name, config.model_dump_json(), context.out_dir))
             return really(inputs, config, context)
 
-        monkeypatch.setattr(stage, "run", run)
+        replace_run(name, run)
     return ran
 
 
@@ -68,9 +68,9 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
     from mlflow import MlflowClient
     from prefect.client.orchestration import get_client
 
-    from flows.compress import compress
-    from flows.search import search
     from pressoir.data import sentences
+    from pressoir.flows.compress import compress
+    from pressoir.flows.search import search
     from pressoir.store.store import Store
 
     read = []
@@ -139,7 +139,7 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
 
 
 def test_a_trial_that_cannot_meet_the_budget_is_never_trained_and_the_nearest_is_named(values, home, built):
-    from flows.search import search
+    from pressoir.flows.search import search
 
     values["budget"] = {"max_size_mb": 0.001, "min_accuracy": 0.9}
     result = search(values)
@@ -161,7 +161,7 @@ def test_a_trial_that_cannot_meet_the_budget_is_never_trained_and_the_nearest_is
 
 
 def test_a_short_distillation_cuts_before_a_long_one(values, home, built):
-    from flows.search import search
+    from pressoir.flows.search import search
 
     values["budget"] = {"min_accuracy": 1.0}
     values["recipe"]["distill"] |= {"learning_rate": 1e-9, "alpha": 0.0, "hidden_weight": 0.0}
@@ -179,7 +179,7 @@ def test_a_short_distillation_cuts_before_a_long_one(values, home, built):
 
 
 def test_a_trial_that_fails_is_told_of_and_the_others_go_on(values):
-    from flows.search import search
+    from pressoir.flows.search import search
 
     values["space"] = {"distill.student.layers": [1, 9]}
     found = search(values).found
@@ -224,7 +224,7 @@ def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, 
         }
         with (tmp_path / f"{place}.log").open("ab") as log:
             process = psutil.Popen(
-                [sys.executable, "-m", "flows.cli", "search", str(config)],
+                [sys.executable, "-m", "pressoir.flows.cli", "search", str(config)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -263,7 +263,7 @@ def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, 
 def test_two_workers_find_what_one_process_finds(values, home, built, tmp_path):
     from distributed import Client, LocalCluster, get_task_stream
 
-    from flows.search import search
+    from pressoir.flows.search import search
 
     values["space"]["distill.student.layers"] = [1, 2]
     with ExitStack() as stack:
@@ -294,7 +294,7 @@ def test_two_workers_find_what_one_process_finds(values, home, built, tmp_path):
 
 def test_without_a_cluster_no_dask_is_imported():
     program = (
-        "import sys, flows.search, flows.commands.search\n"
+        "import sys, pressoir.flows.search, pressoir.flows.commands.search\n"
         "print(*{'dask', 'distributed', 'prefect_dask'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

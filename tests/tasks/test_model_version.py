@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+RECORDED = Path(__file__).with_name("recorded_pyfunc_model.py")
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
@@ -42,7 +44,7 @@ def publish(store, tiny_classifier):
 
 @pytest.fixture
 def run(store):
-    from tasks.tracking import parent_run
+    from pressoir.tasks.tracking import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         yield run
@@ -65,7 +67,7 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     version, promoted, _ = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -83,11 +85,34 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
     assert sum(f.stat().st_size for f in (store.home / "mlartifacts").rglob("*") if f.is_file()) < 100_000
 
 
+def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(
+    store, publish, run, tiny_classifier, monkeypatch
+):
+    """MLflow keeps the code that it was registered with, here that of version 0.1.0."""
+    import mlflow
+    import pandas as pd
+
+    from pressoir.inference.text_classification import TextClassifier
+    from pressoir.recipe.sections import RegistryConfig
+    from pressoir.tasks import model_version
+
+    assert "from pressoir.artifact import" in RECORDED.read_text(encoding="utf-8")
+    monkeypatch.setattr(model_version, "CODE", RECORDED)
+    artifact = publish()
+    model_version.log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    (code,) = (store.home / "mlartifacts").rglob("recorded_pyfunc_model.py")
+    assert code.read_bytes() == RECORDED.read_bytes()
+    with model_version._global_tracking_uri(run.uri):
+        answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(pd.DataFrame({"text": ["good"]}))
+    expected = TextClassifier.open(tiny_classifier, 1).predict(["good"])
+    assert answer.to_dict("records") == [pytest.approx(expected[0], abs=1e-6)]
+
+
 def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
     store, publish, run, tmp_path, monkeypatch
 ):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -106,7 +131,7 @@ def test_a_changed_artifact_is_not_served(store, publish, run):
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -120,13 +145,13 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     shutil.move(store.root, tmp_path / "elsewhere" / "store")
     with _global_tracking_uri(run.uri):
-        with pytest.raises(StoreError, match="does not hold shard/"):
+        with pytest.raises(StoreError, match="does not contain shard/"):
             mlflow.pyfunc.load_model("models:/tiny/1")
         monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "elsewhere"))
         mlflow.pyfunc.load_model("models:/tiny/1")
@@ -134,7 +159,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
 def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     def register(seed, **figures):
         artifact = publish(seed)
@@ -160,7 +185,7 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
 
 def test_the_same_result_is_one_version(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     artifact = publish()
     first = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -179,7 +204,7 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from tasks.model_version import log_version
+    from pressoir.tasks.model_version import log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)

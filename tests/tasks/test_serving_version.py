@@ -19,7 +19,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     """MLflow's database, empty: making one takes seconds."""
-    from tasks.tracking import prepare_database
+    from pressoir.tasks.tracking import prepare_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_database(f"sqlite:///{path}")
@@ -32,7 +32,7 @@ def registered(store, database, tiny_classifier):
     from mlflow import MlflowClient
 
     from pressoir.store.artifact import StageKey
-    from tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking import tracking_uri
 
     uri = tracking_uri(store.home)[0]
     store.home.mkdir()
@@ -56,7 +56,7 @@ def registered(store, database, tiny_classifier):
 
 
 def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     client, places = registered
     assert reference_of("models:/press@champion", store) == places[0]
@@ -68,7 +68,7 @@ def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
 def test_a_configuration_is_resolved_through_mlflow(store, registered):
     from pressoir.serving.config import ServingConfig, resolve
     from pressoir.serving.pool.sharing import analyse
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     _, places = registered
     tiers = {"basic": {"model": "models:/press@champion"}, "stored": {"model": places[0]}}
@@ -80,7 +80,7 @@ def test_a_configuration_is_resolved_through_mlflow(store, registered):
 
 
 def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     client, places = registered
     client.create_registered_model("foreign")
@@ -106,7 +106,7 @@ def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
 
 
 def test_an_mlflow_that_does_not_answer_is_told_with_its_address(store, monkeypatch):
-    from tasks.serving_version import reference_of
+    from pressoir.tasks.serving_version import reference_of
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -31,6 +31,7 @@ from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import Sample
+from pressoir.extensions.task import task
 from pressoir.formats.folder import runtime_of
 
 
@@ -47,6 +48,10 @@ class Predictor(Protocol):
         """The raw prediction of each sample, JSON-able."""
 
 
+Loaded = tuple[Predictor, Any]
+"""What a task's opener gives: the predictor, and the engine, whose `model` is moved to the device."""
+
+
 def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
     """What the model is asked: the data's samples; of a causal LM, the windows of the data's texts.
 
@@ -56,7 +61,7 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
         DataError: a text is shorter than a window.
         SourceError: the tokenizer is missing or broken.
     """
-    if job.task != "causal-lm":
+    if not task(job.task).windows:
         return data.samples
     from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 
@@ -88,17 +93,8 @@ def open_predictor(job: Job, data: DataSet) -> Predictor:
         from pressoir.system.runtime import use_threads
 
         use_threads(job.threads)
-    predictor: Predictor
-    if job.task == "text-classification":
-        predictor, engine = _classification(job, data)
-    elif job.task == "automatic-speech-recognition":
-        predictor, engine = _recognition(job)
-    elif job.task == "translation":
-        predictor, engine = _translation(job)
-    elif job.task == "causal-lm":
-        predictor, engine = _windows(job)
-    else:
-        predictor, engine = _similarity(job)
+    loaded: Loaded = task(job.task).part("predictor")(job, data)
+    predictor, engine = loaded
     if device != "cpu":
         engine.model.to(device)
     return predictor
@@ -238,14 +234,16 @@ class Similarity:
         return [{"similarity": float(value)} for value in values]
 
 
-def _classification(job: Job, data: DataSet) -> tuple[Predictor, Any]:
+def classification(job: Job, data: DataSet) -> Loaded:
+    """A classifier."""
     from pressoir.inference.text_classification import TextClassifier
 
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
     return Classification(classifier, _columns(classifier.labels, data.labels)), classifier.engine
 
 
-def _recognition(job: Job) -> tuple[Predictor, Any]:
+def recognition(job: Job, data: DataSet) -> Loaded:
+    """Whisper or a CTC model."""
     from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, WhisperModel
 
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
@@ -258,14 +256,16 @@ def _recognition(job: Job) -> tuple[Predictor, Any]:
     return Recognition(recognizer, language, bool(model.engine.batch_invariant)), model.engine
 
 
-def _translation(job: Job) -> tuple[Predictor, Any]:
+def translation(job: Job, data: DataSet) -> Loaded:
+    """A translator."""
     from pressoir.inference.translation import Translator
 
     translator = Translator.open(job.folder, job.threads, job.runtime)
     return Translation(translator, job), translator.engine
 
 
-def _windows(job: Job) -> tuple[Predictor, Any]:
+def perplexity(job: Job, data: DataSet) -> Loaded:
+    """A causal LM; raises RecipeError where a window is longer than its context."""
     from pressoir.inference.engines.decoder import open_decoder
 
     decoder = open_decoder(job.folder, job.threads, job.runtime)
@@ -277,7 +277,8 @@ def _windows(job: Job) -> tuple[Predictor, Any]:
     return Windows(decoder), decoder
 
 
-def _similarity(job: Job) -> tuple[Predictor, Any]:
+def similarity(job: Job, data: DataSet) -> Loaded:
+    """A sentence encoder."""
     from pressoir.inference.feature_extraction import SentenceEncoder
 
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)

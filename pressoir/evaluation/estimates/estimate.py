@@ -30,6 +30,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal, Prediction
 from pressoir.evaluation.process import Child
 from pressoir.evaluation.records import Estimate
+from pressoir.extensions.task import task
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import write_text_atomic
 from pressoir.system.memory import effective_memory
@@ -95,7 +96,7 @@ def probe(job: Job, data: DataSet, command: Sequence[str] | None = None) -> Esti
     formula = estimate(job, data)
     if job.remote is not None:
         return formula
-    many = job.batch_size if job.task == "causal-lm" else min(job.batch_size, len(data.samples))
+    many = job.batch_size if task(job.task).windows else min(job.batch_size, len(data.samples))
     points = list[Point]()
     for size in sorted({1, many}):
         point = _run(job, data, size, command or COMMAND)
@@ -133,7 +134,7 @@ def _run(job: Job, data: DataSet, size: int, command: Sequence[str]) -> Point | 
             "max_batch_size": None,
             "allowance_bytes": round(_PROBED_PART * effective_memory().available_bytes),
         }
-        if job.task == "causal-lm":  # all of its samples are as long
+        if task(job.task).windows:  # all of its samples are as long
             given["samples"] = min(count, job.samples or count)
         else:  # what the journal has is not run
             others = sorted(data.samples, key=lambda sample: -sample.length)[count:]

@@ -11,7 +11,8 @@ from pressoir.evaluation.memory_log import MemoryStats
 from pressoir.evaluation.planner import EvaluationPlan
 from pressoir.evaluation.records import Verdict
 from pressoir.evaluation.report.results import BatchResult, Consolidated, Row, clipped, rate
-from pressoir.evaluation.report.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
+from pressoir.evaluation.report.scoring import figure_of, name_of
+from pressoir.extensions.task import task
 
 VERDICTS: dict[Verdict, str] = {
     "ok": "evaluated",
@@ -157,11 +158,11 @@ def _samples(row: Row) -> str:
 
 
 def _legend(rows: Sequence[Row]) -> str:
-    tasks = sorted({row.result.task for row in rows})
-    units = ", ".join(f"{UNITS[task]} of {task}" for task in tasks)
+    tasks = [task(name) for name in sorted({row.result.task for row in rows})]
+    units = ", ".join(f"{one.unit} of {one.name}" for one in tasks)
+    metrics = [one.main_metric for one in tasks]
     better = ", ".join(
-        f"{name_of(MAIN_METRIC[task])} {'lower' if MAIN_METRIC[task] in LOWER_IS_BETTER else 'higher'}"
-        for task in tasks
+        f"{name_of(metric.name)} {'lower' if metric.lower_is_better else 'higher'}" for metric in metrics
     )
     return (
         f"Samples are {units}. Better values: {better}. Seconds are the time spent in the model, without "

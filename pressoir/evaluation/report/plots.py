@@ -17,7 +17,8 @@ from matplotlib.text import Annotation
 
 from pressoir.evaluation.report.page import factor
 from pressoir.evaluation.report.results import clipped, rate
-from pressoir.evaluation.report.scoring import LOWER_IS_BETTER, MAIN_METRIC, UNITS, figure_of, name_of
+from pressoir.evaluation.report.scoring import figure_of, name_of
+from pressoir.extensions.task import task
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
@@ -54,9 +55,9 @@ def metrics(rows: Sequence[Row], path: Path) -> None:
     """The main metric of each model, a panel a task and data set, the best on top."""
 
     def panel(axes: Axes, group: Sequence[Row]) -> None:
-        name = MAIN_METRIC[group[0].result.task]
-        lower = name in LOWER_IS_BETTER
-        scale = 100 if figure_of(name, 1.0).endswith("%") else 1
+        metric = task(group[0].result.task).main_metric
+        name, lower = metric.name, metric.lower_is_better
+        scale = 100 if metric.form == "percent" else 1
         known = [(row, row.result.metrics[name]) for row in group if row.main_metric]
         known.sort(key=lambda pair: (not pair[0].whole, pair[1] if lower else -pair[1]))
         for place, (row, value) in enumerate(known):
@@ -86,7 +87,9 @@ def speed(rows: Sequence[Row], path: Path) -> None:
             _bar(axes, place, value, row, rate(value) + (f"   batches of {size}" if size else ""))
         _name_and_fail(axes, [row for row, _ in known], group)
         result = group[0].result
-        set_title(axes, f"{_first_upper(UNITS[result.task])} per second: {result.data}", "higher is better")
+        set_title(
+            axes, f"{_first_upper(task(result.task).unit)} per second: {result.data}", "higher is better"
+        )
 
     def real_time(axes: Axes, group: Sequence[Row]) -> None:
         known = [(row, value) for row in group if (value := row.measured.real_time_factor) is not None]

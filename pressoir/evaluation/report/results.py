@@ -14,8 +14,8 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
 from pressoir.evaluation.records import Outcome, Verdict
-from pressoir.evaluation.report import scoring
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName, task
+from pressoir.formats.folder import Runtime
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ModelResult(Config):
     """Of the run: the model's, with the data set's where it has several."""
     model: str
     data: str
-    task: Task
+    task: TaskName
     runtime: Runtime | Literal["remote"] | None
     """Null where it never came so far."""
     verdict: Verdict
@@ -115,7 +115,7 @@ class Row:
     @property
     def main_metric(self) -> str | None:
         """Name of the main metric, where it could be computed."""
-        name = scoring.MAIN_METRIC[self.result.task]
+        name = task(self.result.task).main_metric.name
         return name if name in self.result.metrics else None
 
     @property

@@ -27,28 +27,12 @@ from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import Metric, task, tasks
 
 DIGITS = 6
 """Significant digits of the floats in a raw prediction."""
-MAIN_METRIC: dict[Task, str] = {
-    "text-classification": "accuracy",
-    "automatic-speech-recognition": "wer",
-    "translation": "bleu",
-    "causal-lm": "perplexity",
-    "feature-extraction": "spearman",
-}
-LOWER_IS_BETTER = frozenset({"wer", "cer", "perplexity"})
-UNITS: dict[Task, str] = {
-    "text-classification": "sentences",
-    "automatic-speech-recognition": "recordings",
-    "translation": "sentences",
-    "causal-lm": "windows",
-    "feature-extraction": "pairs",
-}
-"""What a sample of each task is."""
-_NAMES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF", "f1": "F1", "spearman": "Spearman"}
-_FRACTIONS = frozenset({"accuracy", "accuracy_ci_low", "accuracy_ci_high", "f1", "wer", "cer"})
+Predictions = Mapping[str, Any]
+"""Rounded raw predictions by sample, in the data's order; never empty."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +50,12 @@ def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     `predictions` has the raw predictions (see `pressoir.evaluation.child.predictors`) by sample id; of a
     causal LM by `<text>:<window>`. Ids that the data lack are left out; the order does not matter.
     """
-    if data.task == "causal-lm":
-        return _perplexity(data, predictions)
-    known = [(one.reference, rounded(predictions[one.id])) for one in data.samples if one.id in predictions]
-    if not known:
+    declared = task(data.task)
+    found = {name: rounded(predictions[name]) for name in in_order(data, predictions)}
+    if not found:
         return Score({}, ("no predictions to score",))
-    expected, values = [reference for reference, _ in known], [value for _, value in known]
-    if data.task == "text-classification":
-        return _classification(data, [value["label"] for value in values], expected)
-    if data.task == "feature-extraction":
-        return _correlation([value["similarity"] for value in values], expected)
-    found = [value["text"] for value in values]
-    scores = (
-        {"wer": metrics.wer(found, expected), "cer": metrics.cer(found, expected)}
-        if data.task == "automatic-speech-recognition"
-        else {"bleu": metrics.bleu(found, expected), "chrf": metrics.chrf(found, expected)}
-    )
-    return Score(
-        {name: one.value for name, one in scores.items()}, tuple(one.signature for one in scores.values())
-    )
+    result: Score = declared.part("score")(data, found)
+    return result
 
 
 def audio_seconds(values: Sequence[Any]) -> float:
@@ -107,7 +78,7 @@ def rounded(value: Any) -> Any:
 
 def in_order(data: DataSet, samples: Iterable[str]) -> list[str]:
     """Those of the ids that belong to the data, in its order; windows (`<text>:<index>`) by index."""
-    if data.task != "causal-lm":
+    if not task(data.task).windows:
         known = set(samples)
         return [one.id for one in data.samples if one.id in known]
     places = {one.id: place for place, one in enumerate(data.samples)}
@@ -122,30 +93,38 @@ def in_order(data: DataSet, samples: Iterable[str]) -> list[str]:
 def name_of(metric: str) -> str:
     """A metric as a person writes it: `WER`, `perplexity of wiki`."""
     name, _, text = metric.partition("/")
-    return f"{_NAMES.get(name, name)} of {text}" if text else _NAMES.get(name, name)
+    title = _metric(name).title or name
+    return f"{title} of {text}" if text else title
 
 
 def figure_of(metric: str, value: float) -> str:
     """A metric's value as a person reads it: `91.3 %`, `27.41`, `1,204`."""
-    if metric in _FRACTIONS:
+    form = _metric(metric.partition("/")[0]).form
+    if form == "percent":
         return f"{100 * value:.1f} %"
-    if metric == "spearman":
+    if form == "correlation":
         return f"{value:.3f}".replace("-", "−")
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]) -> Score:
-    right = sum(one == other for one, other in zip(found, expected, strict=True))
+def _metric(name: str) -> Metric:
+    return next((one for each in tasks() for one in each.metrics if one.name == name), Metric(name))
+
+
+def classification(data: DataSet, found: Predictions) -> Score:
+    """Accuracy with Wilson's interval, and F1."""
+    answers, expected = [value["label"] for value in found.values()], _expected(data, found)
+    right = sum(one == other for one, other in zip(answers, expected, strict=True))
     low, high = metrics.wilson_interval(right, len(expected))
     count = max(len(data.labels), 2)
-    f1 = metrics.f1(found, expected, count)
+    f1 = metrics.f1(answers, expected, count)
     if count > 2:
-        occurring = len({one for one in (*found, *expected) if one >= 0})
+        occurring = len({one for one in (*answers, *expected) if one >= 0})
         note = f"F1 is the macro average over {occurring} classes"
     else:
         note = f"F1 is that of class {data.labels[1]!r}" if data.labels else "F1 is that of class 1"
     notes = [note, "the interval of the accuracy is the 95 % Wilson confidence interval"]
-    if strange := sum(one < 0 for one in found):
+    if strange := sum(one < 0 for one in answers):
         notes.append(f"{strange} answers were not a label and count as wrong")
     return Score(
         {
@@ -158,17 +137,27 @@ def _classification(data: DataSet, found: Sequence[int], expected: Sequence[int]
     )
 
 
-def _perplexity(data: DataSet, predictions: Mapping[str, Any]) -> Score:
+def recognition(data: DataSet, found: Predictions) -> Score:
+    """Word and character error rates."""
+    texts, expected = [value["text"] for value in found.values()], _expected(data, found)
+    return _signed(wer=metrics.wer(texts, expected), cer=metrics.cer(texts, expected))
+
+
+def translation(data: DataSet, found: Predictions) -> Score:
+    """BLEU and chrF."""
+    texts, expected = [value["text"] for value in found.values()], _expected(data, found)
+    return _signed(bleu=metrics.bleu(texts, expected), chrf=metrics.chrf(texts, expected))
+
+
+def perplexity(data: DataSet, found: Predictions) -> Score:
     """exp(sum of the negative log-likelihoods / sum of the tokens), over the windows of all texts."""
     windows: dict[str, list[Any]] = {}
-    for name in in_order(data, predictions):
-        windows.setdefault(name.rpartition(":")[0], []).append(rounded(predictions[name]))
+    for name, value in found.items():
+        windows.setdefault(name.rpartition(":")[0], []).append(value)
     sums = {
         text: (math.fsum(value["nll"] for value in own), sum(value["tokens"] for value in own))
         for text, own in windows.items()
     }
-    if not sums:
-        return Score({}, ("no predictions to score",))
     tokens = sum(count for _, count in sums.values())
     means = {"perplexity": math.fsum(nll for nll, _ in sums.values()) / tokens}
     if len(sums) > 1:
@@ -182,13 +171,25 @@ def _perplexity(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     return Score({name: math.exp(mean) for name, mean in means.items() if mean <= 700}, tuple(notes))
 
 
-def _correlation(found: Sequence[float], expected: Sequence[float]) -> Score:
+def correlation(data: DataSet, found: Predictions) -> Score:
     """Spearman's rank correlation (1904): Pearson's of the ranks, ties at their mean rank."""
-    first, second = _ranks(found), _ranks(expected)
+    first = _ranks([value["similarity"] for value in found.values()])
+    second = _ranks(_expected(data, found))
     if len(found) < 2 or not first.std() or not second.std():
         return Score({}, ("Spearman's correlation is undefined: one side is constant over all pairs",))
     value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
     return Score({"spearman": value}, (f"Spearman's rank correlation over {len(found)} pairs",))
+
+
+def _expected(data: DataSet, found: Predictions) -> list[Any]:
+    """What would be right, of each sample that has a prediction."""
+    return [sample.reference for sample in data.samples if sample.id in found]
+
+
+def _signed(**scores: metrics.TextScore) -> Score:
+    return Score(
+        {name: one.value for name, one in scores.items()}, tuple(one.signature for one in scores.values())
+    )
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ from pressoir.evaluation.report.results import (
     Result,
     Row,
 )
+from pressoir.extensions.task import task
 from pressoir.system.files import disk_errors, write_text_atomic
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
@@ -120,11 +121,12 @@ def read(path: Path) -> Consolidated:
 
 def _result(one: Result) -> ModelResult:
     outcome, samples = one.outcome, len(one.predictions)
-    windows = one.data.task == "causal-lm"  # how many a text has only the tokenizer knows
-    total = max(outcome.total if windows else len(one.data.samples), samples)
+    declared = task(one.data.task)
+    # how many windows a text has only the tokenizer knows
+    total = max(outcome.total if declared.windows else len(one.data.samples), samples)
     notes = list(outcome.notes)
     if 0 < samples < total:
-        notes.append(f"only {samples} of {total} {scoring.UNITS[one.data.task]} have predictions")
+        notes.append(f"only {samples} of {total} {declared.unit} have predictions")
     return ModelResult(
         id=one.run_id,
         model=one.model,
@@ -146,7 +148,7 @@ def _measured(one: Result) -> Measured:
     # those of the samples asked for: the journal may have more
     seconds = math.fsum(prediction.seconds for prediction in one.predictions) or outcome.seconds
     sound = 0.0
-    if one.data.task == "automatic-speech-recognition":
+    if task(one.data.task).sound:
         sound = scoring.audio_seconds([prediction.value for prediction in one.predictions])
     return Measured(
         seconds=seconds,
@@ -163,11 +165,12 @@ def _detailed(one: Result) -> Iterator[str]:
     """A line a sample, in the data's order; samples without a prediction too, where they are known."""
     found = {prediction.sample: scoring.rounded(prediction.value) for prediction in one.predictions}
     known = {sample.id: sample for sample in one.data.samples}
-    names = scoring.in_order(one.data, found) if one.data.task == "causal-lm" else known
+    declared = task(one.data.task)
+    names = scoring.in_order(one.data, found) if declared.windows else known
     for name in names:
         line = {"run": one.run_id, "sample": name}
         if (sample := known.get(name)) is not None:
-            if one.data.task != "automatic-speech-recognition":  # there it is a path of this machine
+            if not declared.sound:  # there it is a path of this machine
                 line["input"] = sample.input
             line["reference"] = sample.reference
         yield json.dumps({**line, "prediction": found.get(name)}, ensure_ascii=False) + "\n"

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
 from pressoir.inference.engines.session import make_session
-from pressoir.models.layouts import accepted_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +37,8 @@ class TorchEngine:
     runtime: Runtime = "pytorch"
 
     def __init__(self, model: PreTrainedModel, batch_invariant: bool = True) -> None:
+        from pressoir.models.layouts import accepted_inputs  # brings torch, which a graph does not need
+
         self.model = model.eval()
         self.batch_invariant = batch_invariant
         self._accepted = accepted_inputs(model)

@@ -13,7 +13,6 @@ from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.inference.engines.encoder_decoder import batch_invariant
 from pressoir.inference.engines.session import make_session
-from pressoir.models.layouts import accepted_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +30,8 @@ class TorchEncoder:
     batch_invariant = True
 
     def __init__(self, model: PreTrainedModel) -> None:
+        from pressoir.models.layouts import accepted_inputs  # brings torch, which a graph does not need
+
         self.model = model.eval()
         self._accepted = accepted_inputs(model)
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Classes of transformers that put their own post-processor into the tokenizer, and whether that adds a
 # beginning-of-text token unless `tokenizer_config.json` says otherwise (an end-of-text token, none does).
@@ -36,21 +39,45 @@ class FastTokenizer:
         own = int(settings.get("model_max_length") or MAX_TOKENS)
         self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
         pad = _content(settings.get("pad_token")) or "[PAD]"
-        self._tokenizer.enable_truncation(self.model_max_length)
+        self._limit = self.model_max_length
+        self._tokenizer.enable_truncation(self._limit)
         self._tokenizer.enable_padding(
             direction=settings.get("padding_side", "right"),
             pad_id=self._tokenizer.token_to_id(pad) or 0,
             pad_token=pad,
         )
 
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, NDArray[np.int64]]:
-        """`input_ids`, `attention_mask` and `token_type_ids`, each (sentences, longest sentence)."""
+    def __call__(
+        self, texts: Sequence[str], max_length: int | None = None, **_: Any
+    ) -> dict[str, NDArray[np.int64]]:
+        """`input_ids`, `attention_mask` and `token_type_ids`, each (sentences, longest sentence).
+
+        `max_length` truncates earlier than `model_max_length`.
+        """
+        limit = min(max_length or self.model_max_length, self.model_max_length)
+        if limit != self._limit:
+            self._limit = limit
+            self._tokenizer.enable_truncation(limit)
         encodings = self._tokenizer.encode_batch(list(texts))
         return {
             "input_ids": np.asarray([encoding.ids for encoding in encodings], dtype=np.int64),
             "attention_mask": np.asarray([encoding.attention_mask for encoding in encodings], dtype=np.int64),
             "token_type_ids": np.asarray([encoding.type_ids for encoding in encodings], dtype=np.int64),
         }
+
+
+def encode_batch(
+    tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+) -> dict[str, NDArray[np.int64]]:
+    """Token ids and masks, each (texts, longest text), padded to the longest.
+
+    Texts are truncated at the tokenizer's `model_max_length`, or at `max_length` if that is less.
+    """
+    options: dict[str, Any] = {}
+    if max_length is not None and max_length < tokenizer.model_max_length:
+        options["max_length"] = max_length
+    encoded = tokenizer(list(texts), padding=True, truncation=True, return_tensors="np", **options)
+    return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
 
 
 class LanguageModelTokenizer:

@@ -21,7 +21,7 @@ from pressoir.serving.config import ServingConfig
 from pressoir.serving.http import kserve, openai, pages, status, tasks
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.gate import KEY_VARIABLE, Gate
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import ErrorAnswer, HttpError, answer_error
 from pressoir.serving.service import Service
@@ -42,7 +42,7 @@ _ERRORS = {
 def create_app(
     config: ServingConfig,
     store: Store | None = None,
-    limits: Limits | None = None,
+    limits: HttpLimits | None = None,
     api_key: str | None = None,
 ) -> FastAPI:
     """An app that serves a resolved configuration.
@@ -53,7 +53,7 @@ def create_app(
     Raises:
         RecipeError: the configuration is not resolved, or the key has characters that no header carries.
     """
-    store, limits, metrics = store or Store(), limits or Limits(), Metrics()
+    store, limits, metrics = store or Store(), limits or HttpLimits(), Metrics()
     key = _checked_key(os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key)
     service = Service(config, store, metrics)
     metrics.watch(service)
@@ -93,7 +93,7 @@ def create_app(
         pages.routes(),
     ):
         app.include_router(router)
-    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics, tiers=lambda: backend.config.tiers)
+    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics)
     return app
 
 

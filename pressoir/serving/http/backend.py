@@ -10,10 +10,11 @@ from fastapi import Request
 
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Task
-from pressoir.serving.config import ServingConfig, TierConfig
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.config import ServingConfig
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 from pressoir.store.store import Store
 
@@ -23,11 +24,11 @@ log = logging.getLogger("pressoir")
 class Backend:
     """The service behind an app."""
 
-    def __init__(self, service: Service, store: Store, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, service: Service, store: Store, limits: HttpLimits, metrics: Metrics) -> None:
         self.service, self.store, self.limits, self.metrics = service, store, limits, metrics
         self.failure: PressoirError | None = None
         """Why the service could not start."""
-        self._told: dict[str, dict[str, Any]] = {}
+        self._info: dict[str, dict[str, Any]] = {}
 
     @property
     def config(self) -> ServingConfig:
@@ -45,33 +46,23 @@ class Backend:
             self.failure = PressoirError(f"the service cannot start: {type(error).__name__}: {error}")
             log.exception("the service cannot start")
 
-    def tier(self, request: Request, name: str | None, task: Task) -> str:
-        """The tier that a request means, noted for the log.
-
-        Raises:
-            UnknownTierError: see `Hosting.tier`.
-        """
-        found = self.service.models.tier(name, task)
-        request.state.tier = found
+    def tier(self, request: Request, name: str | None, task: Task | None = None) -> Tier:
+        """The tier of a request (see `ModelHost.lookup`), noted for the log; raises UnknownTierError."""
+        found = self.service.models.lookup(name, task)
+        request.state.tier = found.name
         return found
 
-    def named(self, request: Request, name: str) -> TierConfig:
-        """The tier of a name, whatever its task; raises UnknownTierError."""
-        self.service.models.spec(name)
-        request.state.tier = name
-        return self.config.tiers[name]
+    def model_info(self, tier: Tier) -> dict[str, Any]:
+        """Description of a tier's model (`Service.info`); empty until it was first loaded."""
+        key = tier.spec.key
+        entry = self.service.models.pool.entries.get(key)
+        if entry is not None:
+            self._info[key] = dict(entry.model.info)
+        return self._info.get(key, {})
 
-    def told(self, tier: str) -> dict[str, Any]:
-        """What the model of a tier has told of itself (`Service.info`); empty until it was loaded once."""
-        spec = self.service.models.spec(tier)
-        resident = self.service.models.pool.residents.get(spec.key)
-        if resident is not None:
-            self._told[spec.key] = dict(resident.model.info)
-        return self._told.get(spec.key, {})
-
-    async def info(self, tier: str) -> dict[str, Any]:
+    async def info(self, tier: Tier) -> dict[str, Any]:
         """The same, of a model that is loaded for it if need be."""
-        return self.told(tier) or await self.service.info(tier)
+        return self.model_info(tier) or await self.service.info(tier)
 
     def check_lengths(self, texts: Iterable[Any]) -> None:
         """Refuse a text that is too long; raises HttpError."""
@@ -83,6 +74,6 @@ class Backend:
                 )
                 raise HttpError(422, "too_long", message)
 
-    def is_ready(self, tier: str) -> bool:
+    def is_ready(self, tier: Tier) -> bool:
         """Whether a request to a tier is answered: now, or after a model was loaded that had to go."""
         return self.service.models.is_loaded(tier) or self.service.models.ready

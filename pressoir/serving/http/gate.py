@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError, refusal
 
@@ -52,17 +52,16 @@ log = logging.getLogger("pressoir")
 
 
 class Gate:
-    """The middleware. `tiers` gives the names that may be logged."""
+    """The middleware."""
 
     def __init__(
         self,
         app: ASGIApp,
-        limits: Limits,
+        limits: HttpLimits,
         key: str | None,
         metrics: Metrics,
-        tiers: Callable[[], Container[str]],
     ) -> None:
-        self.app, self._limits, self._metrics, self._tiers = app, limits, metrics, tiers
+        self.app, self._limits, self._metrics = app, limits, metrics
         self._key = key.encode() if key else None
         self._held = self._working = 0
 
@@ -179,7 +178,6 @@ class Gate:
         scope = request.scope
         route = getattr(scope.get("route"), "path", "unknown")
         tier = scope["state"].get("tier")
-        tier = tier if tier in self._tiers() else None
         self._metrics.answer(scope["method"], route, request.status, tier, seconds)
         if not access_log.isEnabledFor(logging.INFO):
             return

@@ -25,14 +25,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from pressoir import __version__
 from pressoir.formats.folder import Task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 
 _OPTIONS: dict[Task, dict[str, str]] = {
@@ -63,10 +65,8 @@ _OPTIONS: dict[Task, dict[str, str]] = {
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
 
 
-class Tensor(BaseModel):
+class Tensor(RequestModel):
     """An input tensor; its data may be flat or nested according to its shape."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     name: Annotated[str, Field(max_length=100)]
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
@@ -74,17 +74,17 @@ class Tensor(BaseModel):
     data: list[Any]
 
 
-class Output(BaseModel):
+class Output(RequestModel):
     """A requested output."""
 
     name: Annotated[str, Field(max_length=100)]
 
 
-class Inference(BaseModel):
+class Inference(RequestModel):
     """An inference request."""
 
     id: Annotated[str, Field(max_length=100)] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: Annotated[list[Tensor], Field(min_length=1)]
     outputs: list[Output] | None = None
 
@@ -104,65 +104,57 @@ def routes(backend: Backend) -> APIRouter:
     @router.get("/models/{tier}")
     async def metadata(tier: str, request: Request) -> Response:
         """Inputs and outputs of a tier. The number of labels is −1 until its model was loaded once."""
-        config = backend.named(request, tier)
-        assert config.task is not None
-        return JsonAnswer(_metadata(tier, config.task, config.runtime, config.digest, backend.told(tier)))
+        found = backend.tier(request, tier)
+        return JsonAnswer(_metadata(found, backend.model_info(found)))
 
     @router.get("/models/{tier}/ready")
     async def model_ready(tier: str, request: Request) -> Response:
         """Whether a tier is ready; if its model was evicted, the next request loads it again."""
-        backend.named(request, tier)
-        if not backend.is_ready(tier):
+        if not backend.is_ready(backend.tier(request, tier)):
             check_ready(backend)
         return JsonAnswer({"name": tier, "ready": True})
 
     @router.post("/models/{tier}/infer")
-    async def infer(tier: str, asked: Inference, request: Request) -> Response:
+    async def infer(tier: str, body: Inference, request: Request) -> Response:
         """Run inference on a tier."""
-        config = backend.named(request, tier)
-        assert config.task is not None
-        options = _options(config.task, asked.parameters)
-        tensor = _only(asked.inputs)
-        if config.task == "automatic-speech-recognition":
-            outputs = await _transcribe(backend, tier, tensor, options)
+        found = backend.tier(request, tier)
+        task = found.spec.task
+        options = _options(task, body.parameters)
+        tensor = _only(body.inputs)
+        if task == "automatic-speech-recognition":
+            outputs = await _transcribe(backend, found, tensor, options)
         else:
             texts = _texts(tensor)
             backend.check_lengths(texts)
-            outputs = await _RUN[config.task](backend.service, tier, texts, options)
-        answer: dict[str, Any] = {"model_name": tier, "model_version": (config.digest or "")[:12]}
-        if asked.id is not None:
-            answer["id"] = asked.id
-        return JsonAnswer({**answer, "outputs": _wanted(outputs, asked.outputs)})
+            outputs = await _RUN[task](backend.service, found, texts, options)
+        answer: dict[str, Any] = {"model_name": tier, "model_version": found.spec.digest[:12]}
+        if body.id is not None:
+            answer["id"] = body.id
+        return JsonAnswer({**answer, "outputs": _wanted(outputs, body.outputs)})
 
     @router.post("/repository/models/{tier}/load", dependencies=guarded)
     async def load(tier: str, request: Request) -> Response:
         """Load the model of a tier."""
-        backend.named(request, tier)
-        await models.load(tier)
+        await models.load(backend.tier(request, tier))
         return JsonAnswer({"name": tier, "loaded": True})
 
     @router.post("/repository/models/{tier}/unload", dependencies=guarded)
     async def unload(tier: str, request: Request) -> Response:
         """Unload the model of a tier and all tiers that share it; the next request loads it again."""
-        backend.named(request, tier)
-        was_loaded = await carried_through(models.unload(tier))
+        was_loaded = await carried_through(models.unload(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": False, "was_loaded": was_loaded})
 
     @router.post("/repository/models/{tier}/reload", dependencies=guarded)
     async def reload(tier: str, request: Request) -> Response:
         """Reload the model of a tier; if this fails, the old one stays in use."""
-        backend.named(request, tier)
-        replacing = models.pool.replace(models.spec(tier), backend.config.drain_timeout_s)
-        await carried_through(replacing)
+        await carried_through(models.replace(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": True})
 
     return router
 
 
-def _metadata(
-    tier: str, task: Task, runtime: str | None, digest: str | None, told: dict[str, Any]
-) -> dict[str, Any]:
-    labels = told.get("labels")
+def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
+    task, labels = tier.spec.task, info.get("labels")
     text = {"name": "text", "datatype": "BYTES", "shape": [1 if task == "causal-lm" else -1]}
     sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
     outputs: dict[Task, list[dict[str, Any]]] = {
@@ -176,9 +168,9 @@ def _metadata(
     if labels:
         parameters["labels"] = ", ".join(labels)
     return {
-        "name": tier,
-        "versions": [(digest or "")[:12]],
-        "platform": runtime or "",
+        "name": tier.name,
+        "versions": [tier.spec.digest[:12]],
+        "platform": tier.spec.runtime,
         "inputs": [sound if task == "automatic-speech-recognition" else text],
         "outputs": outputs.get(task, [{"name": "text", "datatype": "BYTES", "shape": text["shape"]}]),
         "parameters": parameters,
@@ -224,7 +216,7 @@ def _flat(tensor: Tensor) -> list[Any]:
 
 
 async def _classify(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = await service.classify(texts, tier=tier, **options)
     labels = list(rows[0])
@@ -236,21 +228,21 @@ async def _classify(
 
 
 async def _embed(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     vectors = await service.embed(texts, tier=tier, **options)
     return [_tensor("embedding", "FP32", list(vectors.shape), vectors.reshape(-1).tolist())]
 
 
 async def _translate(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     found = await service.translate(texts, tier=tier, **options)
     return [_tensor("text", "BYTES", [len(found)], found)]
 
 
 async def _generate(
-    service: Service, tier: str, texts: list[str], options: dict[str, Any]
+    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if len(texts) != 1:
         raise _wrong(f"inputs.0: expected one prompt per request, but got {len(texts)}")
@@ -259,7 +251,7 @@ async def _generate(
     return [_tensor("text", "BYTES", [1], ["".join(pieces)])]
 
 
-_RUN: dict[Task, Callable[[Service, str, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
+_RUN: dict[Task, Callable[[Service, Tier, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
     "text-classification": _classify,
     "feature-extraction": _embed,
     "translation": _translate,
@@ -268,7 +260,7 @@ _RUN: dict[Task, Callable[[Service, str, list[str], dict[str, Any]], Awaitable[l
 
 
 async def _transcribe(
-    backend: Backend, tier: str, tensor: Tensor, options: dict[str, Any]
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if tensor.datatype == "BYTES":
         raise _wrong("inputs.0: expected audio as FP32 in −1…1, but the datatype is BYTES")
@@ -291,13 +283,13 @@ async def _transcribe(
     return [_tensor("text", "BYTES", [1], [text])]
 
 
-def _wanted(outputs: list[dict[str, Any]], asked: list[Output] | None) -> list[dict[str, Any]]:
-    if not asked:
+def _wanted(outputs: list[dict[str, Any]], requested: list[Output] | None) -> list[dict[str, Any]]:
+    if not requested:
         return outputs
     found = {one["name"]: one for one in outputs}
-    if unknown := [one.name for one in asked if one.name not in found]:
+    if unknown := [one.name for one in requested if one.name not in found]:
         raise _wrong(f"outputs: {unknown[0]!r} does not exist; available: {', '.join(found)}")
-    return [found[name] for name in dict.fromkeys(one.name for one in asked)]
+    return [found[name] for name in dict.fromkeys(one.name for one in requested)]
 
 
 def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:

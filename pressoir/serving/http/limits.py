@@ -13,7 +13,7 @@ from pydantic import Field
 from pressoir.config import Config, Positive, PositiveReal
 
 
-class Limits(Config):
+class HttpLimits(Config):
     """Limits of a server."""
 
     max_body_bytes: Positive = 32 << 20

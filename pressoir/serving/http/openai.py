@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from pressoir.serving.errors import RequestError
@@ -33,7 +33,9 @@ from pressoir.serving.generation import Generation, Usage
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.chat import ChatTemplate
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.streams import Events, EventStream, event
+from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 from pressoir.sources import resolve
 
@@ -44,17 +46,13 @@ Model = Annotated[str, Field(max_length=100, description="A tier.")]
 One = Annotated[int, Field(ge=1, le=1)] | None
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class StreamOptions(_Asked):
+class StreamOptions(RequestModel):
     """Options of a stream."""
 
     include_usage: bool = False
 
 
-class _Continue(_Asked):
+class _Continue(RequestModel):
     """Fields shared by both completion requests."""
 
     model: Model
@@ -83,14 +81,14 @@ class Completion(_Continue):
     suffix: None = None
 
 
-class Part(_Asked):
+class Part(RequestModel):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Asked):
+class ChatMessage(RequestModel):
     """A message of a conversation."""
 
     role: Annotated[str, Field(max_length=50)]
@@ -107,7 +105,7 @@ class Chat(_Continue):
     tools: None = None
 
 
-class Embeddings(_Asked):
+class Embeddings(RequestModel):
     """Texts to embed."""
 
     model: Model
@@ -168,65 +166,66 @@ def routes(backend: Backend) -> APIRouter:
     @router.get("/models/{tier}")
     async def model(tier: str, request: Request) -> Response:
         """Describe a tier."""
-        backend.named(request, tier)
+        backend.tier(request, tier)
         return JsonAnswer(described(tier))
 
     @router.post("/completions")
-    async def completions(asked: Completion, request: Request) -> Response:
+    async def completions(body: Completion, request: Request) -> Response:
         """Complete each prompt; with `stream`, a single prompt as server-sent events."""
-        tier = backend.tier(request, asked.model, "causal-lm")
-        prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        _check_prompts(backend, tier, prompts, asked.stream)
-        if asked.max_tokens == 0 and asked.echo and not asked.stream:
-            return await _scored(_Form(tier, chat=False), prompts, service, tier, asked.logprobs is not None)
-        if asked.logprobs is not None:
+        tier = backend.tier(request, body.model, "causal-lm")
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        _check_prompts(backend, tier, prompts, body.stream)
+        if body.max_tokens == 0 and body.echo and not body.stream:
+            return await _scored(
+                _Form(tier.name, chat=False), prompts, service, tier, body.logprobs is not None
+            )
+        if body.logprobs is not None:
             message = "logprobs are supported for prompts only: set echo and max_tokens 0, without stream"
             raise HttpError(422, "not_supported", message)
-        options = {**asked.options(), "max_new_tokens": asked.max_tokens}
+        options = {**body.options(), "max_new_tokens": body.max_tokens}
         generations = [service.generate(prompt, tier=tier, **options) for prompt in prompts]
-        form, before = _Form(tier, chat=False), prompts if asked.echo else [""] * len(prompts)
-        if asked.stream:
-            return await _streamed(form, generations[0], before[0], asked.stream_options)
+        form, before = _Form(tier.name, chat=False), prompts if body.echo else [""] * len(prompts)
+        if body.stream:
+            return await _streamed(form, generations[0], before[0], body.stream_options)
         return await _whole(form, generations, before)
 
     @router.post("/chat/completions")
-    async def chat(asked: Chat, request: Request) -> Response:
+    async def chat(body: Chat, request: Request) -> Response:
         """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
-        tier = backend.tier(request, asked.model, "causal-lm")
-        messages = [{"role": one.role, "content": _joined(one.content)} for one in asked.messages]
+        tier = backend.tier(request, body.model, "causal-lm")
+        messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
         backend.check_lengths(one["content"] for one in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
-        _check_prompts(backend, tier, [prompt], asked.stream)
-        limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-        generation = service.generate(prompt, tier=tier, **asked.options(), max_new_tokens=limit)
-        form = _Form(tier, chat=True)
-        if asked.stream:
-            return await _streamed(form, generation, "", asked.stream_options)
+        _check_prompts(backend, tier, [prompt], body.stream)
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        generation = service.generate(prompt, tier=tier, **body.options(), max_new_tokens=limit)
+        form = _Form(tier.name, chat=True)
+        if body.stream:
+            return await _streamed(form, generation, "", body.stream_options)
         return await _whole(form, [generation], [""])
 
     templates: dict[str, ChatTemplate] = {}
 
-    def template(tier: str) -> ChatTemplate:
-        spec = service.models.spec(tier)
-        if spec.key not in templates:
-            folder = resolve.locate(spec.source, backend.store, fetch=False)
-            templates[spec.key] = ChatTemplate(folder)
-        return templates[spec.key]
+    def template(tier: Tier) -> ChatTemplate:
+        key = tier.spec.key
+        if key not in templates:
+            templates[key] = ChatTemplate(resolve.locate(tier.spec.source, backend.store, fetch=False))
+        return templates[key]
 
     @router.post("/embeddings")
-    async def embeddings(asked: Embeddings, request: Request) -> Response:
+    async def embeddings(body: Embeddings, request: Request) -> Response:
         """A normalised embedding of each text."""
-        tier = backend.tier(request, asked.model, "feature-extraction")
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        tier = backend.tier(request, body.model, "feature-extraction")
+        texts = [body.input] if isinstance(body.input, str) else body.input
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         data = [
-            {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
         ]
-        return JsonAnswer({"object": "list", "model": tier, "data": data})
+        return JsonAnswer({"object": "list", "model": tier.name, "data": data})
 
     @router.post("/audio/transcriptions")
     async def transcriptions(
@@ -240,7 +239,7 @@ def routes(backend: Backend) -> APIRouter:
         """Transcribe an audio file."""
         tier = backend.tier(request, model, "automatic-speech-recognition")
         rate = (await backend.info(tier))["sampling_rate"]
-        longest = backend.config.tiers[tier].settings.max_audio_s
+        longest = tier.config.settings.max_audio_s
         suffix = Path(file.filename or "").suffix.lower()
         content = await file.read()
         waveform = await asyncio.to_thread(
@@ -252,9 +251,9 @@ def routes(backend: Backend) -> APIRouter:
     return router
 
 
-def _check_prompts(backend: Backend, tier: str, prompts: Sequence[str], stream: bool) -> None:
+def _check_prompts(backend: Backend, tier: Tier, prompts: Sequence[str], stream: bool) -> None:
     backend.check_lengths(prompts)
-    most = 1 if stream else backend.config.tiers[tier].settings.max_batch
+    most = 1 if stream else tier.config.settings.max_batch
     if not 1 <= len(prompts) <= most:
         how = " as a stream" if stream else ""
         raise HttpError(
@@ -285,7 +284,7 @@ async def _whole(form: _Form, generations: Sequence[Generation], before: Sequenc
 
 
 async def _scored(
-    form: _Form, prompts: Sequence[str], service: Service, tier: str, logprobs: bool
+    form: _Form, prompts: Sequence[str], service: Service, tier: Tier, logprobs: bool
 ) -> Response:
     """The prompts themselves, and how probable their tokens are."""
     choices, tokens = [], 0

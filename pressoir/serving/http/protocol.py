@@ -15,14 +15,14 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.refusals import HttpError, as_json
 
 
 class TimedProtocol(HttpToolsProtocol):
     """One connection. `protocol_with` gives the class that has its limits."""
 
-    limits = Limits()
+    limits = HttpLimits()
 
     def __init__(
         self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None
@@ -112,6 +112,6 @@ class TimedProtocol(HttpToolsProtocol):
             setattr(self, clock, None)
 
 
-def protocol_with(limits: Limits) -> type[TimedProtocol]:
+def protocol_with(limits: HttpLimits) -> type[TimedProtocol]:
     """The class of connections with some limits."""
     return type("LimitedProtocol", (TimedProtocol,), {"limits": limits})

@@ -128,14 +128,14 @@ def _said(error: HTTPException) -> str:
 
 def _fields(problems: Sequence[Any]) -> str:
     """Every wrong field with its path. What was given is not repeated: it may be long, or private."""
-    told = []
+    messages = []
     for problem in problems[:SHOWN]:
         if problem["type"] == "json_invalid":
-            told.append(
+            messages.append(
                 f"the body is not valid JSON: {problem['ctx']['error']}, character {problem['loc'][-1]}"
             )
             continue
         path = ".".join(str(part)[:100] for part in problem["loc"] if part != "body") or "the body"
-        told.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}")
+        messages.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}")
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(dict.fromkeys(told)) + more
+    return "; ".join(dict.fromkeys(messages)) + more

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.protocol import protocol_with
 
 _BACKLOG = 1024
@@ -50,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(
-    app: FastAPI, listening: socket.socket, limits: Limits, drain_s: float, started: Callable[[], None]
+    app: FastAPI, listening: socket.socket, limits: HttpLimits, drain_s: float, started: Callable[[], None]
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then let requests in flight end, for `drain_s` seconds at most.
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from pressoir.config import validate
@@ -16,14 +15,13 @@ from pressoir.serving.config import ServingConfig
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.gate import KEY_VARIABLE
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
+from pressoir.serving.http.request_model import StrictRequestModel
 
 Result = TypeVar("Result")
 
 
-class Reload(BaseModel):
+class Reload(StrictRequestModel):
     """A reload request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     config: dict[str, Any] | None = None
     """A resolved serving configuration, as created by `pressoir deploy`; null reloads the loaded models."""
@@ -80,11 +78,11 @@ def routes(backend: Backend) -> APIRouter:
         return JsonAnswer(backend.config.model_dump(mode="json"))
 
     @router.post("/reload", dependencies=[Depends(key_needed)])
-    async def reload(asked: Reload | None = None) -> Response:
+    async def reload(body: Reload | None = None) -> Response:
         """Switch to another configuration, or reload all loaded models; if it fails, nothing changes."""
         wanted = None
-        if asked is not None and asked.config is not None:
-            wanted = validate(ServingConfig, asked.config, "config")
+        if body is not None and body.config is not None:
+            wanted = validate(ServingConfig, body.config, "config")
         await carried_through(models.reload(wanted))
         return JsonAnswer({"reloaded": True, "tiers": list(backend.config.tiers)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pressoir.serving.pool.resident import Event
+from pressoir.serving.pool.pool_entry import Event
 
 
 class Observer(Protocol):

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Generic
 
 from pressoir.serving.errors import BudgetError, ClosingError
-from pressoir.serving.pool.resident import Event, ModelT, Resident
+from pressoir.serving.pool.pool_entry import Event, ModelT, PoolEntry
 from pressoir.serving.pool.sharing import ModelSpec
 
 BASE_BYTES = {"onnxruntime": 120_000_000, "pytorch": 380_000_000}
@@ -41,14 +41,14 @@ class ModelPool(Generic[ModelT]):
         open_model: Callable[[ModelSpec], Awaitable[ModelT]],
         budget_bytes: int | None = None,
         pinned: Collection[str] = (),
-        tell: Callable[[Event, ModelSpec], None] = lambda event, spec: None,
+        on_event: Callable[[Event, ModelSpec], None] = lambda event, spec: None,
     ) -> None:
-        self._open, self.budget_bytes, self._tell = open_model, budget_bytes, tell
+        self._open, self.budget_bytes, self._on_event = open_model, budget_bytes, on_event
         self.pinned = set(pinned)
         """Keys that are never evicted."""
-        self.residents: dict[str, Resident[ModelT]] = {}
+        self.entries: dict[str, PoolEntry[ModelT]] = {}
         """What can be leased now, by key."""
-        self._leaving: set[Resident[ModelT]] = set()
+        self._leaving: set[PoolEntry[ModelT]] = set()
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._queued: set[str] = set()  # loads that wait for room
         self._waiters: dict[str, int] = {}
@@ -63,7 +63,7 @@ class ModelPool(Generic[ModelT]):
     @property
     def resident_bytes(self) -> int:
         """What all models take, as last measured; those on their way out included."""
-        return sum(one.pss_bytes for one in (*self.residents.values(), *self._leaving))
+        return sum(one.pss_bytes for one in (*self.entries.values(), *self._leaving))
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[ModelT]:
@@ -73,15 +73,15 @@ class ModelPool(Generic[ModelT]):
             LoadError: it cannot be loaded. BudgetError: there can be no room for it.
             ClosingError: the pool was closed.
         """
-        resident = await self._acquire(spec)
+        entry = await self._acquire(spec)
         try:
-            yield resident.model
+            yield entry.model
         finally:
-            resident.leases -= 1
-            if not resident.leases:
+            entry.leases -= 1
+            if not entry.leases:
                 self._notify()
-                if self.budget_bytes is not None and time.monotonic() - resident.measured > _MEASURE_S:
-                    self._start(self._idle(resident))
+                if self.budget_bytes is not None and time.monotonic() - entry.measured > _MEASURE_S:
+                    self._start(self._idle(entry))
 
     async def load(self, spec: ModelSpec) -> None:
         """Have a model loaded, without using it; raises as `lease`."""
@@ -99,7 +99,7 @@ class ModelPool(Generic[ModelT]):
         with self._wanted(spec.key):  # nor is the old one evicted to make room
             new = await self._load(spec, wait=False)
         if (old := self._put(new)) is not None:
-            self._tell("replaced", spec)
+            self._on_event("replaced", spec)
             await self._retire(old, drain_s)
 
     async def unload(self, key: str, drain_s: float) -> bool:
@@ -107,9 +107,9 @@ class ModelPool(Generic[ModelT]):
 
         Who still has a lease after `drain_s` seconds loses the model.
         """
-        old = self.residents.pop(key, None)
+        old = self.entries.pop(key, None)
         if old is not None:
-            self._tell("unloaded", old.spec)
+            self._on_event("unloaded", old.spec)
             await self._retire(old, drain_s)
         return old is not None
 
@@ -119,7 +119,7 @@ class ModelPool(Generic[ModelT]):
 
     async def measure(self) -> None:
         """Measure all models, and make room if they take more than the budget."""
-        everyone = [*self.residents.values(), *self._leaving]
+        everyone = [*self.entries.values(), *self._leaving]
         for one, bytes_ in zip(
             everyone, await asyncio.gather(*(one.model.measure() for one in everyone)), strict=True
         ):
@@ -137,20 +137,20 @@ class ModelPool(Generic[ModelT]):
         for task in self._loads.values():
             task.cancel()
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
-        residents = list(self.residents.values())
-        self.residents.clear()
-        await asyncio.gather(*(self._retire(one, drain_s) for one in residents))
+        entries = list(self.entries.values())
+        self.entries.clear()
+        await asyncio.gather(*(self._retire(one, drain_s) for one in entries))
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _acquire(self, spec: ModelSpec) -> Resident[ModelT]:
+    async def _acquire(self, spec: ModelSpec) -> PoolEntry[ModelT]:
         with self._wanted(spec.key):
             while True:
                 self._check_open()
-                resident = self.residents.get(spec.key)
-                if resident is not None and not resident.model.ended.done():
-                    resident.leases, resident.used = resident.leases + 1, self._now()
-                    return resident
+                entry = self.entries.get(spec.key)
+                if entry is not None and not entry.model.ended.done():
+                    entry.leases, entry.used = entry.leases + 1, self._now()
+                    return entry
                 await self._wait_for_load(spec)
 
     @contextmanager
@@ -189,7 +189,7 @@ class ModelPool(Generic[ModelT]):
         if not task.cancelled():
             task.exception()  # is no news when nobody waits for it any more
 
-    async def _load(self, spec: ModelSpec, wait: bool = True) -> Resident[ModelT]:
+    async def _load(self, spec: ModelSpec, wait: bool = True) -> PoolEntry[ModelT]:
         """Make room, load, measure. The caller puts it into the pool without waiting for anything."""
         place = object()
         try:
@@ -204,13 +204,13 @@ class ModelPool(Generic[ModelT]):
                 await asyncio.shield(model.close())
                 raise
         except Exception:
-            self._tell("failed", spec)
+            self._on_event("failed", spec)
             raise
         finally:
             self._reserved.pop(place, None)
             self._notify()
         log.info("loaded %s: %.0f MB", spec.name, bytes_ / 1e6)
-        return Resident(spec, model, bytes_)
+        return PoolEntry(spec, model, bytes_)
 
     async def _reserve(self, place: object, spec: ModelSpec, wait: bool) -> None:
         """Keep room for a model, once there is some."""
@@ -253,7 +253,7 @@ class ModelPool(Generic[ModelT]):
     def _pinned_bytes(self, spec: ModelSpec) -> int:
         """What pinned models take, that of `spec` not counted."""
         others = self.pinned - {spec.key}
-        return sum(one.pss_bytes for key, one in self.residents.items() if key in others)
+        return sum(one.pss_bytes for key, one in self.entries.items() if key in others)
 
     def _check_fits(self, spec: ModelSpec, need: int) -> None:
         """Refuse what cannot be loaded even when everything is evicted that may be."""
@@ -274,45 +274,45 @@ class ModelPool(Generic[ModelT]):
         self._clock += 1
         return self._clock
 
-    def _put(self, resident: Resident[ModelT]) -> Resident[ModelT] | None:
+    def _put(self, entry: PoolEntry[ModelT]) -> PoolEntry[ModelT] | None:
         """Put a model into the pool; return the one whose place it took, which is to be retired."""
-        old = self.residents.get(resident.spec.key)
-        self.residents[resident.spec.key] = resident
-        resident.used = self._now()
-        resident.model.ended.add_done_callback(lambda _: self._ended(resident))
-        self._tell("loaded", resident.spec)
+        old = self.entries.get(entry.spec.key)
+        self.entries[entry.spec.key] = entry
+        entry.used = self._now()
+        entry.model.ended.add_done_callback(lambda _: self._ended(entry))
+        self._on_event("loaded", entry.spec)
         if self.budget_bytes is not None and self.resident_bytes > self.budget_bytes:
             self._start(self.measure())  # it took more than was expected
         return old
 
-    def _ended(self, resident: Resident[ModelT]) -> None:
+    def _ended(self, entry: PoolEntry[ModelT]) -> None:
         """A model ended: by itself, if it is still in the pool."""
-        if self.residents.get(resident.spec.key) is resident:
-            del self.residents[resident.spec.key]
-            self._tell("died", resident.spec)
+        if self.entries.get(entry.spec.key) is entry:
+            del self.entries[entry.spec.key]
+            self._on_event("died", entry.spec)
         self._notify()
 
-    def _victim(self) -> Resident[ModelT] | None:
+    def _victim(self) -> PoolEntry[ModelT] | None:
         """The idle model that was used the longest ago."""
         idle = [
             one
-            for key, one in self.residents.items()
+            for key, one in self.entries.items()
             if not one.leases and key not in self.pinned and key not in self._waiters
         ]
         return min(idle, key=lambda one: one.used, default=None)
 
-    async def _evict(self, victim: Resident[ModelT]) -> None:
-        del self.residents[victim.spec.key]
+    async def _evict(self, victim: PoolEntry[ModelT]) -> None:
+        del self.entries[victim.spec.key]
         log.info("evicting %s: %.0f MB", victim.spec.name, victim.pss_bytes / 1e6)
-        self._tell("evicted", victim.spec)
+        self._on_event("evicted", victim.spec)
         await self._retire(victim, 0.0)
 
-    async def _retire(self, old: Resident[ModelT], drain_s: float | None) -> None:
+    async def _retire(self, old: PoolEntry[ModelT], drain_s: float | None) -> None:
         """End a model that was taken out of the pool, once it is unused. Shielded from cancellation."""
         self._leaving.add(old)
         await asyncio.shield(self._start(self._drain(old, drain_s)))
 
-    async def _drain(self, old: Resident[ModelT], drain_s: float | None) -> None:
+    async def _drain(self, old: PoolEntry[ModelT], drain_s: float | None) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 while old.leases:
@@ -323,10 +323,10 @@ class ModelPool(Generic[ModelT]):
             self._leaving.discard(old)
             self._notify()
 
-    async def _idle(self, resident: Resident[ModelT]) -> None:
+    async def _idle(self, entry: PoolEntry[ModelT]) -> None:
         """The last lease of a model ended: what it takes now counts."""
-        resident.measured = time.monotonic()
-        resident.pss_bytes = await resident.model.measure() or resident.pss_bytes
+        entry.measured = time.monotonic()
+        entry.pss_bytes = await entry.model.measure() or entry.pss_bytes
         if self.budget_bytes is not None and self.resident_bytes > self.budget_bytes:
             await self.measure()
 

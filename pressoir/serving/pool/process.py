@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from pressoir.serving.errors import LoadError, from_failure
-from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.system.runtime import child_environment
 
@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "pressoir.serving.worker")
 log = logging.getLogger("pressoir")
 
 
-class ProcessModel(Calls):
+class ProcessClient(WorkerClient):
     """A model in a process of its own. Unloading it ends the process, which gives all its memory back."""
 
     def __init__(self, name: str, info: dict[str, Any], worker: _Worker) -> None:
@@ -34,7 +34,7 @@ class ProcessModel(Calls):
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def open(cls, job: dict[str, Any], timeout_s: float, side_by_side: bool = False) -> ProcessModel:
+    async def open(cls, job: dict[str, Any], timeout_s: float, side_by_side: bool = False) -> ProcessClient:
         """Start a worker and have it load a `LoadJob`.
 
         Raises:
@@ -66,13 +66,13 @@ class ProcessModel(Calls):
         return self._worker.process.pid
 
     async def measure(self) -> int:
-        """See `Calls.measure`; 0 once the worker has ended."""
+        """See `WorkerClient.measure`; 0 once the worker has ended."""
         from pressoir.system.memory import pss_bytes
 
         return await asyncio.to_thread(pss_bytes, self.pid)
 
     async def close(self) -> None:
-        """See `Calls.close`."""
+        """See `WorkerClient.close`."""
         self._end("")
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)

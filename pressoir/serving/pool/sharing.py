@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, Task
-from pressoir.serving.config import ServingConfig
+from pressoir.serving.config import ServingConfig, TierConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class ModelSpec:
     def key(self) -> str:
         """What it is shared by: content, task and runtime."""
         return f"{self.digest}/{self.task}/{self.runtime}"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A tier as a request finds it: looked up once by name, then passed on."""
+
+    name: str
+    config: TierConfig
+    spec: ModelSpec
+    """The model behind it."""
+    sharing: Sharing = field(repr=False, compare=False)
+    """The analysis that it belongs to; another one once the server has been reloaded."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pressoir.serving.pool.resident import Resident
-from pressoir.serving.pool.shared_model import SharedModel
+from pressoir.serving.pool.model_handle import ModelHandle
+from pressoir.serving.pool.pool_entry import PoolEntry
 from pressoir.serving.pool.sharing import ModelSpec, Sharing
 
 
-def statistics(sharing: Sharing, residents: Mapping[str, Resident[SharedModel]]) -> dict[str, Any]:
+def statistics(sharing: Sharing, entries: Mapping[str, PoolEntry[ModelHandle]]) -> dict[str, Any]:
     """The sharing statistics.
 
     ============================  ==========================================================================
@@ -28,21 +28,21 @@ def statistics(sharing: Sharing, residents: Mapping[str, Resident[SharedModel]])
     estimated = measured = 0
     info: dict[str, dict[str, Any]] = {}
     for name, model in labels(sharing).items():
-        resident = residents.get(model.key)
+        entry = entries.get(model.key)
         again = len(model.tiers) - 1
         estimated += again * model.size_bytes
-        measured += again * (resident.pss_bytes if resident else 0)
+        measured += again * (entry.pss_bytes if entry else 0)
         info[name] = {
             "users": list(model.tiers),
-            "loaded_at": resident.loaded_at.isoformat(timespec="seconds") if resident else None,
+            "loaded_at": entry.loaded_at.isoformat(timespec="seconds") if entry else None,
             "digest": model.digest,
-            "pss_mb": round(resident.pss_bytes / 1e6, 1) if resident else 0.0,
-            "leases": resident.leases if resident else 0,
+            "pss_mb": round(entry.pss_bytes / 1e6, 1) if entry else 0.0,
+            "leases": entry.leases if entry else 0,
         }
     return {
         "shared_models_count": len(sharing.shared),
         "total_model_types": sharing.tiers,
-        "unique_models_loaded": len(residents),
+        "unique_models_loaded": len(entries),
         "models_saved": sharing.loads_saved,
         "estimated_memory_saved_mb": round(estimated / 1e6, 1),
         "measured_memory_saved_mb": round(measured / 1e6, 1),

@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Any
 
 from pressoir.serving.errors import LoadError
-from pressoir.serving.pool.calls import Calls
+from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.serving.worker.messages import Message
-from pressoir.serving.worker.turns import Turns, failure
+from pressoir.serving.worker.step_scheduler import StepScheduler, failure
 from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
@@ -25,7 +25,7 @@ _Loaded = tuple[dict[str, Any], int] | LoadError
 _loading = threading.Lock()  # one at a time: else growth could not be told apart
 
 
-class ThreadModel(Calls):
+class ThreadClient(WorkerClient):
     """A model in a thread."""
 
     def __init__(
@@ -40,7 +40,7 @@ class ThreadModel(Calls):
         self._pss, self._inbox, self._thread = pss, inbox, thread
 
     @classmethod
-    async def open(cls, job: dict[str, Any]) -> ThreadModel:
+    async def open(cls, job: dict[str, Any]) -> ThreadClient:
         """Load a `LoadJob` in a new thread.
 
         Raises:
@@ -51,7 +51,7 @@ class ThreadModel(Calls):
         loaded: asyncio.Future[tuple[dict[str, Any], int]] = loop.create_future()
         receivers: list[Callable[[Message], None]] = []
 
-        def tell(message: Message) -> None:
+        def on_message(message: Message) -> None:
             with suppress(RuntimeError):  # the loop was closed: nobody waits for it any more
                 loop.call_soon_threadsafe(receivers[0], message)
 
@@ -69,7 +69,7 @@ class ThreadModel(Calls):
 
         thread = threading.Thread(
             target=_main,
-            args=(job, inbox, tell, settle_from_thread),
+            args=(job, inbox, on_message, settle_from_thread),
             name=f"model {job['name']}",
             daemon=True,
         )
@@ -84,11 +84,11 @@ class ThreadModel(Calls):
         return model
 
     async def measure(self) -> int:
-        """See `Calls.measure`: as it was after loading; 0 once it is closed."""
+        """See `WorkerClient.measure`: as it was after loading; 0 once it is closed."""
         return 0 if self.ended.done() else self._pss
 
     async def close(self) -> None:
-        """See `Calls.close`."""
+        """See `WorkerClient.close`."""
         self._end("")
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -100,28 +100,28 @@ class ThreadModel(Calls):
 def _main(
     job: dict[str, Any],
     inbox: queue.SimpleQueue[Message | None],
-    tell: Callable[[Message], None],
+    on_message: Callable[[Message], None],
     settle: Callable[[_Loaded], None],
 ) -> None:
-    from pressoir.serving.worker.served import LoadJob, open_served
+    from pressoir.serving.worker.worker_model import LoadJob, open_model
     from pressoir.system.memory import pss_bytes
 
     try:
         with _loading:
             before = pss_bytes(os.getpid(), children=False)
-            model = open_served(LoadJob.model_validate(job))
+            model = open_model(LoadJob.model_validate(job))
             grown = max(pss_bytes(os.getpid(), children=False) - before, 0)
     except Exception as error:
         settle(LoadError(failure(error)["message"]))
         return
     settle((model.info, grown))
-    turns = Turns(model.operations, tell)
+    scheduler = StepScheduler(model.operations, on_message)
     while True:
-        while not turns.busy or not inbox.empty():
+        while not scheduler.busy or not inbox.empty():
             message = inbox.get()
             if message is None:
-                del model, turns
+                del model, scheduler
                 release_memory()
                 return
-            turns.take(message)
-        turns.step()
+            scheduler.take(message)
+        scheduler.step()

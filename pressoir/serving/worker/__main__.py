@@ -3,9 +3,9 @@
 **Why.** Only the end of a process gives all its memory back, and a model that crashes takes nobody with it.
 
 **What.** The first message that comes through the socket (a descriptor that the parent left open) says what
-to load; the answer is `ready` or `failure`. Then requests take turns (`pressoir.serving.worker.turns`):
-before each step everything that has come is read, so that a request that is cancelled costs at most the step
-in work. There is one thread, and so nothing to lock.
+to load; the answer is `ready` or `failure`. Then requests take turns
+(`pressoir.serving.worker.step_scheduler`): before each step all messages that have arrived are read, so that
+a cancelled request costs at most the current step. There is one thread, so nothing is locked.
 
 Standard input is a pipe that nothing is written to: when it closes, the parent is gone, and the kernel ends
 this process, too. Whatever libraries print goes to the log, which is standard error.
@@ -26,7 +26,7 @@ from pressoir.system.runtime import end_with_parent, limit_threads
 
 if TYPE_CHECKING:
     from pressoir.serving.worker.messages import Message
-    from pressoir.serving.worker.served import ServedModel
+    from pressoir.serving.worker.worker_model import WorkerModel
 
 
 def main() -> int:
@@ -48,18 +48,18 @@ def main() -> int:
         os._exit(0)
 
 
-def serve(model: ServedModel, channel: Channel) -> None:
+def serve(model: WorkerModel, channel: Channel) -> None:
     """Answer requests until there can come no more."""
-    from pressoir.serving.worker.turns import Turns
+    from pressoir.serving.worker.step_scheduler import StepScheduler
 
-    turns = Turns(model.operations, channel.write)
+    scheduler = StepScheduler(model.operations, channel.write)
     while True:
-        while not turns.busy or channel.has_message():
+        while not scheduler.busy or channel.has_message():
             message = channel.read()
             if message is None:
                 return
-            turns.take(message)
-        turns.step()
+            scheduler.take(message)
+        scheduler.step()
 
 
 class Channel:
@@ -105,13 +105,13 @@ class Channel:
         return bytes(content)
 
 
-def _load(message: Message, channel: Channel) -> ServedModel | None:
+def _load(message: Message, channel: Channel) -> WorkerModel | None:
     from pressoir.serving.worker.messages import Message
-    from pressoir.serving.worker.served import LoadJob, open_served
-    from pressoir.serving.worker.turns import failure
+    from pressoir.serving.worker.step_scheduler import failure
+    from pressoir.serving.worker.worker_model import LoadJob, open_model
 
     try:
-        model = open_served(LoadJob.model_validate(message.body))
+        model = open_model(LoadJob.model_validate(message.body))
     except Exception as error:
         channel.write(Message("failure", body={**failure(error), "kind": "load"}))
         return None

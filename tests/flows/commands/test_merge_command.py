@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from flows.cli import main
-from flows.commands.merge import ManyValues, merge
+from pressoir.flows.cli import main
+from pressoir.flows.commands.merge import ManyValues, merge
 
 
 @pytest.fixture(scope="module")

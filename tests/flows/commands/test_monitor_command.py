@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from flows.cli import _Group
-from flows.commands import monitor
+from pressoir.flows.cli import _Group
+from pressoir.flows.commands import monitor
 from pressoir.system import monitor as monitoring
 
 
@@ -146,7 +146,7 @@ def test_it_ends_with_the_process_it_watches(child, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_a_summary(number, tmp_path):
-    program = "from flows.commands.monitor import monitor; monitor()"
+    program = "from pressoir.flows.commands.monitor import monitor; monitor()"
     log = tmp_path / "log"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "--interval", "0.1", "--log", str(log)],

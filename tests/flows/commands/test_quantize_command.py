@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from flows.cli import main
 from pressoir.export import causal_lm
+from pressoir.flows.cli import main
 from pressoir.inference.engines.decoder import OnnxDecoder
 from pressoir.inference.parity import Parity
 from pressoir.models import loading
@@ -118,6 +118,8 @@ def test_an_unknown_level_is_refused_with_the_known_ones(tiny_llama, tmp_path):
         (("--level", "q4", "--target-bits", 3, "--max-perplexity-increase", "5%"), "not both"),
         (("--level", "q4", "--max-perplexity-increase", "much"), "max_perplexity_increase"),
         (("--level", "q4", "--algorithm", "gptq", "--damping", 2), "damping"),
+        (("--level", "q4", "--algorithm", "hqqq"), "'hqqq' is not one of 'gptq', 'hqq', 'rtn'"),
+        (("--level", "q4", "--algorithm", "rtn", "--act-order"), "algorithm 'rtn' does not use it"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(tiny_llama, tmp_path, words, message):

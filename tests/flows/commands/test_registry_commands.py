@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from flows.cli import main
-from flows.commands import registry
+from pressoir.flows.cli import main
+from pressoir.flows.commands import registry
 from pressoir.registry.registry import Registry
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
@@ -84,15 +84,21 @@ def test_add_takes_any_reference_and_mirrors(model, home):
     assert Registry(home).get("yours").urls.mirrors == ("https://host/m",)
 
 
-def test_add_says_when_no_licence_was_found_and_when_a_shipped_model_is_hidden(model, home):
+def test_add_says_when_no_license_was_found_and_when_a_shipped_model_is_hidden(model, home):
     (model / "README.md").unlink()
     result = run("add", "bert-base-uncased", "--path", model)
-    assert "no licence found; specify it with --licence" in result.output
+    assert "no license found; specify it with --license" in result.output
     assert (
         "overrides the shipped model with this id; to undo: pressoir registry remove bert-base-uncased"
         in result.output
     )
-    assert "NOASSERTION" not in run("add", "mine", "--path", model, "--licence", "MIT").output
+    assert "NOASSERTION" not in run("add", "mine", "--path", model, "--license", "MIT").output
+
+
+def test_add_takes_the_license_by_the_name_of_version_0_1_0_too(model, home):
+    run("add", "mine", "--path", model, "--licence", "BSD-3-Clause")
+    assert Registry(home).get("mine").license == "BSD-3-Clause"
+    assert "--licence" not in run("add", "--help").output
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,7 @@ def on_terminal(width, monkeypatch, *words):
 def test_list_gives_a_pipe_one_whole_line_a_model(model, home):
     run("add", "m" * 63, "--path", model)
     lines = run("list").output.splitlines()
-    assert lines[0].split() == ["id", "type", "MB", "weights", "from", "licence", "registered"]
+    assert lines[0].split() == ["id", "type", "MB", "weights", "from", "license", "registered"]
     created = Registry(home).get("m" * 63).created_at[:10]
     assert lines[-1].split() == ["m" * 63, "causal-lm", "0.2", "float", "own", "MIT", created]
     assert "bert-base-uncased" in lines[2]
@@ -164,7 +170,7 @@ def test_list_fits_the_terminal(width, model, home, monkeypatch):
     assert len(lines) == 5  # nothing was wrapped
     assert max(map(len, lines)) <= width
     assert "automatic-speech-recognition" in lines[1]
-    assert ("licence" in lines[0]) is (width == 120)
+    assert ("license" in lines[0]) is (width == 120)
 
 
 def test_list_folds_a_long_id_and_cuts_nothing(model, home, monkeypatch):

@@ -5,9 +5,9 @@ import yaml
 from click.testing import CliRunner
 
 from pressoir.benchmark.cost import Conditions
-from pressoir.search.budget import Limits
-from pressoir.search.found import SearchResult, conclude
-from pressoir.search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.found import SearchResult, conclude
+from pressoir.recipe_search.records import Figures, Outcome, Trial
 
 VALUES = {
     "name": "small",
@@ -20,8 +20,8 @@ VALUES = {
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs the command over a search that has found one model of 15 MB."""
-    from flows import search as module
-    from flows.cli import main
+    from pressoir.flows import search as module
+    from pressoir.flows.cli import main
 
     def fake(config):
         figures = Figures(accuracy=0.85, size_mb=15.0, latency_ms=2.0)

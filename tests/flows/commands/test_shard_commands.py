@@ -15,7 +15,7 @@ from pressoir.formats.tensor_bytes import checkpoint_tensors
 
 
 def run(*words):
-    from flows.cli import main
+    from pressoir.flows.cli import main
 
     return CliRunner().invoke(main, [str(word) for word in words])
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from flows.commands.standalone import stage_output
 from pressoir.errors import StoreError
+from pressoir.flows.commands.standalone import stage_output
 from pressoir.reporting import LogReporter
 
 
@@ -58,7 +58,8 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
 
 def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from flows.commands.standalone import stage_output\n"
+        "import sys, time; from pathlib import Path\n"
+        "from pressoir.flows.commands.standalone import stage_output\n"
         "from pressoir.reporting import LogReporter\n"
         "with stage_output(Path(sys.argv[1]), 'mark.json', LogReporter(), threads=1):\n"
         "    print('in', flush=True); time.sleep(99)"

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
+from transformers import GPT2Config
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
-from pressoir.models.layouts import count_parameters, encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, count_parameters, encoder_layers, resize_ffn
 
 LABELS = ["negative", "positive"]
 TEXTS = ["the film was good", "the soup was cold and bland and the hotel was awful", "book"]
@@ -116,7 +116,7 @@ def test_the_volume_of_transformers_is_left_as_it_was(tiny_bert, tmp_path):
 
 def cut_ffn(model, widths):
     for layer, width in zip(encoder_layers(model), widths, strict=True):
-        resize_ffn(layer, layout(model), torch.arange(64)[-width:])
+        resize_ffn(layer, architecture_of(model), torch.arange(64)[-width:])
     model.config.intermediate_sizes = list(widths)
 
 
@@ -155,7 +155,7 @@ def test_cutting_neurons_computes_what_silencing_them_does(tiny_classifier):
     silent[keep] = False
     with torch.no_grad():
         layer.output.dense.weight[:, silent] = 0
-    resize_ffn(cut.bert.encoder.layer[1], layout(cut), keep)
+    resize_ffn(cut.bert.encoder.layer[1], architecture_of(cut), keep)
     tokenizer = loading.load_tokenizer(tiny_classifier)
     torch.testing.assert_close(logits(cut, tokenizer), logits(silenced, tokenizer), rtol=0, atol=1e-6)
     assert count_parameters(cut) == count_parameters(silenced) - 60 * (32 + 1 + 32)
@@ -293,22 +293,9 @@ def test_a_missing_or_broken_tokenizer_is_refused(copy, damage):
 # --- architectures ---
 
 
-def test_the_parts_of_bert_and_distilbert_are_known(tiny_classifier):
-    distilbert = DistilBertForSequenceClassification(
-        DistilBertConfig(
-            vocab_size=10, dim=8, n_layers=2, n_heads=2, hidden_dim=16, max_position_embeddings=8
-        )
-    )
-    for model, count in ((loading.load_classifier(tiny_classifier), 4), (distilbert, 2)):
-        layers = encoder_layers(model)
-        assert len(layers) == count
-        for part in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out"):
-            assert isinstance(layers[0].get_submodule(layout(model)[part]), torch.nn.Linear)
-
-
 def test_an_architecture_whose_parts_are_unknown_is_refused_with_those_that_are_known():
     config = GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=2, n_positions=8)
     with pytest.raises(
         SourceError, match=r"models of type 'gpt2' are not supported here; supported are bert, .*distilbert"
     ):
-        layout(loading.new_classifier(config))
+        architecture_of(loading.new_classifier(config))

@@ -6,7 +6,8 @@ import pytest
 
 from pressoir.errors import DataError, RegistryError, StoreError
 from pressoir.pipeline.checks import check_inputs
-from pressoir.pipeline.keys import key_config, load_stage, stage_key
+from pressoir.pipeline.keys import stage_key
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from pressoir.store.store import Store
@@ -42,33 +43,28 @@ def test_other_contents_formats_settings_and_seeds_get_other_keys(files):
 
 def test_of_a_named_model_only_the_digest_counts():
     def teacher(checkpoint):
-        return key_config(TeacherConfig(checkpoint=checkpoint))
+        return stage_key("teacher", TeacherConfig(checkpoint=checkpoint), {}, 0)
 
     def student(model):
-        return key_config(DistillConfig(student=StudentConfig(model=model)))
+        return stage_key("distill", DistillConfig(student=StudentConfig(model=model)), {}, 0)
 
     assert teacher("./a") == teacher("./b") != teacher(None)
     assert student("./a") == student("./b") != student(None)
-
-
-def test_an_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match="no stage 'os'"):
-        load_stage("os")
 
 
 def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data):
     store = Store(tmp_path / "home")
     files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}
     good = Recipe.from_dict({"data": {"source": "files", **files}})
-    assert check_inputs(good, store) == 400
+    assert check_inputs(good, Sources(store)) == 400
     assert not store.home.exists()
     missing = {"source": "files", "train": "none.tsv", "test": "none.tsv"}
     with pytest.raises(DataError, match="is not a file"):
-        check_inputs(Recipe.from_dict({"data": missing}), store)
+        check_inputs(Recipe.from_dict({"data": missing}), Sources(store))
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="is not writable"):
-        check_inputs(good, Store(tmp_path / "file"))
+        check_inputs(good, Sources(Store(tmp_path / "file")))
     store.home.mkdir()
     (store.home / "models.json").write_text("{")
     with pytest.raises(RegistryError, match="line 1"):
-        check_inputs(good, store)
+        check_inputs(good, Sources(store))

@@ -24,8 +24,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from pressoir.pipeline.keys import STAGES, load_stage, stage_key
+from pressoir.pipeline.keys import stage_key
 from pressoir.pipeline.plan import Planner
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import (
     AugmentConfig,
@@ -43,6 +44,7 @@ from pressoir.recipe.sections import (
 )
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
+from pressoir.stage import stage_names
 from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
@@ -52,6 +54,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 OTHERS = ("evaluation-", "search-", "serving-")
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 SEED = 42
+STAGES = stage_names()
 # One of them is not installed.
 VERSIONS = {
     "torch": "2.0.1+cpu",
@@ -94,7 +97,7 @@ def given(*names):
 
 def cases(folder):
     """(configuration, inputs) of every recorded key, by `stage/what is special`."""
-    from pressoir.stages.teacher_outputs import OutputsConfig
+    from pressoir.recipe.sections import OutputsConfig
 
     table = {"source": "files", "train": folder / "train.tsv", "test": folder / "test.JSONL"}
     texts = {"wiki": folder / "wiki.txt", "plays": folder / "plays.txt"}
@@ -376,8 +379,6 @@ class RecordedPlanner(Planner):
 def stage_keys(folder):
     """The keys of `cases`, and where their results lie."""
     made = {name: (name.partition("/")[0], *case) for name, case in cases(folder).items()}
-    for stage in STAGES:
-        load_stage(stage)
     with recorded_versions():
         store = Store(folder / "home")
         return {
@@ -388,17 +389,15 @@ def stage_keys(folder):
 
 def recipe_keys(path, folder):
     """The key of every step of a shipped recipe, from its own pipeline."""
-    from flows.compress import pipeline
+    from pressoir.flows.compress import pipeline
 
     recipe = Recipe.from_yaml(path)
     if recipe.data.source == "files":
         here = [f"data.{split}={folder / 'train.tsv'}" for split in ("train", "test")]
         recipe = Recipe.from_yaml(path, here)
-    for stage in STAGES:
-        load_stage(stage)
     with recorded_versions():
         store = FullStore()
-        planner = RecordedPlanner(recipe, store)
+        planner = RecordedPlanner(recipe, Sources(store))
         pipeline(recipe, planner)
         hashes = [key.hash() for key in store.keys]
     assert [row.key for row in planner.rows] == hashes
@@ -411,7 +410,6 @@ def recipe_keys(path, folder):
 def one_artifact(folder):
     """A stored result as it stands on disk: its folder, and its manifest without time and interpreter."""
     config, inputs = cases(folder)["prune/structured"]
-    load_stage("prune")
     with recorded_versions():
         store = Store(folder / "one")
         made, _ = store.build(stage_key("prune", config, inputs, SEED), fill)
@@ -505,7 +503,6 @@ def test_a_store_of_that_time_is_found_and_not_built_again(record, files, tmp_pa
     fill(folder, tmp_path)
     (folder / MANIFEST).write_text(json.dumps(record["artifact"]["manifest"]), encoding="utf-8")
     config, inputs = cases(files)["prune/structured"]
-    load_stage("prune")
     with recorded_versions():
         key, store = stage_key("prune", config, inputs, SEED), Store(tmp_path)
         assert store.find(key) is not None

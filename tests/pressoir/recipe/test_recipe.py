@@ -380,6 +380,14 @@ def test_a_causal_lm_is_not_taught_and_gets_4_bits_by_default():
             "perplexity is not available for classifiers",
         ),
         ({"teacher": None}, "teacher: null is only supported for task 'causal-lm'"),
+        (
+            {"task": "causal-lm", "quantize": {"algorithm": "hqqq"}},
+            r"quantize\.algorithm: .*no 'hqqq'; did you mean 'hqq'\? there are: gptq, hqq, rtn",
+        ),
+        (
+            {"task": "causal-lm", "quantize": {"act_order": True, "damping": 0.2}},
+            "act_order, damping specified, but algorithm 'hqq' does not use it",
+        ),
         ({"quantize": {"algorithm": "gptq"}}, "algorithm specified, but scheme is 'int8'"),
         (
             {"task": "causal-lm", "quantize": {"target_bits": 3, "max_perplexity_increase": "5%"}},

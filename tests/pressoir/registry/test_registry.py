@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from pressoir.errors import RegistryError, StoreError
-from pressoir.formats import folder
+from pressoir.extensions import loader
 from pressoir.recipe.sections import Criterion
 from pressoir.registry import catalogue
-from pressoir.registry.catalogue import Entry, Urls
+from pressoir.registry.catalogue import Catalogue, Entry, Urls
 from pressoir.registry.promotion import promotion
 from pressoir.registry.registry import Registry
 
@@ -27,13 +27,22 @@ def entry(id="pressed", **changes):
         "type": "text-classification",
         "size_mb": 1.5,
         "urls": Urls(base="store:shard/" + "0" * 64),
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
     }
     return Entry(**{**values, **changes})
 
 
 def test_the_committed_schema_is_the_one_the_types_generate():
     assert (ROOT / "models.schema.json").read_text(encoding="utf-8") == catalogue.schema()
+
+
+def test_a_file_of_version_0_1_0_is_read_and_written_with_the_new_spelling(tmp_path):
+    new = catalogue.dump(Catalogue(models={"pressed": entry()}))
+    old = new.replace('"license"', '"licence"')
+    assert old != new
+    read = catalogue.parse(old, tmp_path / "models.json")
+    assert read.models["pressed"].license == "Apache-2.0"
+    assert catalogue.dump(read) == new
 
 
 def test_every_field_tells_an_editor_what_it_is():
@@ -46,7 +55,7 @@ def test_every_field_tells_an_editor_what_it_is():
         if not said.get("description")
     ]
     assert not unsaid
-    assert set(folder.Task.__args__) == set(fields["Entry"]["properties"]["type"]["enum"])
+    assert set(loader.names("pressoir.tasks")) == set(fields["Entry"]["properties"]["type"]["enum"])
 
 
 def test_an_editor_marks_a_key_that_is_no_id():
@@ -225,7 +234,7 @@ def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
         "home, worker = Path(sys.argv[1]), sys.argv[2]\n"
         "for i in range(5):\n"
         "    Registry(home).add(Entry(id=f'm-{worker}-{i}', name='m', type='causal-lm', size_mb=1,\n"
-        "                             urls=Urls(base='store:x'), licence='MIT'))\n"
+        "                             urls=Urls(base='store:x'), license='MIT'))\n"
     )
     workers = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(n)], cwd=ROOT) for n in range(10)
@@ -247,7 +256,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(
         "    return os.kill(os.getpid(), signal.SIGKILL) if target.name == FILE else replace(self, target)\n"
         "Path.replace = killed\n"
         "Registry(Path(sys.argv[1])).add(Entry(id='late', name='m', type='causal-lm', size_mb=1,\n"
-        "                                      urls=Urls(base='store:x'), licence='MIT'))\n"
+        "                                      urls=Urls(base='store:x'), license='MIT'))\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL

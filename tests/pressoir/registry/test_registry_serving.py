@@ -17,7 +17,7 @@ def deployed(id="shop", **changes):
 
 def model(id):
     urls = Urls(base="store:shard/" + "0" * 64)
-    return Entry(id=id, name=id, type="causal-lm", size_mb=1.0, urls=urls, licence="MIT")
+    return Entry(id=id, name=id, type="causal-lm", size_mb=1.0, urls=urls, license="MIT")
 
 
 @pytest.fixture

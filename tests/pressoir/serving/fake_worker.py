@@ -85,7 +85,7 @@ class Fake:
         self.operations = {operation.__name__: operation for operation in operations}
 
 
-def open_served(job):
+def open_model(job):
     name = job.fields["name"]
     if name == "damaged":
         raise SourceError("its files are damaged")
@@ -98,7 +98,7 @@ def open_served(job):
 
 
 if __name__ == "__main__":
-    served = types.ModuleType("pressoir.serving.worker.served")
-    served.LoadJob, served.open_served = Job, open_served
-    sys.modules["pressoir.serving.worker.served"] = served
+    worker_model = types.ModuleType("pressoir.serving.worker.worker_model")
+    worker_model.LoadJob, worker_model.open_model = Job, open_model
+    sys.modules["pressoir.serving.worker.worker_model"] = worker_model
     sys.exit(worker.main())

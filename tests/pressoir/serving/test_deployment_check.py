@@ -36,7 +36,7 @@ def resolved(store, **models):
 
 def test_artifacts_behind_the_tiers_are_told_and_folders_have_none(store, artifact, tiny_classifier):
     place = f"store:shard/{artifact.key}"
-    register(Registry(store.home), "press", place, Details(licence="MIT"))
+    register(Registry(store.home), "press", place, Details(license="MIT"))
     config = resolved(store, stored=place, named="press", folder=tiny_classifier)
     assert config.tiers["stored"].digest != artifact.digest  # of the files that are served, and of all
     assert deployment.check(config, store) == {"stored": artifact.digest, "named": artifact.digest}
@@ -44,7 +44,7 @@ def test_artifacts_behind_the_tiers_are_told_and_folders_have_none(store, artifa
 
 def test_every_tier_whose_files_were_altered_is_told(store, artifact, tiny_classifier, tmp_path):
     own = shutil.copytree(tiny_classifier, tmp_path / "own")
-    register(Registry(store.home), "mine", str(own), Details(licence="MIT"))
+    register(Registry(store.home), "mine", str(own), Details(license="MIT"))
     (own / "README.md").write_text("altered")
     (store.path(artifact) / "notes.md").write_text("altered")
     config = resolved(store, fine=tiny_classifier, mine="mine", stored=f"store:shard/{artifact.key}")

@@ -129,7 +129,7 @@ class TestTiers:
                 basic = await service.translate(SENTENCE, "en", "fr", tier="basic")
                 premium = await service.translate(SENTENCE, "en", "fr", tier="premium")
                 assert basic == premium == Translator.open(tiny_marian, 1).translate([SENTENCE])[0]
-                assert len(service.models.pool.residents) == 1
+                assert len(service.models.pool.entries) == 1
 
         asyncio.run(run())
         assert [event for event, _ in recorder.events] == ["loaded"]
@@ -296,13 +296,13 @@ class TestGeneration:
 
         async def run():
             async with make({"story": (tiny_llama, {})}, recorder) as service:
-                [resident] = service.models.pool.residents.values()
+                [entry] = service.models.pool.entries.values()
                 async with service.generate("the film was", max_new_tokens=200) as generation:
                     await anext(generation)
-                    assert resident.leases == 1
-                assert resident.leases == 0
+                    assert entry.leases == 1
+                assert entry.leases == 0
                 assert generation.usage is None
-                assert resident.model.calls._receivers == {}
+                assert entry.model.client._receivers == {}
 
         asyncio.run(run())
         assert recorder.requests == [("story", "generate", "cancelled")]
@@ -406,9 +406,9 @@ class TestConcurrency:
             async with make({"french": (tiny_marian, {})}) as service:
                 with pytest.raises(TimedOutError):
                     await service.translate([SENTENCE] * 30, timeout_s=0.001)
-                [resident] = service.models.pool.residents.values()
-                assert resident.leases == 0
-                assert resident.model.waiting == 0
+                [entry] = service.models.pool.entries.values()
+                assert entry.leases == 0
+                assert entry.model.waiting == 0
                 assert await service.translate(SENTENCE)
 
         asyncio.run(run())
@@ -457,11 +457,11 @@ class TestReloading:
                 expected = "".join(TextGenerator.open(tiny_llama, 1).generate("the film", max_new_tokens=60))
                 generation = service.generate("the film", max_new_tokens=60)
                 first = await anext(generation)
-                [old] = service.models.pool.residents.values()
+                [old] = service.models.pool.entries.values()
                 reloading = asyncio.create_task(service.models.reload())
                 assert first + "".join([piece async for piece in generation]) == expected
                 await reloading
-                [new] = service.models.pool.residents.values()
+                [new] = service.models.pool.entries.values()
                 assert new is not old
                 assert old.model.ended.done()
                 assert "".join([piece async for piece in service.generate("the film", max_new_tokens=60)])
@@ -498,13 +498,18 @@ class TestReloading:
 
         async def run():
             async with Service(old, store) as service:
+                basic, premium = map(service.models.lookup, ("basic", "premium"))
                 await service.models.reload(new)
                 assert set(await service.classify(SENTENCE, tier="basic")) == {"bad", "good"}
                 assert (await service.embed([SENTENCE])).shape == (1, 32)
                 with pytest.raises(UnknownTierError):
                     await service.classify(SENTENCE, tier="premium")
+                # Tiers that were looked up before the reload lead to what is served now.
+                assert set(await service.classify(SENTENCE, tier=basic)) == {"bad", "good"}
+                with pytest.raises(UnknownTierError):
+                    await service.classify(SENTENCE, tier=premium)
                 keys = {spec.key for spec in service.models.sharing.models}
-                assert set(service.models.pool.residents) == keys
+                assert set(service.models.pool.entries) == keys
 
         asyncio.run(run())
 
@@ -518,12 +523,12 @@ class TestReloading:
 
         async def run():
             async with Service(old, store) as service:
-                before, loaded = await service.classify(SENTENCE), set(service.models.pool.residents)
+                before, loaded = await service.classify(SENTENCE), set(service.models.pool.entries)
                 with pytest.raises(LoadError):
                     await service.models.reload(new)
                 assert await service.classify(SENTENCE) == before
                 assert service.models.config is old
-                assert set(service.models.pool.residents) == loaded
+                assert set(service.models.pool.entries) == loaded
 
         asyncio.run(run())
 
@@ -548,20 +553,20 @@ class TestProcesses:
                 assert info["pss_mb"] > 20  # the worker's own, and no thread of ours
                 assert figures["measured_memory_saved_mb"] == info["pss_mb"]
 
-                [killed] = pool.residents.values()
+                [killed] = pool.entries.values()
                 waiting = [asyncio.create_task(service.classify(SENTENCE, tier="basic")) for _ in range(20)]
                 await asyncio.sleep(0)
-                os.kill(killed.model.calls.pid, signal.SIGKILL)
-                await killed.model.calls.ended
+                os.kill(killed.model.client.pid, signal.SIGKILL)
+                await killed.model.client.ended
                 results = await asyncio.gather(*waiting, return_exceptions=True)
                 assert WorkerDiedError in {type(one) for one in results}
                 assert all(one == answers[0] or getattr(one, "retriable", False) for one in results)
                 assert await service.classify(SENTENCE, tier="premium") == answers[0]
                 assert [event for event, _ in recorder.events] == ["loaded", "died", "loaded"]
 
-                [resident] = pool.residents.values()
+                [entry] = pool.entries.values()
                 assert await service.models.unload("basic")
                 assert pool.resident_bytes == 0
-                assert not Path(f"/proc/{resident.model.calls.pid}").exists()
+                assert not Path(f"/proc/{entry.model.client.pid}").exists()
 
         asyncio.run(run())

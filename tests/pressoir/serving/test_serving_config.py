@@ -8,8 +8,8 @@ import yaml
 from pressoir.errors import RecipeError
 from pressoir.serving.config import ServingConfig, TierSettings, load, resolve
 from pressoir.serving.errors import RequestError
-from pressoir.serving.overlay import overlaid
 from pressoir.serving.pool.sharing import analyse
+from pressoir.serving.settings import merge_settings
 from pressoir.store.store import Store
 
 
@@ -122,29 +122,29 @@ class TestResolving:
 class TestOverlay:
     def test_a_request_gets_the_tiers_limits_unless_it_asks_for_less(self):
         tier = TierSettings(max_length=128, num_beams=4)
-        assert overlaid(tier, {"max_length": None}, "basic") is tier
-        assert overlaid(tier, {"max_length": 64, "num_beams": 2}, "basic") == TierSettings(
+        assert merge_settings(tier, {"max_length": None}, "basic") is tier
+        assert merge_settings(tier, {"max_length": 64, "num_beams": 2}, "basic") == TierSettings(
             max_length=64, num_beams=2
         )
 
     def test_asking_for_more_is_refused_and_names_every_limit(self):
         tier = TierSettings(max_length=128)
         with pytest.raises(RequestError) as refused:
-            overlaid(tier, {"max_length": 129, "num_beams": 2}, "basic")
+            merge_settings(tier, {"max_length": 129, "num_beams": 2}, "basic")
         text = str(refused.value)
         assert "max_length is 129, but tier 'basic' allows 128" in text
         assert "num_beams is 2, but tier 'basic' allows 1" in text
 
     def test_an_open_limit_is_the_requests_own_choice_within_reason(self):
-        assert overlaid(TierSettings(), {"max_new_tokens": 4096}, "basic").max_new_tokens == 4096
+        assert merge_settings(TierSettings(), {"max_new_tokens": 4096}, "basic").max_new_tokens == 4096
         with pytest.raises(RequestError, match="max_length is 4097, but tier 'basic' allows 4096"):
-            overlaid(TierSettings(), {"max_length": 4097}, "basic")
+            merge_settings(TierSettings(), {"max_length": 4097}, "basic")
 
     def test_a_requests_own_language_and_sampling_win(self):
         tier = TierSettings(target_language="fr", temperature=0.0)
-        found = overlaid(tier, {"target_language": "de", "temperature": 0.7}, "basic")
+        found = merge_settings(tier, {"target_language": "de", "temperature": 0.7}, "basic")
         assert (found.target_language, found.temperature) == ("de", 0.7)
 
     def test_a_value_out_of_range_is_refused(self):
         with pytest.raises(RequestError, match=r"top_p: .*less than or equal to 1.*got 2"):
-            overlaid(TierSettings(), {"top_p": 2}, "basic")
+            merge_settings(TierSettings(), {"top_p": 2}, "basic")

@@ -30,7 +30,7 @@ CLIENTS = 64
 TEXTS = [f"the {noun} was {word}" for noun in ("film", "soup", "song") for word in ("good", "bad and cold")]
 TIERS = ("basic", "premium")
 LIMITS = ("max_body_bytes=100000", "body_timeout_s=2")
-COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from pressoir.flows.cli import main; main()", "serve"]
 
 
 @pytest.fixture(scope="module")

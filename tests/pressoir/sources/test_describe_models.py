@@ -69,7 +69,7 @@ def test_size_digest_type_and_weights_are_those_of_the_files(model, home):
     assert entry.weights_sha256 == file_sha256(model / "model.safetensors")
     assert (entry.id, entry.name, entry.type) == ("mine", "mine", "causal-lm")
     assert (entry.urls.base, entry.urls.shards) == (str(model), ())
-    assert (entry.licence, entry.quantization, entry.lineage, entry.metrics) == ("NOASSERTION", None, {}, {})
+    assert (entry.license, entry.quantization, entry.lineage, entry.metrics) == ("NOASSERTION", None, {}, {})
     assert entry.created_at.endswith("+00:00")
     assert home.get("mine") == entry
 
@@ -82,12 +82,12 @@ def test_what_is_said_wins_over_what_the_files_say(model, home, tmp_path):
         model,
         name="My model",
         type="translation",
-        licence="MIT",
+        license="MIT",
         quantization="q4",
         metrics={"bleu": 0.5},
         mirrors=(str(tmp_path / "elsewhere"), "https://host/model"),
     )
-    assert (entry.name, entry.type, entry.licence, entry.quantization) == (
+    assert (entry.name, entry.type, entry.license, entry.quantization) == (
         *("My model", "translation", "MIT", "q4"),
     )
     assert entry.metrics == {"bleu": 0.5}
@@ -105,7 +105,7 @@ def test_the_scheme_is_that_of_the_quantised_folder(model, home):
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "license"),
     [
         ("---\nlicense: apache-2.0\n---\n# A model\n", "Apache-2.0"),
         ("---\r\nlanguage: en\r\nlicense: cc-by-nc-4.0\r\n---\r\n", "CC-BY-NC-4.0"),
@@ -120,9 +120,9 @@ def test_the_scheme_is_that_of_the_quantised_folder(model, home):
         ("", "NOASSERTION"),
     ],
 )
-def test_the_licence_is_that_of_the_model_card(card, licence, model, home):
+def test_the_license_is_that_of_the_model_card(card, license, model, home):
     (model / "README.md").write_bytes(card.encode())
-    assert put(home, "mine", model).licence == licence
+    assert put(home, "mine", model).license == license
 
 
 def test_a_graph_alone_is_a_model_too(home, tmp_path):
@@ -202,15 +202,15 @@ def test_other_files_under_the_same_id_need_force_and_then_replace_all_that_was_
 
 
 def test_the_same_files_update_what_is_said_and_keep_the_rest(model, home, tmp_path):
-    said = {"name": "Mine", "type": "translation", "licence": "MIT", "quantization": "q4"}
+    said = {"name": "Mine", "type": "translation", "license": "MIT", "quantization": "q4"}
     old = put(home, "mine", model, **said, metrics={"bleu": 0.5}, mirrors=("https://host/model",))
     home.add(old.model_copy(update={"created_at": "2020-01-01T00:00:00+00:00"}))
     moved = shutil.copytree(model, tmp_path / "moved")
-    new, replaced = register(home, "mine", str(moved), Details(licence="ISC", metrics={"speedup": 2}))
+    new, replaced = register(home, "mine", str(moved), Details(license="ISC", metrics={"speedup": 2}))
     assert replaced is not None
     assert new == old.model_copy(
         update={
-            "licence": "ISC",
+            "license": "ISC",
             "metrics": {"bleu": 0.5, "speedup": 2.0},
             "urls": old.urls.model_copy(update={"base": str(moved)}),
             "created_at": "2020-01-01T00:00:00+00:00",
@@ -218,11 +218,11 @@ def test_the_same_files_update_what_is_said_and_keep_the_rest(model, home, tmp_p
     )
 
 
-def test_a_licence_that_is_found_later_is_taken(model, home):
-    assert put(home, "mine", model).licence == "NOASSERTION"
+def test_a_license_that_is_found_later_is_taken(model, home):
+    assert put(home, "mine", model).license == "NOASSERTION"
     (model / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     home.add(home.get("mine").model_copy(update={"digest": folder_digest(model)[0]}))
-    assert put(home, "mine", model).licence == "MIT"
+    assert put(home, "mine", model).license == "MIT"
 
 
 # --- other places ---
@@ -300,7 +300,7 @@ def hub(tmp_path, monkeypatch):
 def test_a_hub_model_is_pinned_to_its_commit_and_its_digest_to_what_is_fetched(reference, hub, home):
     entry = put(home, "remote", reference)
     assert (entry.urls.base, entry.revision) == (f"hub:org/name@{COMMIT}", COMMIT)
-    assert entry.licence == "MIT"
+    assert entry.license == "MIT"
     (hub.folder / "onnx").mkdir()  # another program may fetch more into the same cache
     (hub.folder / "onnx" / "model_O4.onnx").write_bytes(b"")
     (hub.folder / "notes.md").write_text("")
@@ -308,10 +308,10 @@ def test_a_hub_model_is_pinned_to_its_commit_and_its_digest_to_what_is_fetched(r
 
 
 def test_another_name_for_a_registered_model_keeps_what_is_known_of_it(model, home, tmp_path):
-    old = put(home, "mine", model, name="Mine", licence="MIT", metrics={"speedup": 2}, mirrors=("org/name",))
-    new = put(home, "yours", "mine", licence="ISC")
+    old = put(home, "mine", model, name="Mine", license="MIT", metrics={"speedup": 2}, mirrors=("org/name",))
+    new = put(home, "yours", "mine", license="ISC")
     assert new.model_copy(update={"created_at": None}) == old.model_copy(
-        update={"id": "yours", "licence": "ISC", "created_at": None}
+        update={"id": "yours", "license": "ISC", "created_at": None}
     )
 
 

@@ -56,7 +56,7 @@ def register(store, id, base, mirrors=(), sha256=None):
             type="text-classification",
             size_mb=1,
             urls=urls,
-            licence="Apache-2.0",
+            license="Apache-2.0",
             weights_sha256=sha256,
         )
     )

@@ -14,9 +14,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedT
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
 from pressoir.models import loading
-from pressoir.recipe.sections import AugmentConfig, DataConfig, StudentConfig
+from pressoir.recipe.sections import AugmentConfig, DataConfig, OutputsConfig, StudentConfig
 from pressoir.stages import augment, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig
 from pressoir.training import augmentation
 
 SPLITS = ("train", "validation", "test")

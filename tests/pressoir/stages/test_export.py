@@ -23,7 +23,7 @@ from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine, open_
 from pressoir.inference.engines.session import make_session
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 from pressoir.models.simulated_int8 import load_simulated
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
@@ -333,7 +333,7 @@ def pruned(folder, source, heads, widths):
     model = loading.load_classifier(source)
     model.prune_heads(heads)
     for layer, width in zip(encoder_layers(model), widths, strict=True):
-        resize_ffn(layer, layout(model), torch.arange(width))
+        resize_ffn(layer, architecture_of(model), torch.arange(width))
     model.config.intermediate_sizes = widths
     loading.save_model(model, folder)
     loading.save_tokenizer(loading.load_tokenizer(source), folder)

@@ -12,13 +12,12 @@ from stopping import StoppedError, StopsAt
 from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters, encoder_layers
-from pressoir.pruning import target, units
-from pressoir.pruning.target import MOST_STEPS, smallest_removal
-from pressoir.recipe.sections import PruneConfig, PruneTarget
+from pressoir.pruning import rounds, target, units
+from pressoir.pruning.target import MOST_CANDIDATES, smallest_removal
+from pressoir.recipe.sections import OutputsConfig, PruneConfig, PruneTarget
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import prune, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig
 from pressoir.training import loop
 
 QUICK = {"epochs": 0, "calibration_samples": 32}
@@ -39,14 +38,14 @@ def loaded(folder):
     return loading.load_classifier(folder)
 
 
-def steps(inputs, config, context):
-    """The dial's steps, and the model that each one leaves."""
+def candidates(inputs, config, context):
+    """The plans that a target is searched among, and the model that each one leaves."""
     model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     scores = units.importance(model, tokenizer, inputs["data"], config, context)
-    found = target.steps(scores, config.allocation == "uniform", units.units(model))
+    found = target.candidates(scores, config.allocation == "uniform", units.units(model))
     left = [loaded(inputs["model"]) for _ in found]
-    for one, kept in zip(left, found, strict=True):
-        units.remove(one, kept)
+    for copy, plan in zip(left, found, strict=True):
+        units.remove(copy, plan)
     return found, left
 
 
@@ -67,9 +66,10 @@ def test_after_each_round_the_cubic_share_of_the_units_is_gone(inputs, context):
     # Gone are 19/27, 26/27 and all of it: 2.6, 2.1 and 2 of 4 heads, 30.2, 17.8 and 16 of 64 neurons.
     expected = units.Units((2,) * 4, (16,) * 4)
     assert units.units(loaded(context.out_dir)) == expected
-    told = json.loads((context.out_dir / prune.REPORT).read_text())
-    assert [one["after"] for one in told] == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
-    assert [one["before"] for one in told][1:] == [one["after"] for one in told][:-1]
+    report = json.loads((context.out_dir / rounds.REPORT).read_text())
+    after = [each["after"] for each in report]
+    assert after == [[[3] * 4, [32] * 4], [[2] * 4, [16] * 4], [[2] * 4, [16] * 4]]
+    assert [each["before"] for each in report][1:] == after[:-1]
     assert figures["parameters_kept"] == pytest.approx(
         count_parameters(loaded(context.out_dir)) / count_parameters(loaded(inputs["model"]))
     )
@@ -94,9 +94,9 @@ def test_one_round_removes_what_importance_says_and_leaves_no_other_files(inputs
     model, tokenizer = loaded(inputs["model"]), loading.load_tokenizer(inputs["model"])
     scores = units.importance(model, tokenizer, inputs["data"], config, context)
     whole = units.units(model)
-    units.remove(model, units.keep(scores, 0.5, 0.5, allocation == "uniform", whole))
+    units.remove(model, units.plan_pruning(scores, 0.5, 0.5, allocation == "uniform", whole))
     assert same(weights_of(loaded(context.out_dir)), weights_of(model))
-    assert not (context.out_dir / prune.REPORT).exists()
+    assert not (context.out_dir / rounds.REPORT).exists()
 
 
 def test_unstructured_rounds_end_at_the_sparsity_asked_for(inputs, context):
@@ -108,30 +108,30 @@ def test_unstructured_rounds_end_at_the_sparsity_asked_for(inputs, context):
 
 
 def test_the_last_round_has_the_epochs_left_over_and_the_epochs_add_up():
-    assert prune.epochs_of_rounds(7, 3) == [2, 2, 3]
-    assert prune.epochs_of_rounds(6, 3) == [2, 2, 2]
-    assert prune.epochs_of_rounds(1, 4) == [0, 0, 0, 1]  # a search shortens a recipe's epochs
-    assert prune.epochs_of_rounds(5, 1) == [5]
-    assert [prune.share(number, 2) for number in (1, 2)] == [0.875, 1.0]
+    assert rounds.epochs_of_rounds(7, 3) == [2, 2, 3]
+    assert rounds.epochs_of_rounds(6, 3) == [2, 2, 2]
+    assert rounds.epochs_of_rounds(1, 4) == [0, 0, 0, 1]  # a search shortens a recipe's epochs
+    assert rounds.epochs_of_rounds(5, 1) == [5]
+    assert [rounds.cumulative_fraction(number, 2) for number in (1, 2)] == [0.875, 1.0]
 
 
 # Targets.
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_a_number_of_parameters_is_reached_by_the_first_step_that_reaches_it(inputs, context, allocation):
+def test_a_number_of_parameters_is_reached_by_the_first_candidate_that_does(inputs, context, allocation):
     config = PruneConfig(allocation=allocation, **QUICK)
-    found, left = steps(inputs, config, context)
-    counts = [count_parameters(one) for one in left]
+    found, left = candidates(inputs, config, context)
+    counts = [count_parameters(each) for each in left]
     assert counts == sorted(counts, reverse=True)
-    place = len(counts) // 2
-    for limit in (counts[place], counts[place - 1] - 1):  # exactly there, and just not the step before
+    index = len(counts) // 2
+    for limit in (counts[index], counts[index - 1] - 1):  # exactly there, and just not the candidate before
         own = dataclasses.replace(context, work_dir=context.work_dir / str(limit))
         own.work_dir.mkdir()
         given = config.model_copy(update={"target": PruneTarget(parameters=limit)})
         figures = prune.run(inputs, given, own)
-        assert figures["parameters"] == counts[place]
-        assert units.units(loaded(context.out_dir)) == found[place].units
+        assert figures["parameters"] == counts[index]
+        assert units.units(loaded(context.out_dir)) == found[index].units
 
 
 def test_a_target_that_the_model_meets_as_it_is_removes_nothing(inputs, context):
@@ -143,8 +143,10 @@ def test_a_target_that_the_model_meets_as_it_is_removes_nothing(inputs, context)
 def test_a_size_is_that_of_the_int8_graph_that_is_really_made(inputs, context):
     config = PruneConfig(**QUICK)
     tokenizer = loading.load_tokenizer(inputs["model"])
-    _, left = steps(inputs, config, context)
-    sizes = [prune.int8_cost(one, tokenizer, inputs["data"], config, context)["size_mb"] for one in left[1:3]]
+    _, left = candidates(inputs, config, context)
+    sizes = [
+        prune.int8_cost(each, tokenizer, inputs["data"], config, context)["size_mb"] for each in left[1:3]
+    ]
     assert sizes[0] > sizes[1]
     given = config.model_copy(update={"target": PruneTarget(size_mb=sum(sizes) / 2)})
     figures = prune.run(inputs, given, context)
@@ -186,7 +188,9 @@ def test_rounds_end_where_the_target_is_reached(inputs, context, monkeypatch, al
     left = slow_heads(loaded(context.out_dir))["latency_ms"]
     assert left <= 10
     assert figures["int8_latency_ms"] == pytest.approx(left)
-    first = json.loads((context.out_dir / prune.REPORT).read_text())[0]
+    first, last = json.loads((context.out_dir / rounds.REPORT).read_text())
+    assert 0 < first["dial"] < 1  # the name of a level in what is published
+    assert last["dial"] == first["dial"] or allocation == "global"
     assert sum(first["after"][0]) >= sum(units.units(loaded(context.out_dir)).heads)
     assert sum(first["before"][0]) == 16
 
@@ -197,8 +201,8 @@ def test_a_target_out_of_reach_says_by_how_much(inputs, context, monkeypatch):
         prune.run(inputs, PruneConfig(target=PruneTarget(latency_ms=4), **QUICK), context)
 
 
-def test_bisection_finds_the_first_step_that_meets_in_few_measurements():
-    for last in (0, 1, 2, 7, MOST_STEPS - 1):
+def test_bisection_finds_the_first_candidate_that_meets_in_few_measurements():
+    for last in (0, 1, 2, 7, MOST_CANDIDATES - 1):
         for first in range(last + 1):
             asked = []
 
@@ -210,11 +214,11 @@ def test_bisection_finds_the_first_step_that_meets_in_few_measurements():
             assert len(asked) <= 8
 
 
-def test_of_many_steps_an_even_selection_is_searched():
+def test_of_many_candidates_an_even_selection_is_searched():
     torch.manual_seed(0)
     scores = units.Importance(list(torch.rand(12, 12)), list(torch.rand(12, 768)))
-    found = target.steps(scores, False, units.Units((12,) * 12, (768,) * 12))
-    assert 200 < len(found) <= MOST_STEPS
+    found = target.candidates(scores, False, units.Units((12,) * 12, (768,) * 12))
+    assert 200 < len(found) <= MOST_CANDIDATES
     assert found[0].units == ((12,) * 12, (768,) * 12)
     assert found[-1].units == ((1,) * 12, (16,) * 12)
 
@@ -251,7 +255,7 @@ def test_a_killed_run_keeps_finished_rounds_and_their_target_and_resumes_the_one
 
     monkeypatch.setattr(loop, "fit", counted)
     monkeypatch.setattr(units, "importance", never)
-    monkeypatch.setattr(prune, "reach", never)
+    monkeypatch.setattr(rounds, "reach", never)
     again = dataclasses.replace(context, reporter=StopsAt(None, "round 2"))
     assert prune.run(inputs, config, again) == pytest.approx(figures)
     assert fits == ["prune, round 2 of 2: recovery steps"]

@@ -15,7 +15,7 @@ from pressoir.formats.int8_checkpoint import dequantized_state, packed_layers
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers, layout, resize_ffn
+from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 from pressoir.models.simulated_int8 import dynamic_quantize, load_simulated
 from pressoir.quantization import int8_scheme
 from pressoir.quantization.int8 import quantizable, quantize_rows
@@ -237,7 +237,7 @@ def test_pruned_heads_and_uneven_feed_forward_widths_load_from_int8(
     model.prune_heads({0: [0], 2: [1, 2]})
     widths = [64, 48, 16, 64]
     for layer, width in zip(encoder_layers(model), widths, strict=True):
-        resize_ffn(layer, layout(model), torch.arange(width))
+        resize_ffn(layer, architecture_of(model), torch.arange(width))
     model.config.intermediate_sizes = widths
     loading.save_model(model, tmp_path / "pruned")
     loading.save_tokenizer(loading.load_tokenizer(tiny_classifier), tmp_path / "pruned")

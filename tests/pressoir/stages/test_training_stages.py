@@ -22,13 +22,14 @@ from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers
 from pressoir.pruning import units
 from pressoir.quantization.int8 import quantize_rows
-from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig, TeacherConfig
+from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig, TeacherConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, prune, teacher, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig, matched_layers
 from pressoir.training import loop
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.students import make_student
+from pressoir.training.teacher_outputs import matched_layers
 
 FAST = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
 
@@ -173,7 +174,7 @@ def test_distillation_loss_is_the_formula_it_names():
 def test_a_student_starts_from_the_layers_it_keeps(trained):
     folders, _ = trained
     model = loading.load_classifier(folders["teacher"])
-    student = distill.make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
+    student = make_student(model, StudentConfig(layers=(0, 2)), ["negative", "positive"], None)
     assert student.config.num_hidden_layers == 2
     ours, theirs = encoder_layers(student), encoder_layers(model)
     assert len(theirs) == 4, "the teacher is left whole"
@@ -287,7 +288,7 @@ def test_global_allocation_gives_layers_different_widths_and_reloads_through_the
     neurons = [torch.rand(64) + (3 if index == 0 else 0) * (torch.arange(64) > 8) for index in range(4)]
     neurons[3][:60] = 0
     scores = units.Importance(heads, neurons)
-    units.remove(model, units.keep(scores, 0.4, 0.4, False, units.units(model)))
+    units.remove(model, units.plan_pruning(scores, 0.4, 0.4, False, units.units(model)))
     widths = [layer.intermediate.dense.out_features for layer in encoder_layers(model)]
     assert len(set(widths)) > 1
     assert all(width % 16 == 0 for width in widths)
@@ -314,11 +315,11 @@ def test_taylor_importance_finds_the_neurons_that_matter(trained, context):
         assert [len(scores) for scores in (*heads, *neurons)] == [4] * 4 + [64] * 4
 
 
-def test_choose_keeps_the_best_and_never_empties_a_layer():
+def test_select_units_keeps_the_best_and_never_empties_a_layer():
     scores = [torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1e-9])]
-    kept = units.choose(scores, 0.9, uniform=False)
+    kept = units.select_units(scores, 0.9, uniform=False)
     assert all(len(layer) >= 1 for layer in kept)
-    assert units.choose(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
+    assert units.select_units(scores, 0.5, uniform=True)[0].tolist() == [0, 2]
 
 
 def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):

@@ -25,6 +25,7 @@ from pressoir.recipe.sections import (
     DataConfig,
     DistillConfig,
     ExportConfig,
+    OutputsConfig,
     QuantizeConfig,
     StudentConfig,
     TeacherConfig,
@@ -34,7 +35,6 @@ from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, export, quantize, teacher, teacher_outputs
 from pressoir.stages import vocabulary as stage
-from pressoir.stages.teacher_outputs import OutputsConfig
 
 GOOD, BAD = "good great lovely charming".split(), "bad awful dull boring".split()
 NOUNS, ANIMALS = "film book meal song".split(), "zebra giraffe flamingo otter".split()

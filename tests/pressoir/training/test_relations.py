@@ -10,14 +10,14 @@ from transformers import BertConfig, DistilBertConfig, RobertaConfig
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import encoder_layers, layout
-from pressoir.recipe.sections import DistillConfig, PruneConfig, StudentConfig
+from pressoir.models.layouts import architecture_of, encoder_layers
+from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, StudentConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, teacher_outputs
-from pressoir.stages.teacher_outputs import OutputsConfig
 from pressoir.training import loop, relations
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.students import make_student
 
 BRIEF = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-3, "hidden_weight": 0}
 INTENSE = {**BRIEF, "batch_size": 8, "learning_rate": 1e-2}  # one epoch, so that none is chosen
@@ -217,16 +217,16 @@ def test_kept_are_the_last_layers_queries_keys_and_values(family, tiny_bert, tin
     assert outputs.hidden is None
     assert outputs.relations.shape == (outputs.offsets[-1], 3, 16)
     assert outputs.relations.dtype == np.float16
-    last, parts = encoder_layers(model)[-1], layout(model)
+    last, names = encoder_layers(model)[-1], architecture_of(model)
     texts = sentences.load_split(tiny_data, "train")["text"][:]
     for row in (0, 7, len(texts) - 1):
         ids = torch.tensor([tokenizer(texts[row])["input_ids"]])
         batch = outputs.batch([row], ids.shape[1] + 2)["teacher_relations"]
         with torch.no_grad():
             entering = model(input_ids=ids, output_hidden_states=True).hidden_states[-2][0]
-            for place, name in enumerate(("query", "key", "value")):
-                expected = last.get_submodule(parts[name])(entering)
-                found = batch[0, :-2, place].float()
+            for index, path in enumerate((names.query, names.key, names.value)):
+                expected = last.get_submodule(path)(entering)
+                found = batch[0, :-2, index].float()
                 torch.testing.assert_close(found, expected, atol=5e-3, rtol=2e-3)
         assert not batch[0, -2:].any()
 
@@ -245,11 +245,11 @@ def test_nothing_is_kept_unless_asked_and_the_rest_is_the_same_to_the_byte(input
 
 
 def test_they_are_asked_for_by_whoever_learns_from_them():
-    from flows.compress import _outputs
+    from pressoir.pipeline.chain import outputs_config
     from pressoir.recipe.recipe import Recipe
 
     def asked(**sections):
-        return _outputs(Recipe.from_dict(sections)).relations
+        return outputs_config(Recipe.from_dict(sections)).relations
 
     plain, weighted = {"epochs": 1}, {"epochs": 1, "relation_weight": 0.5}
     assert not asked(distill=plain, prune=plain)
@@ -285,7 +285,7 @@ def test_a_model_whose_heads_were_pruned_learns_the_relations(inputs, context, o
         loading.load_classifier(inputs["teacher"]),
         StudentConfig(config={"num_hidden_layers": 1}),
     )
-    model = distill.make_student(teacher, fresh, ["negative", "positive"], None)
+    model = make_student(teacher, fresh, ["negative", "positive"], None)
     model.prune_heads({0: [1]})
     before = apart(model, inputs)
     config = PruneConfig(**INTENSE, relation_weight=100, **options)

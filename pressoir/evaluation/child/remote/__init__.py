@@ -55,7 +55,7 @@ from pressoir.evaluation.config import Protocol
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Sample
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import TaskName, task
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""
@@ -71,7 +71,7 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
     Raises:
         DataError: a text is shorter than a piece.
     """
-    if job.task != "causal-lm":
+    if not task(job.task).windows:
         return data.samples
     size = CHARACTERS_A_TOKEN * job.generation.window
     found: list[Sample] = []
@@ -110,10 +110,10 @@ def open_predictor(job: Job, data: DataSet) -> Predictor:
     return model
 
 
-def _protocol(server: Endpoint, task: Task) -> Protocol:
+def _protocol(server: Endpoint, name: TaskName) -> Protocol:
     """What a server speaks that has the task."""
-    if task == "causal-lm":
-        return "openai"
+    if len(protocols := task(name).protocols) == 1:
+        return protocols[0]
     paths: dict[str, Protocol] = {"/v2/health/ready": "kserve-v2", "/v1/models": "openai"}
     answers = {}
     for path, protocol in paths.items():

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.child.remote.model import RemoteModel
+from pressoir.extensions.task import task
 from pressoir.inference.audio import SAMPLING_RATE, Waveform
 
 _FLOATS = ("FP16", "BF16", "FP32", "FP64")
@@ -42,7 +43,7 @@ class KServe(RemoteModel):
 
     def check(self) -> None:
         """See `RemoteModel.check`."""
-        if self.job.task == "causal-lm":
+        if "kserve-v2" not in task(self.job.task).protocols:
             raise RecipeError(
                 f"{self.job.model}: perplexity is not supported by KServe v2; use a server with the OpenAI "
                 "endpoint /v1/completions, and set protocol: openai"
@@ -58,7 +59,7 @@ class KServe(RemoteModel):
         """See `RemoteModel.classify`; the name of a label that the data lack is an error."""
         outputs = self._infer("BYTES", "text", [1], [text])
         rows = [self._numbers(one).reshape(-1) for one in _of(outputs, *_FLOATS)]
-        values = next((self._finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
+        values = next((self.finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
         names = [self._texts(one)[0] for one in _of(outputs, "BYTES") if math.prod(one.shape) == 1]
         named = [place for place in map(self.label, names) if place >= 0]
         if not named and values is None:

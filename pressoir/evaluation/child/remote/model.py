@@ -16,6 +16,7 @@ from pressoir.evaluation.child.remote.endpoint import Endpoint
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.evaluation.records import Sample
+from pressoir.extensions.task import task
 from pressoir.inference.audio import SAMPLING_RATE, Waveform, read_audio
 
 
@@ -34,23 +35,8 @@ class RemoteModel(ABC):
 
     def predict(self, samples: Sequence[Sample]) -> list[Any]:
         """See `pressoir.evaluation.child.predictors`."""
-        return [self._predict(sample.input) for sample in samples]
-
-    def _predict(self, asked: Any) -> dict[str, Any]:
-        if self.job.task == "text-classification":
-            return self.classify(asked)
-        if self.job.task == "translation":
-            return {"text": self.translate(asked).strip()}
-        if self.job.task == "automatic-speech-recognition":
-            sound = read_audio(Path(asked), SAMPLING_RATE)
-            text = self.transcribe(Path(asked), sound).strip()
-            return {"text": text, "audio_s": len(sound) / SAMPLING_RATE}
-        if self.job.task == "causal-lm":
-            scores = self._finite(np.array(self.score(asked)), "log-probabilities")
-            return {"nll": -float(scores.sum()), "tokens": len(scores)}
-        first, second = self._finite(self.embed(asked), "embeddings")
-        norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-        return {"similarity": float(first @ second) / max(norms, 1e-12)}
+        predict = task(self.job.task).part("remote")
+        return [predict(self, sample.input) for sample in samples]
 
     @abstractmethod
     def check(self) -> None:
@@ -82,7 +68,38 @@ class RemoteModel(ABC):
         bare = exact.strip(string.punctuation + string.whitespace)
         return self._places.get(exact, self._places.get(bare, -1))
 
-    def _finite(self, values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+    def finite(self, values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+        """The values; raises PressoirError where one is not finite."""
         if not np.isfinite(values).all():
             raise PressoirError(f"{self.server.url}: {self.name} returned {what} that are not finite")
         return values
+
+
+def classification(model: RemoteModel, text: str) -> dict[str, Any]:
+    """A label."""
+    return model.classify(text)
+
+
+def translation(model: RemoteModel, text: str) -> dict[str, Any]:
+    """A text in another language."""
+    return {"text": model.translate(text).strip()}
+
+
+def recognition(model: RemoteModel, file: str) -> dict[str, Any]:
+    """What is said in a file of sound."""
+    sound = read_audio(Path(file), SAMPLING_RATE)
+    text = model.transcribe(Path(file), sound).strip()
+    return {"text": text, "audio_s": len(sound) / SAMPLING_RATE}
+
+
+def perplexity(model: RemoteModel, text: str) -> dict[str, Any]:
+    """The likelihood of a text's tokens."""
+    scores = model.finite(np.array(model.score(text)), "log-probabilities")
+    return {"nll": -float(scores.sum()), "tokens": len(scores)}
+
+
+def similarity(model: RemoteModel, pair: Sequence[str]) -> dict[str, Any]:
+    """The cosine of two sentences' embeddings."""
+    first, second = model.finite(model.embed(pair), "embeddings")
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return {"similarity": float(first @ second) / max(norms, 1e-12)}

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.evaluation.child.remote.model import RemoteModel
+from pressoir.extensions.task import task
 from pressoir.inference.audio import Waveform
 
 CLASSIFY = "Classify the user's text. Answer with exactly one of these labels, and nothing else: {labels}"
@@ -83,17 +84,16 @@ class OpenAI(RemoteModel):
 
     def check(self) -> None:
         """See `RemoteModel.check`."""
-        if self.job.task == "translation":
-            if self.job.data.target_language is None:
-                raise RecipeError(
-                    f"{self.job.model}: the prompt needs the target language; set target_language of the "
-                    "data set"
-                )
-            if self.job.generation.num_beams > 1:
-                raise RecipeError(
-                    f"{self.job.model}: generation.num_beams is {self.job.generation.num_beams}, but beam "
-                    "search is not supported by the OpenAI protocol; set it to 1"
-                )
+        declared = task(self.job.task)
+        if "target_language" in declared.languages and self.job.data.target_language is None:
+            raise RecipeError(
+                f"{self.job.model}: the prompt needs the target language; set target_language of the data set"
+            )
+        if "num_beams" in declared.generation and self.job.generation.num_beams > 1:
+            raise RecipeError(
+                f"{self.job.model}: generation.num_beams is {self.job.generation.num_beams}, but beam "
+                "search is not supported by the OpenAI protocol; set it to 1"
+            )
         path = "/v1/models"
         answer = self.server.get(path)
         if answer.status == 404:

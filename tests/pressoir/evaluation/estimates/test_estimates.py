@@ -12,7 +12,7 @@ import pytest
 from pressoir.errors import SourceError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.evaluation.estimates import estimate, footprint, formula
+from pressoir.evaluation.estimates import estimate, footprint, formula, sample_memory
 from pressoir.evaluation.estimates.footprint import Weights, Work
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.recipe.sections import DataConfig
@@ -325,20 +325,20 @@ class TestEstimate:
 
     def test_a_long_text_is_cut_into_tokens_before_the_model_is_there(self, make):
         found = estimate.estimate(*make("causal-lm", lengths=(20 * MB,)))
-        assert found.peak_bytes(1) > formula.CHARACTER * 20 * MB
+        assert found.peak_bytes(1) > sample_memory.CHARACTER * 20 * MB
 
     def test_tokens_are_counted_by_the_tokenizer(self, make, tiny_bert):
         job, data = make(lengths=(10,))
         object.__setattr__(data.samples[0], "input", ["the film was good and great", "x"])
         (job.folder / "tokenizer.json").write_bytes((tiny_bert / "tokenizer.json").read_bytes())
-        tokens = formula._tokens(job.folder, data, 512)
-        assert tokens == 6 + 2 + formula.SPECIAL_TOKENS
+        tokens = sample_memory.tokens(job.folder, data, 512)
+        assert tokens == 6 + 2 + sample_memory.SPECIAL_TOKENS
 
     def test_where_counting_would_take_long_half_a_token_a_character_is_assumed(self, make):
         job, data = make(lengths=(101,))
-        assert formula._tokens(job.folder, data, 512) == 51 + formula.SPECIAL_TOKENS
-        assert formula._tokens(job.folder, data, 20) == 20
-        assert formula._bound("ab日本") == 3
+        assert sample_memory.tokens(job.folder, data, 512) == 51 + sample_memory.SPECIAL_TOKENS
+        assert sample_memory.tokens(job.folder, data, 20) == 20
+        assert sample_memory.bound("ab日本") == 3
 
     @pytest.mark.parametrize("content", ["", "[]", "{", '{"hidden_size": "x", "num_attention_heads": -1}'])
     def test_a_damaged_configuration_still_gives_an_estimate(self, make, content):
@@ -357,7 +357,7 @@ class TestEstimate:
     def test_a_damaged_sound_counts_by_its_size(self, make, tmp_path):
         job, _ = make("automatic-speech-recognition", CTC, (16_000,))
         (tmp_path / "0.wav").write_bytes(b"RIFF" + bytes(32_000))
-        assert formula._longest_s(datasets.load(job.data)) == pytest.approx(32_004 / 16_000)
+        assert sample_memory.longest_s(datasets.load(job.data)) == pytest.approx(32_004 / 16_000)
 
     def test_a_model_on_a_server_takes_little_here(self, make):
         job, data = make(remote=Remote(url="http://127.0.0.1:1", model="m"), folder="/nowhere")

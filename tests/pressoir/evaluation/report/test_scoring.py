@@ -12,6 +12,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.records import Sample
 from pressoir.evaluation.report import scoring
 from pressoir.evaluation.report.scoring import score
+from pressoir.extensions.task import task
 
 
 def make(task, references, labels=()):
@@ -125,7 +126,7 @@ def test_scores_depend_neither_on_the_order_of_arrival_nor_on_the_last_bits(name
     backwards = dict(reversed(values(data, noise=1e-12).items()))
     assert score(data, backwards) == found
     assert found.metrics
-    assert next(iter(found.metrics)) == scoring.MAIN_METRIC[data.task]
+    assert next(iter(found.metrics)) == task(data.task).main_metric.name
 
 
 def test_scores_can_be_computed_again_from_the_rounded_predictions():

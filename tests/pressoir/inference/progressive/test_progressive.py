@@ -527,7 +527,7 @@ def register(home, base, shards=(), id="tiny", mirrors=()):
             type="causal-lm",
             size_mb=1,
             urls=Urls(base=str(base), shards=shards, mirrors=mirrors),
-            licence="MIT",
+            license="MIT",
         )
     )
 

@@ -120,17 +120,17 @@ class TestTasks:
         app = app_of(store, {"story": (tiny_llama, {})})
 
         async def work(client):
-            [resident] = app.state.backend.service.models.pool.residents.values()
-            stream = resident.model.calls.stream
+            [entry] = app.state.backend.service.models.pool.entries.values()
+            stream = entry.model.client.stream
 
             async def breaks(*arguments, **named):
                 async for message in stream(*arguments, **named):
                     yield message
-                    resident.model.calls._end("it was killed")
+                    entry.model.client._end("it was killed")
                     break
-                raise resident.model.calls._gone()
+                raise entry.model.client._gone()
 
-            resident.model.calls.stream = breaks
+            entry.model.client.stream = breaks
             for path, asked_for, name in (
                 ("/generate/stream", {"prompt": "the film", "tier": "story"}, "error"),
                 ("/v1/completions", {"prompt": "the film", "model": "story", "stream": True}, None),
@@ -306,9 +306,9 @@ class TestKServe:
             for action in ("load", "unload", "reload"):
                 answer = await client.post(f"/v2/repository/models/reviews/{action}")
                 refused(answer, 401, "unauthorized")
-            [old] = models.pool.residents.values()
+            [old] = models.pool.entries.values()
             assert (await client.post("/v2/repository/models/reviews/reload", headers=KEY)).is_success
-            [new] = models.pool.residents.values()
+            [new] = models.pool.entries.values()
             assert new is not old
             answer = await client.post("/v2/repository/models/reviews/unload", headers=KEY)
             assert answer.json() == {"name": "reviews", "loaded": False, "was_loaded": True}

@@ -14,7 +14,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from serving_http import KEY, app_of
 
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.protocol import protocol_with
 from pressoir.serving.http.server import listen
 from pressoir.store.store import Store
@@ -37,7 +37,7 @@ def url(tmp_path_factory, tiny_classifier, tiny_bert, tiny_marian, tiny_llama, t
     app = app_of(Store(tmp_path_factory.mktemp("home")), tiers, api_key="sesame")
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=protocol_with(Limits()), ws="none", lifespan="on", log_config=None)
+        uvicorn.Config(app, http=protocol_with(HttpLimits()), ws="none", lifespan="on", log_config=None)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()

@@ -9,7 +9,7 @@ from serving_http import KEY, SENTENCE, app_of, asked, refused
 
 from pressoir.errors import RecipeError
 from pressoir.serving.http.gate import KEY_VARIABLE
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.store.store import Store
 
 
@@ -20,7 +20,7 @@ def app(tmp_path, tiny_classifier):
     def make(api_key="", settings=None, batching=None, **limits):
         tiers = dict.fromkeys(("reviews", "more"), (tiny_classifier, settings or {}))
         store = Store(tmp_path / "home")
-        return app_of(store, tiers, limits=Limits(**limits), api_key=api_key, batching=batching or {})
+        return app_of(store, tiers, limits=HttpLimits(**limits), api_key=api_key, batching=batching or {})
 
     return make
 
@@ -40,9 +40,9 @@ class Held:
     """Makes a model's answers wait until they are released."""
 
     def __init__(self, app):
-        [resident] = app.state.backend.service.models.pool.residents.values()
-        self.model, self.begun, self.release, self.cancelled = resident.model, 0, asyncio.Event(), 0
-        self._call, resident.model.calls.call = resident.model.calls.call, self
+        [entry] = app.state.backend.service.models.pool.entries.values()
+        self.model, self.begun, self.release, self.cancelled = entry.model, 0, asyncio.Event(), 0
+        self._call, entry.model.client.call = entry.model.client.call, self
 
     async def __call__(self, *arguments, **named):
         self.begun += 1

@@ -19,12 +19,12 @@ import yaml
 from click.testing import CliRunner
 from serving_http import KEY, SENTENCE, events, refused
 
-from flows.commands.serve import serve
 from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.child.remote import open_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
+from pressoir.flows.commands.serve import serve
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
@@ -33,7 +33,8 @@ from pressoir.recipe.sections import DataConfig
 from pressoir.serving.http.server import listen
 
 PROGRAM = (
-    "from flows.cli import main; from flows.commands.serve import serve; main.add_command(serve); main()"
+    "from pressoir.flows.cli import main; from pressoir.flows.commands.serve import serve\n"
+    "main.add_command(serve); main()"
 )
 LIMITS = ("max_body_bytes=100000", "body_timeout_s=0.5", "header_timeout_s=0.5", "max_connections=150")
 

@@ -6,7 +6,7 @@ import pytest
 
 from pressoir.serving.errors import InferenceError, QueueFullError, WorkerDiedError
 from pressoir.serving.pool.batching import BatchQueue, estimate_tokens
-from pressoir.serving.pool.shared_model import Slots
+from pressoir.serving.pool.model_handle import ConcurrencyLimiter
 
 
 class Engine:
@@ -155,13 +155,13 @@ class TestBatches:
 
     def test_each_batch_is_told_of(self):
         async def run():
-            told = []
+            batches = []
             engine = Engine()
             engine.let.set()
-            queue = queue_of(engine, watch=lambda *figures: told.append(figures))
+            queue = queue_of(engine, watch=lambda *figures: batches.append(figures))
             await queue.submit("k", ["a", "b"])
             await settle()
-            [(texts, waited_s, run_s)] = told
+            [(texts, waited_s, run_s)] = batches
             assert texts == 2
             assert waited_s >= 0
             assert run_s >= 0
@@ -278,22 +278,22 @@ class TestTrouble:
 class TestSlots:
     def test_a_few_at_a_time_some_wait_and_more_are_turned_away(self):
         async def run():
-            slots, let, inside = Slots(2, 1), asyncio.Event(), []
+            limiter, let, inside = ConcurrencyLimiter(2, 1), asyncio.Event(), []
 
             async def hold(name):
-                async with slots.slot():
+                async with limiter.slot():
                     inside.append(name)
                     await let.wait()
 
             tasks = [asyncio.create_task(hold(name)) for name in "abc"]
             await settle()
             assert inside == ["a", "b"]
-            assert slots.waiting == 1
+            assert limiter.waiting == 1
             with pytest.raises(QueueFullError):
                 await hold("d")
             tasks[2].cancel()
             await settle()
-            assert slots.waiting == 0
+            assert limiter.waiting == 0
             let.set()
             await asyncio.gather(*tasks[:2])
             await hold("e")

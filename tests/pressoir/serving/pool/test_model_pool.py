@@ -77,7 +77,7 @@ async def settle():
 
 def pool_of(loader, **settings):
     events = []
-    pool = ModelPool(loader, tell=lambda event, one: events.append((event, one.name)), **settings)
+    pool = ModelPool(loader, on_event=lambda event, one: events.append((event, one.name)), **settings)
     return pool, events
 
 
@@ -155,7 +155,7 @@ class TestBudget:
             for one in (A, B, A, C):
                 await use(pool, one)
             assert [name for event, name in events if event == "evicted"] == ["b"]
-            assert sorted(resident.spec.name for resident in pool.residents.values()) == ["a", "c"]
+            assert sorted(entry.spec.name for entry in pool.entries.values()) == ["a", "c"]
             assert loader.opened[1].closed
             assert pool.resident_bytes == 200 * MB
             await pool.close()

@@ -15,7 +15,7 @@ from fake_worker import COMMAND, MB
 
 from pressoir.serving.errors import InferenceError, LoadError, RequestError, WorkerDiedError
 from pressoir.serving.pool import process
-from pressoir.serving.pool.process import ProcessModel
+from pressoir.serving.pool.process import ProcessClient
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def fake_command(monkeypatch):
 
 @asynccontextmanager
 async def opened(name="model"):
-    model = await ProcessModel.open({"name": name, "threads": 3}, timeout_s=60)
+    model = await ProcessClient.open({"name": name, "threads": 3}, timeout_s=60)
     try:
         yield model
     finally:
@@ -141,7 +141,7 @@ class TestLoading:
     def test_what_cannot_be_loaded_is_told_and_leaves_no_process(self):
         async def run():
             with pytest.raises(LoadError, match="its files are damaged") as failed:
-                await ProcessModel.open({"name": "damaged", "threads": 1}, timeout_s=60)
+                await ProcessClient.open({"name": "damaged", "threads": 1}, timeout_s=60)
             assert not failed.value.retriable
 
         asyncio.run(run())
@@ -149,14 +149,14 @@ class TestLoading:
     def test_a_crash_while_loading_is_told_with_the_last_lines_of_the_log(self):
         async def run():
             with pytest.raises(LoadError, match=r"(?s)ended while loading .*SIG.*terrible things"):
-                await ProcessModel.open({"name": "crashes", "threads": 1}, timeout_s=60)
+                await ProcessClient.open({"name": "crashes", "threads": 1}, timeout_s=60)
 
         asyncio.run(run())
 
     def test_one_that_takes_too_long_is_ended(self):
         async def run():
             with pytest.raises(LoadError, match="hangs was not loaded within"):
-                await ProcessModel.open({"name": "hangs", "threads": 1}, timeout_s=1)
+                await ProcessClient.open({"name": "hangs", "threads": 1}, timeout_s=1)
 
         asyncio.run(run())
 
@@ -211,7 +211,7 @@ class TestEnd:
             process.COMMAND = {COMMAND!r}
 
             async def run():
-                model = await process.ProcessModel.open({{"name": "model", "threads": 1}}, timeout_s=60)
+                model = await process.ProcessClient.open({{"name": "model", "threads": 1}}, timeout_s=60)
                 print(model.pid, flush=True)
                 stream = model.stream("hang")
                 await anext(stream)

@@ -1,0 +1,29 @@
+"""A text to the same in another language."""
+
+from pressoir.extensions.task import Metric, Task
+
+TASK = Task(
+    name="translation",
+    position=3,
+    heads=("ForConditionalGeneration", "MTModel"),
+    adapter="pressoir.inference.translation:Translator",
+    export="pressoir.export.encoder_decoder:run",
+    read_data="pressoir.evaluation.datasets:aligned_lines",
+    required_data=("source", "reference"),
+    languages=("source_language", "target_language"),
+    generation=("max_new_tokens", "num_beams"),
+    unit="sentences",
+    predictor="pressoir.evaluation.child.predictors:translation",
+    remote="pressoir.evaluation.child.remote.model:translation",
+    estimate="pressoir.evaluation.estimates.sample_memory:TranslationMemory",
+    score="pressoir.evaluation.report.scoring:translation",
+    metrics=(Metric("bleu", "BLEU"), Metric("chrf", "chrF")),
+    worker="pressoir.serving.worker.served:translator",
+    operations=("translate",),
+    tier_settings=(
+        *("max_length", "max_batch", "max_new_tokens", "num_beams"),
+        *("source_language", "target_language"),
+    ),
+    kserve="pressoir.serving.http.kserve:translate",
+    parameters=("source_language", "target_language", "max_length", "max_new_tokens", "num_beams"),
+)
