@@ -7,7 +7,7 @@ import yaml
 
 from pressoir.errors import RecipeError
 from pressoir.recipe.recipe import Recipe
-from pressoir.search.config import Range, SearchConfig, options, with_values
+from pressoir.recipe_search.config import Range, SearchConfig, options, with_values
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SEARCH = {

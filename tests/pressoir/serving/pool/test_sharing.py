@@ -3,7 +3,7 @@
 import pytest
 
 from pressoir.serving.config import ServingConfig, TierConfig
-from pressoir.serving.pool.resident import Resident
+from pressoir.serving.pool.pool_entry import PoolEntry
 from pressoir.serving.pool.sharing import analyse
 from pressoir.serving.pool.statistics import statistics
 
@@ -60,7 +60,7 @@ def test_a_single_tier_cannot_share_and_is_not_warned_of():
 def test_the_same_name_of_another_digest_is_a_near_miss(first, second):
     sharing = analyse(ServingConfig(tiers={"basic": tier(first, "a"), "premium": tier(second, "b")}))
     [near] = sharing.near_misses
-    assert "basic and premium both name nllb" in near
+    assert "basic and premium both name nllb, but" in near
     assert f"{first} has the digest aaaaaaaaaaaa and {second} bbbbbbbbbbbb" in near
     assert near in sharing.warnings()
 
@@ -74,8 +74,8 @@ def test_the_same_bytes_in_another_runtime_are_a_near_miss():
 
 def test_the_statistics_have_the_names_and_the_sums_that_they_say(three_on_two):
     shared = three_on_two.models[0]
-    resident = Resident(shared, None, 150 * MB, leases=2)
-    figures = statistics(three_on_two, {shared.key: resident})
+    entry = PoolEntry(shared, None, 150 * MB, leases=2)
+    figures = statistics(three_on_two, {shared.key: entry})
     info = figures.pop("shared_models_info")
     assert figures == {
         "shared_models_count": 1,
@@ -87,7 +87,7 @@ def test_the_statistics_have_the_names_and_the_sums_that_they_say(three_on_two):
     }
     assert info["nllb"] == {
         "users": ["basic", "medium"],
-        "loaded_at": resident.loaded_at.isoformat(timespec="seconds"),
+        "loaded_at": entry.loaded_at.isoformat(timespec="seconds"),
         "digest": "a" * 64,
         "pss_mb": 150.0,
         "leases": 2,

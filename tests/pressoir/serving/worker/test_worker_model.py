@@ -1,6 +1,8 @@
 """What a model's side does: answers as inference gives them, in steps, within a budget of tokens."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
-from pressoir.serving.worker.served import LoadJob, groups, open_served
-from pressoir.serving.worker.turns import Turns
+from pressoir.serving.worker.step_scheduler import StepScheduler
+from pressoir.serving.worker.worker_model import LoadJob, open_model
 from pressoir.system.files import folder_digest
 
 TEXTS = ["the film was good", "the book was bad and dull and the soup was cold", "the game was fine"]
@@ -180,7 +182,7 @@ class TestOpening:
 
     def test_files_that_are_not_those_that_were_resolved_are_not_loaded(self, tiny_classifier, tmp_path):
         folder = shutil.copytree(tiny_classifier, tmp_path / "model")
-        with pytest.raises(SourceError, match=r"have the digest [0-9a-f]{64}, but had 0{64}"):
+        with pytest.raises(SourceError, match=r"have the digest [0-9a-f]{64}, but had 0{64} when"):
             open_model(self.job(folder))
 
     def test_weights_that_are_broken_fail_the_example(self, tiny_classifier, tmp_path):
@@ -196,10 +198,12 @@ class TestOpening:
             open_model(self.job(folder, digest=digest))
 
 
-def test_groups_hold_like_lengths_within_the_budget():
-    assert list(groups([5, 1, 3, 2], 6)) == [[1, 3], [2], [0]]
-    assert list(groups([5, 1], 0)) == [[1], [0]]
-    assert list(groups([], 5)) == []
+def test_a_worker_that_has_not_loaded_a_pytorch_model_has_not_imported_torch():
+    script = (
+        "import sys, pressoir.serving.worker.worker_model, pressoir.serving.worker.step_scheduler;"
+        "assert not {'torch', 'transformers', 'fastapi', 'prefect', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 class TestMessages:
@@ -216,7 +220,7 @@ class TestMessages:
             np.testing.assert_array_equal(read.array, array)
 
 
-class TestTurns:
+class TestStepScheduler:
     def request(self, id, **arguments):
         return Message("request", id, {"operation": "count", "arguments": arguments})
 
@@ -226,33 +230,33 @@ class TestTurns:
         return {"to": to}, None
 
     def test_requests_take_turns_a_step_each(self):
-        told = []
-        turns = Turns({"count": self.count}, told.append)
-        turns.take(self.request(1, to=3))
-        turns.take(self.request(2, to=1))
-        while turns.busy:
-            turns.step()
-        assert [(one.id, one.body.get("text", one.kind)) for one in told] == [
+        messages = []
+        scheduler = StepScheduler({"count": self.count}, messages.append)
+        scheduler.take(self.request(1, to=3))
+        scheduler.take(self.request(2, to=1))
+        while scheduler.busy:
+            scheduler.step()
+        assert [(one.id, one.body.get("text", one.kind)) for one in messages] == [
             *((1, "0"), (2, "0"), (1, "1"), (2, "result"), (1, "2"), (1, "result"))
         ]
 
     def test_a_cancelled_request_says_nothing_more(self):
-        told = []
-        turns = Turns({"count": self.count}, told.append)
-        turns.take(self.request(1, to=3))
-        turns.step()
-        turns.take(Message("cancel", 1))
-        turns.take(Message("cancel", 99))
-        assert not turns.busy
-        assert len(told) == 1
+        messages = []
+        scheduler = StepScheduler({"count": self.count}, messages.append)
+        scheduler.take(self.request(1, to=3))
+        scheduler.step()
+        scheduler.take(Message("cancel", 1))
+        scheduler.take(Message("cancel", 99))
+        assert not scheduler.busy
+        assert len(messages) == 1
 
     def test_wrong_arguments_are_a_failure_of_that_request_alone(self, capsys):
-        told = []
-        turns = Turns({"count": self.count}, told.append)
-        turns.take(self.request(1, wrong=3))
-        turns.take(self.request(2, to=0))
-        while turns.busy:
-            turns.step()
-        assert [(one.id, one.kind) for one in told] == [(1, "failure"), (2, "result")]
-        assert told[0].body["kind"] == "internal"
+        messages = []
+        scheduler = StepScheduler({"count": self.count}, messages.append)
+        scheduler.take(self.request(1, wrong=3))
+        scheduler.take(self.request(2, to=0))
+        while scheduler.busy:
+            scheduler.step()
+        assert [(one.id, one.kind) for one in messages] == [(1, "failure"), (2, "result")]
+        assert messages[0].body["kind"] == "internal"
         assert "TypeError" in capsys.readouterr().err
