@@ -31,7 +31,7 @@ from pressoir.recipe_search.budget import Limits, meets
 from pressoir.recipe_search.config import SearchConfig, load
 from pressoir.recipe_search.found import SearchResult, conclude
 from pressoir.recipe_search.records import Outcome, Trial, describe
-from pressoir.recipe_search.study import Study
+from pressoir.recipe_search.study import Asked, Study
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -102,7 +102,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         with _workers(config, store) as workers:
             _try_all(config, study, workers, limits, parent)
         found = conclude(config, study.trials(), reference, limits, conditions)
-        model, rows = None, ()
+        model, rows = None, tuple[AnyRow, ...]()
         if found.winner is not None:
             model, rows = _benchmark(report.recipe_of(config, found.winner), store, parent)
         steps.write_report(config, found, rows, parent)
@@ -124,7 +124,7 @@ def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Limit
     """Run trials until there are enough; those of an earlier run are told of first."""
     bar, deadline = ProgressArtifact("search"), config.timeout_s and time.monotonic() + config.timeout_s
     total, terminal = min(config.trials, study.combinations), tasks.terminal.get()
-    running, done = {}, study.trials()
+    running, done = dict[int, Asked](), study.trials()
     for one in done:
         steps.track(parent, one)
 

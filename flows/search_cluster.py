@@ -10,7 +10,7 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from pressoir.errors import StoreError
 from pressoir.evaluation.config import DaskConfig
@@ -44,7 +44,7 @@ class Cluster:
         self.size = len(offered)
         self._runner, self._store, self._part = runner, store, min(offered.values())
         self._ended = queue.SimpleQueue[int]()
-        self._pending = dict[int, dask_cluster.PrefectDaskFuture[Outcome]]()
+        self._pending = dict[int, PrefectDaskFuture[Outcome]]()
 
     def start(self, given: Assignment) -> None:
         """Begin a trial on a worker that has none."""

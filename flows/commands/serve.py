@@ -50,30 +50,12 @@ def serve(
     One JSON line per request is written to standard output, all other messages to standard error.
     """
     from pressoir.config import plain, validate
-    from pressoir.serving.config import EXTERNAL, resolve
     from pressoir.serving.http.limits import HttpLimits
+    from pressoir.serving.http.serve import serve as serve_tiers
     from pressoir.store.store import Store
 
-    store = Store()
-    parsed = _configuration(config, overrides, store)
+    parsed = _configuration(config, overrides, Store())
     allowed = validate(HttpLimits, plain({}, limits, "--limit"), "--limit")
-    from pressoir.serving.http.server import listen
-
-    if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
-        raise RecipeError(
-            f"{config} names models of the MLflow registry ({EXTERNAL}…), which the server cannot resolve; "
-            f"run `pressoir deploy {config}` and serve the deployed configuration"
-        )
-    listening = listen(host, port)  # before anything is hashed or loaded
-    try:
-        if not parsed.resolved:
-            parsed = resolve(parsed, store)
-        from pressoir.serving.http.app import create_app
-
-        app = create_app(parsed, store, allowed)
-    except BaseException:
-        listening.close()
-        raise
     _log(verbose)
     serve_tiers(
         parsed,

@@ -8,12 +8,13 @@ the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
+from pressoir.errors import ExtensionError
 from pressoir.extensions.task import RecipeTask, names_of
 from pressoir.recipe.sections import (
     AugmentConfig,

@@ -42,7 +42,7 @@ class Details(Config):
 
     name: str | None = None
     type: TaskName | None = None
-    licence: str | None = None
+    license: str | None = None
     quantization: str | None = None
     metrics: dict[str, FiniteFloat] = Field(default={})
     mirrors: tuple[str, ...] = ()

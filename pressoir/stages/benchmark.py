@@ -39,11 +39,12 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
         PressoirError: no model is given, one fails to load in a fresh process, gives logits that are not
             finite, or has other labels than the data.
     """
-    from pressoir.benchmark import classifiers, language_models
-
     folders = {name: folder for name, folder in inputs.items() if name != "data"}
     if not folders:
         raise PressoirError("the benchmark needs at least one model, the reference")
     compare = task(task_of(next(iter(folders.values())))).part("compare")
     figures: dict[str, float] = compare(folders, inputs["data"], config, context)
     return figures
+
+
+STAGE = Stage(name="benchmark", version=3, kind="report", config=BenchmarkConfig, run=run)

@@ -39,3 +39,14 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     export = task(task_of(inputs["model"])).part("export")
     figures: dict[str, float] = export(inputs, config, context)
     return figures
+
+
+STAGE = Stage(
+    name="export",
+    version=2,
+    kind="onnx",
+    config=ExportConfig,
+    run=run,
+    label="export {model.stage}",
+    searchable=True,
+)

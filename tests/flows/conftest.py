@@ -24,6 +24,14 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tracked(home, database):
+    """The home, with MLflow's database made beforehand."""
+    home.mkdir()
+    shutil.copy(database, home)
+    return home
+
+
+@pytest.fixture
 def recipe(tiny_classifier, tiny_data):
     """A recipe over the tiny classifier and the tiny data."""
     from pressoir.recipe.recipe import Recipe

@@ -17,14 +17,6 @@ RECORDED = Path(__file__).with_name("recorded_pyfunc_model.py")
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    from pressoir.store.store import Store
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path / "home")
-
-
-@pytest.fixture
 def publish(store, tiny_classifier):
     """Put the tiny classifier into the store; `seed` makes another artifact of it."""
     from pressoir.store.artifact import StageKey

@@ -9,25 +9,7 @@ from pressoir.errors import RegistryError
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    from pressoir.store.store import Store
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path / "home")
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """MLflow's database, empty: making one takes seconds."""
-    from pressoir.tasks.tracking import prepare_database
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_database(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def registered(store, database, tiny_classifier):
+def registered(store, tiny_classifier):
     """A model as a recipe registers it: two versions, the first with the alias. Returns their places."""
     from mlflow import MlflowClient
 
@@ -35,8 +17,6 @@ def registered(store, database, tiny_classifier):
     from pressoir.tasks.tracking import tracking_uri
 
     uri = tracking_uri(store.home)[0]
-    store.home.mkdir()
-    shutil.copy(database, store.home)
     client, places = MlflowClient(uri, uri), []
     client.create_registered_model("press")
     for seed in (1, 2):

@@ -9,7 +9,7 @@ from typing import Any
 from pressoir.errors import RecipeError
 from pressoir.serving.config import EXTERNAL, ServingConfig, load, resolve
 from pressoir.serving.http.app import create_app
-from pressoir.serving.http.limits import Limits
+from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.server import listen, run
 from pressoir.store.store import Store
 
@@ -18,7 +18,7 @@ def serve(
     config: ServingConfig | str | Path | dict[str, Any],
     host: str = "127.0.0.1",
     port: int = 5001,
-    limits: Limits | None = None,
+    limits: HttpLimits | None = None,
     on_started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the tiers of `config` (or of the YAML file or the mapping of one) until SIGTERM or Ctrl-C.
@@ -31,7 +31,7 @@ def serve(
         PressoirError: a model is not there, is not what was deployed, or cannot be loaded.
     """
     parsed: ServingConfig = load(config)
-    limits, store = limits or Limits(), Store()
+    limits, store = limits or HttpLimits(), Store()
     if not parsed.resolved and any(tier.model.startswith(EXTERNAL) for tier in parsed.tiers.values()):
         raise RecipeError(
             f"{parsed.name} names models of the MLflow registry ({EXTERNAL}…), which the "

@@ -231,6 +231,7 @@ def test_a_label_gives_way_to_an_obstacle():
     assert moved[2] <= free[0] or free[2] <= moved[0] or moved[3] <= free[1] or free[3] <= moved[1]
 
 
+@pytest.mark.process
 def test_drawing_needs_no_pyplot_and_leaves_the_settings_as_they_were(tmp_path):
     entry = json.dumps({"stage": "teacher", "runtime": "pytorch", "latency_ms": [1.0, 2.0, 3.0]})
     code = f"""

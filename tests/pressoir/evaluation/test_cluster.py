@@ -86,6 +86,7 @@ class TestMemory:
         assert cluster.whole_worker(given, Outcome(model="m", verdict="exception"), offer) is None
 
 
+@pytest.mark.process
 class TestOnAWorker:
     def test_a_run_keeps_within_what_it_asked_for(self, tmp_path):
         run = make_run(tmp_path, {"m": {}}, fixed=300 * MB)
@@ -102,6 +103,7 @@ class TestOnAWorker:
         assert evaluate(run, "m", memory=3 * GB).verdict == "ok"
 
 
+@pytest.mark.process
 class TestJournals:
     def test_what_a_worker_did_is_collected_once(self, tmp_path, journal):
         run = make_run(tmp_path, {"m": {}})
@@ -151,6 +153,7 @@ class TestJournals:
         assert sorted(run.calls("m")) == sorted([*ALL, *"8", *"9", "10", "11"])
 
 
+@pytest.mark.process
 def test_no_cluster_and_nothing_that_runs_models_is_imported():
     program = (
         "import sys, pressoir.evaluation.cluster; "

@@ -841,6 +841,7 @@ class TestWholeRun:
         assert end.verdict == "exception"
         assert "no model 'org/press'; available: none" in end.detail
 
+    @pytest.mark.process
     def test_a_supervised_child_tells_an_answer_from_a_closed_port(
         self, server, make_job, captions, tmp_path
     ):

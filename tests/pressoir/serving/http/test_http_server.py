@@ -32,6 +32,8 @@ from pressoir.inference.translation import Translator
 from pressoir.recipe.sections import DataConfig
 from pressoir.serving.http.server import listen
 
+pytestmark = pytest.mark.process
+
 PROGRAM = (
     "from pressoir.flows.cli import main; from pressoir.flows.commands.serve import serve\n"
     "main.add_command(serve); main()"
