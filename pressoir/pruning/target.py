@@ -82,9 +82,9 @@ def reach(
             least = measured[last][name]
             raise RecipeError(
                 f"prune.target: {_format(name, limit)} cannot be reached: with one head and {FFN_MULTIPLE} "
-                f"neurons per layer it still has {_format(name, least)}, {_format(name, least - limit)} "
-                f"({(least - limit) / limit:.1%}) too much; raise the target, or first remove layers "
-                "(distill.student.layers) or tokens (vocabulary)"
+                f"neurons per layer the model still has {_format(name, least)}, "
+                f"{_format(name, least - limit)} ({(least - limit) / limit:.1%}) too much; raise the "
+                "target, or first remove layers (distill.student.layers) or tokens (vocabulary)"
             )
         found = smallest_removal(meets, last)
     return plans[found].model_copy(update={"measured": dict(measured[found])})

@@ -143,7 +143,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     shutil.move(store.root, tmp_path / "elsewhere" / "store")
     with _global_tracking_uri(run.uri):
-        with pytest.raises(StoreError, match="does not hold shard/"):
+        with pytest.raises(StoreError, match="does not contain shard/"):
             mlflow.pyfunc.load_model("models:/tiny/1")
         monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "elsewhere"))
         mlflow.pyfunc.load_model("models:/tiny/1")

@@ -90,5 +90,5 @@ def test_an_mlflow_that_does_not_answer_is_told_with_its_address(store, monkeypa
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9 fails"):
+    with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9 failed"):
         reference_of("models:/press@champion", store)

@@ -74,7 +74,7 @@ def test_every_choice_is_held_against_the_recipes_types():
         }
     )
     assert 'space.distill.student.layers: the choice "two" is not valid' in text
-    assert "space.prune.ffn_sparsity: the choice 1.5 cannot be" in text
+    assert "space.prune.ffn_sparsity: the choice 1.5 is not valid" in text
     assert "space.prune.ffn_sparsity: the choice 0.5" not in text
     assert "did you mean `temperature`" in text
     assert "space.teacher.epochs: only fields of" in text

@@ -735,7 +735,7 @@ class TestWrongAnswers:
         server.paths[f"/v2/models/{MODEL}/infer"] = json.dumps(
             {"outputs": [tensor("p", "FP32", [1, 2], [math.nan, 1.0])]}
         ).encode()
-        with pytest.raises(PressoirError, match="org/press gives values that are not finite"):
+        with pytest.raises(PressoirError, match="org/press returned values that are not finite"):
             predict(reviews)
 
     def test_an_answer_without_an_end_is_not_kept(self, server, predict, reviews, monkeypatch):
