@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint docs ui clean
+.PHONY: help demo serve check test lint docs ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +15,18 @@ demo: .venv/.demo ## install, then compress MiniLM on the embedded reviews into 
 serve: .venv/.demo ## serve the models of the demo, with a page that compares teacher and compressed model: http://127.0.0.1:5001
 	$(BIN)/pressoir serve configs/serving-demo.yaml
 
-# Idle threads of one test must not spin on the CPU of another. Files keep their order: those with few but long tests,
-# which a reordering puts last, come early.
-test: .venv/.dev ## install, then run all tests (about 25 minutes on two cores)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Idle threads of one test must not spin on the CPU of another. A worker takes whole files, in their order: the slowest
+# first (tests/conftest.py).
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+FAST := not (process or flow or browser or slow)
+
+check: lint ## check style, formatting and types, then run the fast tests (about 3 minutes on two cores)
+	$(PYTEST) -m "$(FAST)"
+
+# Coverage is that of the fast tests: they alone stay in one process.
+test: .venv/.dev ## install, then run all tests, with the coverage of the fast ones (about 20 minutes on two cores)
+	$(PYTEST) -m "$(FAST)" --durations 25 --cov --cov-report term:skip-covered
+	$(PYTEST) -m "not ($(FAST))" --durations 25
 
 lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -22,8 +22,8 @@ from pressoir.errors import PressoirError, RecipeError, RegistryError
 from pressoir.registry.catalogue import ServingEntry
 from pressoir.registry.registry import Registry
 from pressoir.serving import deployment, smoke
-from pressoir.serving.client import KEY, Server
-from pressoir.serving.config import ServingConfig, resolve
+from pressoir.serving.client import Server
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, resolve
 from pressoir.serving.pool.sharing import analyse
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors
@@ -78,9 +78,10 @@ def check_server(server: str) -> None:
     Raises:
         RecipeError: the address or the key is wrong. UnreachableError, DeploymentError: it does not answer.
     """
-    if not os.environ.get(KEY, "").strip():
+    if not os.environ.get(API_KEY_VARIABLE, "").strip():
         raise RecipeError(
-            f"{KEY} is not set; set it to the API key of the server, which is required to reload it"
+            f"{API_KEY_VARIABLE} is not set; set it to the API key of the server, which is required to "
+            "reload it"
         )
     with closing(Server(server)) as running:
         running.digests()

@@ -1,6 +1,7 @@
 """A tiny random BERT and a few sentences, made once: most tests run on them in milliseconds."""
 
 import dataclasses
+import gc
 import importlib
 import os
 import random
@@ -52,13 +53,44 @@ def sentences(count, seed=0):
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory):
+def built_once(tmp_path_factory):
+    """`built_once(name, make)`: the folder that `make(folder)` fills, once a run for all its workers.
+
+    What is made is only read; a test that changes it copies it first.
+    """
+    from pressoir.store.artifact import StageKey
+    from pressoir.store.store import Store
+
+    base = tmp_path_factory.getbasetemp()
+    store = Store((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built-once")
+
+    made = {}
+
+    def build(name, make):
+        def inside(out_dir, work_dir):  # a folder below: nothing takes the manifest for the model's own
+            (out_dir / name).mkdir()
+            make(out_dir / name)
+            return {}
+
+        if name not in made:
+            key = StageKey(stage=name, version=1, kind="fixture", config={}, inputs={}, seed=0)
+            made[name] = store.path(store.build(key, inside)[0]) / name
+        return made[name]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(built_once):
     """Folder of a random 4-layer BERT without a head (hidden 32, 4 heads, FFN 64) and its tokenizer."""
+    return built_once("tiny-bert", _tiny_bert)
+
+
+def _tiny_bert(folder):
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "was", "and", *GOOD, *BAD, *NOUNS]
     vocab = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
@@ -79,16 +111,18 @@ def tiny_bert(tmp_path_factory):
         max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
+def tiny_data(built_once):
     """A saved data folder of 400/80/80 learnable sentences, beside the TSV files it came from."""
+    return built_once("tiny-data", _tiny_data)
+
+
+def _tiny_data(folder):
     from pressoir.data import sentences as data
     from pressoir.recipe.sections import DataConfig
 
-    folder = tmp_path_factory.mktemp("tiny-data")
     rows = sentences(560)
     for split, part in {"train": rows[:400], "validation": rows[400:480], "test": rows[480:]}.items():
         lines = ["text\tlabel", *(f"{text}\t{['negative', 'positive'][label]}" for text, label in part)]
@@ -96,21 +130,21 @@ def tiny_data(tmp_path_factory):
     config = DataConfig(source="files", **{s: folder / f"{s}.tsv" for s in ("train", "validation", "test")})
     splits, dropped = data.load(config, seed=0)
     data.save(splits, dropped, folder, max_tokens=32)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_classifier(tiny_bert, tmp_path_factory):
+def tiny_classifier(tiny_bert, built_once):
     """Folder of a classifier (random encoder, random head, BERT type) with its tokenizer."""
     import torch
 
     from pressoir.models import loading
 
-    folder = tmp_path_factory.mktemp("tiny-classifier")
-    torch.manual_seed(0)
-    loading.save_model(loading.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
-    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
-    return folder
+    def make(folder):
+        torch.manual_seed(0)
+        loading.save_model(loading.load_classifier(tiny_bert, labels=["negative", "positive"]), folder)
+        loading.save_tokenizer(loading.load_tokenizer(tiny_bert), folder)
+
+    return built_once("tiny-classifier", make)
 
 
 def _byte_tokenizer(folder):
@@ -134,12 +168,12 @@ def _byte_tokenizer(folder):
     ).save_pretrained(folder)
 
 
-def _tiny_causal_lm(folder, config, seed=0):
+def _tiny_causal_lm(folder, config):
     import torch
     from transformers import AutoModelForCausalLM
 
     _byte_tokenizer(folder)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():  # so that logits differ enough to be compared
         if parameter.ndim == 2:
@@ -147,14 +181,13 @@ def _tiny_causal_lm(folder, config, seed=0):
         elif "bias" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     model.save_pretrained(folder)
-    return folder
 
 
 _TINY = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory):
+def tiny_llama(built_once):
     """Folder of a random 2-layer Llama: hidden 64, FFN 128, 4 heads of 2 keys and values, untied head."""
     from transformers import LlamaConfig
 
@@ -168,20 +201,20 @@ def tiny_llama(tmp_path_factory):
         tie_word_embeddings=False,
         **_TINY,
     )
-    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-llama"), config)
+    return built_once("tiny-llama", lambda folder: _tiny_causal_lm(folder, config))
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory):
+def tiny_gpt2(built_once):
     """Folder of a random 2-layer GPT-2 (Conv1D layers, tied head): hidden 64, 4 heads."""
     from transformers import GPT2Config
 
     config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_inner=128, n_positions=256, **_TINY)
-    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-gpt2"), config)
+    return built_once("tiny-gpt2", lambda folder: _tiny_causal_lm(folder, config))
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory):
+def tiny_qwen2(built_once):
     """Folder of a random 2-layer Qwen2 (biases on q, k and v, tied head): hidden 64, 4 heads."""
     from transformers import Qwen2Config
 
@@ -195,11 +228,11 @@ def tiny_qwen2(tmp_path_factory):
         tie_word_embeddings=True,
         **_TINY,
     )
-    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-qwen2"), config)
+    return built_once("tiny-qwen2", lambda folder: _tiny_causal_lm(folder, config))
 
 
 @pytest.fixture(scope="session")
-def tiny_gemma3(tmp_path_factory):
+def tiny_gemma3(built_once):
     """Folder of a random 2-layer Gemma 3 (scaled embedding, tied head, sliding window): hidden 64."""
     from transformers import Gemma3TextConfig
 
@@ -215,7 +248,7 @@ def tiny_gemma3(tmp_path_factory):
         max_position_embeddings=64,
         **_TINY,
     )
-    return _tiny_causal_lm(tmp_path_factory.mktemp("tiny-gemma3"), config)
+    return built_once("tiny-gemma3", lambda folder: _tiny_causal_lm(folder, config))
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2", "tiny_qwen2"])
@@ -225,12 +258,15 @@ def tiny_lm(request):
 
 
 @pytest.fixture(scope="session")
-def tiny_text(tmp_path_factory):
+def tiny_text(built_once, tmp_path_factory):
     """A text folder: calibration, and two evaluation texts `good` and `bad`, 32 tokens a window."""
+    return built_once("tiny-text", lambda folder: _tiny_text(tmp_path_factory.mktemp("texts"), folder))
+
+
+def _tiny_text(files, folder):
     from pressoir.data import running_text
     from pressoir.recipe.sections import TextConfig
 
-    files = tmp_path_factory.mktemp("tiny-text-files")
     rows = sentences(400, seed=7)
     parts = {
         "calibration": [line for line, _ in rows[:200]],
@@ -246,9 +282,17 @@ def tiny_text(tmp_path_factory):
         calibration_windows=8,
         evaluation_windows=8,
     )
-    folder = tmp_path_factory.mktemp("tiny-text")
     running_text.save(config, folder)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def database(built_once):
+    """MLflow's database, empty: making one takes seconds."""
+    from pressoir.tasks.tracking import prepare_database
+
+    return (
+        built_once("mlflow", lambda folder: prepare_database(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
+    )
 
 
 @pytest.fixture
@@ -276,9 +320,61 @@ def cold_start():
 def no_cold_starts(monkeypatch, cold_start):
     """Stand in for the fresh processes in which the benchmark opens each model, which take seconds each.
 
-    tests/pressoir/stages/test_benchmark.py has a real one, and real runs of the command line have all.
+    tests/pressoir/stages/test_benchmark.py has a real one; a run of the command line, and one with language
+    models, have all.
     """
-    monkeypatch.setattr("pressoir.benchmark.classifiers.probe", lambda *call: cold_start)
+    for module in ("classifiers", "language_models"):
+        monkeypatch.setattr(f"pressoir.benchmark.{module}.probe", lambda *call: cold_start)
+
+
+# Slowest first. A test with none of these marks is fast: `make check` runs those.
+SLOW_MARKS = ("slow", "browser", "flow", "process")
+
+
+def _slowness(item):
+    return min(
+        place for place, name in enumerate((*SLOW_MARKS, None)) if not name or item.get_closest_marker(name)
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the slowest tests first: what is left at the end is short, and all workers end together."""
+    first = {}
+    for item in items:
+        first[item.path] = min(_slowness(item), first.get(item.path, len(SLOW_MARKS)))
+    items.sort(key=lambda item: first[item.path])
+
+
+def pytest_collection_finish():
+    """Exempt what is imported by now from collection: `release_memory` would walk it for every layer."""
+    gc.collect()
+    gc.freeze()
+
+
+_started = []
+
+
+def _note_processes(event, arguments):
+    if event == "os.fork" or (event == "subprocess.Popen" and arguments[0] == sys.executable):
+        _started.append(arguments)
+
+
+sys.addaudithook(_note_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _started.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that starts an interpreter, itself or in its fixtures, is not fast, and must be marked."""
+    result = yield
+    if _started and _slowness(item) == len(SLOW_MARKS):
+        pytest.fail(f"starts {len(_started)} processes: mark it as `process`", pytrace=False)
+    return result
 
 
 # A skipped test proves nothing: in CI every skip must stand here, by a part of its reason.

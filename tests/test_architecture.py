@@ -220,6 +220,7 @@ def test_no_flow_file_is_named_like_an_installed_package():
         assert not {module for module in modules & installed if package == "flows"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "modules",
     [
@@ -236,6 +237,7 @@ def test_importing_the_library_loads_no_heavy_package(modules):
     assert not {"torch", "transformers", "onnxruntime", "prefect", "mlflow"} & set(loaded)
 
 
+@pytest.mark.process
 def test_telemetry_is_off_unless_the_user_says_otherwise():
     program = "import os, tasks; print(os.environ['MLFLOW_DISABLE_TELEMETRY'], os.environ['DO_NOT_TRACK'])"
     clean = {"PATH": "/usr/bin:/bin"}

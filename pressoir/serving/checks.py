@@ -1,4 +1,4 @@
-"""What is wrong with a request's content is said before it takes anybody's time."""
+"""Checks of a request's content before it is queued."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def check_waveform(waveform: NDArray[np.float32]) -> None:
-    """Refuse what is not mono float32 sound; raises RequestError."""
+    """Refuse what is not mono float32 audio; raises RequestError."""
     from pressoir.inference.audio import check_waveforms
 
     try:

@@ -13,12 +13,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from pressoir.errors import RecipeError, UnreachableError
+from pressoir.extensions.task import task
 from pressoir.inference.audio import SAMPLING_RATE
-from pressoir.serving.config import ServingConfig, TierConfig
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
 
-KEY = "PRESSOIR_API_KEY"
-"""Environment variable of the server's API key."""
 _TEXT = "Good."
 _TOKENS = 4
 _SILENCE_S = 0.5
@@ -61,7 +60,7 @@ class Server:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is not a valid server address; expected http://host:port")
-        key = os.environ.get(KEY, "").strip()
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url, self._has_key = url.rstrip("/"), bool(key)
         self._timeout_s = timeout_s
@@ -107,7 +106,7 @@ class Server:
         return 1000 * (time.perf_counter() - start)
 
     def load(self, name: str, timeout_s: float) -> None:
-        """Have it load the model of a tier, and wait for that.
+        """Load the model of a tier, and wait until it is loaded.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: the model cannot be loaded.
@@ -128,7 +127,7 @@ class Server:
             return None
 
     def reload(self, config: ServingConfig) -> None:
-        """Have it go over to `config`, which is resolved; where that fails it keeps what it serves.
+        """Switch the server to `config`, which is resolved; if that fails, it keeps its configuration.
 
         Raises:
             RecipeError: it has a key, and this is not it. DeploymentError: it does not take it.
@@ -160,7 +159,7 @@ class Server:
                 if self._has_key
                 else "is not set; set it to the API key of the server"
             )
-            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {KEY} {todo}")
+            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {API_KEY_VARIABLE} {todo}")
         if not answer.is_success:
             raise DeploymentError(f"{where} returned HTTP {answer.status_code}: {_said(answer)}")
         try:
@@ -182,18 +181,17 @@ def _said(answer: httpx.Response) -> str:
 def _requests(tier: TierConfig) -> list[dict[str, Any]]:
     """Bodies of a small request over KServe v2, the next where the server refuses the one before."""
     settings = tier.settings
-    if tier.task == "automatic-speech-recognition":
+    declared = task(tier.task or "")
+    if declared.sound:
         samples = int(min(_SILENCE_S, settings.max_audio_s) * SAMPLING_RATE)
         sound = {"name": "audio", "shape": [1, samples], "datatype": "FP32", "data": [0.0] * samples}
         return [{"inputs": [sound]}]
     request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
-    if tier.task == "causal-lm":
-        return [{**request, "parameters": short}]
-    if tier.task == "translation":  # some models translate one pair, and some need to be told
+    if "target_language" in declared.parameters:  # some models translate one pair; some need to be told
         languages = {
             "source_language": settings.source_language or "en",
             "target_language": settings.target_language or "fr",
         }
         return [{**request, "parameters": short}, {**request, "parameters": {**short, **languages}}]
-    return [request]
+    return [{**request, "parameters": short} if "max_new_tokens" in declared.parameters else request]

@@ -44,7 +44,7 @@ class DeployResult(Config):
     latencies_ms: dict[str, float]
     """Of the smoke request of each tier, after one to warm up."""
     server: str | None
-    """Address of the server that was told, if any."""
+    """Address of the server that was switched, if any."""
     prefect_run_id: str
     mlflow_run_id: str
     tracking_uri: str
@@ -80,7 +80,7 @@ def check(config: ServingConfig, store: Store) -> dict[str, str]:
 
 
 def entry(config: ServingConfig, artifacts: dict[str, str]) -> ServingEntry:
-    """What the registry keeps of a resolved configuration whose artifacts `check` has told."""
+    """What the registry keeps of a resolved configuration whose artifacts `check` returned."""
     return ServingEntry(
         id=config.name,
         config=config.model_dump(mode="json"),  # defaults too, which another version may change

@@ -30,7 +30,7 @@ class ServingError(PressoirError):
 
 
 class UnknownTierError(ServingError):
-    """A tier that does not exist, or has another task than what is asked of it."""
+    """A tier that does not exist, or has another task than the request."""
 
 
 class RequestError(ServingError):
@@ -45,7 +45,7 @@ class QueueFullError(ServingError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """By when the queue has room, as far as the last requests tell, seconds."""
+        """Estimated time until the queue has room, seconds."""
 
 
 class TimedOutError(ServingError):
@@ -87,7 +87,7 @@ class InferenceError(ServingError):
 
 
 def from_failure(body: dict[str, Any]) -> ServingError:
-    """The error that a model's side tells of: its `kind` and `message`."""
+    """The error of a `failure` message from the worker: its `kind` and `message`."""
     kind, message = body["kind"], body["message"]
     if kind == "request":
         return RequestError(message)

@@ -1,4 +1,4 @@
-"""A continuation as it is written: an asynchronous iterator of pieces of text, and at the end its counts."""
+"""Generated text as an asynchronous iterator of pieces, with token counts at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Usage(NamedTuple):
-    """What a continuation took, and why it ended."""
+    """Token counts of a continuation, and why it ended."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -16,7 +16,7 @@ class Usage(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """How well a model foresees a text."""
+    """How well a model predicts a text."""
 
     tokens: list[str]
     """The text's, in its order; empty where a token is a part of a character or of no text."""
@@ -25,10 +25,10 @@ class Scored(NamedTuple):
 
 
 class Generation:
-    """`async for piece in generation`; then `usage` is known. `aclose` ends it before its time.
+    """`async for piece in generation`; then `usage` is known. `aclose` ends it early.
 
-    Nothing is begun before the first piece is asked for. Who stops before the end must close it (`async with
-    generation` does), so that the model stops, too.
+    Nothing starts before the first piece is requested. A caller that stops early must close it (`async with
+    generation` does), so that the model stops as well.
     """
 
     def __init__(self, source: AsyncGenerator[str | dict[str, Any], None]) -> None:

@@ -1,4 +1,4 @@
-"""Does a configuration really serve? A server of its own is started on it, and each tier asked twice.
+"""Smoke test of a configuration: a temporary server is started on it and each tier gets two requests.
 
 **Why.** That files are whole does not say that they load, that there is memory for them, or that a tier's
 settings suit its model. Here all of it happens as it will, in another process and on a port of its own.

@@ -24,6 +24,14 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tracked(home, database):
+    """The home, with MLflow's database made beforehand."""
+    home.mkdir()
+    shutil.copy(database, home)
+    return home
+
+
+@pytest.fixture
 def recipe(tiny_classifier, tiny_data):
     """A recipe over the tiny classifier and the tiny data."""
     from pressoir.recipe.recipe import Recipe
@@ -98,20 +106,20 @@ def _fake_stage(name):
 
 
 def _fake_benchmark(inputs, config, context):
-    from pressoir.benchmark.classifier_report import Benchmark, Row
+    from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow
 
     folders = [name for name in inputs if name != "data"]
     rows = []
     for place, name in enumerate(folders):
         stage = name.removesuffix("_onnx")
         onnx = name in ("teacher_onnx", "export", "shard")
-        figures = dict.fromkeys(Row.model_fields, 1.0) | {
+        figures = dict.fromkeys(BenchmarkRow.model_fields, 1.0) | {
             "stage": stage,
             "parameters": 100,
             "accuracy_delta": 0.0,
         }
         figures |= {"runtime": "onnxruntime" if onnx else "pytorch", "speedup": 1.0 + place, "accuracy": 0.9}
-        rows.append(Row(**figures))
+        rows.append(BenchmarkRow(**figures))
     header = dict.fromkeys(Benchmark.model_fields, 1) | {"recorded_at": "2020-01-01T00:00:00+00:00"}
     header |= {"machine": {}, "versions": {}, "rows": tuple(rows)}
     Benchmark(**header).write(context.out_dir / "benchmark.json")

@@ -50,7 +50,7 @@ def run(*words):
 
 @pytest.mark.flow
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_harness", "home")
+@pytest.mark.usefixtures("prefect_harness", "tracked")
 class TestFlow:
     def test_every_model_is_evaluated_and_told_of_everywhere(self, values, tmp_path):
         from mlflow import MlflowClient
@@ -142,6 +142,7 @@ class TestLooking:
         assert "nothing was run" in result.output
         assert not (tmp_path / "results").exists()
 
+    @pytest.mark.process
     def test_no_model_library_and_no_prefect_is_loaded_to_look(self, written, home):
         program = (
             "import sys; from pressoir.flows.cli import main\n"

@@ -12,7 +12,7 @@ import yaml
 
 from pressoir import errors
 
-pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "home")]
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("prefect_harness", "tracked")]
 
 ORDER = [
     *("data", "teacher", "teacher_outputs", "export", "distill", "prune", "quantize"),
@@ -274,7 +274,13 @@ def test_the_form_in_prefect_is_the_recipes_own_schema():
     assert schema["required"] == ["recipe"]
 
 
-def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home):
+def assert_untouched(home, database):
+    """MLflow's database is as it was, and nothing was built."""
+    assert (home / "mlflow.db").read_bytes() == database.read_bytes()
+    assert not list(home.glob("store/*/*"))
+
+
+def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home, database):
     from pressoir.errors import RecipeError
     from pressoir.flows.compress import compress
 
@@ -283,17 +289,17 @@ def test_a_misspelt_field_is_refused_before_any_work(recipe, fake_stages, home):
     with pytest.raises(RecipeError, match="did you mean `temperature`"):
         compress(raw)
     assert fake_stages == []
-    assert not home.exists()
+    assert_untouched(home, database)
 
 
-def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home):
+def test_a_missing_data_file_is_told_before_any_work(recipe, fake_stages, home, database):
     from pressoir.errors import DataError
     from pressoir.flows.compress import compress
 
     with pytest.raises(DataError, match="is not a file"):
         compress(set_(recipe, data={"train": "nowhere.tsv"}))
     assert fake_stages == []
-    assert not (home / "mlflow.db").exists()
+    assert_untouched(home, database)
 
 
 def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages, replace_run):

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.usefixtures("prefect_harness", "home")]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.usefixtures("prefect_harness", "tracked")]
 
 BRIEF = {"warmup": 1, "prompts": 2, "prompt_tokens": 16, "new_tokens": 8}
 
@@ -77,6 +77,7 @@ def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home
     assert {row.state for row in plan(_parsed(recipe))} == {"cached"}
 
 
+@pytest.mark.usefixtures("no_cold_starts")
 def test_a_merge_in_3_bits_goes_through_the_same_flow(recipe, tiny_llama, other_llama):
     from pressoir.flows.compress import compress
 
@@ -93,6 +94,7 @@ def test_a_merge_in_3_bits_goes_through_the_same_flow(recipe, tiny_llama, other_
     assert {layer["bits"] for layer in report["layers"].values() if layer["role"] == "matmul"} == {3}
 
 
+@pytest.mark.usefixtures("no_cold_starts")
 def test_a_language_model_may_stay_in_full_precision(recipe):
     from pressoir.flows.compress import compress
 

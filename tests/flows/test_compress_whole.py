@@ -3,7 +3,11 @@
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.usefixtures("prefect_harness")]
+pytestmark = [
+    pytest.mark.flow,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("prefect_harness", "no_cold_starts"),
+]
 
 STEPS = [
     *("data", "teacher", "teacher_outputs", "export teacher", "distill", "prune", "quantize"),
@@ -73,7 +77,6 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
     assert len(client.search_model_versions("name='tiny'")) == 1
 
 
-@pytest.mark.usefixtures("no_cold_starts")
 def test_the_classic_recipe_runs_on_local_folders_of_the_hubs_form(tiny_bert, tiny_data, home, tmp_path):
     """BERT teaches DistilBERT, 30 % of the weights go to zero, int8: on tiny models and a local data set."""
     from pathlib import Path

@@ -89,7 +89,7 @@ def overlap(spans):
 
 @pytest.mark.flow
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_harness", "home")
+@pytest.mark.usefixtures("prefect_harness", "tracked")
 class TestCluster:
     def test_workers_give_what_one_machine_gives_and_a_resumed_run_runs_nothing(self, values):
         from prefect.client.orchestration import get_client
@@ -153,6 +153,7 @@ class TestCluster:
             batch_evaluation({**values, "dask": {"address": address}})
 
 
+@pytest.mark.process
 def test_without_a_cluster_no_dask_is_imported():
     program = (
         "import sys, pressoir.evaluation.cluster\n"

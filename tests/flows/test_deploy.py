@@ -19,23 +19,6 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_tier_server.py")))
 KEY = "a-key"
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory):
-    """MLflow's database, empty: making one takes seconds."""
-    from pressoir.tasks.tracking import prepare_database
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_database(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def home(home, database):
-    home.mkdir()
-    shutil.copy(database, home)
-    return home
-
-
 @pytest.fixture
 def values(tiny_classifier, tiny_llama):
     """A configuration of three tiers on two models."""
@@ -100,7 +83,7 @@ def deploy(*words):
 
 
 @pytest.mark.flow
-@pytest.mark.usefixtures("prefect_harness", "home", "fake_serve")
+@pytest.mark.usefixtures("prefect_harness", "tracked", "fake_serve")
 class TestDeployment:
     def test_what_was_checked_and_tried_is_registered_everywhere(self, values, home):
         from prefect.client.orchestration import get_client
@@ -374,7 +357,7 @@ class TestCommand:
         return path
 
     @pytest.mark.flow
-    @pytest.mark.usefixtures("prefect_harness", "home", "fake_serve")
+    @pytest.mark.usefixtures("prefect_harness", "tracked", "fake_serve")
     def test_it_tells_what_is_deployed_and_how_to_serve_it(self, written):
         done = run(written)
         assert done.exit_code == 0, done.output
@@ -402,7 +385,7 @@ class TestCommand:
 
 @pytest.mark.flow
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_harness", "home")
+@pytest.mark.usefixtures("prefect_harness", "tracked")
 def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     values, home, tmp_path, monkeypatch, tiny_classifier
 ):

@@ -51,7 +51,6 @@ def _save(kind, config, folder, rare=(), std=0.3, **generation):
         with torch.no_grad():
             model.get_output_embeddings().weight[rare] *= 0.2
     model.save_pretrained(folder)
-    return folder
 
 
 def _train_sentencepiece(path, vocabulary=120):
@@ -86,11 +85,14 @@ def _unigram(special, unknown):
 
 
 @pytest.fixture(scope="session")
-def tiny_nllb(tmp_path_factory):
+def tiny_nllb(built_once):
     """Folder of a random M2M100 with NLLB's kind of tokenizer, English to French by default."""
+    return built_once("tiny-nllb", _tiny_nllb)
+
+
+def _tiny_nllb(folder):
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-nllb")
     backend = _unigram(["<s>", "<pad>", "</s>", "<unk>"], "<unk>")
     tokenizer = NllbTokenizerFast(tokenizer_object=backend, src_lang="eng_Latn", tgt_lang="fra_Latn")
     tokenizer.save_pretrained(folder)
@@ -103,15 +105,18 @@ def tiny_nllb(tmp_path_factory):
         **_SMALL,
     )
     rare = tokenizer.all_special_ids
-    return _save(M2M100ForConditionalGeneration, config, folder, rare, max_length=24)
+    _save(M2M100ForConditionalGeneration, config, folder, rare, max_length=24)
 
 
 @pytest.fixture(scope="session")
-def tiny_marian(tmp_path_factory):
+def tiny_marian(built_once):
     """Folder of a random Marian model, English to French, with its tokenizer over SentencePiece."""
+    return built_once("tiny-marian", _tiny_marian)
+
+
+def _tiny_marian(folder):
     from transformers import MarianConfig, MarianMTModel
 
-    folder = tmp_path_factory.mktemp("tiny-marian")
     pieces = _train_sentencepiece(folder / "source.spm")
     _train_sentencepiece(folder / "target.spm")
     names = ["</s>", "<unk>", *(piece for piece in pieces if not piece.startswith("<")), "<pad>"]
@@ -126,9 +131,7 @@ def tiny_marian(tmp_path_factory):
         decoder_start_token_id=pad,
         **_SMALL,
     )
-    return _save(
-        MarianMTModel, config, folder, std=0.6, max_length=24, forced_eos_token_id=0, bad_words_ids=[[pad]]
-    )
+    _save(MarianMTModel, config, folder, std=0.6, max_length=24, forced_eos_token_id=0, bad_words_ids=[[pad]])
 
 
 def _t5(folder, std, **settings):
@@ -152,25 +155,29 @@ def _t5(folder, std, **settings):
         task_specific_params={"translation_en_to_fr": {"prefix": "french: "}},
         **settings,
     )
-    return _save(T5ForConditionalGeneration, config, folder, std=std, max_length=24)
+    _save(T5ForConditionalGeneration, config, folder, std=std, max_length=24)
 
 
 @pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory):
+def tiny_t5(built_once):
     """Folder of a random T5 of the later kind: gated feed-forward, a head of its own."""
     settings = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    return _t5(tmp_path_factory.mktemp("tiny-t5"), std=0.15, **settings)
+    return built_once("tiny-t5", lambda folder: _t5(folder, std=0.15, **settings))
 
 
 @pytest.fixture(scope="session")
-def tiny_first_t5(tmp_path_factory):
+def tiny_first_t5(built_once):
     """Folder of a random T5 of the first kind: ReLU, a head that is the embedding."""
-    return _t5(tmp_path_factory.mktemp("tiny-first-t5"), std=0.15)
+    return built_once("tiny-first-t5", lambda folder: _t5(folder, std=0.15))
 
 
 @pytest.fixture(scope="session")
-def tiny_whisper(tmp_path_factory):
+def tiny_whisper(built_once):
     """Folder of a random Whisper that hears one second at a time and writes digits."""
+    return built_once("tiny-whisper", _tiny_whisper)
+
+
+def _tiny_whisper(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -179,7 +186,6 @@ def tiny_whisper(tmp_path_factory):
         WhisperForConditionalGeneration,
     )
 
-    folder = tmp_path_factory.mktemp("tiny-whisper")
     words = ["<pad>", "<s>", "</s>", "<unk>", *DIGITS]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -198,7 +204,7 @@ def tiny_whisper(tmp_path_factory):
         decoder_start_token_id=1,
         **sizes,
     )
-    return _save(
+    _save(
         WhisperForConditionalGeneration,
         config,
         folder,
@@ -210,8 +216,12 @@ def tiny_whisper(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_wav2vec2(tmp_path_factory):
+def tiny_wav2vec2(built_once):
     """Folder of a random wav2vec2 with a CTC head over letters."""
+    return built_once("tiny-wav2vec2", _tiny_wav2vec2)
+
+
+def _tiny_wav2vec2(folder):
     from transformers import (
         Wav2Vec2Config,
         Wav2Vec2CTCTokenizer,
@@ -219,7 +229,6 @@ def tiny_wav2vec2(tmp_path_factory):
         Wav2Vec2ForCTC,
     )
 
-    folder = tmp_path_factory.mktemp("tiny-wav2vec2")
     letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE"]
     vocabulary = folder / "vocab.json"
     vocabulary.write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
@@ -239,30 +248,30 @@ def tiny_wav2vec2(tmp_path_factory):
         num_conv_pos_embedding_groups=2,
         pad_token_id=0,
     )
-    return _save(Wav2Vec2ForCTC, config, folder)
+    _save(Wav2Vec2ForCTC, config, folder)
 
 
 @pytest.fixture(scope="session")
-def exported(request, tmp_path_factory):
+def exported(request, built_once):
     """`exported("tiny_nllb", int8=False)`: the folder of that export, which passed its parity gate."""
     from pressoir.export import encoder_decoder
     from pressoir.recipe.sections import ExportConfig
     from pressoir.stage import StageContext
 
-    made = {}
-
     def export(name, int8=False):
-        if (name, int8) not in made:
-            folder = tmp_path_factory.mktemp(f"{name}-{'int8' if int8 else 'onnx'}")
+        source = {"model": request.getfixturevalue(name)}
+
+        def make(folder):
             for part in ("out", "work"):
                 (folder / part).mkdir()
             context = StageContext(folder / "out", folder / "work", LogReporter(), seed=0, threads=1)
             # Random weights of width 32 feel int8 far more than trained ones do.
             config = ExportConfig(min_label_agreement=0.85)
-            source = {"model": request.getfixturevalue(name)}
             figures = encoder_decoder.run(source, config, context, int8=int8)
-            made[name, int8] = folder / "out", figures
-        return made[name, int8]
+            (folder / "figures.json").write_text(json.dumps(figures))
+
+        folder = built_once(f"{name}-{'int8' if int8 else 'onnx'}", make)
+        return folder / "out", json.loads((folder / "figures.json").read_text())
 
     return export
 

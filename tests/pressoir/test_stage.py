@@ -18,6 +18,7 @@ def declared(**fields):
     )
 
 
+@pytest.mark.process
 def test_all_declarations_are_read_without_torch_prefect_or_mlflow():
     program = (
         "import sys; from pressoir.stage import load_stage, stage_names\n"

@@ -17,14 +17,6 @@ RECORDED = Path(__file__).with_name("recorded_pyfunc_model.py")
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    from pressoir.store.store import Store
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path / "home")
-
-
-@pytest.fixture
 def publish(store, tiny_classifier):
     """Put the tiny classifier into the store; `seed` makes another artifact of it."""
     from pressoir.store.artifact import StageKey
@@ -51,14 +43,14 @@ def run(store):
 
 
 def row(**figures):
-    from pressoir.benchmark.classifier_report import Row
+    from pressoir.benchmark.classifier_report import BenchmarkRow
 
-    values = dict.fromkeys(Row.model_fields, 1.0) | {
+    values = dict.fromkeys(BenchmarkRow.model_fields, 1.0) | {
         "stage": "shard",
         "runtime": "onnxruntime",
         "parameters": 1,
     }
-    return Row(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
+    return BenchmarkRow(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
 
 
 def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tiny_classifier):
@@ -151,7 +143,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
     shutil.move(store.root, tmp_path / "elsewhere" / "store")
     with _global_tracking_uri(run.uri):
-        with pytest.raises(StoreError, match="does not hold shard/"):
+        with pytest.raises(StoreError, match="does not contain shard/"):
             mlflow.pyfunc.load_model("models:/tiny/1")
         monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "elsewhere"))
         mlflow.pyfunc.load_model("models:/tiny/1")

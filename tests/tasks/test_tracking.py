@@ -12,14 +12,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    from pressoir.store.store import Store
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(tmp_path / "home")
-
-
-@pytest.fixture
 def recipe():
     from pressoir.recipe.recipe import Recipe
 

@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 
 from pressoir import __version__
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.serving.config import ServingConfig
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig
 from pressoir.serving.http import kserve, openai, pages, status, tasks
 from pressoir.serving.http.backend import Backend
-from pressoir.serving.http.gate import KEY_VARIABLE, Gate
+from pressoir.serving.http.gate import Gate
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import ErrorAnswer, HttpError, answer_error
@@ -47,14 +47,14 @@ def create_app(
 ) -> FastAPI:
     """An app that serves a resolved configuration.
 
-    Without `api_key` the environment variable `PRESSOIR_API_KEY` is taken; where that is empty, everybody may
-    ask, and nobody may load, unload or reload.
+    Without `api_key` the environment variable `PRESSOIR_API_KEY` is used; if that is empty, requests need no
+    key, and loading, unloading and reloading are disabled.
 
     Raises:
         RecipeError: the configuration is not resolved, or the key has characters that no header carries.
     """
     store, limits, metrics = store or Store(), limits or HttpLimits(), Metrics()
-    key = _checked_key(os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key)
+    key = _checked_key(os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key)
     service = Service(config, store, metrics)
     metrics.watch(service)
     backend = Backend(service, store, limits, metrics)
@@ -101,6 +101,6 @@ def _checked_key(key: str) -> str | None:
     key = key.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise RecipeError(
-            f"{KEY_VARIABLE} contains characters that are not allowed in a header; use letters and digits"
+            f"{API_KEY_VARIABLE} contains characters that are not allowed in a header; use letters and digits"
         )
     return key or None

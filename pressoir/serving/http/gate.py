@@ -1,4 +1,4 @@
-"""What every request passes before and after its endpoint: limits, the key, the log, and giving up.
+"""What every request passes before and after its endpoint: limits, the API key, the log, cancellation.
 
 **Why.** A server that is open to a network meets clients that send too much, too slowly, too often, or leave
 in the middle. None of them may take memory or a model's time from the others.
@@ -28,10 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
-from pressoir.serving.http.refusals import HttpError, refusal
+from pressoir.serving.http.refusals import HttpError, internal_error, refusal
 
-KEY_VARIABLE = "PRESSOIR_API_KEY"
-"""Environment variable of the API key."""
 CLIENT_GONE = 499
 """What the log and the metrics call a request whose client left."""
 OPEN = re.compile(r"/(?:health/\w+|v2/health/\w+|docs|openapi\.json|static/[^/]*)?")
@@ -48,7 +46,6 @@ HEADERS = {
 """On every answer."""
 
 access_log = logging.getLogger("pressoir.access")
-log = logging.getLogger("pressoir")
 
 
 class Gate:
@@ -83,7 +80,7 @@ class Gate:
         except asyncio.CancelledError:  # the server ends, and this took too long
             await request.refuse(HttpError(503, "closing", "the server was stopped before it responded"))
         except Exception as error:
-            await request.refuse(refusal(error) or self._fault(request, error))
+            await request.refuse(refusal(error) or internal_error(request.id, error))
         self._note(request, time.perf_counter() - start)
 
     def _check_key(self, request: _Request) -> None:
@@ -169,10 +166,6 @@ class Gate:
             ended = True
             watch.cancel()
 
-    def _fault(self, request: _Request, error: Exception) -> HttpError:
-        log.error("request %s failed", request.id, exc_info=error)
-        return HttpError(500, "internal", "internal server error; see the server log for this request id")
-
     def _note(self, request: _Request, seconds: float) -> None:
         """Count it, and put it into the log."""
         scope = request.scope
@@ -226,7 +219,7 @@ class _Request:
             pass
 
     async def replay(self) -> Message:
-        """The body, for the endpoint; it is not told of a disconnection, which cancels it."""
+        """The body, for the endpoint, which sees no disconnection: that cancels it."""
         if self._replayed:
             await asyncio.get_running_loop().create_future()
         self._replayed = True

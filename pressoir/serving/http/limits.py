@@ -1,7 +1,7 @@
 """Limits of a server for all clients: sizes, numbers, and how long a connection may keep it waiting.
 
-What a tier allows (texts in a request, tokens, seconds) stands in its settings; these are about connections
-and bodies, before anybody has looked at what they say.
+Limits of a tier (texts per request, tokens, seconds) are in its settings; these are about connections and
+bodies, before their content is parsed.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
+from pressoir.serving.checks import as_list
 from pressoir.serving.errors import RequestError
 from pressoir.serving.generation import Generation, Usage
 from pressoir.serving.http.backend import Backend
@@ -172,8 +173,8 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/completions")
     async def completions(body: Completion, request: Request) -> Response:
         """Complete each prompt; with `stream`, a single prompt as server-sent events."""
-        tier = backend.tier(request, body.model, "causal-lm")
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        tier = backend.tier(request, body.model, "generate")
+        prompts = as_list(body.prompt)
         _check_prompts(backend, tier, prompts, body.stream)
         if body.max_tokens == 0 and body.echo and not body.stream:
             return await _scored(
@@ -192,7 +193,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(body: Chat, request: Request) -> Response:
         """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
-        tier = backend.tier(request, body.model, "causal-lm")
+        tier = backend.tier(request, body.model, "generate")
         messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
         backend.check_lengths(one["content"] for one in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
@@ -215,8 +216,8 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/embeddings")
     async def embeddings(body: Embeddings, request: Request) -> Response:
         """A normalised embedding of each text."""
-        tier = backend.tier(request, body.model, "feature-extraction")
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        tier = backend.tier(request, body.model, "embed")
+        texts = as_list(body.input)
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -237,7 +238,7 @@ def routes(backend: Backend) -> APIRouter:
         temperature: Annotated[float, Form(ge=0, le=0, description="Only 0 is supported: no sampling.")] = 0,
     ) -> Response:
         """Transcribe an audio file."""
-        tier = backend.tier(request, model, "automatic-speech-recognition")
+        tier = backend.tier(request, model, "transcribe")
         rate = (await backend.info(tier))["sampling_rate"]
         longest = tier.config.settings.max_audio_s
         suffix = Path(file.filename or "").suffix.lower()
@@ -353,7 +354,7 @@ def _encoded(vector: NDArray[np.float32], form: str) -> str | list[float]:
 
 
 def _heard(content: bytes, suffix: str, sampling_rate: int, longest_s: float) -> NDArray[np.float32]:
-    """The sound of a file's content. A small file may hold hours, so that is looked at first."""
+    """The audio of a file's content; its length is checked first, because a small file may hold hours."""
     import soundfile
 
     from pressoir.inference.audio import read_audio

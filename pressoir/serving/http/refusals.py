@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from starlette.responses import Response
 
 from pressoir.errors import PressoirError
 from pressoir.serving import errors
+
+log = logging.getLogger("pressoir")
 
 SHOWN = 10
 """Most wrong fields that a message names."""
@@ -107,6 +110,12 @@ def refusal(error: Exception) -> HttpError | None:
     if isinstance(error, PressoirError):
         return HttpError(422, "invalid_request", str(error))
     return None
+
+
+def internal_error(request_id: str, error: Exception) -> HttpError:
+    """The answer to an error that `refusal` does not know; its traceback is logged."""
+    log.error("request %s failed", request_id, exc_info=error)
+    return HttpError(500, "internal", "internal server error; see the server log for this request id")
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

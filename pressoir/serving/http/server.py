@@ -78,7 +78,7 @@ def run(
 
     app.state.on_failure = fail
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # uvicorn raises again what it has handled, which then comes here: to be told to stop is no failure.
+    # uvicorn raises again what it has handled, which then arrives here: a request to stop is not a failure.
     for number in before:
         signal.signal(number, server.handle_exit)
     try:

@@ -11,9 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from pressoir.config import validate
-from pressoir.serving.config import ServingConfig
+from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig
 from pressoir.serving.http.backend import Backend
-from pressoir.serving.http.gate import KEY_VARIABLE
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.request_model import StrictRequestModel
 
@@ -33,7 +32,7 @@ def key_needed(request: Request) -> None:
         raise HttpError(
             403,
             "forbidden",
-            f"set {KEY_VARIABLE} when starting the server, and send the key with this request",
+            f"set {API_KEY_VARIABLE} when starting the server, and send the key with this request",
         )
 
 
@@ -92,7 +91,7 @@ def routes(backend: Backend) -> APIRouter:
 async def carried_through(work: Coroutine[Any, Any, Result]) -> Result:
     """Complete an operation even if the client disconnects."""
     task = asyncio.create_task(work)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # the client may be gone
     return await asyncio.shield(task)
 
 

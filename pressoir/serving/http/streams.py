@@ -6,7 +6,6 @@ long, is answered with its own status. An error that comes later is an event.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pressoir.serving.http.refusals import HttpError, as_json, refusal
+from pressoir.serving.http.refusals import as_json, internal_error, refusal
 
 Events = AsyncGenerator[bytes, None]
-log = logging.getLogger("pressoir")
 
 
 def event(content: Any, name: str | None = None) -> bytes:
@@ -55,12 +53,7 @@ class EventStream(Response):
                     await _send(send, one)
             except Exception as error:
                 id = scope["state"]["request_id"]
-                found = refusal(error)
-                if found is None:
-                    log.error("request %s failed", id, exc_info=error)
-                    found = HttpError(
-                        500, "internal", "internal server error; see the server log for this request id"
-                    )
+                found = refusal(error) or internal_error(id, error)
                 await _send(send, self._failed(found.content(id)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

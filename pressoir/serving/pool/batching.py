@@ -9,10 +9,9 @@ engines whose rows share one activation scale (dynamic int8; `batch_invariant` i
 are computed with. Unless the configuration says otherwise, a few texts (`max_texts`) are handed to those
 together, which saves messages, but computed one by one, and nothing is waited for.
 
-The queue is bounded: what does not fit is turned away at once, with an estimate of when to come back. A
-request that is cancelled, or whose time is up, leaves the queue; a batch nobody waits for any more is
-cancelled. If a batch fails for no reason of a single request's (which the model would name), its requests are
-run again one by one, so that one of them cannot spoil the others.
+The queue is bounded: further requests are rejected at once, with an estimate of when to retry. A request that
+is cancelled or times out leaves the queue; a batch that no request waits for any more is cancelled. If a
+batch fails, its requests are run again one by one, so that one of them cannot spoil the others.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pressoir.serving.errors import InferenceError, QueueFullError, RequestError
+from pressoir.serving.errors import InferenceError, RequestError
+from pressoir.serving.pool.retry_estimate import RetryEstimate
 
 Run = Callable[[Hashable, Sequence[str]], Awaitable[Sequence[Any]]]
 """Takes what requests have in common, and their texts; gives an answer for each text."""
 _CHARACTERS = 3  # a token: English words have more, Chinese ones fewer
-_SMOOTHING = 0.2  # weight of the last batch in the mean time of one
-_LEAST_RETRY_S = 0.05
 
 
 @dataclass(eq=False)
@@ -59,8 +57,8 @@ class BatchQueue:
         together: bool = True,
         watch: Callable[[int, float, float], None] = lambda texts, waited_s, run_s: None,
     ) -> None:
-        """`together`: whether requests are batched at all. `watch` is told of each batch: how many texts, how
-        long its oldest request had waited, and how long it took."""
+        """`together`: whether requests are batched at all. `watch` is called after each batch: number of
+        texts, how long the oldest request waited, how long the batch took (seconds)."""
         self._run, self._max_tokens, self._max_delay_s = run, max_tokens, max_delay_s
         self._max_queue, self._max_texts = max_queue, max_texts
         self._together, self._watch = together, watch
@@ -68,7 +66,7 @@ class BatchQueue:
         self._batch: list[_Request] = []
         self._working: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
-        self._batch_s = 0.0
+        self._retry = RetryEstimate()
 
     def __len__(self) -> int:
         """Requests that wait; those being run do not count."""
@@ -84,10 +82,7 @@ class BatchQueue:
             ServingError: as the model.
         """
         if len(self._waiting) >= self._max_queue:
-            raise QueueFullError(
-                f"{len(self._waiting)} requests are already waiting; try again in {self.retry_after_s:.1f} s",
-                self.retry_after_s,
-            )
+            raise self._retry.refusal(len(self._waiting), self._rounds)
         longest = max(map(estimate_tokens, texts), default=0)
         request = _Request(key, texts, min(longest, max_length or longest), time.monotonic())
         self._waiting.append(request)
@@ -100,10 +95,9 @@ class BatchQueue:
             self._leave(request)
 
     @property
-    def retry_after_s(self) -> float:
-        """By when the requests that wait now are done, as far as the last batches tell, seconds."""
-        batches = 1 + len(self._waiting) / max(len(self._batch), 1)
-        return max(batches * self._batch_s, _LEAST_RETRY_S)
+    def _rounds(self) -> float:
+        """Batches until the requests that wait now are done, if they are as large as the current one."""
+        return 1 + len(self._waiting) / max(len(self._batch), 1)
 
     def _leave(self, request: _Request) -> None:
         """Out of the queue with a request that was given up; out of the model, if it was the last one."""
@@ -118,7 +112,7 @@ class BatchQueue:
             self._working = asyncio.create_task(self._work()) if self._waiting else None
 
     async def _work(self) -> None:
-        """Run batches until nobody waits."""
+        """Run batches until no request waits."""
         first = True
         while self._waiting:
             if not first:
@@ -131,7 +125,7 @@ class BatchQueue:
             waited = start - self._batch[0].since
             await self._answer(self._batch)
             took = time.monotonic() - start
-            self._batch_s += (took - self._batch_s) * (_SMOOTHING if self._batch_s else 1.0)
+            self._retry.add(took)
             self._watch(sum(len(one.texts) for one in self._batch), waited, took)
         self._batch, self._working = [], None
 

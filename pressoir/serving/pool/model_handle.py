@@ -13,14 +13,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from pressoir.serving.config import BatchingConfig
-from pressoir.serving.errors import QueueFullError
 from pressoir.serving.pool.batching import BatchQueue
+from pressoir.serving.pool.retry_estimate import RetryEstimate
 from pressoir.serving.pool.worker_client import WorkerClient
 
 APART = 8
 """Texts in a message to a model that computes them one by one: an answer waits for those of its message."""
-_SMOOTHING = 0.2
-_LEAST_RETRY_S = 0.05
 
 
 class ModelHandle:
@@ -80,7 +78,7 @@ class ConcurrencyLimiter:
         self._count, self._max_waiting = count, max_waiting
         self._free = asyncio.Semaphore(count)
         self.waiting = 0
-        self._seconds = 0.0
+        self._retry = RetryEstimate()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -90,11 +88,7 @@ class ConcurrencyLimiter:
             QueueFullError: too many wait for one.
         """
         if self._free.locked() and self.waiting >= self._max_waiting:
-            rounds = 1 + self.waiting / self._count
-            retry = max(rounds * self._seconds, _LEAST_RETRY_S)
-            raise QueueFullError(
-                f"{self.waiting} requests are already waiting; try again in {retry:.1f} s", retry
-            )
+            raise self._retry.refusal(self.waiting, 1 + self.waiting / self._count)
         self.waiting += 1
         try:
             await self._free.acquire()
@@ -105,5 +99,4 @@ class ConcurrencyLimiter:
             yield
         finally:
             self._free.release()
-            took = time.monotonic() - start
-            self._seconds += (took - self._seconds) * (_SMOOTHING if self._seconds else 1.0)
+            self._retry.add(time.monotonic() - start)

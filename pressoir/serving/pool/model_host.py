@@ -1,8 +1,8 @@
 """The models behind a service's tiers: found, loaded, replaced, unloaded, and what they take.
 
-A model counts as loaded when it has answered: its files have the digest that was resolved, it was loaded and
-warmed up, and a small request of its own went all the way and back. Only then does it take the place of
-another; until then, and if any of it fails, the other one stays.
+A model counts as loaded once it has answered: its files have the resolved digest, it was loaded and warmed
+up, and a small request went all the way through. Only then does it replace another; until then, or if any of
+this fails, the other one stays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import task, task_offering
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
 from pressoir.serving.pool.model_handle import ModelHandle
@@ -72,23 +72,24 @@ class ModelHost:
         self.ready = False
         await self.pool.close(self.config.drain_timeout_s)
 
-    def lookup(self, tier: str | Tier | None, task: Task | None = None) -> Tier:
-        """The tier of a request: the named one, or without a name the only one for `task`.
+    def lookup(self, tier: str | Tier | None, operation: str | None = None) -> Tier:
+        """The tier of a request: the named one, or without a name the only one with `operation`.
 
         A tier that was looked up before is returned as it is, unless the server was reloaded in between.
 
         Raises:
-            UnknownTierError: there is no such tier, or it has another task, or there are several.
+            UnknownTierError: there is no such tier, or it has no such operation, or there are several.
         """
         if isinstance(tier, Tier):
-            return tier if tier.sharing is self.sharing else self.lookup(tier.name, task)
+            return tier if tier.sharing is self.sharing else self.lookup(tier.name, operation)
         if tier is None:
-            return self._only(task)
+            return self._only(operation)
         found = self.tiers.get(tier)
         if found is None:
             raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
-        if task not in (None, found.spec.task):
-            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {task}")
+        if not _offers(found, operation):
+            wanted = task_offering(operation or "").name
+            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {wanted}")
         return found
 
     def is_loaded(self, tier: str | Tier) -> bool:
@@ -107,15 +108,14 @@ class ModelHost:
         return await self.pool.unload(self.lookup(tier).spec.key, self.config.drain_timeout_s)
 
     async def replace(self, tier: str | Tier) -> None:
-        """Load the model of a tier anew; raises as `lookup` and as `ModelPool.replace`."""
+        """Reload the model of a tier; raises as `lookup` and as `ModelPool.replace`."""
         await self.pool.replace(self.lookup(tier).spec, self.config.drain_timeout_s)
 
     async def reload(self, config: ServingConfig | None = None) -> None:
-        """Go over to another configuration; without one, load every loaded model anew. No request is lost.
+        """Switch to another configuration; without one, reload every loaded model. No request is lost.
 
-        Models that stay the same stay loaded. Of the new ones those are loaded that are pinned, or in the
-        place of one that is loaded. Budget and batching count from now on, for models that are loaded from
-        now on; isolation and threads as well.
+        Models that stay the same stay loaded. Of the new ones, those are loaded that are pinned or replace a
+        loaded one. Budget, batching, isolation and threads apply to models that are loaded from now on.
 
         Raises:
             LoadError: a new model cannot be loaded; everything is as it was.
@@ -144,11 +144,15 @@ class ModelHost:
             for key, one in self.pool.entries.items()
         }
 
-    def _only(self, task: Task | None) -> Tier:
-        fitting = [tier for tier in self.tiers.values() if tier.spec.task == task]
+    def _only(self, operation: str | None) -> Tier:
+        fitting = [tier for tier in self.tiers.values() if _offers(tier, operation)]
         if len(fitting) != 1:
             names = ", ".join(tier.name for tier in fitting)
-            known = f"specify one of: {names}" if fitting else f"no tier supports {task}"
+            known = (
+                f"specify one of: {names}"
+                if fitting
+                else f"no tier supports {task_offering(operation or '').name}"
+            )
             raise UnknownTierError(f"the request specifies no tier; {known}")
         return fitting[0]
 
@@ -242,3 +246,7 @@ class ModelHost:
 
 def _pinned(config: ServingConfig, sharing: Sharing) -> set[str]:
     return {sharing.by_tier[name].key for name, tier in config.tiers.items() if tier.pinned}
+
+
+def _offers(tier: Tier, operation: str | None) -> bool:
+    return operation is None or operation in task(tier.spec.task).operations

@@ -8,7 +8,7 @@ from pressoir.serving.pool.pool_entry import Event
 
 
 class Observer(Protocol):
-    """Told of what happens, on the event loop; must be quick."""
+    """Called on the event loop for each event; must return quickly."""
 
     def request(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
         """A request ended: `ok`, or the name of the error's class, or `cancelled`."""
@@ -21,7 +21,7 @@ class Observer(Protocol):
 
 
 class SilentObserver:
-    """Tells nobody."""
+    """Ignores all events."""
 
     def request(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
         """See `Observer.request`."""

@@ -1,9 +1,9 @@
-"""The models in memory: loaded once for all who ask, leased while in use, evicted when idle.
+"""The models in memory: loaded once for all requests, leased while in use, evicted when idle.
 
-- **Single flight.** Those who ask for a model that is being loaded wait for that load. If it fails, all of
-  them are told, and the next one to ask tries again.
-- **Leases.** Who uses a model holds a lease. A leased model is never evicted; when it is replaced, it stays
-  until its last lease ends.
+- **Single flight.** Requests for a model that is being loaded wait for that load. If it fails, all of them
+  fail, and the next request tries again.
+- **Leases.** A request holds a lease of its model. A leased model is never evicted; when it is replaced, it
+  stays until its last lease ends.
 - **Budget.** Bytes of PSS of all models together, those that are on their way out included. Before a load
   the least recently used idle models go, as many as needed; where that is not enough, the load waits for
   leases to end. How much a model takes is estimated from its files until it was measured once. Models that
@@ -84,12 +84,12 @@ class ModelPool(Generic[ModelT]):
                     self._start(self._idle(entry))
 
     async def load(self, spec: ModelSpec) -> None:
-        """Have a model loaded, without using it; raises as `lease`."""
+        """Load a model without using it; raises as `lease`."""
         async with self.lease(spec):
             pass
 
     async def replace(self, spec: ModelSpec, drain_s: float) -> None:
-        """Load a model anew and put it in the place of the one that is loaded, which ends when it is free.
+        """Load a model again and replace the loaded one, which ends when it is free.
 
         There must be room for both. If the new one cannot be loaded, the old one stays.
 
@@ -105,7 +105,7 @@ class ModelPool(Generic[ModelT]):
     async def unload(self, key: str, drain_s: float) -> bool:
         """Take a model out of the pool, pinned or not, and end it when it is free; False: it was not there.
 
-        Who still has a lease after `drain_s` seconds loses the model.
+        Requests that still hold a lease after `drain_s` seconds lose the model.
         """
         old = self.entries.pop(key, None)
         if old is not None:
@@ -164,7 +164,7 @@ class ModelPool(Generic[ModelT]):
             if not self._waiters[key]:
                 del self._waiters[key]
                 if key in self._queued and key in self._loads:
-                    self._loads[key].cancel()  # it waits for room, and nobody wants it any more
+                    self._loads[key].cancel()  # it waits for room, and no request wants it any more
 
     async def _wait_for_load(self, spec: ModelSpec) -> None:
         """Until a load of a model, begun here unless one is under way, has ended; raises what it raised."""
@@ -181,13 +181,13 @@ class ModelPool(Generic[ModelT]):
             # The load was cancelled, not we.
 
     async def _first_load(self, spec: ModelSpec) -> None:
-        if (old := self._put(await self._load(spec))) is not None:  # somebody replaced it meanwhile
+        if (old := self._put(await self._load(spec))) is not None:  # it was replaced while this load ran
             self._start(self._retire(old, None))
 
     def _loaded(self, key: str, task: asyncio.Task[None]) -> None:
         del self._loads[key]
         if not task.cancelled():
-            task.exception()  # is no news when nobody waits for it any more
+            task.exception()  # retrieved, so that asyncio does not log it when no request waits
 
     async def _load(self, spec: ModelSpec, wait: bool = True) -> PoolEntry[ModelT]:
         """Make room, load, measure. The caller puts it into the pool without waiting for anything."""

@@ -1,4 +1,4 @@
-"""A model in a worker process, from the server's side: started, spoken to, weighed, ended."""
+"""A model in a worker process, from the server's side: starting, messages, memory, ending."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Worker:
     @classmethod
     async def start(cls, threads: int, side_by_side: bool) -> _Worker:
         ours, theirs = socket.socketpair()
-        # Of our own making: asyncio's would be a socket, whose closing the worker would not be told of.
+        # A pipe of our own: asyncio would use a socket, whose closing the worker would not notice.
         stdin, death = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(

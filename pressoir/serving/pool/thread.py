@@ -1,4 +1,4 @@
-"""A model in a thread of the server's own process: no second interpreter, and no walls.
+"""A model in a thread of the server's own process: no second interpreter, and no isolation.
 
 Unloading drops the model and gives back what the allocator returns; a crash in native code ends the server.
 What a model takes is measured once, as what the process grew by while it was loaded.
@@ -21,8 +21,8 @@ from pressoir.serving.worker.step_scheduler import StepScheduler, failure
 from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
-"""What a model tells of itself and what it takes, or why there is none."""
-_loading = threading.Lock()  # one at a time: else growth could not be told apart
+"""Description of a model and its memory in bytes, or why it could not be loaded."""
+_loading = threading.Lock()  # one at a time, to attribute the growth in memory
 
 
 class ThreadClient(WorkerClient):
@@ -52,7 +52,7 @@ class ThreadClient(WorkerClient):
         receivers: list[Callable[[Message], None]] = []
 
         def on_message(message: Message) -> None:
-            with suppress(RuntimeError):  # the loop was closed: nobody waits for it any more
+            with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(receivers[0], message)
 
         def settle(result: _Loaded) -> None:
@@ -115,13 +115,6 @@ def _main(
         settle(LoadError(failure(error)["message"]))
         return
     settle((model.info, grown))
-    scheduler = StepScheduler(model.operations, on_message)
-    while True:
-        while not scheduler.busy or not inbox.empty():
-            message = inbox.get()
-            if message is None:
-                del model, scheduler
-                release_memory()
-                return
-            scheduler.take(message)
-        scheduler.step()
+    StepScheduler(model.operations, on_message).run(inbox.get, lambda: not inbox.empty())
+    del model
+    release_memory()

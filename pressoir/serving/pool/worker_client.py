@@ -101,7 +101,7 @@ class WorkerClient(ABC):
             self._send(Message("cancel", id))
 
     def _receive(self, message: Message) -> None:
-        """Hand on a message that came from the model; one nobody waits for any more is dropped."""
+        """Hand on a message that came from the model; one that no request waits for any more is dropped."""
         if receive := self._receivers.get(message.id):
             receive(from_failure(message.body) if message.kind == "failure" else message)
 

@@ -1,6 +1,6 @@
 """A model in a process of its own: `python -m pressoir.serving.worker SOCKET THREADS`.
 
-**Why.** Only the end of a process gives all its memory back, and a model that crashes takes nobody with it.
+**Why.** Only the end of a process gives all its memory back, and a crash affects no other model.
 
 **What.** The first message that comes through the socket (a descriptor that the parent left open) says what
 to load; the answer is `ready` or `failure`. Then requests take turns
@@ -43,7 +43,7 @@ def main() -> int:
             model = _load(job, channel)
             if model is not None:
                 serve(model, channel)
-        # A model takes its time to be torn down, and nobody gains from it.
+        # Tearing down a model takes time and gains nothing.
         sys.stderr.flush()
         os._exit(0)
 
@@ -52,14 +52,7 @@ def serve(model: WorkerModel, channel: Channel) -> None:
     """Answer requests until there can come no more."""
     from pressoir.serving.worker.step_scheduler import StepScheduler
 
-    scheduler = StepScheduler(model.operations, channel.write)
-    while True:
-        while not scheduler.busy or channel.has_message():
-            message = channel.read()
-            if message is None:
-                return
-            scheduler.take(message)
-        scheduler.step()
+    StepScheduler(model.operations, channel.write).run(channel.read, channel.has_message)
 
 
 class Channel:

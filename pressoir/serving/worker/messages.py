@@ -1,7 +1,7 @@
-"""What a server and the process of a model say to each other, and how it goes through a socket.
+"""Messages between a server and the worker of a model, and their form on a socket.
 
 A frame is two lengths (four bytes each, big-endian), a JSON object, and the bytes of at most one float32
-array: sound goes in so, and embeddings come out. JSON carries floats as they are, to the last bit.
+array: audio goes in this way, and embeddings come out. JSON keeps floats exactly.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Message:
     id: int = 0
     """Which request it is about; 0 where it is about the model."""
     body: dict[str, Any] = field(default_factory=dict)
-    """What is asked or answered, JSON-able; of a failure its `kind` and `message`."""
+    """Request or result, JSON-able; of a failure its `kind` and `message`."""
     array: NDArray[np.float32] | None = None
-    """What no JSON should carry."""
+    """Numbers that are too many for JSON."""
 
 
 def pack(message: Message) -> bytes:

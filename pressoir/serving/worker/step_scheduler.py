@@ -2,7 +2,7 @@
 
 A model computes on as many threads as it is given, so running two requests at once would gain nothing and
 cost both their caches. But a continuation of hundreds of tokens must not make a short request wait: each
-request is a generator, and after every step (a token, a part of a batch, a window of sound) the next one is
+request is a generator, and after every step (a token, a part of a batch, a window of audio) the next one is
 served. Between two steps a request can be cancelled.
 """
 
@@ -45,6 +45,16 @@ class StepScheduler:
         if message.array is not None:
             arguments["array"] = message.array
         self._jobs[message.id] = _begin(self._operations, message.body["operation"], arguments)
+
+    def run(self, receive: Callable[[], Message | None], has_message: Callable[[], bool]) -> None:
+        """Work until `receive` returns None: all messages that have arrived are taken before each step."""
+        while True:
+            while not self.busy or has_message():
+                message = receive()
+                if message is None:
+                    return
+                self.take(message)
+            self.step()
 
     def step(self) -> None:
         """Do one step of the request whose turn it is."""

@@ -41,6 +41,7 @@ def refused(output, *arguments):
     return " ".join(result.output.split())
 
 
+@pytest.mark.process
 def test_a_merge_as_it_is_typed(pair, tmp_path):
     text = tmp_path / "Some Text.txt"
     text.write_text("the film was good and the meal was warm\n" * 40, encoding="utf-8")
@@ -127,6 +128,7 @@ def test_text_that_is_missing_is_refused_before_any_work(pair, tmp_path):
     assert "does not exist" in text
 
 
+@pytest.mark.process
 def test_a_killed_merge_leaves_nothing(pair, tmp_path, monkeypatch):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho half > "$4/model.safetensors"\nkill -9 $$\n', encoding="utf-8")

@@ -127,6 +127,7 @@ def test_it_shows_the_memory_of_a_process_and_its_children():
     assert re.search(rf"\({os.getpid()}\) PSS [\d,.]+ MB", result.stdout.splitlines()[0])
 
 
+@pytest.mark.process
 def test_it_ends_with_the_process_it_watches(child, monkeypatch):
     take, samples = monitoring.Sampler.sample, []
 
@@ -144,6 +145,7 @@ def test_it_ends_with_the_process_it_watches(child, monkeypatch):
     assert "2 samples" in result.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_a_summary(number, tmp_path):
     program = "from pressoir.flows.commands.monitor import monitor; monitor()"

@@ -224,6 +224,7 @@ def test_verify_of_no_model_at_all_is_an_error(tmp_path):
         assert message in told(result)
 
 
+@pytest.mark.process
 def test_the_snippets_for_people_run_as_they_stand(sharded):
     snippets = re.findall(r"```python\n(.*?)```", (sharded / "SHARDING_INFO.md").read_text(), flags=re.S)
     assert len(snippets) == 4

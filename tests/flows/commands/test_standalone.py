@@ -56,6 +56,7 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
         assert context.out_dir.exists()
 
 
+@pytest.mark.process
 def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pressoir.benchmark import classifier_plots
-from pressoir.benchmark.classifier_report import Row
+from pressoir.benchmark.classifier_report import BenchmarkRow
 from pressoir.metrics import wilson_interval
 from pressoir.plots.label_placement import place_labels
 from pressoir.training.curves import training_curves
@@ -32,7 +32,7 @@ FIGURES = [
 def make_row(stage, runtime, accuracy, size_mb, latency_ms, sentences=872):
     correct = round(accuracy * sentences)
     low, high = wilson_interval(correct, sentences)
-    return Row(
+    return BenchmarkRow(
         stage=stage,
         runtime=runtime,
         accuracy=correct / sentences,
@@ -231,6 +231,7 @@ def test_a_label_gives_way_to_an_obstacle():
     assert moved[2] <= free[0] or free[2] <= moved[0] or moved[3] <= free[1] or free[3] <= moved[1]
 
 
+@pytest.mark.process
 def test_drawing_needs_no_pyplot_and_leaves_the_settings_as_they_were(tmp_path):
     entry = json.dumps({"stage": "teacher", "runtime": "pytorch", "latency_ms": [1.0, 2.0, 3.0]})
     code = f"""

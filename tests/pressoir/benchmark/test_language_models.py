@@ -285,6 +285,7 @@ def test_a_file_is_read_as_what_it_is(measured, tmp_path):
     assert GenerationBenchmark.read(tmp_path / "benchmark.json") == measured.result
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["source", "shard"])
 def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, name):
     runtime = "pytorch" if name == "source" else "onnxruntime"

@@ -12,7 +12,7 @@ from pressoir.evaluation.cluster import Assignment, Offer
 from pressoir.evaluation.config import DaskConfig, EvaluationConfig
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import GB
-from pressoir.evaluation.records import Outcome
+from pressoir.evaluation.records import RunOutcome
 
 ALL = {str(i): expected(str(i)) for i in range(12)}
 
@@ -79,13 +79,14 @@ class TestMemory:
         run = make_run(tmp_path, {"m": {}})
         given = Assignment.of(run.jobs["m"], run.estimates["m"], 4, run.limits)
         assert given.memory_bytes == 104 * MB
-        offer, hungry = Offer(500 * MB, 900 * MB), Outcome(model="m", verdict="killed_oom")
+        offer, hungry = Offer(500 * MB, 900 * MB), RunOutcome(model="m", verdict="killed_oom")
         more = cluster.whole_worker(given, hungry, offer)
         assert more == given.model_copy(update={"memory_bytes": 500 * MB})
         assert cluster.whole_worker(more, hungry, offer) is None
-        assert cluster.whole_worker(given, Outcome(model="m", verdict="exception"), offer) is None
+        assert cluster.whole_worker(given, RunOutcome(model="m", verdict="exception"), offer) is None
 
 
+@pytest.mark.process
 class TestOnAWorker:
     def test_a_run_keeps_within_what_it_asked_for(self, tmp_path):
         run = make_run(tmp_path, {"m": {}}, fixed=300 * MB)
@@ -102,6 +103,7 @@ class TestOnAWorker:
         assert evaluate(run, "m", memory=3 * GB).verdict == "ok"
 
 
+@pytest.mark.process
 class TestJournals:
     def test_what_a_worker_did_is_collected_once(self, tmp_path, journal):
         run = make_run(tmp_path, {"m": {}})
@@ -151,6 +153,7 @@ class TestJournals:
         assert sorted(run.calls("m")) == sorted([*ALL, *"8", *"9", "10", "11"])
 
 
+@pytest.mark.process
 def test_no_cluster_and_nothing_that_runs_models_is_imported():
     program = (
         "import sys, pressoir.evaluation.cluster; "

@@ -10,6 +10,8 @@ import pytest
 
 from pressoir.system.cgroups import Files, hierarchies
 
+pytestmark = pytest.mark.process
+
 LIMIT = 2_000_003_072  # a multiple of the page
 PROGRAM = """
 import json, sys

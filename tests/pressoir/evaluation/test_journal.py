@@ -59,6 +59,7 @@ def test_an_attempt_that_was_killed_has_no_outcome(journal):
     assert journal.outcomes("other") == []
 
 
+@pytest.mark.process
 def test_what_was_committed_before_a_kill_is_there_and_nothing_half(tmp_path):
     code = textwrap.dedent("""
         import sys; from pathlib import Path
@@ -83,6 +84,7 @@ def test_what_was_committed_before_a_kill_is_there_and_nothing_half(tmp_path):
     journal.close()
 
 
+@pytest.mark.process
 def test_several_processes_write_at_once(tmp_path):
     code = textwrap.dedent("""
         import sys; from pathlib import Path

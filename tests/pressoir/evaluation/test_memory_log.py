@@ -32,6 +32,7 @@ def kinds(folder):
 class TestLogging:
     """With real processes."""
 
+    @pytest.mark.process
     def test_a_block_leaves_samples_of_the_machine_and_of_its_children(self, tmp_path, child):
         with MemoryLog(tmp_path, interval_s=0.01) as log:
             log.batch("one")
@@ -52,6 +53,7 @@ class TestLogging:
         assert session.limit_gb > 0
         assert kinds(tmp_path)[0], kinds(tmp_path)[-1] == ("session", "end")
 
+    @pytest.mark.process
     def test_children_that_end_while_they_are_watched_disturb_nobody(self, tmp_path, child):
         with MemoryLog(tmp_path, interval_s=0.01) as log:
             log.watch(child.pid, "model-a")
@@ -72,6 +74,7 @@ class TestLogging:
         assert "above 0.001 %" in found.alerts[0].text
         assert found.sessions[0].alert_percent == 0.001
 
+    @pytest.mark.process
     def test_a_killed_process_leaves_what_it_had(self, tmp_path):
         program = """
 import sys, time

@@ -16,7 +16,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
-from pressoir.evaluation.supervisor import Limits, run_plan
+from pressoir.evaluation.supervisor import SupervisorLimits, run_plan
 from pressoir.recipe.sections import DataConfig
 
 SAMPLES = [str(i) for i in range(12)]
@@ -61,6 +61,7 @@ def check_resumed():
     return check
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("die", CHILD_POINTS, ids=lambda die: "-".join(map(str, die)))
 def test_a_child_killed_anywhere_is_told_from_its_end_and_the_next_run_goes_on(tmp_path, die, check_resumed):
     run = make_run(tmp_path, {"m": {"die": die}})
@@ -76,6 +77,7 @@ def test_a_child_killed_anywhere_is_told_from_its_end_and_the_next_run_goes_on(t
     check_resumed(run, "m", before, calls_before)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("die", PARENT_POINTS, ids=lambda die: "-".join(map(str, die)))
 def test_a_parent_killed_anywhere_takes_its_children_along_and_the_next_run_goes_on(
     tmp_path, die, check_resumed
@@ -105,6 +107,7 @@ def wait_for_locks(run):
             pass
 
 
+@pytest.mark.process
 def test_killed_again_and_again_it_still_comes_to_its_end(tmp_path, check_resumed):
     run = make_run(tmp_path, {"m": {}})
     for die in (("predicted", 1), ("inserted", 1), ("committed", 1), ("inserted", 1), ("committed", 1)):
@@ -117,6 +120,7 @@ def test_killed_again_and_again_it_still_comes_to_its_end(tmp_path, check_resume
     check_resumed(run, "m", before, calls)
 
 
+@pytest.mark.process
 def test_a_child_that_outlives_its_parent_keeps_the_next_one_waiting(tmp_path):
     """The kernel may take a moment to end a process; two never write under one key at once."""
     run = make_run(tmp_path, {"m": {"sleep_s": 0.3}})
@@ -167,10 +171,11 @@ class TestRealModels:
                 for name in jobs
             }
             planned = plan(list(estimates.values()), dict.fromkeys(jobs, 4), 10**10, 2)
-            return planned, jobs, estimates, Limits(threads=2, timeout_s=300)
+            return planned, jobs, estimates, SupervisorLimits(threads=2, timeout_s=300)
 
         return lambda name: make(tmp_path / name)
 
+    @pytest.mark.process
     def test_killed_in_their_midst_they_end_with_the_same_predictions(self, tmp_path, real_run):
         options = {"available": lambda: 10**11}
         whole = real_run("whole")[1]
@@ -203,6 +208,7 @@ class TestRealModels:
             }
 
 
+@pytest.mark.process
 def test_the_child_is_light_until_its_threads_are_limited():
     program = (
         "import sys, pressoir.evaluation.child; "

@@ -21,6 +21,8 @@ from pressoir.evaluation.process import oom_kills
 from pressoir.evaluation.supervisor import run_plan
 from pressoir.system.cgroups import Files, hierarchies
 
+pytestmark = pytest.mark.process
+
 ALL = {str(i) for i in range(12)}
 
 

@@ -223,6 +223,7 @@ def test_a_folder_that_lost_a_file_says_so(exported, tmp_path, lost):
         Translator.open(folder, 1, "onnxruntime")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "program"),
     [

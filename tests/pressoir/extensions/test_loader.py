@@ -16,6 +16,7 @@ def test_another_packages_entry_joins_the_list_with_its_version(site):
     assert loader.origin("pressoir.quantizers", "rtn") is None
 
 
+@pytest.mark.process
 def test_reading_a_list_imports_nothing_of_it():
     program = (
         "import sys; from pressoir.extensions import loader; loader.names('pressoir.quantizers');"

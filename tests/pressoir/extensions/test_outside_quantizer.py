@@ -147,6 +147,7 @@ def test_pressoirs_own_algorithms_are_declared_under_their_names():
     assert needs == {"gptq": True, "hqq": False, "rtn": False}
 
 
+@pytest.mark.process
 def test_a_name_is_checked_without_importing_what_it_stands_for():
     program = (
         "import sys; from pressoir.recipe.recipe import Recipe;"

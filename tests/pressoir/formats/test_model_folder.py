@@ -36,6 +36,7 @@ def test_a_configuration_that_names_none_is_refused(content, tmp_path):
         task_of(tmp_path)
 
 
+@pytest.mark.process
 def test_no_library_is_loaded():
     heavy = "{'torch', 'transformers', 'onnx'}"
     code = f"import sys, pressoir.formats.folder; print(sorted({heavy} & set(sys.modules)))"

@@ -10,19 +10,20 @@ TINY = ("tiny_llama", "tiny_gpt2", "tiny_qwen2")
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tiny_text, tmp_path_factory, request):
+def tiny_graphs(tiny_text, built_once, tmp_path_factory, request):
     """Folder of the ONNX graph of each tiny causal LM, by the fixture's name."""
     from pressoir.stages import export
 
-    graphs = {}
-    for name in TINY:
-        graphs[name] = tmp_path_factory.mktemp(f"{name}-graph")
-        context = StageContext(
-            graphs[name], tmp_path_factory.mktemp(f"{name}-work"), LogReporter(), seed=0, threads=1
-        )
+    def graph(name):
         inputs = {"model": request.getfixturevalue(name), "data": tiny_text}
-        export.run(inputs, ExportConfig(), context)
-    return graphs
+
+        def make(folder):
+            work = tmp_path_factory.mktemp("work")
+            export.run(inputs, ExportConfig(), StageContext(folder, work, LogReporter(), seed=0, threads=1))
+
+        return built_once(f"{name}-graph", make)
+
+    return {name: graph(name) for name in TINY}
 
 
 @pytest.fixture(params=TINY)

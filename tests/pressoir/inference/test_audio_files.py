@@ -182,6 +182,7 @@ def test_no_memory_is_not_taken_for_a_damaged_file(tmp_path, tone, write_wav, mo
         read_audio(write_wav(tmp_path / "a.wav", tone(0.1)), RATE)
 
 
+@pytest.mark.process
 def test_reading_sound_loads_neither_torch_nor_transformers():
     program = "import sys, pressoir.inference.audio; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -169,6 +169,7 @@ def test_the_light_tokenizer_gives_the_same_arrays_as_transformers(folders):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+@pytest.mark.process
 def test_running_a_graph_imports_no_torch(folders):
     script = (
         "import sys; from pathlib import Path;"

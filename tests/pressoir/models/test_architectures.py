@@ -121,6 +121,7 @@ def test_memory_is_estimated_from_the_sizes_in_config_json(model_type):
     assert estimates.activation_bytes(made(model_type).config.to_dict(), 8, 32) == 2 * LAYERS * per_layer
 
 
+@pytest.mark.process
 def test_reading_entries_imports_nothing_heavy():
     program = (
         "import sys; from pressoir.extensions import architecture; architecture.find('bert').layers;"
@@ -321,6 +322,7 @@ def orchard(site, tiny_bert, tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 def test_a_process_that_has_never_heard_of_it_loads_it(site, orchard, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{site}:{':'.join(filter(None, sys.path))}")
     program = (

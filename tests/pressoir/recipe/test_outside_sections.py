@@ -63,6 +63,7 @@ def test_a_stage_with_the_name_of_a_recipes_field_is_refused(smooth):
         with_outside_sections(Recipe)
 
 
+@pytest.mark.process
 def test_in_a_new_process_every_module_sees_it_and_recipes_go_over_a_wire(smooth):
     smooth.install()
     program = (

@@ -227,6 +227,7 @@ def test_references_are_the_digests_of_registered_models_and_their_lineage(tmp_p
     assert Registry(tmp_path).references(without={"pressed"}) == {"b" * 64, "c" * 64}
 
 
+@pytest.mark.process
 def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
@@ -245,6 +246,7 @@ def test_concurrent_adds_from_many_processes_lose_nothing(tmp_path):
     assert not list(tmp_path.glob(".models.*"))
 
 
+@pytest.mark.process
 def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_clears_up(tmp_path):
     Registry(tmp_path).add(entry())
     before = (tmp_path / "models.json").read_bytes()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serving_http import SENTENCE, bag_of_words, configured
 
 from pressoir.errors import RecipeError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.reporting import LogReporter
-from pressoir.serving.config import ServingConfig, resolve
+from pressoir.serving.config import ServingConfig
 from pressoir.serving.errors import (
     ClosingError,
     LoadError,
@@ -25,8 +26,6 @@ from pressoir.serving.errors import (
 )
 from pressoir.serving.service import Service, TranslationService
 from pressoir.store.store import Store
-
-SENTENCE = "the book was bad and dull and the soup was cold"
 
 
 class Recorder:
@@ -60,36 +59,13 @@ def make(store):
     return make
 
 
-def configured(store, tiers, **fields):
-    raw = {name: {"model": str(folder), "settings": settings} for name, (folder, settings) in tiers.items()}
-    given = {"isolation": "thread", "threads": 1, "tiers": raw, **fields}
-    return resolve(ServingConfig.model_validate(given), store)
-
-
 OFF = {"enabled": False}
 
 
 @pytest.fixture(scope="session")
 def onnx_classifier(tiny_classifier, tmp_path_factory):
     """Folder of a bag-of-words classifier in ONNX, whose worker starts quickly."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    folder = tmp_path_factory.mktemp("onnx-classifier")
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_classifier / name, folder)
-    words = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["words", "input_ids"], ["found"]),
-        helper.make_node("ReduceSum", ["found", "axis"], ["logits"], keepdims=0),
-    ]
-    tokens = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "seq"])
-    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])
-    weights = [numpy_helper.from_array(words, "words"), numpy_helper.from_array(np.array([1]), "axis")]
-    graph = helper.make_graph(nodes, "bag-of-words", [tokens], [logits], weights)
-    opset = helper.make_opsetid("", 17)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), folder / "model.onnx")
-    return folder
+    return bag_of_words(tiny_classifier, tmp_path_factory.mktemp("onnx-classifier"))
 
 
 @pytest.fixture(scope="session")
@@ -534,6 +510,7 @@ class TestReloading:
 
 
 class TestProcesses:
+    @pytest.mark.process
     def test_isolated_models_are_shared_survive_a_kill_and_give_their_memory_back(
         self, make, onnx_classifier
     ):

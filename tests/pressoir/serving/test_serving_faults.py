@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import yaml
-from serving_http import KEY, refused
+from serving_http import KEY, bag_of_words, refused
 
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.system.memory import process_tree
+
+pytestmark = pytest.mark.process
 
 CLIENTS = 64
 TEXTS = [f"the {noun} was {word}" for noun in ("film", "soup", "song") for word in ("good", "bad and cold")]
@@ -36,27 +36,7 @@ COMMAND = [sys.executable, "-c", "from pressoir.flows.cli import main; main()", 
 @pytest.fixture(scope="module")
 def model(tiny_classifier, tmp_path_factory):
     """Folder of a bag-of-words classifier in ONNX: answers differ by text, and its worker starts quickly."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    folder = tmp_path_factory.mktemp("bag-of-words")
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_classifier / name, folder)
-    words = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
-    words[0] = 0  # padding says nothing
-    nodes = [
-        helper.make_node("Gather", ["words", "input_ids"], ["found"]),
-        helper.make_node("ReduceSum", ["found", "axis"], ["logits"], keepdims=0),
-    ]
-    tokens = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "seq"])
-    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])
-    weights = [numpy_helper.from_array(words, "words"), numpy_helper.from_array(np.array([1]), "axis")]
-    graph = helper.make_graph(nodes, "bag-of-words", [tokens], [logits], weights)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
-        folder / "model.onnx",
-    )
-    return folder
+    return bag_of_words(tiny_classifier, tmp_path_factory.mktemp("bag-of-words"))
 
 
 class Server:

@@ -450,6 +450,7 @@ def test_a_cancelled_source_gives_no_more_shards(folder, url, tmp_path):
             fetched(source)
 
 
+@pytest.mark.process
 def test_a_process_killed_half_way_leaves_a_part_that_the_next_goes_on_with(url, faults, folder, tmp_path):
     content = (folder / SHARD).read_bytes()
 

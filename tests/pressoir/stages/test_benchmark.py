@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pressoir.benchmark import classifiers
 from pressoir.benchmark import probe as probing
-from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
 from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import sentences_to_time, time_in_turn, turns
 from pressoir.data import sentences
@@ -334,6 +334,7 @@ def test_json_keeps_full_precision(measured, tmp_path):
     assert Benchmark.read(tmp_path / "benchmark.json") == changed
 
 
+@pytest.mark.process
 def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, context, monkeypatch):
     children, real = [], subprocess.run
 
@@ -351,6 +352,7 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(folders, context, monk
     assert min(cost.import_s, cost.load_s) > 0
 
 
+@pytest.mark.process
 def test_a_childs_peak_memory_is_not_its_parents():
     """`ru_maxrss` survives exec: a child of a big process would report the big one's peak."""
     ballast = np.ones(30_000_000)  # 240 MB
@@ -360,6 +362,7 @@ def test_a_childs_peak_memory_is_not_its_parents():
     assert current <= peak < 150 < ballast.nbytes / 1e6 < memory.peak_rss_mb()
 
 
+@pytest.mark.process
 def test_a_child_that_fails_is_an_error_with_its_last_lines(tmp_path):
     with pytest.raises(PressoirError, match="failed in a fresh process") as caught:
         probing.probe(tmp_path, "pytorch", threads=1, text="good")
@@ -419,7 +422,7 @@ def row(stage="teacher", runtime="pytorch", **changes):
         "compression": 90.0 / changes.get("size_mb", 90.0),
         "accuracy_delta": changes.get("accuracy", 0.9) - 0.9,
     }
-    return Row(stage=stage, runtime=runtime, **{**figures, **changes})
+    return BenchmarkRow(stage=stage, runtime=runtime, **{**figures, **changes})
 
 
 def comparison(*rows, **changes):

@@ -113,6 +113,7 @@ def linear(fine_tunes, tiny_text, tmp_path_factory):
     return out, figures, reporter
 
 
+@pytest.mark.process
 def test_linear_is_exactly_the_weighted_average_of_every_tensor(fine_tunes, linear):
     _, first, second = map(weights, fine_tunes)
     result = weights(linear[0])
@@ -121,6 +122,7 @@ def test_linear_is_exactly_the_weighted_average_of_every_tensor(fine_tunes, line
         assert torch.equal(tensor, (3 * first[name] + 1 * second[name]) / 4)
 
 
+@pytest.mark.process
 def test_the_result_is_a_checkpoint_that_the_pipeline_takes(linear, fine_tunes):
     from pressoir.inference.text_generation import TextGenerator
     from pressoir.sources import resolve
@@ -132,6 +134,7 @@ def test_the_result_is_a_checkpoint_that_the_pipeline_takes(linear, fine_tunes):
     assert "".join(pieces)
 
 
+@pytest.mark.process
 def test_the_configuration_that_mergekit_read_is_kept_and_names_no_place(
     linear, fine_tunes, tmp_path_factory
 ):
@@ -153,6 +156,7 @@ def test_the_configuration_that_mergekit_read_is_kept_and_names_no_place(
             assert str(tmp_path_factory.getbasetemp()) not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.process
 def test_metadata_tells_sources_versions_and_seed(linear, fine_tunes):
     from pressoir.sources import resolve
 
@@ -166,6 +170,7 @@ def test_metadata_tells_sources_versions_and_seed(linear, fine_tunes):
     assert any("normalised to 0.75, 0.25" in note for note in content["notes"])
 
 
+@pytest.mark.process
 def test_parents_base_and_result_are_measured_on_the_same_texts(linear):
     folder, figures, reporter = linear
     report = json.loads((folder / "merge_report.json").read_text(encoding="utf-8"))
@@ -249,6 +254,7 @@ def test_dare_keeps_its_share_of_the_changes_and_their_norm(fine_tunes, context,
     assert kept.abs().sum().item() == pytest.approx(delta.abs().sum().item(), rel=1e-3)
 
 
+@pytest.mark.process
 def test_dare_with_one_seed_is_one_result_in_every_process(fine_tunes, tmp_path, monkeypatch):
     base, first, second = fine_tunes
     found = []
@@ -453,6 +459,7 @@ def test_values_that_overflow_are_an_error_not_a_model(fine_tunes, tmp_path, con
         merge(context, first, second, method="linear", normalize=False, ratios=[1, 1])
 
 
+@pytest.mark.process
 def test_the_last_lines_of_a_process_that_fails_are_in_the_message(
     fine_tunes, tmp_path, context, monkeypatch
 ):
@@ -469,6 +476,7 @@ def fake_python(tmp_path, monkeypatch, script):
     monkeypatch.setattr(sys, "executable", str(path))
 
 
+@pytest.mark.process
 def test_a_killed_process_is_told_as_that(fine_tunes, tmp_path, context, monkeypatch):
     fake_python(tmp_path, monkeypatch, "kill -9 $$")
     with pytest.raises(MergeError, match="killed by signal 9; possibly out of memory"):
@@ -476,18 +484,21 @@ def test_a_killed_process_is_told_as_that(fine_tunes, tmp_path, context, monkeyp
     assert not list(context.work_dir.iterdir())
 
 
+@pytest.mark.process
 def test_a_tensor_that_mergekit_skips_is_an_error(fine_tunes, tmp_path, context, monkeypatch):
     fake_python(tmp_path, monkeypatch, 'echo "skipping parent_1:x due to size mismatch" >&2')
     with pytest.raises(MergeError, match="skipping parent_1:x"):
         merge(context, *fine_tunes[1:])
 
 
+@pytest.mark.process
 def test_a_result_that_lacks_tensors_is_an_error(fine_tunes, tmp_path, context, monkeypatch):
     fake_python(tmp_path, monkeypatch, "exit 0")
     with pytest.raises(MergeError, match="unexpected or missing tensors"):
         merge(context, *fine_tunes[1:])
 
 
+@pytest.mark.process
 def test_an_interrupt_ends_the_process_too(fine_tunes, tmp_path, context, monkeypatch):
     fake_python(
         tmp_path,

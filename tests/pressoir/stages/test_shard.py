@@ -172,6 +172,7 @@ def test_the_manifest_tells_length_and_hash_of_every_file(made, exported):
     assert all((folder / name).read_bytes() == (exported / name).read_bytes() for name in others)
 
 
+@pytest.mark.process
 def test_the_snippets_for_people_run_as_they_stand(sharded):
     text = (sharded / shard.INFO).read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)

@@ -354,6 +354,7 @@ print("finished")
 """
 
 
+@pytest.mark.process
 def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, tiny_data, tmp_path):
     script = tmp_path / "child.py"
     script.write_text(textwrap.dedent(CHILD))

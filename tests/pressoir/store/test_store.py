@@ -437,6 +437,7 @@ def test_artifacts_are_listed_oldest_use_first_and_damaged_manifests_are_passed_
 # --- crashes and company ---
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("point", ["in_make", "before_manifest", "in_manifest", "before_rename"])
 def test_a_build_killed_before_it_is_published_leaves_nothing_that_looks_finished(store, child, point):
     victim = child(store, point)
@@ -455,6 +456,7 @@ def test_a_build_killed_before_it_is_published_leaves_nothing_that_looks_finishe
     assert entries(store) == [f"store/prune/{key().hash()}"]
 
 
+@pytest.mark.process
 def test_a_build_killed_after_it_is_published_is_finished(store, child):
     victim = child(store, "after_rename")
     victim.communicate(timeout=60)
@@ -464,6 +466,7 @@ def test_a_build_killed_after_it_is_published_is_finished(store, child):
     assert entries(store) == [f"store/prune/{key().hash()}"]  # its checkpoints are gone too
 
 
+@pytest.mark.process
 def test_a_refresh_killed_between_its_two_renames_is_built_again(store, child):
     result_of(child(store))
     victim = child(store, "between_renames")
@@ -474,6 +477,7 @@ def test_a_refresh_killed_between_its_two_renames_is_built_again(store, child):
     assert entries(store) == [f"store/prune/{key().hash()}"]
 
 
+@pytest.mark.process
 def test_of_two_processes_one_builds_and_the_other_waits_for_its_result(store, child):
     first = child(store, "wait_in_make")
     wait_for(child.flags / "started")
@@ -488,6 +492,7 @@ def test_of_two_processes_one_builds_and_the_other_waits_for_its_result(store, c
     assert child.builds() == 1
 
 
+@pytest.mark.process
 def test_the_lock_of_a_killed_process_does_not_block_the_next(store, child):
     first = child(store, "wait_in_make")
     wait_for(child.flags / "started")
@@ -571,6 +576,7 @@ def test_collect_leaves_a_finished_artifact_alone_whose_manifest_it_cannot_read(
     assert store.collect(set(), older_than_days=7) == []
 
 
+@pytest.mark.process
 def test_collect_leaves_alone_what_another_process_is_building(store, child):
     builder = child(store, "wait_in_make")
     wait_for(child.flags / "started")
@@ -781,6 +787,7 @@ def test_a_read_only_folder_is_refused_early_and_late(tmp_path):
             folder.chmod(0o755)
 
 
+@pytest.mark.process
 @needs_root
 def test_a_home_below_somebody_elses_closed_folder_is_refused(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o700)

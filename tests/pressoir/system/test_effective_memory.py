@@ -568,6 +568,7 @@ class TestGpu:
         assert found.name == "other"
 
 
+@pytest.mark.process
 class TestRealCgroup:
     """What the kernel itself says, in cgroups made for the test."""
 

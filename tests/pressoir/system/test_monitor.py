@@ -167,6 +167,7 @@ class TestTemperature:
         assert Sampler(root=container(0)).sample().temperature_c is None
 
 
+@pytest.mark.process
 class TestWatched:
     def test_a_process_counts_with_its_children(self, start):
         child = start(
@@ -222,6 +223,7 @@ class TestMonitor:
         assert times == sorted(times)
         assert monitor.summary.samples == len(monitor.samples)
 
+    @pytest.mark.process
     def test_a_child_started_in_the_block_is_watched_from_then_on(self, start):
         with Monitor(interval_s=60) as monitor:
             child = start("held = b'x' * 20_000_000")

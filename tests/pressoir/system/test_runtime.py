@@ -51,11 +51,13 @@ def run(program, **environment):
     return json.loads(answer.stdout)
 
 
+@pytest.mark.process
 def test_the_module_itself_loads_no_numeric_library():
     loaded = run("import json, sys, pressoir.system.runtime; print(json.dumps(sorted(sys.modules)))")
     assert not {"numpy", "torch", "transformers", "onnxruntime", "numexpr", "tokenizers"} & set(loaded)
 
 
+@pytest.mark.process
 def test_limits_set_first_reach_every_library():
     found = run(
         "import json, os\n"
@@ -73,6 +75,7 @@ def test_limits_set_first_reach_every_library():
     assert found == [1, ["1"] * 4, "false", 1, 1]
 
 
+@pytest.mark.process
 def test_limits_set_late_still_reach_torch_and_the_log_tells_of_numpy():
     found = run(
         "import json, logging, sys, torch, numpy\n"

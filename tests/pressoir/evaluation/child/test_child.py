@@ -206,6 +206,7 @@ class TestAttempt:
 
 
 class TestProcess:
+    @pytest.mark.process
     def test_what_libraries_print_does_not_get_between_the_messages(self, make_job, tmp_path):
         job = make_job([10, 10], folder=tmp_path / "none")
         path = tmp_path / "job.json"

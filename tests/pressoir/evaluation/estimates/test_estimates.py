@@ -431,6 +431,7 @@ class TestProbe:
 
         return build
 
+    @pytest.mark.process
     def test_two_batch_sizes_are_measured_on_the_longest_samples_and_fitted(self, run):
         made, job, data = run(bytes=30 * MB)
         found = estimate.probe(job, data, fake_models.COMMAND)
@@ -441,10 +442,12 @@ class TestProbe:
         assert made.calls("a") == [*"01", *"01234567"]
         assert not made.journal.exists()
 
+    @pytest.mark.process
     def test_a_model_that_takes_one_at_a_time_does_not_grow(self, run):
         _, job, data = run(together=False)
         assert estimate.probe(job, data, fake_models.COMMAND).per_sample_bytes == 0
 
+    @pytest.mark.process
     def test_where_a_child_fails_the_formula_is_taken_and_the_log_says_why(
         self, run, tmp_path, caplog, monkeypatch
     ):
@@ -462,6 +465,7 @@ class TestProbe:
         assert estimate.probe(job, data, ("false",)).origin == "formula"
 
 
+@pytest.mark.process
 def test_estimating_loads_no_heavy_library(tiny_classifier, tiny_data, tmp_path):
     program = """
 import sys

@@ -9,14 +9,16 @@ import pytest
 from fake_results import DATA, values
 
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.evaluation.report import scoring
 from pressoir.evaluation.report.scoring import score
 from pressoir.extensions.task import task
 
 
 def make(task, references, labels=()):
-    kept = tuple(Sample(id=str(i), input="?", reference=r, length=1) for i, r in enumerate(references))
+    kept = tuple(
+        EvaluationSample(id=str(i), input="?", reference=r, length=1) for i, r in enumerate(references)
+    )
     return DataSet(task, kept, "f", labels)
 
 
@@ -164,6 +166,7 @@ def test_metrics_are_shown_in_their_own_units(metric, value, name, figure):
     assert (scoring.name_of(metric), scoring.figure_of(metric, value)) == (name, figure)
 
 
+@pytest.mark.process
 def test_scoring_and_reporting_load_no_library_that_runs_models():
     program = """
 import sys
@@ -186,6 +189,7 @@ print(*sys.modules)
     assert not {"torch", "transformers", "onnxruntime", "prefect", "mlflow"} & set(loaded)
 
 
+@pytest.mark.process
 def test_a_terminal_that_only_shows_results_waits_for_no_plotting_library():
     program = (
         "import sys, pressoir.evaluation.report.page, pressoir.evaluation.memory_log; print(*sys.modules)"

@@ -145,6 +145,7 @@ def test_a_damaged_graph_is_refused(tiny_graphs, tmp_path):
         open_decoder(tmp_path, threads=1)
 
 
+@pytest.mark.process
 def test_generating_from_a_graph_imports_no_torch(tiny_graphs):
     script = (
         "import sys; from pathlib import Path;"

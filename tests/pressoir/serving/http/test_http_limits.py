@@ -8,7 +8,7 @@ import pytest
 from serving_http import KEY, SENTENCE, app_of, asked, refused
 
 from pressoir.errors import RecipeError
-from pressoir.serving.http.gate import KEY_VARIABLE
+from pressoir.serving.config import API_KEY_VARIABLE
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.store.store import Store
 
@@ -299,7 +299,7 @@ class TestKey:
         run(app(api_key="sesame"), work)
 
     def test_the_key_comes_from_the_environment(self, app, monkeypatch):
-        monkeypatch.setenv(KEY_VARIABLE, "sesame")
+        monkeypatch.setenv(API_KEY_VARIABLE, "sesame")
 
         async def work(client):
             refused(await client.get("/stats"), 401, "unauthorized")
@@ -308,7 +308,7 @@ class TestKey:
         run(app(api_key=None), work)
 
     def test_a_key_that_no_header_carries_is_refused_at_the_start(self, app):
-        with pytest.raises(RecipeError, match=KEY_VARIABLE):
+        with pytest.raises(RecipeError, match=API_KEY_VARIABLE):
             app(api_key="süß")
 
 

@@ -17,6 +17,8 @@ from pressoir.serving.errors import InferenceError, LoadError, RequestError, Wor
 from pressoir.serving.pool import process
 from pressoir.serving.pool.process import ProcessClient
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def fake_command(monkeypatch):
