@@ -78,7 +78,7 @@ class Measured:
     row: Row | None
     """None: the teacher's."""
     validation_accuracy: float
-    test: classifier_report.Row
+    test: classifier_report.BenchmarkRow
     extra_s: float | None
     """Seconds that its stages took to build, less the base's; None where they were built by somebody else."""
 
@@ -230,7 +230,7 @@ def to_markdown(command: str, rows: Sequence[Row], measured: Sequence[Measured],
     return "\n".join(lines) + "\n"
 
 
-def _cells(one: Measured, base: classifier_report.Row) -> list[str]:
+def _cells(one: Measured, base: classifier_report.BenchmarkRow) -> list[str]:
     test = one.test
     extra = "" if one.row is None else "not known" if one.extra_s is None else f"{one.extra_s:+.0f}"
     return [

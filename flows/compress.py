@@ -6,7 +6,7 @@ sets to null is left out, and what the store already has is not made again.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -28,6 +28,9 @@ from pressoir.tasks.register import register
 from pressoir.tasks.stage import RunContext
 from pressoir.tasks.stages import TaskRunner
 
+if TYPE_CHECKING:
+    from pressoir.sources.resolve import Source
+
 
 def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
     """The whole chain. The flow carries it out with tasks, `--dry-run` with a planner that builds nothing.
@@ -38,7 +41,8 @@ def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
     fetched = fetch_models(recipe, run)
     data = run("data", recipe.data) if recipe.teacher else run("text", recipe.text)
 
-    name, base_model = "source", fetched.base
+    base_model: Output | Source | None = fetched.base
+    name = "source"
     if recipe.merge:
         name, base_model = "merge", run("merge", recipe.merge, data=data, **fetched.parents)
     teacher = base_model
@@ -69,7 +73,9 @@ def pipeline(recipe: Recipe, run: Runner[Output]) -> PipelineOutput[Output]:
         models.step("export", model=models.latest, data=data)
     models.step("shard", model=models.latest)
     report = run("benchmark", recipe.benchmark, data=data, **models.artifacts)
-    return PipelineOutput(artifacts=models.artifacts, data=data, final=models.latest, report=report)
+    return PipelineOutput(
+        artifacts=models.artifacts, data=data, final=cast("Output", models.latest), report=report
+    )
 
 
 def plan(recipe: Recipe, sources: Sources | None = None) -> list[PlanRow]:

@@ -34,7 +34,7 @@ from pressoir.evaluation.guards import ended_by_sigterm, exclusive
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.memory_log import MemoryLog
 from pressoir.evaluation.planner import GB
-from pressoir.evaluation.records import Outcome
+from pressoir.evaluation.records import RunOutcome
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.files import disk_errors
@@ -156,7 +156,7 @@ def opened(config: EvaluationConfig, dask_config: DaskConfig) -> Iterator[Cluste
     seen, here = run.survey(config), dask_config.address is None
     at_once = max(1, seen.max_parallel // dask_config.workers)
     with running(dask_config, cluster.worker_bytes(seen, dask_config), at_once) as runner:
-        limits = supervisor.Limits(
+        limits = supervisor.SupervisorLimits(
             reserve_bytes=seen.reserve_bytes if here else round((config.memory.reserve_gb or 0) * GB),
             threads=max(1, seen.threads // dask_config.workers) if here else config.threads,
             timeout_s=config.timeout_s,
@@ -178,12 +178,12 @@ class Cluster:
     runner: DaskTaskRunner
     survey: Survey
     """To plan with: what one worker has."""
-    limits: supervisor.Limits
+    limits: supervisor.SupervisorLimits
     """Of a worker; its threads are shared by the runs that it can take at once."""
     here: bool
     """Whether its workers are on this machine, so that their children can be weighed from here."""
 
-    def evaluate(self, prepared: Prepared, log: MemoryLog) -> tuple[Prepared, dict[str, Outcome]]:
+    def evaluate(self, prepared: Prepared, log: MemoryLog) -> tuple[Prepared, dict[str, RunOutcome]]:
         """Run all models that have not ended well before; the plan as it was carried out, and their outcomes.
 
         A run that the cluster fails to carry out has an outcome too, and the others go on.
@@ -196,7 +196,7 @@ class Cluster:
             return prepared, {}
         plan = cluster.place(prepared.plan, jobs, estimates, offer(self.runner))
         folder = next(iter(jobs.values())).journal.parent
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, RunOutcome] = {}
         with (
             exclusive(folder),
             ended_by_sigterm(),
@@ -223,10 +223,10 @@ class Cluster:
                 outcomes[outcome.model] = outcome
         return replace(prepared, plan=plan), outcomes
 
-    def _run(self, waiting: Sequence[Assignment], show: Callable[[Event], None]) -> Iterator[Outcome]:
+    def _run(self, waiting: Sequence[Assignment], show: Callable[[Event], None]) -> Iterator[RunOutcome]:
         """Each run's outcome, as it ends."""
         news: queue.SimpleQueue[Event | Assignment] = queue.SimpleQueue()
-        pending: dict[str, tuple[Assignment, PrefectDaskFuture[Outcome]]] = {}
+        pending: dict[str, tuple[Assignment, PrefectDaskFuture[RunOutcome]]] = {}
         topic, enough_at = f"pressoir-{uuid.uuid4()}", time.monotonic()
 
         def hear(told: tuple[float, dict[str, Any]]) -> None:

@@ -27,11 +27,11 @@ from pressoir.pipeline.checks import check_inputs
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import report, trial
-from pressoir.recipe_search.budget import Limits, meets
+from pressoir.recipe_search.budget import SearchLimits, meets
 from pressoir.recipe_search.config import SearchConfig, load
-from pressoir.recipe_search.found import SearchResult, conclude
-from pressoir.recipe_search.records import Outcome, Trial, describe
-from pressoir.recipe_search.study import Study
+from pressoir.recipe_search.outcome import SearchResult, conclude
+from pressoir.recipe_search.records import Trial, TrialOutcome, describe
+from pressoir.recipe_search.study import Proposal, Study
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
@@ -50,7 +50,7 @@ class Workers(Protocol):
     def start(self, given: Assignment) -> None:
         """Begin a trial."""
 
-    def next(self) -> tuple[int, Outcome]:
+    def next(self) -> tuple[int, TrialOutcome]:
         """Wait for one that has ended: its number, and how."""
 
 
@@ -67,7 +67,7 @@ class Here:
         """See `Workers.start`."""
         self._given = given
 
-    def next(self) -> tuple[int, Outcome]:
+    def next(self) -> tuple[int, TrialOutcome]:
         """See `Workers.next`."""
         assert self._given is not None
         return self._given.number, steps.run_trial(self._given, pipeline, self._store.home)
@@ -97,12 +97,12 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         parent.client.log_artifact(parent.run_id, str(folder / report.CONFIG))
         conditions = trial.conditions_of(config)
         reference = steps.measure_reference(config, pipeline, store.home, conditions)
-        limits = Limits.of(config.budget, reference)
+        limits = SearchLimits.from_budget(config.budget, reference)
         study = Study(folder / report.STUDY, config.space, config.seed)
         with _workers(config, store) as workers:
             _try_all(config, study, workers, limits, parent)
         found = conclude(config, study.trials(), reference, limits, conditions)
-        model, rows = None, ()
+        model, rows = None, tuple[AnyRow, ...]()
         if found.winner is not None:
             model, rows = _benchmark(report.recipe_of(config, found.winner), store, parent)
         steps.write_report(config, found, rows, parent)
@@ -120,11 +120,11 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     )
 
 
-def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Limits, parent: Run) -> None:
+def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: SearchLimits, parent: Run) -> None:
     """Run trials until there are enough; those of an earlier run are told of first."""
     bar, deadline = ProgressArtifact("search"), config.timeout_s and time.monotonic() + config.timeout_s
     total, terminal = min(config.trials, study.combinations), tasks.terminal.get()
-    running, done = {}, study.trials()
+    running, done = dict[int, Proposal](), study.trials()
     for one in done:
         steps.track(parent, one)
 

@@ -10,13 +10,13 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from pressoir.errors import StoreError
 from pressoir.evaluation.config import DaskConfig
 from pressoir.flows import dask_cluster
 from pressoir.flows.compress import pipeline
-from pressoir.recipe_search.records import Outcome
+from pressoir.recipe_search.records import TrialOutcome
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.tasks.search import run_trial
@@ -44,7 +44,7 @@ class Cluster:
         self.size = len(offered)
         self._runner, self._store, self._part = runner, store, min(offered.values())
         self._ended = queue.SimpleQueue[int]()
-        self._pending = dict[int, dask_cluster.PrefectDaskFuture[Outcome]]()
+        self._pending = dict[int, PrefectDaskFuture[TrialOutcome]]()
 
     def start(self, given: Assignment) -> None:
         """Begin a trial on a worker that has none."""
@@ -54,7 +54,7 @@ class Cluster:
         self._pending[given.number] = future
         future.wrapped_future.add_done_callback(lambda _: self._ended.put(given.number))
 
-    def next(self) -> tuple[int, Outcome]:
+    def next(self) -> tuple[int, TrialOutcome]:
         """Wait for a trial that has ended.
 
         Raises:
@@ -66,4 +66,4 @@ class Cluster:
         except StoreError:
             raise
         except Exception as error:  # its worker died again and again
-            return number, Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
+            return number, TrialOutcome(state="failed", reason=f"{type(error).__name__}: {error}")

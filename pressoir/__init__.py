@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pressoir.pipeline.runner import CompressResult
     from pressoir.recipe.recipe import Recipe
     from pressoir.recipe_search.config import SearchConfig
-    from pressoir.recipe_search.found import SearchResult
+    from pressoir.recipe_search.outcome import SearchResult
     from pressoir.registry.registry import Registry
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import DeployResult
@@ -103,7 +103,7 @@ _MODULES = {
     "pressoir.pipeline.runner": "CompressResult",
     "pressoir.recipe.recipe": "Recipe",
     "pressoir.recipe_search.config": "SearchConfig",
-    "pressoir.recipe_search.found": "SearchResult",
+    "pressoir.recipe_search.outcome": "SearchResult",
     "pressoir.registry.registry": "Registry",
     "pressoir.serving.config": "ServingConfig",
     "pressoir.serving.deployment": "DeployResult",

@@ -12,14 +12,14 @@ from distributed import get_worker
 
 from pressoir.errors import PressoirError
 from pressoir.evaluation import cluster
-from pressoir.evaluation.records import Outcome
+from pressoir.evaluation.records import RunOutcome
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.runtime import available_cpus
 from pressoir.tasks.stage import stage_task
 
 
 @stage_task(name="evaluate-on-worker", task_run_name="evaluate-{given.job.model}")
-def evaluate_on_worker(given: cluster.Assignment, topic: str) -> Outcome:
+def evaluate_on_worker(given: cluster.Assignment, topic: str) -> RunOutcome:
     """Evaluate one run in a child of this worker, within the memory that it asked the cluster for."""
     worker = get_worker()
     key = worker.get_current_task()

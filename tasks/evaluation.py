@@ -13,9 +13,9 @@ from pressoir import tasks
 from pressoir.evaluation import cluster, memory_log, run
 from pressoir.evaluation.config import EvaluationConfig
 from pressoir.evaluation.memory_log import MemoryLog
-from pressoir.evaluation.records import Outcome
+from pressoir.evaluation.records import RunOutcome
 from pressoir.evaluation.report import scoring, write
-from pressoir.evaluation.report.results import Report, Result, Row
+from pressoir.evaluation.report.results import EvaluationOutcome, EvaluationRow, Report
 from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.store.store import Store
@@ -41,14 +41,14 @@ def prepare(
 
 
 @stage_task(name="evaluate", task_run_name="evaluate-{batch}")
-def evaluate_batch(prepared: Prepared, batch: str, log: MemoryLog) -> list[Outcome]:
+def evaluate_batch(prepared: Prepared, batch: str, log: MemoryLog) -> list[RunOutcome]:
     """Run the models of one batch in parallel, each in a child process."""
     with shown(log) as show:
         return list(run.evaluate(prepared, batch, show))
 
 
 @stage_task(name="report")
-def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, Outcome], parent: Run) -> Report:
+def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, RunOutcome], parent: Run) -> Report:
     """Score the predictions, write the results and log them to MLflow, one nested run per model."""
     results = [_result(prepared, name, outcomes[name]) for name in prepared.names if name in outcomes]
     written = write.write(folder, results, prepared.plan, memory_log.stats(folder), context(prepared))
@@ -80,7 +80,7 @@ def context(prepared: Prepared) -> dict[str, object]:
     }
 
 
-def _result(prepared: Prepared, name: str, outcome: Outcome) -> Result:
+def _result(prepared: Prepared, name: str, outcome: RunOutcome) -> EvaluationOutcome:
     model, data = prepared.names[name]
     job, asked = prepared.jobs.get(name), prepared.dataset(name)
     found = run.predictions(job, asked) if job is not None else []
@@ -88,14 +88,14 @@ def _result(prepared: Prepared, name: str, outcome: Outcome) -> Result:
     scored = outcome.model_copy(
         update={"metrics": score.metrics, "notes": (*outcome.notes, *score.notes), "samples": len(found)}
     )
-    return Result(name, model, data, asked, scored, found)
+    return EvaluationOutcome(name, model, data, asked, scored, found)
 
 
 class _BadVerdictError(Exception):
     """Ends a nested run as FAILED."""
 
 
-def _track(parent: Run, row: Row) -> None:
+def _track(parent: Run, row: EvaluationRow) -> None:
     result = row.result
     tags = {"model": result.model, "data": result.data, "verdict": result.verdict}
     with suppress(_BadVerdictError), parent.nested(result.id, tags) as nested:

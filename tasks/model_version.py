@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import pandas as pd
@@ -18,6 +18,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
 from pressoir.benchmark.reports import AnyRow
+from pressoir.extensions.loader import DISTRIBUTION
 from pressoir.inference.predictor import open_predictor
 from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry.promotion import promotion
@@ -91,7 +92,7 @@ def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: 
             artifacts=None,
             conda_env=None,
             model_config=where,
-            pip_requirements=[f"pressoir=={pressoir.__version__}", f"mlflow=={mlflow.__version__}"],
+            pip_requirements=[f"{DISTRIBUTION}=={pressoir.__version__}", f"mlflow=={mlflow.__version__}"],
             signature=ModelSignature(
                 inputs=Schema([ColSpec(DataType.string, "text")]),
                 outputs=Schema([ColSpec(DataType[kind], name) for name, kind in columns.items()]),
@@ -109,6 +110,7 @@ def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: 
 
 
 def _find(client: Any, name: str, artifact: Artifact, report: Artifact) -> ModelVersion | None:
+    version: ModelVersion
     for version in client.search_model_versions(f"name='{name}'"):
         if version.tags.get("digest") == artifact.digest and version.tags.get("report") == report.digest:
             return version
@@ -117,9 +119,10 @@ def _find(client: Any, name: str, artifact: Artifact, report: Artifact) -> Model
 
 def _holder(client: Any, name: str, alias: str) -> ModelVersion | None:
     try:
-        return client.get_model_version_by_alias(name, alias)
+        version: ModelVersion = client.get_model_version_by_alias(name, alias)
     except MlflowException:
         return None
+    return version
 
 
 @contextmanager
@@ -133,4 +136,4 @@ def _global_tracking_uri(uri: str) -> Iterator[None]:
         ):  # MLflow warns of its own type hints and its use of pandas
             yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(cast("str", before))  # None, which its type leaves out, takes it back

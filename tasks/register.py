@@ -22,7 +22,7 @@ from pressoir.tasks.stage import RunContext, stage_task
 def register(
     recipe: Recipe,
     config: RegistryConfig,
-    artifacts: Mapping[str, Artifact | Source],
+    artifacts: Mapping[str, Artifact | Source | None],
     final: Artifact,
     report: Artifact,
     row: AnyRow,
@@ -44,8 +44,12 @@ def register(
             digest=final.digest,
             license="NOASSERTION" if base is None else base.license,
             metrics=row.model_dump(exclude={"stage", "runtime", "perplexities"}),
-            quantization=recipe.quantize and recipe.quantize.scheme,
-            lineage={name: artifact.digest for name, artifact in {**artifacts, "benchmark": report}.items()},
+            quantization=recipe.quantize.scheme if recipe.quantize else None,
+            lineage={
+                name: made.digest
+                for name, made in {**artifacts, "benchmark": report}.items()
+                if made is not None
+            },
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
     )

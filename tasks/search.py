@@ -10,12 +10,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from pressoir import tasks
-from pressoir.benchmark.cost import Conditions
+from pressoir.benchmark.cost import CostConditions
 from pressoir.benchmark.reports import AnyRow
 from pressoir.recipe_search import report, trial
 from pressoir.recipe_search.config import SearchConfig
-from pressoir.recipe_search.found import Found
-from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.outcome import SearchOutcome
+from pressoir.recipe_search.records import Figures, Trial, TrialOutcome
 from pressoir.recipe_search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
 from pressoir.tasks.stage import ProgressArtifact, stage_task
@@ -46,20 +46,22 @@ class TrialReporter:
 
 @stage_task(name="reference")
 def measure_reference(
-    config: SearchConfig, pipeline: Pipeline, home: Path, conditions: Conditions
+    config: SearchConfig, pipeline: Pipeline, home: Path, conditions: CostConditions
 ) -> Figures:
     """Train, export and measure the teacher."""
     return trial.reference(config.recipe, pipeline, Store(home), TrialReporter("teacher"), conditions)
 
 
 @stage_task(name="trial", task_run_name="trial-{given.number}")
-def run_trial(given: Assignment, pipeline: Pipeline, home: Path) -> Outcome:
+def run_trial(given: Assignment, pipeline: Pipeline, home: Path) -> TrialOutcome:
     """Run one trial in this process."""
     return trial.run(given, pipeline, Store(home), TrialReporter(f"trial {given.number}"))
 
 
 @stage_task(name="report")
-def write_report(config: SearchConfig, found: Found, test: Sequence[AnyRow], parent: Run) -> list[Path]:
+def write_report(
+    config: SearchConfig, found: SearchOutcome, test: Sequence[AnyRow], parent: Run
+) -> list[Path]:
     """Write the report and log it to MLflow."""
     paths = report.write(config, found, test)
     for path in paths:

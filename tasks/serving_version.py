@@ -155,21 +155,23 @@ def _version(client: Any, asked: re.Match[str]) -> ModelVersion:
         hint = f"did you mean {near!r}?" if near else f"available: {', '.join(sorted(known)) or 'none'}"
         raise RegistryError(f"MLflow has no registered model {name!r}; {hint}")
     if alias is not None and alias not in model.aliases:
-        known = ", ".join(sorted(model.aliases)) or "none"
-        raise RegistryError(f"MLflow's model {name!r} has no alias {alias!r}; available: {known}")
+        aliases = ", ".join(sorted(model.aliases)) or "none"
+        raise RegistryError(f"MLflow's model {name!r} has no alias {alias!r}; available: {aliases}")
     try:
-        return client.get_model_version(name, str(number or model.aliases[alias]))
+        version: ModelVersion = client.get_model_version(name, str(number or model.aliases[alias]))
     except MlflowException as error:
         raise RegistryError(f"MLflow's model {name!r} has no version {number}") from error
+    return version
 
 
 def _model(client: Any, name: str) -> RegisteredModel | None:
     try:
-        return client.get_registered_model(name)
+        found: RegisteredModel = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+    return found
 
 
 def _holder(model: RegisteredModel) -> str | None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 from mlflow.entities import Metric
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
@@ -35,9 +35,22 @@ from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.tasks import terminal, tracking
 
-stage_task = partial(task, cache_policy=NO_CACHE, persist_result=False)
-"""The decorator of every task. Nothing is retried: a second try would meet the same `PressoirError`."""
+P = ParamSpec("P")
+R = TypeVar("R")
 _LONG_S, _EVERY_S = 5.0, 2.0
+
+
+@overload
+def stage_task(function: Callable[P, R]) -> Task[P, R]: ...
+@overload
+def stage_task(*, name: str, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def stage_task(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """The decorator of every task, which takes the options of Prefect's own.
+
+    Nothing is retried by default: a second try would meet the same `PressoirError`.
+    """
+    decorate: Any = partial(task, cache_policy=NO_CACHE, persist_result=False, **options)
+    return decorate(function) if function is not None else decorate()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from prefect.states import State
 from pydantic import BaseModel
@@ -23,7 +23,7 @@ def build(
     declared = load_stage(stage)
     made = run_stage(stage, config, inputs, run, declared.label_of(inputs))
     if declared.dataset is not None:
-        artifact = made.data if isinstance(made, State) else made
+        artifact = cast("Artifact", made.data if isinstance(made, State) else made)
         run.parent.log_dataset(artifact, declared.dataset(run.store.path(artifact), config))
     return made
 
@@ -46,4 +46,5 @@ class TaskRunner:
             task_run_name=declared.label_of(inputs).replace("_", " "),
             description=declared.run.__doc__,
         )
-        return task(stage, config, inputs, self.context, return_state=True).result()
+        artifact: Artifact = task(stage, config, inputs, self.context, return_state=True).result()
+        return artifact

@@ -16,8 +16,7 @@ from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from pressoir.evaluation.config import EvaluationConfig
-    from pressoir.evaluation.run import Prepared, Survey
-    from pressoir.flows.batch_evaluation import EvaluationResult
+    from pressoir.evaluation.run import EvaluationResult, Prepared, Survey
 
 STRATEGIES = ("aggressive", "moderate", "conservative")
 

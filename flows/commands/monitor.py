@@ -30,7 +30,7 @@ from pressoir.flows.commands.terminal import console
 
 if TYPE_CHECKING:
     from pressoir.system.memory import ProcessMemory
-    from pressoir.system.monitor import Sample, Sampler, Summary
+    from pressoir.system.monitor import MonitorSample, Sampler, Summary
 
 _FIRST_S = 0.2
 """CPU use needs a moment to compare with."""
@@ -85,7 +85,7 @@ def monitor(threshold: float, interval: float, log: Path | None, pid: int | None
 
 def _samples(
     sampler: Sampler, interval_s: float, count: int | None, wait: Callable[[float], bool]
-) -> Iterator[Sample]:
+) -> Iterator[MonitorSample]:
     """Samples at even intervals; after a delay the next is taken at once, and those between are left out."""
     due, taken = time.monotonic() + min(_FIRST_S, interval_s), 0
     while not wait(max(due - time.monotonic(), 0.0)):
@@ -143,7 +143,7 @@ def _is_cut_off(log: Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def _write(file: BinaryIO, sample: Sample) -> None:
+def _write(file: BinaryIO, sample: MonitorSample) -> None:
     try:
         file.write(json.dumps(sample.to_dict()).encode() + b"\n")
     except OSError as error:
@@ -151,7 +151,7 @@ def _write(file: BinaryIO, sample: Sample) -> None:
 
 
 @contextmanager
-def _shown(threshold: float, interval_s: float) -> Iterator[Callable[[Sample], None]]:
+def _shown(threshold: float, interval_s: float) -> Iterator[Callable[[MonitorSample], None]]:
     """What shows a sample: a view that is drawn again and again in a terminal, a line each elsewhere."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda sample: console.print(escape(_line(sample)), soft_wrap=True, highlight=False)
@@ -159,7 +159,7 @@ def _shown(threshold: float, interval_s: float) -> Iterator[Callable[[Sample], N
     alerted = False
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
 
-        def show(sample: Sample) -> None:
+        def show(sample: MonitorSample) -> None:
             nonlocal alerted
             if sample.alerts and not alerted:  # stays above the view when the alert is over
                 for alert in sample.alerts:
@@ -170,7 +170,7 @@ def _shown(threshold: float, interval_s: float) -> Iterator[Callable[[Sample], N
         yield show
 
 
-def _line(sample: Sample) -> str:
+def _line(sample: MonitorSample) -> str:
     """`12:00:00  CPU 34.2 %  RAM 45.1 % of 4.0 GB OPTIMAL  …`."""
     cpu = "–" if sample.cpu_percent is None else f"{sample.cpu_percent:.1f} %"
     parts = [
@@ -189,7 +189,7 @@ def _line(sample: Sample) -> str:
     return "  ".join(parts)
 
 
-def _view(sample: Sample, threshold: float, interval_s: float) -> RenderableType:
+def _view(sample: MonitorSample, threshold: float, interval_s: float) -> RenderableType:
     from pressoir.system.monitor import level
 
     bars = Table.grid(padding=(0, 2))
@@ -229,7 +229,7 @@ def _view(sample: Sample, threshold: float, interval_s: float) -> RenderableType
     return Panel(Group(*parts), title=title, title_align="left", width=max(console.width - 2, 20))
 
 
-def _processes(sample: Sample) -> Table:
+def _processes(sample: MonitorSample) -> Table:
     """The watched processes, the largest that fit the terminal, with a sum of all."""
     table = Table("PID", "process", box=None, pad_edge=False)
     table.add_column(_measure([one for tree in sample.watched for one in tree.processes]), justify="right")
@@ -271,7 +271,7 @@ def _print_summary(summary: Summary, threshold: float) -> None:
     console.print(f"{counted}, {summary.alerts} above {threshold:g} %", highlight=False)
 
 
-def _clock(sample: Sample) -> str:
+def _clock(sample: MonitorSample) -> str:
     return f"{datetime.fromisoformat(sample.recorded_at).astimezone():%H:%M:%S}"
 
 

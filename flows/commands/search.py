@@ -13,7 +13,7 @@ from rich.table import Table
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from pressoir.recipe_search.found import SearchResult
+    from pressoir.recipe_search.outcome import SearchResult
 
 
 @click.command()

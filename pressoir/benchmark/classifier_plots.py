@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.benchmark.classifier_report import Row, points, times
+from pressoir.benchmark.classifier_report import BenchmarkRow, points, times
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
+def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Accuracy against median latency; bubbles as large as the files, Pareto front, 95 % intervals."""
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 5.6)
@@ -102,7 +102,7 @@ def accuracy_latency(rows: Sequence[Row], path: Path) -> None:
         figure.savefig(path)
 
 
-def _bubble(axes: Axes, row: Row, area: float) -> None:
+def _bubble(axes: Axes, row: BenchmarkRow, area: float) -> None:
     colour, x, y = COLOURS[row.runtime], row.latency_ms_p50, 100 * row.accuracy
     spread = [[y - 100 * row.accuracy_ci_low], [100 * row.accuracy_ci_high - y]]
     axes.errorbar(x, y, yerr=spread, color=colour, alpha=0.35, linewidth=1.2, capsize=3, zorder=2)
@@ -114,7 +114,7 @@ def _bubble(axes: Axes, row: Row, area: float) -> None:
     axes.scatter(x, y, s=9, color=INK, zorder=4)
 
 
-def sizes(rows: Sequence[Row], path: Path) -> None:
+def sizes(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Size on disk of each artifact, with how many times smaller than the first it is."""
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 1.8 + 0.46 * len(rows))
@@ -172,9 +172,9 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
         figure.savefig(path)
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
+def pareto_front(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """Rows that no other beats in both latency and accuracy, the fastest first."""
-    front: list[Row] = []
+    front: list[BenchmarkRow] = []
     for row in sorted(rows, key=lambda row: (row.latency_ms_p50, -row.accuracy)):
         if not front or row.accuracy > front[-1].accuracy:
             front.append(row)

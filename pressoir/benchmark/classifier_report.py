@@ -15,10 +15,10 @@ from pressoir.config import Config, Fraction
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime
 
-Positive = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class Row(Config, allow_inf_nan=False):
+class BenchmarkRow(Config, allow_inf_nan=False):
     """Results of one model in one runtime."""
 
     stage: str
@@ -35,28 +35,28 @@ class Row(Config, allow_inf_nan=False):
     """F1 score of class 1 for two classes, macro average for more."""
     agreement: Fraction
     """Fraction of test sentences with the same predicted label as in the first row."""
-    size_mb: Positive
+    size_mb: PositiveFloat
     """Size on disk of weights, graph, configuration and tokenizer, MB = 10^6 bytes."""
     parameters: Annotated[int, Field(gt=0)]
     """Number of parameters, whatever their precision."""
-    latency_ms_p50: Positive
+    latency_ms_p50: PositiveFloat
     """Median latency of one sentence (batch size 1), without tokenisation."""
-    latency_ms_p95: Positive
+    latency_ms_p95: PositiveFloat
     """95th percentile of that latency."""
-    tokenization_ms_p50: Positive | None = None
+    tokenization_ms_p50: PositiveFloat | None = None
     """Median time to tokenise one sentence with the tokenizer of the model; None in files of older
     versions."""
-    throughput_per_s: Positive
+    throughput_per_s: PositiveFloat
     """Sentences per second in batches of `throughput_batch_size`."""
-    baseline_rss_mb: Positive
+    baseline_rss_mb: PositiveFloat
     """Resident memory of a fresh process after its imports, before loading the model."""
-    peak_rss_mb: Positive
+    peak_rss_mb: PositiveFloat
     """Peak resident memory of that process up to the end of the first sentence."""
-    load_s: Positive
+    load_s: PositiveFloat
     """Time to load model and tokenizer in that process, without imports."""
-    speedup: Positive
+    speedup: PositiveFloat
     """Median latency of the first row divided by that of this row; higher is better."""
-    compression: Positive
+    compression: PositiveFloat
     """Size of the first row divided by that of this row; higher is better."""
     accuracy_delta: Annotated[float, Field(ge=-1, le=1)]
     """Accuracy minus that of the first row (a fraction)."""
@@ -124,9 +124,9 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """Batch size of the throughput measurement."""
     throughput_batches: int
     """Number of batches timed per model."""
-    tokenization_ms_p50: Positive
+    tokenization_ms_p50: PositiveFloat
     """Median time to tokenise one sentence with the tokenizer of the first row."""
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: Annotated[tuple[BenchmarkRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
 
@@ -182,7 +182,7 @@ def to_markdown(benchmark: Benchmark) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cells(row: Row, first: Row) -> list[str]:
+def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
     return [
         row.stage,
         row.runtime,
@@ -236,7 +236,7 @@ def _notes(benchmark: Benchmark) -> list[str]:
     return notes
 
 
-def _accuracy_notes(first: Row, last: Row, sentences: int) -> list[str]:
+def _accuracy_notes(first: BenchmarkRow, last: BenchmarkRow, sentences: int) -> list[str]:
     notes = []
     band = f"{100 * first.accuracy_ci_low:.1f}–{_percent(first.accuracy_ci_high)}"
     if last.accuracy != first.accuracy:
@@ -255,7 +255,7 @@ def _accuracy_notes(first: Row, last: Row, sentences: int) -> list[str]:
     return [*notes, f"{_name(last)} {same} {_name(first)}."]
 
 
-def _payoff(row: Row, parent: Row) -> list[str]:
+def _payoff(row: BenchmarkRow, parent: BenchmarkRow) -> list[str]:
     """A note where a stage that is to make the model faster did not, or one that is not to slow it did; and
     what `vocabulary` gives, which is not speed."""
     against = f"({row.latency_ms_p50:.2f} against {parent.latency_ms_p50:.2f} ms)"
@@ -275,7 +275,7 @@ def _payoff(row: Row, parent: Row) -> list[str]:
     return [note + "."]
 
 
-def _name(row: Row) -> str:
+def _name(row: BenchmarkRow) -> str:
     return f"{row.stage} ({row.runtime})"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.benchmark.classifier_report import Benchmark, Row, headline, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
@@ -130,7 +130,7 @@ def _rows(
     latency_ms: NDArray[np.float64],
     tokenizing_ms: NDArray[np.float64],
     throughput_per_s: NDArray[np.float64],
-) -> tuple[Row, ...]:
+) -> tuple[BenchmarkRow, ...]:
     """One row a contender; `latency_ms` is (models, samples), the others (models,)."""
     p50, p95 = np.percentile(latency_ms, [50, 95], axis=1)
     sizes = [size_mb(contender.folder) for contender in contenders]
@@ -139,7 +139,7 @@ def _rows(
     for i, contender in enumerate(contenders):
         low, high = wilson_interval(int((contender.predicted == expected).sum()), len(expected))
         rows.append(
-            Row(
+            BenchmarkRow(
                 stage=contender.stage,
                 runtime=contender.classifier.engine.runtime,
                 accuracy=scores[i],

@@ -29,7 +29,7 @@ class Cost(Config, allow_inf_nan=False):
     """Median time of one batch."""
 
 
-class Conditions(Config):
+class CostConditions(Config):
     """How latency is measured."""
 
     threads: Positive
@@ -46,12 +46,12 @@ class Conditions(Config):
         )
 
 
-def cost(folder: Path, sentences: Path, conditions: Conditions) -> Cost:
+def cost(folder: Path, sentences: Path, conditions: CostConditions) -> Cost:
     """Size and latency of a model folder, on validation sentences of the data folder `sentences`."""
     return measure(folder, sentences, conditions)[0]
 
 
-def measure(folder: Path, sentences: Path, conditions: Conditions) -> tuple[Cost, TextClassifier]:
+def measure(folder: Path, sentences: Path, conditions: CostConditions) -> tuple[Cost, TextClassifier]:
     """Size and latency, as `cost` measures them, and the classifier that was opened for it."""
     use_threads(conditions.threads)
     classifier = TextClassifier.open(folder, conditions.threads)

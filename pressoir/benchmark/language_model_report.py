@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pressoir.benchmark.classifier_report import Conditions, Positive, times
+from pressoir.benchmark.classifier_report import Conditions, PositiveFloat, times
 from pressoir.config import Config, NotNegative
 from pressoir.formats.folder import Runtime
 
@@ -26,37 +26,37 @@ class GenerationRow(Config, allow_inf_nan=False):
     """Stage that produced the model, or a name such as `q4-gptq`; `source` also for its exported graph."""
     runtime: Runtime
     """Runtime that executes the model."""
-    perplexity: Positive
+    perplexity: PositiveFloat
     """Perplexity; the geometric mean if there are several texts. Lower is better."""
-    perplexities: dict[str, Positive]
+    perplexities: dict[str, PositiveFloat]
     """Perplexity on each text."""
     perplexity_increase: Annotated[float, Field(gt=-1)]
     """Relative increase of perplexity over the first row; negative if it is lower."""
-    bits_per_weight: Positive
+    bits_per_weight: PositiveFloat
     """Average bits per weight of the layers' matrices, including scales and zero points."""
     parameters: Count
     """Number of parameters, whatever their precision."""
-    size_mb: Positive
+    size_mb: PositiveFloat
     """Size on disk of weights, graph, configuration and tokenizer, MB = 10^6 bytes."""
     expanded_mb: NotNegative = 0.0
     """Size in memory of the 3-bit weights, which are expanded to 4 bits; 0 if there are none."""
-    compression: Positive
+    compression: PositiveFloat
     """Size of the first row divided by that of this row; higher is better."""
-    ttft_ms_p50: Positive
+    ttft_ms_p50: PositiveFloat
     """Median time to first token: processing the prompt and choosing one token (batch size 1)."""
-    ttft_ms_p95: Positive
+    ttft_ms_p95: PositiveFloat
     """95th percentile of that latency."""
-    prefill_tokens_per_s: Positive
+    prefill_tokens_per_s: PositiveFloat
     """Number of prompt tokens divided by the median time to first token."""
-    decode_tokens_per_s: Positive
+    decode_tokens_per_s: PositiveFloat
     """Tokens per second after the first, generated one by one with the cache; median over the prompts."""
-    speedup: Positive
+    speedup: PositiveFloat
     """Decode tokens per second divided by those of the first row; higher is better."""
-    baseline_rss_mb: Positive
+    baseline_rss_mb: PositiveFloat
     """Resident memory of a fresh process after its imports, before loading the model."""
-    peak_rss_mb: Positive
+    peak_rss_mb: PositiveFloat
     """Peak resident memory of that process up to the end of a first short generation."""
-    load_s: Positive
+    load_s: PositiveFloat
     """Time to load model and tokenizer in that process, without imports."""
 
     @property

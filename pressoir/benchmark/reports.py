@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pressoir
 from pressoir.benchmark import classifier_report, language_model_report
-from pressoir.benchmark.classifier_report import Benchmark, Row, points
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, points
 from pressoir.benchmark.language_model_report import GenerationBenchmark, GenerationRow, figure, percent
 from pressoir.formats.folder import read_json
 
 RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
 
 AnyBenchmark = Benchmark | GenerationBenchmark
-AnyRow = Row | GenerationRow
+AnyRow = BenchmarkRow | GenerationRow
 
 
 def read(path: Path) -> AnyBenchmark:
@@ -44,7 +44,7 @@ def short_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
     return columns, [_classifier_cells(row) for row in benchmark.rows]
 
 
-def _classifier_cells(row: Row) -> list[str]:
+def _classifier_cells(row: BenchmarkRow) -> list[str]:
     return [
         row.stage,
         row.runtime,

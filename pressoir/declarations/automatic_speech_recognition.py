@@ -1,6 +1,6 @@
 """A sound to the text that is spoken in it: Whisper and its like, and encoders with a CTC head."""
 
-from pressoir.extensions.task import Metric, Task
+from pressoir.extensions.task import Metric, Task, Tensor
 
 TASK = Task(
     name="automatic-speech-recognition",
@@ -21,9 +21,10 @@ TASK = Task(
         Metric("wer", "WER", lower_is_better=True, form="percent"),
         Metric("cer", "CER", lower_is_better=True, form="percent"),
     ),
-    worker="pressoir.serving.worker.served:recognizer",
+    worker="pressoir.serving.worker.worker_model:open_recognizer",
     operations=("transcribe",),
     tier_settings=("max_new_tokens", "num_beams", "max_audio_s", "source_language"),
     kserve="pressoir.serving.http.kserve:transcribe",
+    outputs=(Tensor("text", "BYTES", (-1,)),),
     parameters=("sampling_rate", "language", "max_new_tokens", "num_beams"),
 )

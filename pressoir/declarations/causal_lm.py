@@ -22,7 +22,7 @@ TASK = Task(
     estimate="pressoir.evaluation.estimates.sample_memory:WindowMemory",
     score="pressoir.evaluation.report.scoring:perplexity",
     metrics=(Metric("perplexity", lower_is_better=True),),
-    worker="pressoir.serving.worker.served:generator",
+    worker="pressoir.serving.worker.worker_model:open_generator",
     operations=("generate", "score"),
     tier_settings=("max_length", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed"),
     kserve="pressoir.serving.http.kserve:generate",

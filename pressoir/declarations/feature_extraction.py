@@ -15,7 +15,7 @@ TASK = Task(
     estimate="pressoir.evaluation.estimates.sample_memory:EncoderMemory",
     score="pressoir.evaluation.report.scoring:correlation",
     metrics=(Metric("spearman", "Spearman", form="correlation"),),
-    worker="pressoir.serving.worker.served:encoder",
+    worker="pressoir.serving.worker.worker_model:open_encoder",
     operations=("embed",),
     tier_settings=("max_length", "max_batch"),
     kserve="pressoir.serving.http.kserve:embed",

@@ -24,7 +24,7 @@ TASK = Task(
         Metric("accuracy_ci_low", form="percent"),
         Metric("accuracy_ci_high", form="percent"),
     ),
-    worker="pressoir.serving.worker.served:classifier",
+    worker="pressoir.serving.worker.worker_model:open_classifier",
     operations=("classify",),
     tier_settings=("max_length", "max_batch"),
     kserve="pressoir.serving.http.kserve:classify",

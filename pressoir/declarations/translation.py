@@ -18,7 +18,7 @@ TASK = Task(
     estimate="pressoir.evaluation.estimates.sample_memory:TranslationMemory",
     score="pressoir.evaluation.report.scoring:translation",
     metrics=(Metric("bleu", "BLEU"), Metric("chrf", "chrF")),
-    worker="pressoir.serving.worker.served:translator",
+    worker="pressoir.serving.worker.worker_model:open_translator",
     operations=("translate",),
     tier_settings=(
         *("max_length", "max_batch", "max_new_tokens", "num_beams"),

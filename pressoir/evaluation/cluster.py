@@ -30,7 +30,7 @@ from pressoir.evaluation.guards import exclusive
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import GB, PRESETS, Batch, EvaluationPlan, Placement, Skipped
-from pressoir.evaluation.records import Estimate, Outcome, Verdict
+from pressoir.evaluation.records import Estimate, RunOutcome, Verdict
 
 if TYPE_CHECKING:
     from pressoir.evaluation.run import Survey
@@ -59,10 +59,12 @@ class Assignment(Config):
     batch_size: int
     memory_bytes: int
     """What the run asked for, and may take."""
-    limits: supervisor.Limits
+    limits: supervisor.SupervisorLimits
 
     @classmethod
-    def of(cls, job: Job, estimate: Estimate, batch_size: int, limits: supervisor.Limits) -> Assignment:
+    def of(
+        cls, job: Job, estimate: Estimate, batch_size: int, limits: supervisor.SupervisorLimits
+    ) -> Assignment:
         """A run that asks for its predicted peak at a batch size."""
         return cls(
             job=of_worker(job),
@@ -72,9 +74,9 @@ class Assignment(Config):
             limits=limits,
         )
 
-    def failed(self, verdict: Verdict, detail: str) -> Outcome:
+    def failed(self, verdict: Verdict, detail: str) -> RunOutcome:
         """The outcome of a run that nobody could carry out."""
-        return Outcome(
+        return RunOutcome(
             model=self.job.model,
             task=self.job.task,
             runtime=self.job.runs_in,
@@ -132,7 +134,7 @@ def evaluate(
     given: Assignment,
     on_event: Callable[[supervisor.Event], None] | None = None,
     command: Sequence[str] = supervisor.COMMAND,
-) -> Outcome:
+) -> RunOutcome:
     """Evaluate one run here, within the memory that it asked for; what it has done before is not done again.
 
     Raises:
@@ -199,7 +201,7 @@ def _copy(job: Job, source: Journal, into: Journal) -> None:
         into.end(attempt, outcome.model_dump_json() if outcome is not None else "null")
 
 
-def whole_worker(given: Assignment, outcome: Outcome, offer: Offer) -> Assignment | None:
+def whole_worker(given: Assignment, outcome: RunOutcome, offer: Offer) -> Assignment | None:
     """The second try of a run that wanted more memory than it asked for; None where there is no more."""
     if outcome.verdict not in ("skipped_oom", "killed_oom") or given.memory_bytes >= offer.largest_bytes:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from pressoir.data import running_text
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import Task, TaskName, task
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
@@ -26,7 +26,7 @@ class DataSet:
     """What a model is asked, and what would be right."""
 
     task: TaskName
-    samples: tuple[Sample, ...]
+    samples: tuple[EvaluationSample, ...]
     """In the data's order. A causal LM has one sample a text; its child cuts it into windows."""
     fingerprint: str
     """SHA-256 of all ids, inputs and references; of audio, of the files' content."""
@@ -34,7 +34,7 @@ class DataSet:
     """Names of the classes, in their order; none where the task has no classes."""
 
 
-Data = tuple[tuple[str, ...], list[Sample]]
+Data = tuple[tuple[str, ...], list[EvaluationSample]]
 """What a task's reader gives: names of the classes, and all samples."""
 
 
@@ -59,7 +59,7 @@ def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
 
     labels, rows = sentences.test_rows(config.classification, seed)
     return labels, [
-        Sample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
+        EvaluationSample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
         for i, row in enumerate(rows)
     ]
 
@@ -69,7 +69,9 @@ def running_texts(config: DataSetConfig, seed: int) -> Data:
     texts = (
         running_text.embedded_evaluation() if config.text is None else {config.text.stem: _read(config.text)}
     )
-    return (), [Sample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()]
+    return (), [
+        EvaluationSample(id=name, input=t, reference=None, length=len(t)) for name, t in texts.items()
+    ]
 
 
 def recordings(config: DataSetConfig, seed: int) -> Data:
@@ -88,7 +90,7 @@ def recordings(config: DataSetConfig, seed: int) -> Data:
             f"{manifest} names {missing[0]!r}, which is not in the same folder ({len(missing)} files missing)"
         )
     return (), [
-        Sample(
+        EvaluationSample(
             id=name,
             input=str(manifest.parent / name),
             reference=transcription,
@@ -108,7 +110,7 @@ def aligned_lines(config: DataSetConfig, seed: int) -> Data:
             "have the same number of lines"
         )
     return (), [
-        Sample(id=str(i), input=line, reference=right, length=len(line))
+        EvaluationSample(id=str(i), input=line, reference=right, length=len(line))
         for i, (line, right) in enumerate(zip(sources, references, strict=True))
     ]
 
@@ -127,7 +129,7 @@ def graded_pairs(config: DataSetConfig, seed: int) -> Data:
                 f"{path}, line {number}: expected two sentences and a number, tab-separated"
             ) from error
         samples.append(
-            Sample(
+            EvaluationSample(
                 id=str(number - 1),
                 input=[first, second],
                 reference=value,
@@ -137,7 +139,7 @@ def graded_pairs(config: DataSetConfig, seed: int) -> Data:
     return (), samples
 
 
-def _fingerprint(task: Task, samples: list[Sample]) -> str:
+def _fingerprint(task: Task, samples: list[EvaluationSample]) -> str:
     def content(value: Any) -> Any:
         return file_sha256(Path(value)) if task.sound else value
 

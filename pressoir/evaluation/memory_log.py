@@ -25,7 +25,7 @@ from pressoir.config import Config
 from pressoir.errors import PressoirError
 from pressoir.system.files import disk_errors
 from pressoir.system.memory import effective_memory
-from pressoir.system.monitor import Monitor, Sample
+from pressoir.system.monitor import Monitor, MonitorSample
 
 SAMPLES = "memory_samples.jsonl"
 GB = 10**9
@@ -198,7 +198,7 @@ class MemoryLog:
                 os.close(self._file)
             self._file = None
 
-    def _on_sample(self, sample: Sample) -> None:
+    def _on_sample(self, sample: MonitorSample) -> None:
         self._monitor.samples.clear()  # they are in the file: a run may take days
         self._write(
             {

@@ -9,7 +9,7 @@ from pressoir.extensions.task import TaskName
 from pressoir.formats.folder import Runtime
 
 
-class Sample(Config):
+class EvaluationSample(Config):
     """One thing to predict."""
 
     id: str
@@ -54,7 +54,7 @@ Verdict = Literal[
 ]
 
 
-class Outcome(Config):
+class RunOutcome(Config):
     """How one model's evaluation ended."""
 
     model: str

@@ -35,8 +35,8 @@ from pressoir.evaluation.estimates import estimate
 from pressoir.evaluation.jobs import Job, Remote, prediction_settings, wanted_batch_size
 from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
-from pressoir.evaluation.records import Estimate, Outcome
-from pressoir.evaluation.report.results import Row
+from pressoir.evaluation.records import Estimate, RunOutcome
+from pressoir.evaluation.report.results import EvaluationRow
 from pressoir.extensions.task import task
 from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
@@ -86,7 +86,7 @@ class Prepared:
     """By run id, like all that follow; without those that were refused."""
     estimates: dict[str, Estimate]
     plan: EvaluationPlan
-    refused: dict[str, Outcome]
+    refused: dict[str, RunOutcome]
     """Models that are damaged, or cannot be reached."""
 
     def dataset(self, run: str) -> DataSet:
@@ -99,7 +99,7 @@ class EvaluationResult(Config):
 
     folder: Path
     """Where the results are; `report.md` is for people."""
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     """Every model on each of its data sets, in the configuration's order."""
     prefect_run_id: str
     mlflow_run_id: str
@@ -153,11 +153,11 @@ def prepare(
     seen = seen or survey(config)
     data = _load(config)
     names = {run: (model.id, name) for model in config.models for name, run in model.run_ids().items()}
-    jobs, estimates, refused, problems = {}, {}, dict[str, Outcome](), list[str]()
+    jobs, estimates, refused, problems = {}, {}, dict[str, RunOutcome](), list[str]()
     for model in config.models:
         found = _find(model, store, fetch, problems)
         for name, run in model.run_ids().items():
-            if isinstance(found, Outcome):
+            if isinstance(found, RunOutcome):
                 refused[run] = found.model_copy(update={"model": run, "task": config.data[name].task})
             elif found is not None:
                 job = _job(run, model, name, config, data[name], found, seen.batch_size, problems)
@@ -293,7 +293,7 @@ def evaluate(
     prepared: Prepared,
     batch: str | None = None,
     on_event: Callable[[supervisor.Event], None] | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[RunOutcome]:
     """Run the plan, or one batch of it; give each model's outcome as it ends, without metrics.
 
     What has ended well before is not run again. What can never fit is concluded with the first batch.
@@ -312,7 +312,7 @@ def evaluate(
         plan,
         prepared.jobs,
         prepared.estimates,
-        supervisor.Limits(
+        supervisor.SupervisorLimits(
             reserve_bytes=seen.reserve_bytes,
             max_parallel=seen.max_parallel,
             threads=seen.threads,
@@ -365,7 +365,7 @@ class _Found:
     remote: Remote | None = None
 
 
-def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) -> _Found | Outcome | None:
+def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) -> _Found | RunOutcome | None:
     """A model, or how it ended before it began; None, and one of the `problems`, where it does not exist."""
     if model.url is not None:
         remote = Remote(
@@ -380,7 +380,7 @@ def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) ->
     try:
         resolve.locate(reference, store, fetch=fetch)
     except UnreachableError as error:
-        return Outcome(model=model.id, verdict="unreachable", detail=str(error))
+        return RunOutcome(model=model.id, verdict="unreachable", detail=str(error))
     except RegistryError:
         raise
     except SourceError as error:
@@ -389,7 +389,7 @@ def _find(model: ModelConfig, store: Store, fetch: bool, problems: list[str]) ->
     try:
         source = resolve.resolve(reference, store)
     except SourceError as error:
-        return Outcome(model=model.id, verdict="damaged", detail=str(error))
+        return RunOutcome(model=model.id, verdict="damaged", detail=str(error))
     return _Found(source.folder.absolute(), source.digest)
 
 

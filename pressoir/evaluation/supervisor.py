@@ -46,7 +46,7 @@ from pressoir.evaluation.jobs import Job, Loaded, Progress
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import Batch, EvaluationPlan, largest_batch
 from pressoir.evaluation.process import Child, Ended
-from pressoir.evaluation.records import Estimate, Outcome, Verdict
+from pressoir.evaluation.records import Estimate, RunOutcome, Verdict
 from pressoir.system.files import disk_errors
 from pressoir.system.memory import effective_memory
 from pressoir.system.runtime import available_cpus
@@ -58,7 +58,7 @@ Available = Callable[[], int]
 """Bytes of memory that can still be taken."""
 
 
-class Limits(Config):
+class SupervisorLimits(Config):
     """What a run may use."""
 
     reserve_bytes: int = 0
@@ -95,12 +95,12 @@ def run_plan(
     plan: EvaluationPlan,
     jobs: Mapping[str, Job],
     estimates: Mapping[str, Estimate],
-    limits: Limits,
+    limits: SupervisorLimits,
     *,
     on_event: Callable[[Event], None] | None = None,
     available: Available | None = None,
     command: Sequence[str] = COMMAND,
-) -> Iterator[Outcome]:
+) -> Iterator[RunOutcome]:
     """Run every model of the plan that has not ended well before; give each one's outcome as it ends.
 
     `jobs` and `estimates` go by the model's id. All jobs name one journal; beside it stand `jobs/`, with what
@@ -120,7 +120,7 @@ def run_plan(
         thread.start()
         try:
             while (news := supervisor.news.get()) is not None:
-                if isinstance(news, Outcome):
+                if isinstance(news, RunOutcome):
                     yield news
                 elif isinstance(news, BaseException):
                     raise news
@@ -131,11 +131,11 @@ def run_plan(
             thread.join()
 
 
-def ended_well(journal: Journal, job: Job) -> Outcome | None:
+def ended_well(journal: Journal, job: Job) -> RunOutcome | None:
     """The outcome of an earlier attempt that did all that is asked for."""
     for stored in reversed(journal.outcomes(job.model, job.attempt_key)):
         with suppress(ValidationError):
-            outcome = Outcome.model_validate_json(stored or "null")
+            outcome = RunOutcome.model_validate_json(stored or "null")
             if outcome.verdict == "ok":
                 return outcome
     return None
@@ -172,7 +172,7 @@ class _Supervisor:
         plan: EvaluationPlan,
         jobs: Mapping[str, Job],
         estimates: Mapping[str, Estimate],
-        limits: Limits,
+        limits: SupervisorLimits,
         available: Available,
         command: Sequence[str],
     ) -> None:
@@ -182,7 +182,7 @@ class _Supervisor:
         self._running: dict[Child, _Task] = {}
         self._batch = ""
         self._folder = next(iter(jobs.values())).journal.parent / "jobs"
-        self.news: queue.SimpleQueue[Outcome | Event | BaseException | None] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[RunOutcome | Event | BaseException | None] = queue.SimpleQueue()
         self.stopped = threading.Event()
 
     def run(self, journal: Path) -> None:
@@ -355,10 +355,10 @@ class _Supervisor:
         task.alone, task.patient_until = True, None
         return True
 
-    def _outcome(self, task: _Task, verdict: Verdict, detail: str) -> Outcome:
+    def _outcome(self, task: _Task, verdict: Verdict, detail: str) -> RunOutcome:
         job, stored = task.job, self._journal.totals(task.job.key)
         size = min(task.largest, task.batch_size) or task.batch_size
-        return Outcome(
+        return RunOutcome(
             model=job.model,
             task=job.task,
             runtime=job.runs_in,

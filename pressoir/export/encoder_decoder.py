@@ -41,7 +41,7 @@ from pressoir.extensions.task import task
 from pressoir.formats.folder import QUANTIZATION, read_json, task_of
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.inference.automatic_speech_recognition import CtcModel, WhisperModel
-from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER, PythonVocabulary
+from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER, PythonSeq2SeqTokenizer
 from pressoir.inference.translation import T5_TYPES, Translator, spellings
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
@@ -315,4 +315,4 @@ def _copy_settings(source: Path, out: Path) -> None:
         for path in source.glob(name):
             shutil.copyfile(path, out / path.name)
     if not (source / TOKENIZER).exists() and not _is_ctc(source):
-        PythonVocabulary(source).save_fast(out)
+        PythonSeq2SeqTokenizer(source).save_fast(out)

@@ -25,8 +25,6 @@ Runtime = Literal["pytorch", "onnxruntime"]
 GRAPH = "model.onnx"
 QUANTIZATION = "quantization.json"
 
-Task = TaskName
-
 
 def task_of(folder: Path) -> TaskName:
     """The task of a model, from the class that its configuration names.

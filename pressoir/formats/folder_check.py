@@ -19,7 +19,7 @@ from pressoir.system import files
 
 
 @dataclass(frozen=True)
-class Finding:
+class FolderFinding:
     """What one folder was checked for, and what is wrong with it."""
 
     folder: Path
@@ -27,7 +27,7 @@ class Finding:
     faults: tuple[str, ...]
 
 
-def check(folder: Path) -> list[Finding]:
+def check(folder: Path) -> list[FolderFinding]:
     """Check a model folder, or those right below it where it is none itself.
 
     Raises:
@@ -48,7 +48,7 @@ def _is_model(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_file() for name in names for path in folder.glob(name))
 
 
-def _check(folder: Path) -> Iterator[Finding]:
+def _check(folder: Path) -> Iterator[FolderFinding]:
     known = False
     if (folder / sharding.MANIFEST).exists():
         known = True
@@ -60,12 +60,12 @@ def _check(folder: Path) -> Iterator[Finding]:
         yield _finding(folder, "headers and lengths only (no checksums available)", _check_structure)
 
 
-def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> Finding:
+def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> FolderFinding:
     try:
         work(folder)
     except PressoirError as error:
-        return Finding(folder, checked, tuple(str(error).splitlines()))
-    return Finding(folder, checked, ())
+        return FolderFinding(folder, checked, tuple(str(error).splitlines()))
+    return FolderFinding(folder, checked, ())
 
 
 def _check_digest(folder: Path) -> None:

@@ -26,7 +26,7 @@ from pressoir.inference.engines.encoder_decoder import (
     batch_invariant,
     open_sequence_to_sequence,
 )
-from pressoir.inference.tokenizers.encoder_decoder import Vocabulary, open_vocabulary
+from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
 
 
 class SpeechRecognizer:
@@ -83,7 +83,7 @@ class SpeechRecognizer:
 class WhisperModel:
     """Whisper: log-mel features of a window, an encoder-decoder, a tokenizer."""
 
-    def __init__(self, engine: SequenceToSequence, extract: LogMel, vocabulary: Vocabulary) -> None:
+    def __init__(self, engine: SequenceToSequence, extract: LogMel, vocabulary: Seq2SeqTokenizer) -> None:
         self.engine, self.extract, self.vocabulary = engine, extract, vocabulary
 
     @classmethod

@@ -16,7 +16,7 @@ NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Predictor:
+class TextPredictor:
     """A loaded model."""
 
     columns: dict[str, Literal["double", "string"]]
@@ -25,7 +25,7 @@ class Predictor:
     """The columns for some texts, one value a text each."""
 
 
-def open_predictor(folder: Path, threads: int) -> Predictor:
+def open_predictor(folder: Path, threads: int) -> TextPredictor:
     """Open a classifier or a causal LM, in the runtime its folder is made for.
 
     Raises:
@@ -36,11 +36,11 @@ def open_predictor(folder: Path, threads: int) -> Predictor:
         raise SourceError(
             f"{folder} contains a model for {declared.name}, which cannot be served from MLflow"
         )
-    predictor: Predictor = declared.part("table")(folder, threads)
+    predictor: TextPredictor = declared.part("table")(folder, threads)
     return predictor
 
 
-def probabilities(folder: Path, threads: int) -> Predictor:
+def probabilities(folder: Path, threads: int) -> TextPredictor:
     """A classifier: the probability of each label."""
     from pressoir.inference.text_classification import TextClassifier
 
@@ -50,10 +50,10 @@ def probabilities(folder: Path, threads: int) -> Predictor:
         rows = classifier.predict(texts)
         return {label: [row[label] for row in rows] for label in classifier.labels}
 
-    return Predictor(dict.fromkeys(classifier.labels, "double"), predict)
+    return TextPredictor(dict.fromkeys(classifier.labels, "double"), predict)
 
 
-def continuations(folder: Path, threads: int) -> Predictor:
+def continuations(folder: Path, threads: int) -> TextPredictor:
     """A causal LM: the continuation of each text."""
     from pressoir.inference.text_generation import TextGenerator
 
@@ -62,4 +62,4 @@ def continuations(folder: Path, threads: int) -> Predictor:
     def predict(texts: Sequence[str]) -> Columns:
         return {"continuation": ["".join(generator.generate(t, max_new_tokens=NEW_TOKENS)) for t in texts]}
 
-    return Predictor({"continuation": "string"}, predict)
+    return TextPredictor({"continuation": "string"}, predict)

@@ -27,7 +27,7 @@ from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.token_groups import token_groups
-from pressoir.inference.tokenizers.encoder_decoder import Vocabulary, open_vocabulary
+from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
 
 MAX_SOURCE_TOKENS = 512  # where the model's own limit is not given
 
@@ -93,7 +93,7 @@ class Translator:
     def __init__(
         self,
         engine: SequenceToSequence,
-        vocabulary: Vocabulary,
+        vocabulary: Seq2SeqTokenizer,
         model_type: str,
         defaults: tuple[str | None, str | None] = (None, None),
         max_source_tokens: int = MAX_SOURCE_TOKENS,

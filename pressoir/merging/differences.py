@@ -23,7 +23,7 @@ _MEANING_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """One thing that speaks against a merge."""
 
     text: str
@@ -33,7 +33,7 @@ class Finding:
     """Whether it is only a warning."""
 
 
-def compare(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str, str], list[Finding]]:
+def compare(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str, str], list[Mismatch]]:
     """What `model` calls each of the base's tensors that it fits, and everything that does not fit.
 
     With `aligned`, mergekit aligns the rows of embeddings by token, so vocabularies may differ.
@@ -42,7 +42,7 @@ def compare(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[st
     every = [*_configurations(base, model), *_vocabularies(base, model, aligned), *findings]
     if not names:
         every.append(
-            Finding(
+            Mismatch(
                 f"{model.label} has no tensor that matches one of {base.label}, so nothing would be merged"
             )
         )
@@ -54,27 +54,27 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _configurations(base: Checkpoint, model: Checkpoint) -> Iterator[Finding]:
+def _configurations(base: Checkpoint, model: Checkpoint) -> Iterator[Mismatch]:
     pair = f"{model.label} against {base.label}"
     if model.architecture != base.architecture:
-        yield Finding(
+        yield Mismatch(
             f"architecture: {model.label} is a {model.architecture}, {base.label} a {base.architecture}",
             crime=True,
         )
     both = [key for key in _SHAPE_FIELDS if key in model.config and key in base.config]
     if shapes := _told(base, model, (*both, "tie_word_embeddings")):
-        yield Finding(f"config.json of {pair}: {shapes}", crime=True)
+        yield Mismatch(f"config.json of {pair}: {shapes}", crime=True)
     if meanings := _told(base, model, _MEANING_FIELDS):
-        yield Finding(f"config.json of {pair}: {meanings}; the result has the latter", harmless=True)
+        yield Mismatch(f"config.json of {pair}: {meanings}; the result has the latter", harmless=True)
     labels, own = _labels(base.config), _labels(model.config)
     if labels and own and labels != own:
         told = f"labels of {pair}: {own} against {labels}"
         if sorted(labels) == sorted(own):
-            yield Finding(
+            yield Mismatch(
                 f"{told}: same labels in a different order, so that the heads are incompatible", crime=True
             )
         else:
-            yield Finding(f"{told}; the result has the latter", harmless=True)
+            yield Mismatch(f"{told}; the result has the latter", harmless=True)
 
 
 def _told(base: Checkpoint, model: Checkpoint, keys: Sequence[str]) -> str:
@@ -87,11 +87,11 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
     return [str(names[index]) for index in sorted(names, key=int)]
 
 
-def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterator[Finding]:
+def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterator[Mismatch]:
     ours, theirs = base.tokenizer, model.tokenizer
     if ours is None or theirs is None:
         without = " and ".join(m.label for m in (base, model) if m.tokenizer is None)
-        yield Finding(f"vocabulary: {without} has no tokenizer that can be compared", harmless=True)
+        yield Mismatch(f"vocabulary: {without} has no tokenizer that can be compared", harmless=True)
         return
     if ours.ids != theirs.ids:
         parts = {
@@ -102,9 +102,9 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
         told = ", ".join(f"{len(part)} tokens {what} ({part[0]!r})" for what, part in parts.items() if part)
         text = f"vocabulary of {model.label} against {base.label}: {told}"
         if aligned:
-            yield Finding(f"{text}; mergekit aligns the embeddings by token", harmless=True)
+            yield Mismatch(f"{text}; mergekit aligns the embeddings by token", harmless=True)
         else:
-            yield Finding(f"{text}; tokenizer_source: union aligns embeddings by token", crime=True)
+            yield Mismatch(f"{text}; tokenizer_source: union aligns embeddings by token", crime=True)
     if rules := [
         key for key in ours.rules.keys() & theirs.rules.keys() if ours.rules[key] != theirs.rules[key]
     ]:
@@ -113,10 +113,10 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
             f"tokenizer.json of {model.label} against {base.label}: different {told}; the result has the "
             "latter"
         )
-        yield Finding(text, harmless=True)
+        yield Mismatch(text, harmless=True)
 
 
-def _match(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str, str], list[Finding]]:
+def _match(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str, str], list[Mismatch]]:
     names: dict[str, str] = {}
     missing, shapes = [], []
     for name, entry in base.tensors.items():
@@ -137,5 +137,5 @@ def _match(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str
     told = {"tensors with a different shape": shapes, "tensors missing": missing, "additional tensors": extra}
     pair = f"{model.label} against {base.label}"
     return names, [
-        Finding(f"{pair}: {len(v)} {what}: {listed(v)}", crime=True) for what, v in told.items() if v
+        Mismatch(f"{pair}: {len(v)} {what}: {listed(v)}", crime=True) for what, v in told.items() if v
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from pressoir.errors import MergeError, SourceError
 from pressoir.merging import resources, settings
 from pressoir.merging.checkpoint import Checkpoint, is_embedding, read_checkpoint, summary
-from pressoir.merging.differences import Finding, compare
+from pressoir.merging.differences import Mismatch, compare
 from pressoir.merging.settings import DEFAULT_DENSITY, TASK_VECTORS
 from pressoir.recipe.sections import MergeConfig
 
@@ -85,10 +85,10 @@ def preflight(
     Raises:
         MergeError: they cannot; every finding is listed.
     """
-    findings = [Finding(problem) for problem in problems]
-    findings += map(Finding, settings.problems(config, has_base="base" in inputs or config.base is not None))
+    findings = [Mismatch(problem) for problem in problems]
+    findings += map(Mismatch, settings.problems(config, has_base="base" in inputs or config.base is not None))
     if importlib.util.find_spec("mergekit") is None:
-        findings.append(Finding("mergekit is not installed; run `pip install mergekit`"))
+        findings.append(Mismatch("mergekit is not installed; run `pip install mergekit`"))
     found: dict[str, Checkpoint] = {}
     references = {f"parent_{i}": reference for i, reference in enumerate(config.models)}
     if config.base is not None or "base" in inputs:
@@ -98,9 +98,9 @@ def preflight(
             try:
                 found[name] = read_checkpoint(inputs[name], name, reference)
             except SourceError as error:
-                findings.append(Finding(str(error)))
+                findings.append(Mismatch(str(error)))
         elif not problems:
-            findings.append(Finding(f"{name} ({reference}) is not among the inputs"))
+            findings.append(Mismatch(f"{name} ({reference}) is not among the inputs"))
     given = found.pop("base", None)
     parents = tuple(found.values())
     base = next(iter(parents), given)
@@ -110,23 +110,23 @@ def preflight(
         raise MergeError(_refusal(config, findings))
 
     plan = MergePlan(config, parents, base, given, {})
-    findings += map(Finding, _same_folder(parents))
+    findings += map(Mismatch, _same_folder(parents))
     for model in plan.models[1:]:
         names, differences = compare(base, model, aligned=config.tokenizer_source is not None)
         plan = replace(plan, names={**plan.names, model.name: names})
         findings += differences
-    findings += [Finding(text, harmless=True) for model in plan.models for text in _vocabulary_rows(model)]
+    findings += [Mismatch(text, harmless=True) for model in plan.models for text in _vocabulary_rows(model)]
     findings += _left_out(plan)
-    findings += map(Finding, _cannot_follow(plan))
+    findings += map(Mismatch, _cannot_follow(plan))
     copies = sum(t.length for m in plan.models if plan.misfits(m) for t in m.tensors.values())
     result = resources.result_bytes(base, plan.out_dtype, plan.layers)
-    findings += map(Finding, resources.problems(base, len(plan.models), result, copies, output))
+    findings += map(Mismatch, resources.problems(base, len(plan.models), result, copies, output))
     if fatal := [f for f in findings if not f.harmless and not (f.crime and config.allow_crimes)]:
         raise MergeError(_refusal(config, fatal))
     return replace(plan, notes=tuple(_notes(plan)), warnings=tuple(finding.text for finding in findings))
 
 
-def _refusal(config: MergeConfig, findings: Sequence[Finding]) -> str:
+def _refusal(config: MergeConfig, findings: Sequence[Mismatch]) -> str:
     lines = [f"these models cannot be merged by {config.method} with this configuration:"]
     lines += [f"  - {finding.text}" for finding in findings]
     if any(finding.crime for finding in findings):
@@ -138,10 +138,10 @@ def _refusal(config: MergeConfig, findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _left_out(plan: MergePlan) -> Iterator[Finding]:
+def _left_out(plan: MergePlan) -> Iterator[Mismatch]:
     for model in plan.models[1:]:
         if left := plan.unmerged(model):
-            yield Finding(
+            yield Mismatch(
                 f"not merged from {model.label}, kept from {plan.base.label}: {len(left)} of "
                 f"{len(plan.base.tensors)} tensors: {summary(left)}",
                 harmless=True,

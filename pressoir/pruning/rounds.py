@@ -160,7 +160,7 @@ def _round(
             config,
             own,
             what=f"{title}: recovery steps",
-            loss=DistillationLoss.of(config),
+            loss=DistillationLoss.from_config(config),
             outputs=TeacherOutputs.open(inputs["outputs"]),
             after_step=after_step,
         )

@@ -13,7 +13,7 @@ from pressoir.recipe_search.records import Figures, Trial
 _TOLERANCE = 1e-9  # a fraction of sentences, less another one, is off by rounding
 
 
-class Limits(Config):
+class SearchLimits(Config):
     """A budget in absolute numbers."""
 
     max_size_mb: float | None
@@ -21,7 +21,7 @@ class Limits(Config):
     min_accuracy: float | None
 
     @classmethod
-    def of(cls, budget: Budget, reference: Figures) -> Limits:
+    def from_budget(cls, budget: Budget, reference: Figures) -> SearchLimits:
         """The limits of a budget, given the teacher's figures."""
         least = budget.min_accuracy
         if budget.max_accuracy_drop is not None:
@@ -29,7 +29,7 @@ class Limits(Config):
         return cls(max_size_mb=budget.max_size_mb, max_latency_ms=budget.max_latency_ms, min_accuracy=least)
 
 
-class Miss(Config):
+class ConstraintViolation(Config):
     """One constraint, and how far a model is from it."""
 
     constraint: Literal["max_size_mb", "max_latency_ms", "min_accuracy"]
@@ -54,29 +54,37 @@ class Miss(Config):
         )
 
 
-def measured(cost: Cost | None, accuracy: float | None, limits: Limits) -> list[Miss]:
+def measured(cost: Cost | None, accuracy: float | None, limits: SearchLimits) -> list[ConstraintViolation]:
     """Every constraint whose quantity is known, with the quantity."""
     found = []
     if cost is not None and limits.max_size_mb is not None:
-        found.append(Miss(constraint="max_size_mb", limit=limits.max_size_mb, value=cost.size_mb))
+        found.append(
+            ConstraintViolation(constraint="max_size_mb", limit=limits.max_size_mb, value=cost.size_mb)
+        )
     if cost is not None and limits.max_latency_ms is not None:
-        found.append(Miss(constraint="max_latency_ms", limit=limits.max_latency_ms, value=cost.latency_ms))
+        found.append(
+            ConstraintViolation(
+                constraint="max_latency_ms", limit=limits.max_latency_ms, value=cost.latency_ms
+            )
+        )
     if accuracy is not None and limits.min_accuracy is not None:
-        found.append(Miss(constraint="min_accuracy", limit=limits.min_accuracy, value=accuracy))
+        found.append(
+            ConstraintViolation(constraint="min_accuracy", limit=limits.min_accuracy, value=accuracy)
+        )
     return found
 
 
-def misses(cost: Cost | None, accuracy: float | None, limits: Limits) -> list[Miss]:
+def misses(cost: Cost | None, accuracy: float | None, limits: SearchLimits) -> list[ConstraintViolation]:
     """Every constraint that fails."""
     return [one for one in measured(cost, accuracy, limits) if one.part > 0]
 
 
-def meets(figures: Figures, limits: Limits) -> bool:
+def meets(figures: Figures, limits: SearchLimits) -> bool:
     """Whether a finished model holds every constraint."""
     return not misses(figures, figures.accuracy, limits)
 
 
-def cannot_cost(predicted: Cost, limits: Limits, latency_tolerance: float) -> str:
+def cannot_cost(predicted: Cost, limits: SearchLimits, latency_tolerance: float) -> str:
     """Why a model of that predicted cost cannot meet the budget; empty where it may."""
     failing = [
         one
@@ -87,7 +95,7 @@ def cannot_cost(predicted: Cost, limits: Limits, latency_tolerance: float) -> st
 
 
 def cannot_reach(
-    accuracy: float, predicted: Cost | None, limits: Limits, slack: float, rivals: Sequence[Figures]
+    accuracy: float, predicted: Cost | None, limits: SearchLimits, slack: float, rivals: Sequence[Figures]
 ) -> str:
     """Why a model that has this accuracy after a short distillation is hopeless; empty where it is not.
 
@@ -96,7 +104,7 @@ def cannot_reach(
     """
     best = min(1.0, accuracy + slack)
     if limits.min_accuracy is not None and best < limits.min_accuracy - _TOLERANCE:
-        miss = Miss(constraint="min_accuracy", limit=limits.min_accuracy, value=accuracy)
+        miss = ConstraintViolation(constraint="min_accuracy", limit=limits.min_accuracy, value=accuracy)
         return f"{miss}, but full training is assumed to add at most {100 * slack:g} points"
     for rival in rivals if predicted is not None else ():
         assert predicted is not None
@@ -110,7 +118,7 @@ def cannot_reach(
 
 
 def winner(
-    trials: Sequence[Trial], limits: Limits, prefer: Literal["accuracy", "size", "latency"]
+    trials: Sequence[Trial], limits: SearchLimits, prefer: Literal["accuracy", "size", "latency"]
 ) -> Trial | None:
     """The finished trial that meets the budget and is best in what is preferred; None where none meets it.
 
@@ -127,7 +135,7 @@ def winner(
     return min(good, key=rank, default=None)
 
 
-def nearest(trials: Sequence[Trial], limits: Limits) -> tuple[Trial, list[Miss]] | None:
+def nearest(trials: Sequence[Trial], limits: SearchLimits) -> tuple[Trial, list[ConstraintViolation]] | None:
     """The trial whose failing constraints fail by the smallest parts together, and these constraints.
 
     A trial that was trained to its end goes before one of which less is known, where they are as near.

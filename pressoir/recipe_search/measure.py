@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pressoir.benchmark.cost import Conditions, Cost, measure
+from pressoir.benchmark.cost import Cost, CostConditions, measure
 from pressoir.data import sentences as data
 from pressoir.metrics import accuracy
 from pressoir.recipe_search.records import Figures
@@ -19,7 +19,9 @@ from pressoir.store.artifact import Artifact, StageKey
 from pressoir.store.store import Store
 
 
-def figures(model: Artifact, sentences: Artifact, store: Store, conditions: Conditions, seed: int) -> Figures:
+def figures(
+    model: Artifact, sentences: Artifact, store: Store, conditions: CostConditions, seed: int
+) -> Figures:
     """Size, latency and validation accuracy of an exported model, measured once."""
 
     def make(out_dir: Path, _: Path) -> Mapping[str, float]:

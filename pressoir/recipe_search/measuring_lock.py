@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Quiet:
+class MeasurementLock:
     """Two lock files in a folder: a gate that all go through, and the room behind it."""
 
     def __init__(self, folder: Path) -> None:

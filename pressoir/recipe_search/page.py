@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.recipe_search.budget import meets
-from pressoir.recipe_search.found import Found, verdict
+from pressoir.recipe_search.outcome import SearchOutcome, verdict
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def html(name: str, found: Found) -> str:
+def html(name: str, found: SearchOutcome) -> str:
     """The page of a search."""
     text = json.dumps(content(found), ensure_ascii=False)
     # Within a script element only these could end it or begin another.
@@ -24,7 +24,7 @@ def html(name: str, found: Found) -> str:
     return page.replace("{{data}}", text)
 
 
-def content(found: Found) -> dict[str, Any]:
+def content(found: SearchOutcome) -> dict[str, Any]:
     """What the page shows: fractions as percent, every trial with what is best known of it."""
     front = {trial.number for trial in found.front}
     rows = []

@@ -20,7 +20,7 @@ from pressoir.plots.style import (
     staircase,
 )
 from pressoir.recipe_search.budget import meets
-from pressoir.recipe_search.found import Found
+from pressoir.recipe_search.outcome import SearchOutcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MEETS, _FAILS = COLOURS["pytorch"], COLOURS["onnxruntime"]
 
 
-def pareto(found: Found, path: Path) -> None:
+def pareto(found: SearchOutcome, path: Path) -> None:
     """Validation accuracy against size and against latency; what was cut before that stands at the bottom."""
     with mpl.rc_context(STYLE):
         figure = new_figure(11.0, 5.2)
@@ -58,7 +58,9 @@ def pareto(found: Found, path: Path) -> None:
         figure.savefig(path)
 
 
-def _panel(axes: Axes, found: Found, cost: Literal["size_mb", "latency_ms"], most: float | None) -> None:
+def _panel(
+    axes: Axes, found: SearchOutcome, cost: Literal["size_mb", "latency_ms"], most: float | None
+) -> None:
     finished = [one.outcome.figures for one in found.trials if one.outcome.figures is not None]
     for good, marker, colour in ((True, "o", _MEETS), (False, "s", _FAILS)):
         chosen = [one for one in finished if meets(one, found.limits) == good]

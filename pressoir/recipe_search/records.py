@@ -15,7 +15,7 @@ class Figures(Cost, allow_inf_nan=False):
     """Part of the validation split that gets the right label."""
 
 
-class Outcome(Config, allow_inf_nan=False):
+class TrialOutcome(Config, allow_inf_nan=False):
     """How a trial ended."""
 
     state: Literal["finished", "cut", "failed"]
@@ -50,7 +50,7 @@ class Trial(Config):
     number: int
     values: dict[str, Any]
     """What it chose, by the field's dotted name."""
-    outcome: Outcome
+    outcome: TrialOutcome
 
     def named(self) -> str:
         """Its choices in one line: `distill.student.layers=3, prune.ffn_sparsity=0.5`."""

@@ -22,7 +22,7 @@ import yaml
 from pressoir.benchmark.reports import AnyRow
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search.config import SearchConfig, with_values
-from pressoir.recipe_search.found import Found, verdict
+from pressoir.recipe_search.outcome import SearchOutcome, verdict
 from pressoir.recipe_search.records import Trial
 from pressoir.system.files import write_text_atomic
 
@@ -43,7 +43,7 @@ def begin(config: SearchConfig) -> Path:
     return config.folder
 
 
-def write(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ()) -> list[Path]:
+def write(config: SearchConfig, found: SearchOutcome, test: Sequence[AnyRow] = ()) -> list[Path]:
     """Write everything; `test` are the rows of the winner's benchmark, on the test split."""
     from pressoir.recipe_search import page, plots
 
@@ -63,7 +63,7 @@ def write(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ()) -> li
     return [folder / name for name in (*texts, PICTURE)]
 
 
-def table(found: Found, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+def table(found: SearchOutcome, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of some trials; choices that all share a section are named without it."""
     keys = list(found.trials[0].values) if found.trials else []
     columns = ["trial", *(short_name(key, keys) for key in keys), "accuracy", "MB", "ms", "outcome"]
@@ -95,7 +95,7 @@ def short_name(key: str, keys: Sequence[str]) -> str:
     return key
 
 
-def to_markdown(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ()) -> str:
+def to_markdown(config: SearchConfig, found: SearchOutcome, test: Sequence[AnyRow] = ()) -> str:
     """`report.md`."""
     first, conditions = found.reference, found.conditions
     states = [trial.outcome.state for trial in found.trials]
@@ -126,7 +126,7 @@ def to_markdown(config: SearchConfig, found: Found, test: Sequence[AnyRow] = ())
     return "\n".join(lines)
 
 
-def _budget_rows(found: Found) -> list[tuple[str, str, str]]:
+def _budget_rows(found: SearchOutcome) -> list[tuple[str, str, str]]:
     chosen = found.winner or found.nearest
     cost = chosen.outcome.cost if chosen else None
     accuracy = chosen.outcome.accuracy if chosen else None
@@ -158,7 +158,7 @@ def _test(rows: Sequence[AnyRow]) -> list[str]:
     ]
 
 
-def _table(found: Found, trials: Sequence[Trial]) -> list[str]:
+def _table(found: SearchOutcome, trials: Sequence[Trial]) -> list[str]:
     if not trials:
         return ["None was fully trained."]
     columns, rows = table(found, trials)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pressoir.recipe_search.budget import Limits, measured
+from pressoir.recipe_search.budget import SearchLimits, measured
 from pressoir.recipe_search.config import Choices, Range, options
-from pressoir.recipe_search.records import Outcome, Trial
+from pressoir.recipe_search.records import Trial, TrialOutcome
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +39,7 @@ _LISTED = 100_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class Proposal:
     """A trial that is to be run."""
 
     number: int
@@ -74,7 +74,7 @@ class Study:
             Trial(
                 number=one.number,
                 values=self._values(one.params),
-                outcome=Outcome.model_validate_json(one.user_attrs[_OUTCOME]),
+                outcome=TrialOutcome.model_validate_json(one.user_attrs[_OUTCOME]),
             )
             for one in self._all()
             if one.state.is_finished() and _OUTCOME in one.user_attrs
@@ -84,7 +84,7 @@ class Study:
         """How many recipes were tried, or are being tried."""
         return sum(_REPEATS not in one.user_attrs for one in self._all())
 
-    def ask(self, limit: int) -> Asked | None:
+    def ask(self, limit: int) -> Proposal | None:
         """The next trial: first those that a killed process left; None where `limit` recipes have been begun.
 
         `limit` counts all trials of the study, and each recipe once.
@@ -105,7 +105,7 @@ class Study:
             self._study.enqueue_trial(self._untried(number))
         return None
 
-    def tell(self, asked: Asked, outcome: Outcome, limits: Limits) -> Trial:
+    def tell(self, asked: Proposal, outcome: TrialOutcome, limits: SearchLimits) -> Trial:
         """Note how a trial ended."""
         from optuna.trial import TrialState
 
@@ -129,7 +129,7 @@ class Study:
         seed = random.Random(f"{self._seed}-{number}").getrandbits(32)
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS)
 
-    def _propose(self, trial: optuna.trial.Trial) -> Asked | None:
+    def _propose(self, trial: optuna.trial.Trial) -> Proposal | None:
         """Choose the trial's values; None, and the trial is over, where another one has them."""
         from optuna.trial import TrialState
 
@@ -148,7 +148,7 @@ class Study:
             self._study.tell(trial, state=TrialState.FAIL)
             return None
         self._running[trial.number] = trial
-        return Asked(trial.number, self._values(trial.params))
+        return Proposal(trial.number, self._values(trial.params))
 
     def _all(self) -> list[optuna.trial.FrozenTrial]:
         """All trials that have been proposed."""

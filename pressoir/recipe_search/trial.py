@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pressoir.benchmark.cost import Conditions, Cost, cost
+from pressoir.benchmark.cost import Cost, CostConditions, cost
 from pressoir.config import Config
 from pressoir.data import sentences as data
 from pressoir.errors import PressoirError, StoreError
@@ -34,10 +34,10 @@ from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import LearnerConfig
 from pressoir.recipe_search import measure
-from pressoir.recipe_search.budget import Limits, cannot_cost, cannot_reach
+from pressoir.recipe_search.budget import SearchLimits, cannot_cost, cannot_reach
 from pressoir.recipe_search.config import ProxyConfig, SearchConfig, with_values
-from pressoir.recipe_search.measuring_lock import Quiet
-from pressoir.recipe_search.records import Figures, Outcome
+from pressoir.recipe_search.measuring_lock import MeasurementLock
+from pressoir.recipe_search.records import Figures, TrialOutcome
 from pressoir.reporting import Reporter, Silent
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
@@ -56,47 +56,47 @@ class Assignment(Config):
     values: dict[str, Any]
     recipe: Recipe
     """That trials begin with."""
-    limits: Limits
+    limits: SearchLimits
     proxy: ProxyConfig
-    conditions: Conditions
+    conditions: CostConditions
     rivals: tuple[Figures, ...] = ()
     """What has met the budget so far."""
 
 
-def conditions_of(config: SearchConfig) -> Conditions:
+def conditions_of(config: SearchConfig) -> CostConditions:
     """How this search measures latency."""
-    return Conditions(
+    return CostConditions(
         threads=config.budget.threads or config.recipe.threads or available_cpus(),
         batch_size=config.budget.batch_size,
         samples=config.latency_samples,
     )
 
 
-def run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter) -> Outcome:
+def run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter) -> TrialOutcome:
     """Carry out a trial.
 
     Raises:
         StoreError: the store cannot be used, which no other trial could do without.
     """
     started = time.monotonic()
-    outcome = Outcome(state="failed")
+    outcome = TrialOutcome(state="failed")
     try:
         outcome = _run(given, pipeline, store, reporter)
     except StoreError:
         raise
     except PressoirError as error:
-        outcome = Outcome(state="failed", reason=f"{type(error).__name__}: {error}")
+        outcome = TrialOutcome(state="failed", reason=f"{type(error).__name__}: {error}")
     return outcome.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
 
-def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter) -> Outcome:
+def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter) -> TrialOutcome:
     recipe = with_values(given.recipe, given.values)
     predicted, short_accuracy, sources = None, None, Sources(store)
     if given.proxy.shape:
         predicted = predict(recipe, pipeline, store, reporter, given.conditions, sources)
         reporter.message(f"predicted: {predicted.size_mb:.2f} MB, {predicted.latency_ms:.2f} ms")
         if reason := cannot_cost(predicted, given.limits, given.proxy.latency_tolerance):
-            return Outcome(state="cut", reason=f"before training: {reason}", predicted=predicted)
+            return TrialOutcome(state="cut", reason=f"before training: {reason}", predicted=predicted)
     short = shortened(recipe, given.proxy.epochs)
     if short != recipe:
         learner = StoreRunner(short, store, reporter, until=_last_learner(short), sources=sources)
@@ -104,14 +104,14 @@ def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter
         short_accuracy = learner.accuracy
         reporter.message(f"after the short distillation: accuracy {short_accuracy:.1%}")
         if reason := cannot_reach(short_accuracy, predicted, given.limits, given.proxy.slack, given.rivals):
-            return Outcome(
+            return TrialOutcome(
                 state="cut",
                 reason=f"after the short distillation: {reason}",
                 predicted=predicted,
                 short_accuracy=short_accuracy,
             )
     made = pipeline(recipe, StoreRunner(recipe, store, reporter, sources=sources))
-    return Outcome(
+    return TrialOutcome(
         state="finished",
         predicted=predicted,
         short_accuracy=short_accuracy,
@@ -120,14 +120,16 @@ def _run(given: Assignment, pipeline: Pipeline, store: Store, reporter: Reporter
     )
 
 
-def score(model: Artifact, sentences: Artifact, store: Store, conditions: Conditions, seed: int) -> Figures:
+def score(
+    model: Artifact, sentences: Artifact, store: Store, conditions: CostConditions, seed: int
+) -> Figures:
     """Figures of a finished model, taken while no other trial computes."""
-    with Quiet(store.home / "locks").measuring():
+    with MeasurementLock(store.home / "locks").measuring():
         return measure.figures(model, sentences, store, conditions, seed)
 
 
 def reference(
-    recipe: Recipe, pipeline: Pipeline, store: Store, reporter: Reporter, conditions: Conditions
+    recipe: Recipe, pipeline: Pipeline, store: Store, reporter: Reporter, conditions: CostConditions
 ) -> Figures:
     """Figures of the exported teacher, which every trial is compared with; it is trained where it must be."""
     alone = recipe.model_copy(
@@ -144,7 +146,7 @@ def predict(
     pipeline: Pipeline,
     store: Store,
     reporter: Reporter,
-    conditions: Conditions,
+    conditions: CostConditions,
     sources: Sources | None = None,
 ) -> Cost:
     """Size and latency that the recipe's model will have, of an untrained one of its shape."""
@@ -159,7 +161,7 @@ def predict(
         shutil.rmtree(scratch / "store", ignore_errors=True)  # of a process that was killed
         runner = ShapeRunner(plain, store, reporter, scratch, sources)
         made = pipeline(plain, runner)
-        with Quiet(store.home / "locks").measuring():
+        with MeasurementLock(store.home / "locks").measuring():
             return cost(runner.folder(made.final), store.path(made.data), conditions)
 
     key = conditions.key("search-shape", config, inputs, plain.seed)
@@ -220,7 +222,7 @@ class StoreRunner:
         self.accuracy = 0.0
         """On the validation split, of the model that was learned last."""
         self._done = False
-        self._quiet = Quiet(store.home / "locks")
+        self._quiet = MeasurementLock(store.home / "locks")
 
     def fetch(self, reference: str) -> Source:
         """See `Runner.fetch`."""

@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from pressoir.errors import RecipeError, UnreachableError
+from pressoir.extensions.task import task
 from pressoir.inference.audio import SAMPLING_RATE
 from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
@@ -180,18 +181,17 @@ def _said(answer: httpx.Response) -> str:
 def _requests(tier: TierConfig) -> list[dict[str, Any]]:
     """Bodies of a small request over KServe v2, the next where the server refuses the one before."""
     settings = tier.settings
-    if tier.task == "automatic-speech-recognition":
+    declared = task(tier.task or "")
+    if declared.sound:
         samples = int(min(_SILENCE_S, settings.max_audio_s) * SAMPLING_RATE)
         sound = {"name": "audio", "shape": [1, samples], "datatype": "FP32", "data": [0.0] * samples}
         return [{"inputs": [sound]}]
     request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
-    if tier.task == "causal-lm":
-        return [{**request, "parameters": short}]
-    if tier.task == "translation":  # some models translate one fixed pair, others need the languages
+    if "target_language" in declared.parameters:  # some models translate one pair; some need to be told
         languages = {
             "source_language": settings.source_language or "en",
             "target_language": settings.target_language or "fr",
         }
         return [{**request, "parameters": short}, {**request, "parameters": {**short, **languages}}]
-    return [request]
+    return [{**request, "parameters": short} if "max_new_tokens" in declared.parameters else request]

@@ -27,7 +27,8 @@ from pressoir.config import (
     checked,
 )
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.formats.folder import Runtime, Task, model_files
+from pressoir.extensions.task import TaskName, task
+from pressoir.formats.folder import Runtime, model_files
 from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.sources import resolve as sources
 from pressoir.store.store import Store
@@ -45,14 +46,6 @@ Resolver = Callable[[str], str]
 LIMITS = ("max_length", "max_new_tokens", "num_beams", "max_batch", "max_audio_s", "timeout_s")
 """Settings that a request may lower and not raise."""
 _CHOICES = ("source_language", "target_language", "temperature", "top_k", "top_p", "stop", "seed")
-_TEXTS = {"max_length", "max_batch"}
-_USED: dict[Task, set[str]] = {
-    "text-classification": _TEXTS,
-    "feature-extraction": _TEXTS,
-    "translation": {*_TEXTS, "max_new_tokens", "num_beams", "source_language", "target_language"},
-    "causal-lm": {"max_length", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed"},
-    "automatic-speech-recognition": {"max_new_tokens", "num_beams", "max_audio_s", "source_language"},
-}
 
 
 class TierSettings(Config):
@@ -89,15 +82,13 @@ class TierSettings(Config):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Default random seed of sampling."""
 
-    def unused(self, task: Task) -> list[str]:
+    def unused(self, name_of_task: TaskName) -> list[str]:
         """Settings that are given, and mean nothing to `task`."""
-        defaults = type(self)()
+        defaults, used = type(self)(), task(name_of_task).tier_settings
         return [
             name
             for name in (*LIMITS, *_CHOICES)
-            if name != "timeout_s"
-            and name not in _USED[task]
-            and getattr(self, name) != getattr(defaults, name)
+            if name != "timeout_s" and name not in used and getattr(self, name) != getattr(defaults, name)
         ]
 
 
@@ -106,7 +97,7 @@ class TierConfig(Config):
 
     model: Annotated[str, Field(min_length=1)]
     """Registry id, folder, hub id, `store:…`, or `models:/name@alias`."""
-    task: Task | None = None
+    task: TaskName | None = None
     """Task of the model; null uses the one in its configuration."""
     runtime: Runtime | None = None
     """Null uses ONNX Runtime if the folder contains an ONNX graph, otherwise PyTorch."""
@@ -125,7 +116,7 @@ class TierConfig(Config):
     def _settings_fit(self) -> TierConfig:
         return checked(self, [] if self.task is None else self.misfits(self.task))
 
-    def misfits(self, task: Task) -> list[str]:
+    def misfits(self, task: TaskName) -> list[str]:
         """What is wrong with the settings of a model of that task."""
         return [
             f"settings.{name} is not supported for {task}; omit it" for name in self.settings.unused(task)

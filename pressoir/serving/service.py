@@ -24,7 +24,6 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.formats.folder import Task
 from pressoir.serving.checks import as_list, check_text, check_texts, check_waveform
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError
@@ -107,8 +106,7 @@ class Service:
             ServingError: see `pressoir.serving.errors`; so do the other methods.
         """
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        task: Task = "text-classification"
-        async with self._request("classify", task, tier, overrides, text) as (settings, model):
+        async with self._request("classify", tier, overrides, text) as (settings, model):
             rows = await model.answer("classify", as_list(text), max_length=settings.max_length)
             found = [dict(zip(model.info["labels"], row, strict=True)) for row in rows]
         return found[0] if isinstance(text, str) else found
@@ -123,8 +121,7 @@ class Service:
     ) -> NDArray[np.float32]:
         """Embeddings (texts, hidden), of lengths that are not normalised."""
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        task: Task = "feature-extraction"
-        async with self._request("embed", task, tier, overrides, texts) as (settings, model):
+        async with self._request("embed", tier, overrides, texts) as (settings, model):
             rows = await model.answer("embed", as_list(texts), max_length=settings.max_length)
         return np.stack(rows)
 
@@ -181,7 +178,7 @@ class Service:
             "num_beams": num_beams,
             "timeout_s": timeout_s,
         }
-        async with self._request("translate", "translation", tier, overrides, text) as (settings, model):
+        async with self._request("translate", tier, overrides, text) as (settings, model):
             found = await model.answer(
                 "translate",
                 as_list(text),
@@ -223,7 +220,7 @@ class Service:
             "seed": seed,
             "timeout_s": timeout_s,
         }
-        found = self.models.lookup(tier, "causal-lm")
+        found = self.models.lookup(tier, "generate")
         settings = merge_settings(found.config.settings, overrides, found.name)
         check_text(prompt, "the prompt")
         return Generation(self._generate(prompt, found, settings))
@@ -238,7 +235,7 @@ class Service:
     ) -> Scored:
         """How probable a causal LM finds each token of a text, of which perplexity is computed."""
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        request = self._request("score", "causal-lm", tier, overrides, text)
+        request = self._request("score", tier, overrides, text)
         async with request as (settings, model), model.limiter.slot():
             answer = await model.client.call("score", prompt=text, max_length=settings.max_length)
         return Scored(**answer.body)
@@ -264,8 +261,7 @@ class Service:
             "timeout_s": timeout_s,
         }
         check_waveform(waveform)
-        task: Task = "automatic-speech-recognition"
-        async with self._request("transcribe", task, tier, overrides) as (settings, model):
+        async with self._request("transcribe", tier, overrides) as (settings, model):
             seconds = len(waveform) / model.info["sampling_rate"]
             if seconds > settings.max_audio_s:
                 raise RequestError(
@@ -291,13 +287,12 @@ class Service:
     async def _request(
         self,
         operation: str,
-        task: Task,
         tier: str | Tier | None,
         overrides: dict[str, Any],
         text: str | Sequence[str] | None = None,
     ) -> AsyncIterator[tuple[TierSettings, ModelHandle]]:
         """A block that answers a request, within its time: its settings, and the model, leased."""
-        found = self.models.lookup(tier, task)
+        found = self.models.lookup(tier, operation)
         with self._observed(found.name, operation):
             settings = merge_settings(found.config.settings, overrides, found.name)
             if text is not None:
@@ -324,7 +319,7 @@ class Service:
 
         with self._observed(tier.name, "generate"):
             async with AsyncExitStack() as stack:
-                lease = self.models.pool.lease(self.models.lookup(tier, "causal-lm").spec)
+                lease = self.models.pool.lease(self.models.lookup(tier, "generate").spec)
                 model = await in_time(stack.enter_async_context(lease))
                 await in_time(stack.enter_async_context(model.limiter.slot()))
                 messages = model.client.stream(

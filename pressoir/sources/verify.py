@@ -21,7 +21,7 @@ from pressoir.store.store import Store
 from pressoir.system.files import file_sha256
 
 
-class Finding(Config):
+class EntryFinding(Config):
     """What became of one registered model."""
 
     id: str
@@ -32,7 +32,7 @@ class Finding(Config):
     """What is wrong, and what was not checked; empty where all is well."""
 
 
-def verify(registry: Registry, ids: Sequence[str] = (), *, fetch: bool = False) -> Iterator[Finding]:
+def verify(registry: Registry, ids: Sequence[str] = (), *, fetch: bool = False) -> Iterator[EntryFinding]:
     """Hash the models of `ids` (by default all) and compare them with their entries, one after the other.
 
     With `fetch`, what is not on this machine is fetched first.
@@ -54,29 +54,29 @@ def verify(registry: Registry, ids: Sequence[str] = (), *, fetch: bool = False) 
     return (check(models[id], store, fetch=fetch) for id in dict.fromkeys(ids or models))
 
 
-def check(entry: Entry, store: Store, *, fetch: bool = False) -> Finding:
+def check(entry: Entry, store: Store, *, fetch: bool = False) -> EntryFinding:
     """Hash one model; see `verify`."""
     urls = (entry.urls.base, *entry.urls.mirrors)
     try:
         url, folder = resolve.locate_entry(entry, store, fetch=fetch)
     except UnreachableError as error:
-        return Finding(id=entry.id, state="unreachable", what=str(error))
+        return EntryFinding(id=entry.id, state="unreachable", what=str(error))
     except SourceError as error:
         if not all(resolve.is_local(url) for url in urls):
-            return Finding(id=entry.id, state="unreachable", what=str(error))
-        return Finding(id=entry.id, state="damaged", what=f"its files are missing: {error}")
+            return EntryFinding(id=entry.id, state="unreachable", what=str(error))
+        return EntryFinding(id=entry.id, state="damaged", what=f"its files are missing: {error}")
     except PressoirError as error:
-        return Finding(id=entry.id, state="damaged", what=str(error))
+        return EntryFinding(id=entry.id, state="damaged", what=str(error))
     try:
         problems = _problems(entry, url, folder)
     except OSError as error:
         problems = [f"{error.filename or folder} cannot be read: {error.strerror or error}"]
     if problems:
-        return Finding(id=entry.id, state="damaged", what="\n".join(problems))
+        return EntryFinding(id=entry.id, state="damaged", what="\n".join(problems))
     notes = [] if url == entry.urls.base else [f"found at {url}; its digest is that of {entry.urls.base}"]
     if entry.digest is None and entry.weights_sha256 is None:
         notes.append("cannot be verified: its entry has no digest")
-    return Finding(id=entry.id, state="ok", what="\n".join(notes))
+    return EntryFinding(id=entry.id, state="ok", what="\n".join(notes))
 
 
 def is_gone(entry: Entry, store: Store) -> bool:

@@ -70,7 +70,7 @@ def int8_cost(
     `quantization_aware` names, on a few sentences of the data `folder`, and thrown away. Timed are validation
     sentences, one at a time.
     """
-    from pressoir.benchmark.cost import Conditions, cost
+    from pressoir.benchmark.cost import CostConditions, cost
     from pressoir.export import classifier
     from pressoir.models import loading
     from pressoir.quantization import int8_scheme
@@ -96,7 +96,7 @@ def int8_cost(
             ExportConfig(min_label_agreement=0.0),  # nothing has recovered yet
             StageContext(graph, work, Silent(), context.seed, context.threads),
         )
-        conditions = Conditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
+        conditions = CostConditions(threads=context.threads, batch_size=1, samples=LATENCY_SAMPLES)
         return cost(graph, folder, conditions).model_dump()
 
 

@@ -73,7 +73,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MonitorSample:
     """The state of the machine at one moment."""
 
     recorded_at: str
@@ -120,7 +120,7 @@ class Summary:
         self.duration_s = 0.0
         self._figures: dict[str, tuple[int, float, float]] = {}  # count, sum, peak
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: MonitorSample) -> None:
         """Take one more sample."""
         self.samples += 1
         self.alerts += bool(sample.alerts)
@@ -212,7 +212,7 @@ class Sampler:
         """Labels of the processes that are watched and had not ended when last sampled, by their ids."""
         return {pid: label for pid, (label, _) in self._watched.items()}
 
-    def sample(self) -> Sample:
+    def sample(self) -> MonitorSample:
         """One sample, now."""
         memory = effective_memory(self._root, self._limits_of)
         pressure = [found.some_avg10 for found in memory_pressure(self._root, self._limits_of)]
@@ -231,7 +231,7 @@ class Sampler:
                     f"GPU {index} memory {percent:.1f} % of {gpu.total_bytes / 1e9:.1f} GB "
                     f"is above {self.threshold_percent:g} %"
                 )
-        return Sample(
+        return MonitorSample(
             recorded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             elapsed_s=round(time.monotonic() - self._start, 3),
             cpu_percent=self._cpu.percent(),
@@ -276,10 +276,10 @@ class Monitor:
         interval_s: float = 2.0,
         threshold_percent: float = 85.0,
         pids: Iterable[int] = (),
-        on_sample: Callable[[Sample], None] | None = None,
+        on_sample: Callable[[MonitorSample], None] | None = None,
     ) -> None:
         self.interval_s = interval_s
-        self.samples: list[Sample] = []
+        self.samples: list[MonitorSample] = []
         self.summary = Summary()
         self.missed = 0
         self._sampler = Sampler(threshold_percent, pids)

@@ -74,7 +74,7 @@ class DistillationLoss:
     relation_heads: int | None = None
 
     @classmethod
-    def of(cls, config: LearnerConfig) -> DistillationLoss:
+    def from_config(cls, config: LearnerConfig) -> DistillationLoss:
         """With the weights that `config` gives."""
         return cls(
             config.temperature,

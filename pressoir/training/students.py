@@ -80,7 +80,7 @@ def _train(
     )
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
-    loss = DistillationLoss.of(config)
+    loss = DistillationLoss.from_config(config)
     own = replace(context, out_dir=done, work_dir=done.parent, seed=seed)
     history = loop.fit(
         student,

@@ -106,20 +106,20 @@ def _fake_stage(name):
 
 
 def _fake_benchmark(inputs, config, context):
-    from pressoir.benchmark.classifier_report import Benchmark, Row
+    from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow
 
     folders = [name for name in inputs if name != "data"]
     rows = []
     for place, name in enumerate(folders):
         stage = name.removesuffix("_onnx")
         onnx = name in ("teacher_onnx", "export", "shard")
-        figures = dict.fromkeys(Row.model_fields, 1.0) | {
+        figures = dict.fromkeys(BenchmarkRow.model_fields, 1.0) | {
             "stage": stage,
             "parameters": 100,
             "accuracy_delta": 0.0,
         }
         figures |= {"runtime": "onnxruntime" if onnx else "pytorch", "speedup": 1.0 + place, "accuracy": 0.9}
-        rows.append(Row(**figures))
+        rows.append(BenchmarkRow(**figures))
     header = dict.fromkeys(Benchmark.model_fields, 1) | {"recorded_at": "2020-01-01T00:00:00+00:00"}
     header |= {"machine": {}, "versions": {}, "rows": tuple(rows)}
     Benchmark(**header).write(context.out_dir / "benchmark.json")

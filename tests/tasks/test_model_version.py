@@ -43,14 +43,14 @@ def run(store):
 
 
 def row(**figures):
-    from pressoir.benchmark.classifier_report import Row
+    from pressoir.benchmark.classifier_report import BenchmarkRow
 
-    values = dict.fromkeys(Row.model_fields, 1.0) | {
+    values = dict.fromkeys(BenchmarkRow.model_fields, 1.0) | {
         "stage": "shard",
         "runtime": "onnxruntime",
         "parameters": 1,
     }
-    return Row(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
+    return BenchmarkRow(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
 
 
 def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tiny_classifier):

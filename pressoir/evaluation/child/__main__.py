@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 from pressoir.system.runtime import end_with_parent, limit_threads, release_memory
 
 if TYPE_CHECKING:
-    from pressoir.evaluation.child.predictors import Predictor
+    from pressoir.evaluation.child.predictors import BatchPredictor
     from pressoir.evaluation.datasets import DataSet
     from pressoir.evaluation.jobs import End, Job, Message
     from pressoir.evaluation.journal import Journal
-    from pressoir.evaluation.records import Sample
+    from pressoir.evaluation.records import EvaluationSample
 
 LOCK_S = 60.0
 _TRACEBACK_LINES, _COLUMNS = 12, 300
 
-Open = Callable[["Job", "DataSet"], "Predictor"]
+Open = Callable[["Job", "DataSet"], "BatchPredictor"]
 Tell = Callable[["Message"], None]
 
 
@@ -154,8 +154,8 @@ def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_mod
 
 def _predict(
     job: Job,
-    predictor: Predictor,
-    waiting: Sequence[Sample],
+    predictor: BatchPredictor,
+    waiting: Sequence[EvaluationSample],
     length_of: dict[str, int],
     journal: Journal,
     figures: _Figures,
@@ -208,7 +208,7 @@ def _predict(
         waiting, lengths = waiting[len(batch) :], lengths[len(batch) :]
 
 
-def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
+def _samples(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
     if job.remote is not None:
         from pressoir.evaluation.child import remote
 
@@ -218,7 +218,7 @@ def _samples(job: Job, data: DataSet) -> tuple[Sample, ...]:
     return samples_of(job, data)
 
 
-def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
+def _open(job: Job, data: DataSet, open_model: Open | None) -> BatchPredictor:
     from pressoir.formats.folder import check_model_folder
 
     if open_model is not None:
@@ -226,7 +226,7 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> Predictor:
     if job.remote is not None:
         from pressoir.evaluation.child import remote
 
-        return remote.open_predictor(job, data)
+        return remote.open_remote_predictor(job, data)
     from pressoir.evaluation.child.predictors import open_predictor
 
     check_model_folder(job.folder, job.model)

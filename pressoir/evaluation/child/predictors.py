@@ -30,29 +30,29 @@ from pressoir.data import running_text
 from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.formats.folder import runtime_of
 
 
-class Predictor(Protocol):
+class BatchPredictor(Protocol):
     """A loaded model of one task."""
 
     together: bool
     """False where samples go through the model one at a time, whatever the batch."""
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """What a sample takes of a batch's memory, in tokens or windows; the longest are run first."""
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """The raw prediction of each sample, JSON-able."""
 
 
-Loaded = tuple[Predictor, Any]
+Loaded = tuple[BatchPredictor, Any]
 """What a task's opener gives: the predictor, and the engine, whose `model` is moved to the device."""
 
 
-def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
+def samples_of(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
     """What the model is asked: the data's samples; of a causal LM, the windows of the data's texts.
 
     The id of a window is `<text>:<index>`, its input the window's token ids. Takes the tokenizer at most.
@@ -67,20 +67,20 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
 
     tokenizer = LanguageModelTokenizer.open(job.folder)
     size = job.generation.window
-    windows: list[Sample] = []
+    windows: list[EvaluationSample] = []
     for one in data.samples:
         left = None if job.samples is None else job.samples - len(windows)
         if left == 0:
             break
         cut = running_text.windows(tokenizer.encode(one.input), size, left)
         windows += [
-            Sample(id=f"{one.id}:{index}", input=row, reference=None, length=size)
+            EvaluationSample(id=f"{one.id}:{index}", input=row, reference=None, length=size)
             for index, row in enumerate(cut)
         ]
     return tuple(windows)
 
 
-def open_predictor(job: Job, data: DataSet) -> Predictor:
+def open_predictor(job: Job, data: DataSet) -> BatchPredictor:
     """Load a job's model.
 
     Raises:
@@ -107,11 +107,11 @@ class Classification:
         self._classifier, self._columns = classifier, list(columns)
         self.together = bool(classifier.engine.batch_invariant)
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Tokens."""
         return int(self._classifier.encode([sample.input])["input_ids"].shape[1])
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module."""
         logits = self._classifier.logits([sample.input for sample in samples], len(samples))
         logits = _finite(logits[:, self._columns], "logits")  # (batch, labels of the data)
@@ -128,11 +128,11 @@ class Recognition:
     def __init__(self, recognizer: Any, language: str | None, together: bool) -> None:
         self._recognizer, self._language, self.together = recognizer, language, together
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Whisper hears windows of one length; others are run alone, the longest files first."""
         return 1 if self.together else sample.length
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module."""
         from pressoir.inference.audio import read_audio
 
@@ -177,12 +177,12 @@ class Translation:
         self._generation = job.generation
         self.together = bool(translator.engine.batch_invariant)
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Tokens of the source, and of the longest translation."""
         ids, _ = self._translator.encode([sample.input], *self._languages)
         return len(ids[0]) + self._generation.max_new_tokens
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module."""
         texts = self._translator.translate(
             [sample.input for sample in samples],
@@ -202,11 +202,11 @@ class Windows:
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Tokens."""
         return sample.length
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module; `nll` is in nats, summed over the `tokens`."""
         from pressoir.inference.text_generation import negative_log_likelihood
 
@@ -223,11 +223,11 @@ class Similarity:
         self._encoder = encoder
         self.together = bool(encoder.engine.batch_invariant)
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Tokens of the longer sentence."""
         return int(self._encoder.encode(list(sample.input))["input_ids"].shape[1])
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module."""
         first, second = zip(*(sample.input for sample in samples), strict=True)
         values = _finite(self._encoder.similarity(first, second), "embeddings")

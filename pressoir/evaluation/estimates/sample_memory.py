@@ -16,7 +16,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.estimates import footprint
 from pressoir.evaluation.estimates.footprint import FLOAT, Work
 from pressoir.evaluation.jobs import Job
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.formats.folder import Runtime
 from pressoir.formats.tokenizer_limit import MAX_TOKENS
 from pressoir.inference.engines.encoder_decoder import DEFAULT_NEW_TOKENS
@@ -231,6 +231,6 @@ def bound(text: str) -> int:
     return wide + (len(text) - wide + 1) // 2
 
 
-def texts_of(sample: Sample) -> Sequence[str]:
+def texts_of(sample: EvaluationSample) -> Sequence[str]:
     """The text, or the two of a pair; of a sound, its file's name."""
     return [sample.input] if isinstance(sample.input, str) else [str(text) for text in sample.input]

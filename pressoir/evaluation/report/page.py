@@ -10,7 +10,7 @@ from typing import Any
 from pressoir.evaluation.memory_log import MemoryStats
 from pressoir.evaluation.planner import EvaluationPlan
 from pressoir.evaluation.records import Verdict
-from pressoir.evaluation.report.results import BatchResult, Consolidated, Row, clipped, rate
+from pressoir.evaluation.report.results import BatchResult, Consolidated, EvaluationRow, clipped, rate
 from pressoir.evaluation.report.scoring import figure_of, name_of
 from pressoir.extensions.task import task
 
@@ -36,7 +36,7 @@ _DETAIL_LINES, _DETAIL_COLUMNS = 4, 160
 _ID_COLUMNS = 22
 
 
-def headline(rows: Sequence[Row], log: MemoryStats, plan: EvaluationPlan) -> str:
+def headline(rows: Sequence[EvaluationRow], log: MemoryStats, plan: EvaluationPlan) -> str:
     """In one line: how many were evaluated, how the others ended, and the memory that they took."""
     verdicts = Counter(row.result.verdict for row in rows)
     parts = [f"{verdicts.pop('ok', 0)} of {len(rows)} evaluated"]
@@ -46,7 +46,7 @@ def headline(rows: Sequence[Row], log: MemoryStats, plan: EvaluationPlan) -> str
     return ", ".join(parts)
 
 
-def short_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def short_table(rows: Sequence[EvaluationRow]) -> tuple[list[str], list[list[str]]]:
     """Names and cells of the columns that fit 100 characters; the first two are text.
 
     `GB` is the measured peak, `planned` the predicted one.
@@ -64,7 +64,7 @@ def to_markdown(
     pictures: Sequence[str] = (),
 ) -> str:
     """The whole page; `pictures` are the files beside it that it shows."""
-    rows = [Row(result, consolidated.measured[result.id]) for result in consolidated.models]
+    rows = [EvaluationRow(result, consolidated.measured[result.id]) for result in consolidated.models]
     sections = [
         [f"# {_cell(consolidated.name)}", f"**{headline(rows, log, plan)}**", _table(rows), _legend(rows)],
         _picture(pictures, "metrics.png"),
@@ -80,7 +80,7 @@ def to_markdown(
     return "\n\n".join(part for section in sections for part in section) + "\n"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[EvaluationRow]) -> str:
     columns = [
         *("model", "data", "task", "runtime", "verdict", "score", "other metrics"),
         *("samples", "seconds", "per s", "batch", "predicted GB", "measured GB", "ratio"),
@@ -94,7 +94,7 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: EvaluationRow) -> list[str]:
     result, measured = row.result, row.measured
     others = [
         f"{name_of(name)} {figure_of(name, value)}"
@@ -121,7 +121,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _short_cells(row: Row) -> list[str]:
+def _short_cells(row: EvaluationRow) -> list[str]:
     result, measured = row.result, row.measured
     return [
         result.verdict,
@@ -134,7 +134,7 @@ def _short_cells(row: Row) -> list[str]:
     ]
 
 
-def score_of(row: Row, interval: bool = False) -> str:
+def score_of(row: EvaluationRow, interval: bool = False) -> str:
     """The main metric by name and value, `accuracy 91.3 %`, or a dash."""
     if row.main_metric is None:
         return "–"
@@ -150,14 +150,14 @@ def factor(value: float) -> str:
     return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
-def _samples(row: Row) -> str:
+def _samples(row: EvaluationRow) -> str:
     result = row.result
     if result.total == 0:
         return "–"
     return str(result.total) if result.samples == result.total else f"{result.samples}/{result.total}"
 
 
-def _legend(rows: Sequence[Row]) -> str:
+def _legend(rows: Sequence[EvaluationRow]) -> str:
     tasks = [task(name) for name in sorted({row.result.task for row in rows})]
     units = ", ".join(f"{one.unit} of {one.name}" for one in tasks)
     metrics = [one.main_metric for one in tasks]
@@ -170,7 +170,7 @@ def _legend(rows: Sequence[Row]) -> str:
     )
 
 
-def _failures(rows: Sequence[Row]) -> list[str]:
+def _failures(rows: Sequence[EvaluationRow]) -> list[str]:
     """Each model that did not end well: what its verdict means, and the first lines of what happened."""
     failed = [row for row in rows if row.result.verdict != "ok"]
     if not failed:
@@ -191,7 +191,7 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     return parts
 
 
-def _estimates(rows: Sequence[Row]) -> list[str]:
+def _estimates(rows: Sequence[EvaluationRow]) -> list[str]:
     ratios = {row.result.id: row.peak_ratio for row in rows if row.peak_ratio}
     if not ratios:
         return []
@@ -244,7 +244,7 @@ def _batches(batches: Sequence[BatchResult], plan: EvaluationPlan) -> list[str]:
     return ["\n".join(lines), text]
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[EvaluationRow]) -> list[str]:
     """Each note once, with the runs that it holds for."""
     held: dict[str, list[str]] = {}
     for row in rows:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pressoir.evaluation.memory_log import MemoryStats
-    from pressoir.evaluation.report.results import Row
+    from pressoir.evaluation.report.results import EvaluationRow
 
 RED = "#C0392B"
 _REMOTE = "#CC79A7"
@@ -51,10 +51,10 @@ _WIDTH, _ROW, _PANEL = 9.0, 0.4, 1.35  # inches: a figure, a bar, what a panel h
 GB = 10**9
 
 
-def metrics(rows: Sequence[Row], path: Path) -> None:
+def metrics(rows: Sequence[EvaluationRow], path: Path) -> None:
     """The main metric of each model, a panel a task and data set, the best on top."""
 
-    def panel(axes: Axes, group: Sequence[Row]) -> None:
+    def panel(axes: Axes, group: Sequence[EvaluationRow]) -> None:
         metric = task(group[0].result.task).main_metric
         name, lower = metric.name, metric.lower_is_better
         scale = 100 if metric.form == "percent" else 1
@@ -76,10 +76,10 @@ def metrics(rows: Sequence[Row], path: Path) -> None:
     _panels([(group, panel) for group in _groups(rows)], path)
 
 
-def speed(rows: Sequence[Row], path: Path) -> None:
+def speed(rows: Sequence[EvaluationRow], path: Path) -> None:
     """Samples a second of each model, and for speech the real-time factor; panels as in `metrics`."""
 
-    def per_second(axes: Axes, group: Sequence[Row]) -> None:
+    def per_second(axes: Axes, group: Sequence[EvaluationRow]) -> None:
         known = [(row, value) for row in group if (value := row.measured.samples_per_s) is not None]
         known.sort(key=lambda pair: (not pair[0].whole, -pair[1]))
         for place, (row, value) in enumerate(known):
@@ -91,7 +91,7 @@ def speed(rows: Sequence[Row], path: Path) -> None:
             axes, f"{_first_upper(task(result.task).unit)} per second: {result.data}", "higher is better"
         )
 
-    def real_time(axes: Axes, group: Sequence[Row]) -> None:
+    def real_time(axes: Axes, group: Sequence[EvaluationRow]) -> None:
         known = [(row, value) for row in group if (value := row.measured.real_time_factor) is not None]
         known.sort(key=lambda pair: (not pair[0].whole, pair[1]))
         for place, (row, value) in enumerate(known):
@@ -103,7 +103,7 @@ def speed(rows: Sequence[Row], path: Path) -> None:
         title = f"Real-time factor: {group[0].result.data}"
         set_title(axes, title, "computing time / audio duration, lower is better; 1 is real time")
 
-    panels: list[tuple[Sequence[Row], _Panel]] = []
+    panels: list[tuple[Sequence[EvaluationRow], _Panel]] = []
     for group in _groups(rows):
         if any(row.measured.samples_per_s for row in group):
             panels.append((group, per_second))
@@ -112,7 +112,7 @@ def speed(rows: Sequence[Row], path: Path) -> None:
     _panels(panels, path)
 
 
-def peaks(rows: Sequence[Row], budget_bytes: int, path: Path) -> None:
+def peaks(rows: Sequence[EvaluationRow], budget_bytes: int, path: Path) -> None:
     """Each model's measured peak as a bar, and the predicted one as a mark: beyond the bar is safe."""
     shown = [row for row in rows if row.measured.predicted_peak_bytes or row.measured.measured_peak_bytes]
     ratios = [row.peak_ratio for row in shown if row.peak_ratio]
@@ -190,18 +190,18 @@ def memory(log: MemoryStats, budget_bytes: int, path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-_Panel = Callable[["Axes", Sequence["Row"]], None]
+_Panel = Callable[["Axes", Sequence["EvaluationRow"]], None]
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def _groups(rows: Sequence[EvaluationRow]) -> list[list[EvaluationRow]]:
     """Rows with the same task and data, in the order in which these first come."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[EvaluationRow]] = {}
     for row in rows:
         groups.setdefault((row.result.task, row.result.data), []).append(row)
     return list(groups.values())
 
 
-def _panels(panels: Sequence[tuple[Sequence[Row], _Panel]], path: Path) -> None:
+def _panels(panels: Sequence[tuple[Sequence[EvaluationRow], _Panel]], path: Path) -> None:
     """Panels one below the other, each as high as it has bars."""
     bars = [len(group) for group, _ in panels]
     runtimes = {str(row.result.runtime) for group, _ in panels for row in group if row.result.samples}
@@ -223,7 +223,9 @@ def _panels(panels: Sequence[tuple[Sequence[Row], _Panel]], path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _bar(axes: Axes, place: int, width: float, row: Row, note: str, reach: float | None = None) -> None:
+def _bar(
+    axes: Axes, place: int, width: float, row: EvaluationRow, note: str, reach: float | None = None
+) -> None:
     style: dict[str, Any] = {"color": _colour(str(row.result.runtime))}
     if not row.whole:
         style["alpha"] = 0.35
@@ -260,7 +262,7 @@ def _make_room(figure: Figure) -> None:
         axes.set_xlim(low, high)
 
 
-def _name_and_fail(axes: Axes, drawn: Sequence[Row], group: Sequence[Row]) -> None:
+def _name_and_fail(axes: Axes, drawn: Sequence[EvaluationRow], group: Sequence[EvaluationRow]) -> None:
     """Name the bars that are drawn, then those that have none, with the reason."""
     missing = [row for row in group if row not in drawn]
     for place, row in enumerate(missing, start=len(drawn)):

@@ -13,13 +13,13 @@ from pressoir.config import Config
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
-from pressoir.evaluation.records import Outcome, Verdict
+from pressoir.evaluation.records import RunOutcome, Verdict
 from pressoir.extensions.task import TaskName, task
 from pressoir.formats.folder import Runtime
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationOutcome:
     """One run, that is one model on one data set, as it ended."""
 
     run_id: str
@@ -27,7 +27,7 @@ class Result:
     """Id of the model."""
     data_name: str
     data: DataSet
-    outcome: Outcome
+    outcome: RunOutcome
     """With `metrics` and `notes` of `scoring.score`."""
     predictions: Sequence[Prediction]
     """Those that were asked for, in any order."""
@@ -102,11 +102,11 @@ class BatchResult(Config):
     """Sum of the placements'."""
     measured_peak_bytes: int | None
     """Largest PSS of all its children at one moment; null where no sample of the memory was taken."""
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RunOutcome, ...]
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """A line of the table."""
 
     result: ModelResult
@@ -141,7 +141,7 @@ class Report:
     """What was written."""
 
     paths: tuple[Path, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     """In the configuration's order."""
     headline: str
 

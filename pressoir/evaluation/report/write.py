@@ -36,11 +36,11 @@ from pressoir.evaluation.report import scoring
 from pressoir.evaluation.report.results import (
     BatchResult,
     Consolidated,
+    EvaluationOutcome,
+    EvaluationRow,
     Measured,
     ModelResult,
     Report,
-    Result,
-    Row,
 )
 from pressoir.extensions.task import task
 from pressoir.system.files import disk_errors, write_text_atomic
@@ -52,7 +52,7 @@ PICTURES = ("metrics.png", "speed.png", "peaks.png", "memory.png")
 
 def write(
     folder: Path,
-    results: Sequence[Result],
+    results: Sequence[EvaluationOutcome],
     plan: EvaluationPlan,
     log: MemoryStats,
     context: Mapping[str, Any],
@@ -67,7 +67,7 @@ def write(
     """
     from pressoir.evaluation.report import page, plots
 
-    rows = tuple(Row(_result(one), _measured(one)) for one in results)
+    rows = tuple(EvaluationRow(_result(one), _measured(one)) for one in results)
     consolidated = Consolidated(
         run=folder.name,
         name=str(context.get("name", folder.name)),
@@ -119,7 +119,7 @@ def read(path: Path) -> Consolidated:
         raise PressoirError(f"{path} is not a valid evaluation result: {error}") from error
 
 
-def _result(one: Result) -> ModelResult:
+def _result(one: EvaluationOutcome) -> ModelResult:
     outcome, samples = one.outcome, len(one.predictions)
     declared = task(one.data.task)
     # how many windows a text has only the tokenizer knows
@@ -143,7 +143,7 @@ def _result(one: Result) -> ModelResult:
     )
 
 
-def _measured(one: Result) -> Measured:
+def _measured(one: EvaluationOutcome) -> Measured:
     outcome = one.outcome
     # those of the samples asked for: the journal may have more
     seconds = math.fsum(prediction.seconds for prediction in one.predictions) or outcome.seconds
@@ -161,7 +161,7 @@ def _measured(one: Result) -> Measured:
     )
 
 
-def _detailed(one: Result) -> Iterator[str]:
+def _detailed(one: EvaluationOutcome) -> Iterator[str]:
     """A line a sample, in the data's order; samples without a prediction too, where they are known."""
     found = {prediction.sample: scoring.rounded(prediction.value) for prediction in one.predictions}
     known = {sample.id: sample for sample in one.data.samples}
@@ -176,7 +176,9 @@ def _detailed(one: Result) -> Iterator[str]:
         yield json.dumps({**line, "prediction": found.get(name)}, ensure_ascii=False) + "\n"
 
 
-def _batches(results: Sequence[Result], plan: EvaluationPlan, log: MemoryStats) -> list[BatchResult]:
+def _batches(
+    results: Sequence[EvaluationOutcome], plan: EvaluationPlan, log: MemoryStats
+) -> list[BatchResult]:
     outcomes = {one.run_id: one.outcome for one in results}
     return [
         BatchResult(

@@ -16,7 +16,7 @@ from pressoir.errors import SourceError
 TOKENIZER = "tokenizer.json"
 
 
-class Vocabulary(Protocol):
+class Seq2SeqTokenizer(Protocol):
     """A tokenizer, as far as generating from text or sound needs one."""
 
     special: list[str]
@@ -32,16 +32,16 @@ class Vocabulary(Protocol):
         """The id of a token that exists."""
 
 
-def open_vocabulary(folder: Path) -> Vocabulary:
+def open_vocabulary(folder: Path) -> Seq2SeqTokenizer:
     """The vocabulary of a model folder.
 
     Raises:
         SourceError: there is none, or it is broken.
     """
-    return FastVocabulary(folder) if (folder / TOKENIZER).exists() else PythonVocabulary(folder)
+    return FastSeq2SeqTokenizer(folder) if (folder / TOKENIZER).exists() else PythonSeq2SeqTokenizer(folder)
 
 
-class FastVocabulary:
+class FastSeq2SeqTokenizer:
     """The `tokenizer.json` of a model folder, by the `tokenizers` library alone."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ class FastVocabulary:
         return int(self._tokenizer.token_to_id(token))
 
 
-class PythonVocabulary:
+class PythonSeq2SeqTokenizer:
     """Any tokenizer that transformers loads; imports torch."""
 
     def __init__(self, folder: Path) -> None:

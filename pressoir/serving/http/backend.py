@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import Request
 
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import Task
 from pressoir.serving.config import ServingConfig
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
@@ -46,9 +45,9 @@ class Backend:
             self.failure = PressoirError(f"the service cannot start: {type(error).__name__}: {error}")
             log.exception("the service cannot start")
 
-    def tier(self, request: Request, name: str | None, task: Task | None = None) -> Tier:
+    def tier(self, request: Request, name: str | None, operation: str | None = None) -> Tier:
         """The tier of a request (see `ModelHost.lookup`), noted for the log; raises UnknownTierError."""
-        found = self.service.models.lookup(name, task)
+        found = self.service.models.lookup(name, operation)
         request.state.tier = found.name
         return found
 

@@ -19,7 +19,6 @@ Sources. https://github.com/kserve/open-inference-protocol (specification/protoc
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -29,39 +28,21 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pressoir import __version__
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import Task, task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.refusals import HttpError, JsonAnswer
 from pressoir.serving.http.request_model import RequestModel
 from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
 from pressoir.serving.pool.sharing import Tier
-from pressoir.serving.service import Service
 
-_OPTIONS: dict[Task, dict[str, str]] = {
-    "text-classification": {"max_length": "integer"},
-    "feature-extraction": {"max_length": "integer"},
-    "translation": {
-        "source_language": "string",
-        "target_language": "string",
-        "max_length": "integer",
-        "max_new_tokens": "integer",
-        "num_beams": "integer",
-    },
-    "causal-lm": {
-        "max_length": "integer",
-        "max_new_tokens": "integer",
-        "temperature": "number",
-        "top_k": "integer",
-        "top_p": "number",
-        "seed": "integer",
-    },
-    "automatic-speech-recognition": {
-        "sampling_rate": "integer",
-        "language": "string",
-        "max_new_tokens": "integer",
-        "num_beams": "integer",
-    },
+_PARAMETERS = {
+    **dict.fromkeys(("source_language", "target_language", "language"), "string"),
+    **dict.fromkeys(
+        ("max_length", "max_new_tokens", "num_beams", "sampling_rate", "top_k", "seed"), "integer"
+    ),
+    **dict.fromkeys(("temperature", "top_p"), "number"),
 }
+"""What each parameter is in JSON; which of them a task takes, its declaration says."""
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
 
 
@@ -118,15 +99,10 @@ def routes(backend: Backend) -> APIRouter:
     async def infer(tier: str, body: Inference, request: Request) -> Response:
         """Run inference on a tier."""
         found = backend.tier(request, tier)
-        task = found.spec.task
-        options = _options(task, body.parameters)
-        tensor = _only(body.inputs)
-        if task == "automatic-speech-recognition":
-            outputs = await _transcribe(backend, found, tensor, options)
-        else:
-            texts = _texts(tensor)
-            backend.check_lengths(texts)
-            outputs = await _RUN[task](backend.service, found, texts, options)
+        declared = task(found.spec.task)
+        options = _options(declared, body.parameters)
+        run = declared.part("kserve")
+        outputs: list[dict[str, Any]] = await run(backend, found, _only(body.inputs), options)
         answer: dict[str, Any] = {"model_name": tier, "model_version": found.spec.digest[:12]}
         if body.id is not None:
             answer["id"] = body.id
@@ -154,37 +130,41 @@ def routes(backend: Backend) -> APIRouter:
 
 
 def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
-    task, labels = tier.spec.task, info.get("labels")
-    text = {"name": "text", "datatype": "BYTES", "shape": [1 if task == "causal-lm" else -1]}
+    declared, labels = task(tier.spec.task), info.get("labels")
+    sizes = {"rows": -1 if "max_batch" in declared.tier_settings else 1, "labels": len(labels or ()) or -1}
+    text = {"name": "text", "datatype": "BYTES", "shape": [sizes["rows"]]}
     sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
-    outputs: dict[Task, list[dict[str, Any]]] = {
-        "text-classification": [
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(labels) if labels else -1]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-        ],
-        "feature-extraction": [{"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}],
-    }
-    parameters = {"task": task, "options": ", ".join(_OPTIONS[task])}
+    parameters = {"task": declared.name, "options": ", ".join(declared.parameters)}
     if labels:
         parameters["labels"] = ", ".join(labels)
     return {
         "name": tier.name,
         "versions": [tier.spec.digest[:12]],
         "platform": tier.spec.runtime,
-        "inputs": [sound if task == "automatic-speech-recognition" else text],
-        "outputs": outputs.get(task, [{"name": "text", "datatype": "BYTES", "shape": text["shape"]}]),
+        "inputs": [sound if declared.sound else text],
+        "outputs": [
+            {
+                "name": output.name,
+                "datatype": output.datatype,
+                "shape": [sizes[size] if isinstance(size, str) else size for size in output.shape],
+            }
+            for output in declared.outputs
+        ],
         "parameters": parameters,
     }
 
 
-def _options(task: Task, given: dict[str, Any]) -> dict[str, Any]:
+def _options(declared: Task, given: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a request, which the protocol types loosely; raises HttpError."""
-    known = _OPTIONS[task]
+    known = declared.parameters
     for name, value in given.items():
         if name not in known:
-            raise _wrong(f"parameters: supported for {task} are {', '.join(known)}, not {name[:100]!r}")
-        if isinstance(value, bool) or not isinstance(value, _TYPES[known[name]]):
-            raise _wrong(f"parameters.{name}: expected a JSON {known[name]}")
+            raise _wrong(
+                f"parameters: supported for {declared.name} are {', '.join(known)}, not {name[:100]!r}"
+            )
+        kind = _PARAMETERS.get(name)
+        if kind is not None and (isinstance(value, bool) or not isinstance(value, _TYPES[kind])):
+            raise _wrong(f"parameters.{name}: expected a JSON {kind}")
     return given
 
 
@@ -194,12 +174,13 @@ def _only(inputs: list[Tensor]) -> Tensor:
     return inputs[0]
 
 
-def _texts(tensor: Tensor) -> list[str]:
+def _texts(backend: Backend, tensor: Tensor) -> list[str]:
     if tensor.datatype != "BYTES":
         raise _wrong(f"inputs.0: expected BYTES (JSON strings), but the datatype is {tensor.datatype}")
     texts = _flat(tensor)
     if not all(isinstance(text, str) for text in texts):
         raise _wrong("inputs.0.data: an element is not a JSON string")
+    backend.check_lengths(texts)
     return texts
 
 
@@ -215,10 +196,12 @@ def _flat(tensor: Tensor) -> list[Any]:
     return elements
 
 
-async def _classify(
-    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
+async def classify(
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    rows = await service.classify(texts, tier=tier, **options)
+    """Probabilities and the best label, of each text."""
+    texts = _texts(backend, tensor)
+    rows = await backend.service.classify(texts, tier=tier, **options)
     labels = list(rows[0])
     values = [row[label] for row in rows for label in labels]
     return [
@@ -227,41 +210,40 @@ async def _classify(
     ]
 
 
-async def _embed(
-    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
+async def embed(
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    vectors = await service.embed(texts, tier=tier, **options)
+    """A vector of each text."""
+    texts = _texts(backend, tensor)
+    vectors = await backend.service.embed(texts, tier=tier, **options)
     return [_tensor("embedding", "FP32", list(vectors.shape), vectors.reshape(-1).tolist())]
 
 
-async def _translate(
-    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
+async def translate(
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    found = await service.translate(texts, tier=tier, **options)
+    """A translation of each text."""
+    texts = _texts(backend, tensor)
+    found = await backend.service.translate(texts, tier=tier, **options)
     return [_tensor("text", "BYTES", [len(found)], found)]
 
 
-async def _generate(
-    service: Service, tier: Tier, texts: list[str], options: dict[str, Any]
+async def generate(
+    backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    """The continuation of one text."""
+    texts = _texts(backend, tensor)
     if len(texts) != 1:
         raise _wrong(f"inputs.0: expected one prompt per request, but got {len(texts)}")
-    async with service.generate(texts[0], tier=tier, **options) as generation:
+    async with backend.service.generate(texts[0], tier=tier, **options) as generation:
         pieces = [piece async for piece in generation]
     return [_tensor("text", "BYTES", [1], ["".join(pieces)])]
 
 
-_RUN: dict[Task, Callable[[Service, Tier, list[str], dict[str, Any]], Awaitable[list[dict[str, Any]]]]] = {
-    "text-classification": _classify,
-    "feature-extraction": _embed,
-    "translation": _translate,
-    "causal-lm": _generate,
-}
-
-
-async def _transcribe(
+async def transcribe(
     backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    """What is said in one sound."""
     if tensor.datatype == "BYTES":
         raise _wrong("inputs.0: expected audio as FP32 in −1…1, but the datatype is BYTES")
     samples = _flat(tensor)

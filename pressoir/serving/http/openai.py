@@ -173,7 +173,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/completions")
     async def completions(body: Completion, request: Request) -> Response:
         """Complete each prompt; with `stream`, a single prompt as server-sent events."""
-        tier = backend.tier(request, body.model, "causal-lm")
+        tier = backend.tier(request, body.model, "generate")
         prompts = as_list(body.prompt)
         _check_prompts(backend, tier, prompts, body.stream)
         if body.max_tokens == 0 and body.echo and not body.stream:
@@ -193,7 +193,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(body: Chat, request: Request) -> Response:
         """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
-        tier = backend.tier(request, body.model, "causal-lm")
+        tier = backend.tier(request, body.model, "generate")
         messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
         backend.check_lengths(one["content"] for one in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
@@ -216,7 +216,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/embeddings")
     async def embeddings(body: Embeddings, request: Request) -> Response:
         """A normalised embedding of each text."""
-        tier = backend.tier(request, body.model, "feature-extraction")
+        tier = backend.tier(request, body.model, "embed")
         texts = as_list(body.input)
         backend.check_lengths(texts)
         vectors = await service.embed(texts, tier=tier)
@@ -238,7 +238,7 @@ def routes(backend: Backend) -> APIRouter:
         temperature: Annotated[float, Form(ge=0, le=0, description="Only 0 is supported: no sampling.")] = 0,
     ) -> Response:
         """Transcribe an audio file."""
-        tier = backend.tier(request, model, "automatic-speech-recognition")
+        tier = backend.tier(request, model, "transcribe")
         rate = (await backend.info(tier))["sampling_rate"]
         longest = tier.config.settings.max_audio_s
         suffix = Path(file.filename or "").suffix.lower()

@@ -82,7 +82,7 @@ def routes(backend: Backend) -> APIRouter:
         """Classify texts: the probability of each label."""
         texts = as_list(body.text)
         backend.check_lengths(texts)
-        tier = backend.tier(request, body.tier, "text-classification")
+        tier = backend.tier(request, body.tier, "classify")
         found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
         return JsonAnswer({"tier": tier.name, "results": [_decided(row) for row in found]})
 
@@ -91,7 +91,7 @@ def routes(backend: Backend) -> APIRouter:
         """Translate texts."""
         texts = as_list(body.text)
         backend.check_lengths(texts)
-        tier = backend.tier(request, body.tier, "translation")
+        tier = backend.tier(request, body.tier, "translate")
         options = body.model_dump(exclude={"text", "tier"})
         return JsonAnswer(
             {"tier": tier.name, "translations": await service.translate(texts, **options, tier=tier)}
@@ -104,7 +104,7 @@ def routes(backend: Backend) -> APIRouter:
         An error after the first piece is an event named `error`.
         """
         backend.check_lengths([body.prompt])
-        tier = backend.tier(request, body.tier, "causal-lm")
+        tier = backend.tier(request, body.tier, "generate")
         options = body.model_dump(exclude={"prompt", "tier"})
         events = _pieces(service.generate(body.prompt, **options, tier=tier))
         return await EventStream.begin(events, lambda content: event(content, "error"))
@@ -210,7 +210,7 @@ def _compared(backend: Backend, names: list[str]) -> dict[str, Tier]:
             "invalid_request",
             f"expected 2 to {MOST_COMPARED} different tiers; the request has {len(names)}",
         )
-    return {name: backend.service.models.lookup(name, "text-classification") for name in names}
+    return {name: backend.service.models.lookup(name, "classify") for name in names}
 
 
 def _digests(tiers: dict[str, Tier]) -> dict[str, str]:

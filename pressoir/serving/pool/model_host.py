@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import Task
+from pressoir.extensions.task import task, task_offering
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
 from pressoir.serving.pool.model_handle import ModelHandle
@@ -72,23 +72,24 @@ class ModelHost:
         self.ready = False
         await self.pool.close(self.config.drain_timeout_s)
 
-    def lookup(self, tier: str | Tier | None, task: Task | None = None) -> Tier:
-        """The tier of a request: the named one, or without a name the only one for `task`.
+    def lookup(self, tier: str | Tier | None, operation: str | None = None) -> Tier:
+        """The tier of a request: the named one, or without a name the only one with `operation`.
 
         A tier that was looked up before is returned as it is, unless the server was reloaded in between.
 
         Raises:
-            UnknownTierError: there is no such tier, or it has another task, or there are several.
+            UnknownTierError: there is no such tier, or it has no such operation, or there are several.
         """
         if isinstance(tier, Tier):
-            return tier if tier.sharing is self.sharing else self.lookup(tier.name, task)
+            return tier if tier.sharing is self.sharing else self.lookup(tier.name, operation)
         if tier is None:
-            return self._only(task)
+            return self._only(operation)
         found = self.tiers.get(tier)
         if found is None:
             raise UnknownTierError(f"there is no tier {tier!r}; {nearest_tier(tier, self.config)}")
-        if task not in (None, found.spec.task):
-            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {task}")
+        if not _offers(found, operation):
+            wanted = task_offering(operation or "").name
+            raise UnknownTierError(f"tier {tier!r} is for {found.spec.task}, not for {wanted}")
         return found
 
     def is_loaded(self, tier: str | Tier) -> bool:
@@ -143,11 +144,15 @@ class ModelHost:
             for key, one in self.pool.entries.items()
         }
 
-    def _only(self, task: Task | None) -> Tier:
-        fitting = [tier for tier in self.tiers.values() if tier.spec.task == task]
+    def _only(self, operation: str | None) -> Tier:
+        fitting = [tier for tier in self.tiers.values() if _offers(tier, operation)]
         if len(fitting) != 1:
             names = ", ".join(tier.name for tier in fitting)
-            known = f"specify one of: {names}" if fitting else f"no tier supports {task}"
+            known = (
+                f"specify one of: {names}"
+                if fitting
+                else f"no tier supports {task_offering(operation or '').name}"
+            )
             raise UnknownTierError(f"the request specifies no tier; {known}")
         return fitting[0]
 
@@ -241,3 +246,7 @@ class ModelHost:
 
 def _pinned(config: ServingConfig, sharing: Sharing) -> set[str]:
     return {sharing.by_tier[name].key for name, tier in config.tiers.items() if tier.pinned}
+
+
+def _offers(tier: Tier, operation: str | None) -> bool:
+    return operation is None or operation in task(tier.spec.task).operations

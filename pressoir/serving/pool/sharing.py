@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import PurePath
 
 from pressoir.errors import RecipeError
-from pressoir.formats.folder import Runtime, Task
+from pressoir.extensions.task import TaskName
+from pressoir.formats.folder import Runtime
 from pressoir.serving.config import ServingConfig, TierConfig
 
 
@@ -23,7 +24,7 @@ class ModelSpec:
 
     digest: str
     """SHA-256 over its files."""
-    task: Task
+    task: TaskName
     runtime: Runtime
     source: str
     """Where its files are: a folder, or `store:stage/key`."""

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from pressoir.config import Config, Positive
 from pressoir.errors import PressoirError, SourceError
-from pressoir.formats.folder import Runtime, Task, check_model_folder, model_files
+from pressoir.extensions.task import TaskName, task
+from pressoir.formats.folder import Runtime, check_model_folder, model_files
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, join_windows
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier, softmax
@@ -49,7 +50,7 @@ class LoadJob(Config):
     """For messages."""
     folder: Path
     digest: str
-    task: Task
+    task: TaskName
     runtime: Runtime
     threads: Positive
 
@@ -78,13 +79,14 @@ def open_model(job: LoadJob) -> WorkerModel:
         )
     if job.runtime == "pytorch":
         use_threads(job.threads)
-    model = _OPEN[job.task](job)
+    model: WorkerModel = task(job.task).part("worker")(job)
     for _ in model.operations["example"]():
         pass
     return model
 
 
-def _classifier(job: LoadJob) -> WorkerModel:
+def open_classifier(job: LoadJob) -> WorkerModel:
+    """A classifier."""
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
 
     def classify(texts: Sequence[str], max_length: int | None, max_tokens: int) -> Steps:
@@ -99,7 +101,8 @@ def _classifier(job: LoadJob) -> WorkerModel:
     return WorkerModel({"classify": classify}, info, lambda: classify([EXAMPLE], None, 0))
 
 
-def _encoder(job: LoadJob) -> WorkerModel:
+def open_encoder(job: LoadJob) -> WorkerModel:
+    """An encoder of sentences."""
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
 
     def embed(texts: Sequence[str], max_length: int | None, max_tokens: int) -> Steps:
@@ -115,7 +118,8 @@ def _encoder(job: LoadJob) -> WorkerModel:
     return WorkerModel({"embed": embed}, info, lambda: embed([EXAMPLE], None, 0))
 
 
-def _translator(job: LoadJob) -> WorkerModel:
+def open_translator(job: LoadJob) -> WorkerModel:
+    """A translator."""
     translator = Translator.open(job.folder, job.threads, job.runtime)
 
     def translate(
@@ -137,7 +141,8 @@ def _translator(job: LoadJob) -> WorkerModel:
     )
 
 
-def _generator(job: LoadJob) -> WorkerModel:
+def open_generator(job: LoadJob) -> WorkerModel:
+    """A causal LM."""
     generator = TextGenerator.open(job.folder, job.threads, job.runtime)
 
     def generate(prompt: str, max_length: int | None, max_new_tokens: int, **sampling: Any) -> Steps:
@@ -167,7 +172,8 @@ def _generator(job: LoadJob) -> WorkerModel:
     return WorkerModel({"generate": generate, "score": score}, info, lambda: generate(EXAMPLE, None, 2))
 
 
-def _recognizer(job: LoadJob) -> WorkerModel:
+def open_recognizer(job: LoadJob) -> WorkerModel:
+    """A speech recogniser."""
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
 
     def transcribe(
@@ -183,15 +189,6 @@ def _recognizer(job: LoadJob) -> WorkerModel:
     silence = np.zeros(int(_EXAMPLE_S * recognizer.sampling_rate), dtype=np.float32)
     info = {"sampling_rate": recognizer.sampling_rate, "batch_invariant": True}
     return WorkerModel({"transcribe": transcribe}, info, lambda: transcribe(silence, None, 2, 1))
-
-
-_OPEN: dict[Task, Callable[[LoadJob], WorkerModel]] = {
-    "text-classification": _classifier,
-    "feature-extraction": _encoder,
-    "translation": _translator,
-    "causal-lm": _generator,
-    "automatic-speech-recognition": _recognizer,
-}
 
 
 def _finite(values: Array, what: str) -> Array:

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pressoir.benchmark.cost import Conditions
-from pressoir.recipe_search.budget import Limits
-from pressoir.recipe_search.found import SearchResult, conclude
-from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.benchmark.cost import CostConditions
+from pressoir.recipe_search.budget import SearchLimits
+from pressoir.recipe_search.outcome import SearchResult, conclude
+from pressoir.recipe_search.records import Figures, Trial, TrialOutcome
 
 VALUES = {
     "name": "small",
@@ -25,11 +25,11 @@ def command(monkeypatch, tmp_path):
 
     def fake(config):
         figures = Figures(accuracy=0.85, size_mb=15.0, latency_ms=2.0)
-        outcome = Outcome(state="finished", figures=figures, digest="abc")
+        outcome = TrialOutcome(state="finished", figures=figures, digest="abc")
         trials = [Trial(number=0, values={"distill.student.layers": 2}, outcome=outcome)]
         teacher = Figures(accuracy=0.9, size_mb=90.0, latency_ms=20.0)
-        limits = Limits.of(config.budget, teacher)
-        conditions = Conditions(threads=1, batch_size=1, samples=10)
+        limits = SearchLimits.from_budget(config.budget, teacher)
+        conditions = CostConditions(threads=1, batch_size=1, samples=10)
         found = conclude(config, trials, teacher, limits, conditions)
         return SearchResult(
             folder=config.folder.absolute(),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pressoir.benchmark import classifier_plots
-from pressoir.benchmark.classifier_report import Row
+from pressoir.benchmark.classifier_report import BenchmarkRow
 from pressoir.metrics import wilson_interval
 from pressoir.plots.label_placement import place_labels
 from pressoir.training.curves import training_curves
@@ -32,7 +32,7 @@ FIGURES = [
 def make_row(stage, runtime, accuracy, size_mb, latency_ms, sentences=872):
     correct = round(accuracy * sentences)
     low, high = wilson_interval(correct, sentences)
-    return Row(
+    return BenchmarkRow(
         stage=stage,
         runtime=runtime,
         accuracy=correct / sentences,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
 
 
 def row(stage, runtime="pytorch", **changes):
@@ -12,7 +12,7 @@ def row(stage, runtime="pytorch", **changes):
         **{"throughput_per_s": 100.0, "baseline_rss_mb": 200.0, "peak_rss_mb": 500.0, "load_s": 0.5},
         **{"speedup": 1.0, "compression": 1.0, "accuracy_delta": 0.0},
     }
-    return Row(stage=stage, runtime=runtime, **{**figures, **changes})
+    return BenchmarkRow(stage=stage, runtime=runtime, **{**figures, **changes})
 
 
 def notes(*rows):

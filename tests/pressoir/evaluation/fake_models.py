@@ -192,7 +192,7 @@ def make_run(
     from pressoir.evaluation.journal import prediction_key
     from pressoir.evaluation.planner import plan
     from pressoir.evaluation.records import Estimate
-    from pressoir.evaluation.supervisor import Limits
+    from pressoir.evaluation.supervisor import SupervisorLimits
 
     pairs = folder / "pairs.tsv"
     pairs.write_text("".join(f"{'x' * (2 * samples - i)}\tb\t0.5\n" for i in range(samples)))
@@ -214,7 +214,7 @@ def make_run(
         )
     planned = plan(list(estimates.values()), dict.fromkeys(models, batch_size), budget, max_parallel)
     settings = {"threads": 2, "timeout_s": 60.0, "patience_s": 0.3, "max_parallel": max_parallel, **limits}
-    run = Run(folder, planned, jobs, estimates, Limits(**settings))
+    run = Run(folder, planned, jobs, estimates, SupervisorLimits(**settings))
     for name, behaviour in models.items():
         run.behave(name, **behaviour)
     return run

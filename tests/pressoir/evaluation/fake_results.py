@@ -7,9 +7,9 @@ from pressoir.evaluation import memory_log
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Batch, EvaluationPlan, Placement, Skipped
-from pressoir.evaluation.records import Outcome, Sample
+from pressoir.evaluation.records import EvaluationSample, RunOutcome
 from pressoir.evaluation.report import scoring
-from pressoir.evaluation.report.results import Result
+from pressoir.evaluation.report.results import EvaluationOutcome
 
 GB = 10**9
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -17,7 +17,8 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def samples(count, reference, question="what?", name="{}"):
     return tuple(
-        Sample(id=name.format(i), input=question, reference=reference(i), length=10) for i in range(count)
+        EvaluationSample(id=name.format(i), input=question, reference=reference(i), length=10)
+        for i in range(count)
     )
 
 
@@ -29,7 +30,7 @@ DATA = {
     "captions": DataSet("translation", samples(4, lambda i: f"a dog runs over the grass {i}"), "c"),
     "texts": DataSet(
         "causal-lm",
-        tuple(Sample(id=name, input="…", reference=None, length=1) for name in ("wiki", "news")),
+        tuple(EvaluationSample(id=name, input="…", reference=None, length=1) for name in ("wiki", "news")),
         "d",
     ),
     "pairs": DataSet("feature-extraction", samples(6, lambda i: i / 5, ["one", "other"]), "e"),
@@ -89,12 +90,12 @@ def make_result(
         "metrics": score.metrics,
         "notes": score.notes,
     }
-    return Result(
+    return EvaluationOutcome(
         run_id=run_id,
         model=run_id.partition(".")[0],
         data_name=data_name,
         data=data,
-        outcome=Outcome(**fields | outcome),
+        outcome=RunOutcome(**fields | outcome),
         predictions=[Prediction(sample, value, seconds, 4) for sample, value in raw],
     )
 

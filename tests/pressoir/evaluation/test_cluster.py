@@ -12,7 +12,7 @@ from pressoir.evaluation.cluster import Assignment, Offer
 from pressoir.evaluation.config import DaskConfig, EvaluationConfig
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import GB
-from pressoir.evaluation.records import Outcome
+from pressoir.evaluation.records import RunOutcome
 
 ALL = {str(i): expected(str(i)) for i in range(12)}
 
@@ -79,11 +79,11 @@ class TestMemory:
         run = make_run(tmp_path, {"m": {}})
         given = Assignment.of(run.jobs["m"], run.estimates["m"], 4, run.limits)
         assert given.memory_bytes == 104 * MB
-        offer, hungry = Offer(500 * MB, 900 * MB), Outcome(model="m", verdict="killed_oom")
+        offer, hungry = Offer(500 * MB, 900 * MB), RunOutcome(model="m", verdict="killed_oom")
         more = cluster.whole_worker(given, hungry, offer)
         assert more == given.model_copy(update={"memory_bytes": 500 * MB})
         assert cluster.whole_worker(more, hungry, offer) is None
-        assert cluster.whole_worker(given, Outcome(model="m", verdict="exception"), offer) is None
+        assert cluster.whole_worker(given, RunOutcome(model="m", verdict="exception"), offer) is None
 
 
 @pytest.mark.process

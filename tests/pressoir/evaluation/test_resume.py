@@ -16,7 +16,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
-from pressoir.evaluation.supervisor import Limits, run_plan
+from pressoir.evaluation.supervisor import SupervisorLimits, run_plan
 from pressoir.recipe.sections import DataConfig
 
 SAMPLES = [str(i) for i in range(12)]
@@ -171,7 +171,7 @@ class TestRealModels:
                 for name in jobs
             }
             planned = plan(list(estimates.values()), dict.fromkeys(jobs, 4), 10**10, 2)
-            return planned, jobs, estimates, Limits(threads=2, timeout_s=300)
+            return planned, jobs, estimates, SupervisorLimits(threads=2, timeout_s=300)
 
         return lambda name: make(tmp_path / name)
 

@@ -4,31 +4,33 @@ import pytest
 
 from pressoir.benchmark.cost import Cost
 from pressoir.recipe_search import budget
-from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.budget import SearchLimits
 from pressoir.recipe_search.config import Budget
-from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.records import Figures, Trial, TrialOutcome
 
-LIMITS = Limits(max_size_mb=10.0, max_latency_ms=4.0, min_accuracy=0.8)
+LIMITS = SearchLimits(max_size_mb=10.0, max_latency_ms=4.0, min_accuracy=0.8)
 
 
 def finished(number, accuracy, size, latency):
     figures = Figures(accuracy=accuracy, size_mb=size, latency_ms=latency)
-    return Trial(number=number, values={"n": number}, outcome=Outcome(state="finished", figures=figures))
+    return Trial(number=number, values={"n": number}, outcome=TrialOutcome(state="finished", figures=figures))
 
 
 def cut(number, size, latency, short=None):
     predicted = Cost(size_mb=size, latency_ms=latency)
-    outcome = Outcome(state="cut", reason="r", predicted=predicted, short_accuracy=short)
+    outcome = TrialOutcome(state="cut", reason="r", predicted=predicted, short_accuracy=short)
     return Trial(number=number, values={"n": number}, outcome=outcome)
 
 
 def test_a_drop_is_against_the_teacher():
     teacher = Figures(accuracy=0.9, size_mb=90, latency_ms=20)
-    assert Limits.of(Budget(max_accuracy_drop=0.05), teacher).min_accuracy == pytest.approx(0.85)
-    assert Limits.of(Budget(min_accuracy=0.7), teacher).min_accuracy == 0.7
+    assert SearchLimits.from_budget(Budget(max_accuracy_drop=0.05), teacher).min_accuracy == pytest.approx(
+        0.85
+    )
+    assert SearchLimits.from_budget(Budget(min_accuracy=0.7), teacher).min_accuracy == 0.7
     # a drop that is just allowed is allowed, whatever its last bit
     exact = Figures(accuracy=0.9 - 0.05, size_mb=1, latency_ms=1)
-    assert budget.meets(exact, Limits.of(Budget(max_accuracy_drop=0.05), teacher))
+    assert budget.meets(exact, SearchLimits.from_budget(Budget(max_accuracy_drop=0.05), teacher))
 
 
 def test_what_meets_the_budget_and_is_preferred_wins():

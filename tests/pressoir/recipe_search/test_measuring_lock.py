@@ -2,7 +2,7 @@
 
 import threading
 
-from pressoir.recipe_search.measuring_lock import Quiet
+from pressoir.recipe_search.measuring_lock import MeasurementLock
 
 
 def test_builders_are_together_and_who_measures_is_alone(tmp_path):
@@ -10,13 +10,13 @@ def test_builders_are_together_and_who_measures_is_alone(tmp_path):
     both_build = threading.Barrier(2, timeout=30)
 
     def build(name):
-        with Quiet(tmp_path).building():
+        with MeasurementLock(tmp_path).building():
             inside.append(name)
             both_build.wait()  # only if the other is in as well
             inside.remove(name)
 
     def measure():
-        with Quiet(tmp_path).measuring():
+        with MeasurementLock(tmp_path).measuring():
             inside.append("measuring")
             seen.append(list(inside))
             inside.remove("measuring")
@@ -30,7 +30,7 @@ def test_builders_are_together_and_who_measures_is_alone(tmp_path):
             thread.join(30)
         for thread in threads[2:]:
             thread.start()
-        with Quiet(tmp_path).building():
+        with MeasurementLock(tmp_path).building():
             inside.append("building")
             inside.remove("building")
         for thread in threads[2:]:
@@ -44,13 +44,13 @@ def test_nobody_begins_to_build_before_who_waits_to_measure(tmp_path):
     order, building, waiting = [], threading.Event(), threading.Event()
 
     def build():
-        with Quiet(tmp_path).building():
+        with MeasurementLock(tmp_path).building():
             building.set()
             waiting.wait(30)
             order.append("first build ends")
 
     def measure():
-        with Quiet(tmp_path).measuring():
+        with MeasurementLock(tmp_path).measuring():
             order.append("measured")
 
     first = threading.Thread(target=build)
@@ -69,7 +69,7 @@ def test_nobody_begins_to_build_before_who_waits_to_measure(tmp_path):
 
 
 def enter(folder, order):
-    with Quiet(folder).building():
+    with MeasurementLock(folder).building():
         order.append("second build")
 
 

@@ -5,16 +5,16 @@ import re
 
 import pytest
 
-from pressoir.benchmark.cost import Conditions, Cost
+from pressoir.benchmark.cost import Cost, CostConditions
 from pressoir.recipe.recipe import Recipe
-from pressoir.recipe_search import found as search_found
+from pressoir.recipe_search import outcome as search_found
 from pressoir.recipe_search import page, report
-from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.budget import SearchLimits
 from pressoir.recipe_search.config import SearchConfig
-from pressoir.recipe_search.records import Figures, Outcome, Trial
+from pressoir.recipe_search.records import Figures, Trial, TrialOutcome
 
 REFERENCE = Figures(accuracy=0.9, size_mb=90.0, latency_ms=20.0)
-CONDITIONS = Conditions(threads=2, batch_size=1, samples=100)
+CONDITIONS = CostConditions(threads=2, batch_size=1, samples=100)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def config(tmp_path):
 
 def trial(number, layers, sparsity, **outcome):
     values = {"distill.student.layers": layers, "prune.ffn_sparsity": sparsity}
-    return Trial(number=number, values=values, outcome=Outcome(**outcome))
+    return Trial(number=number, values=values, outcome=TrialOutcome(**outcome))
 
 
 TRIALS = [
@@ -55,7 +55,7 @@ TRIALS = [
 
 
 def conclude(config, trials=TRIALS, size=20.0):
-    limits = Limits(max_size_mb=size, max_latency_ms=None, min_accuracy=0.8)
+    limits = SearchLimits(max_size_mb=size, max_latency_ms=None, min_accuracy=0.8)
     return search_found.conclude(config, trials, REFERENCE, limits, CONDITIONS)
 
 

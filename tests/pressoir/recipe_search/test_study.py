@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from pressoir.benchmark.cost import Cost
-from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.budget import SearchLimits
 from pressoir.recipe_search.config import Range
-from pressoir.recipe_search.records import Figures, Outcome
+from pressoir.recipe_search.records import Figures, TrialOutcome
 from pressoir.recipe_search.study import Study
 
 SPACE = {
@@ -15,7 +15,7 @@ SPACE = {
     "prune.ffn_sparsity": Range(low=0.0, high=0.75, step=0.25),
     "quantize": (None, {"scheme": "int8"}),
 }
-LIMITS = Limits(max_size_mb=5.0, max_latency_ms=None, min_accuracy=0.6)
+LIMITS = SearchLimits(max_size_mb=5.0, max_latency_ms=None, min_accuracy=0.6)
 
 
 def outcome_of(values):
@@ -23,9 +23,9 @@ def outcome_of(values):
     layers, sparsity = values["distill.student.layers"], values["prune.ffn_sparsity"]
     size = layers * (2 - sparsity)
     if size > LIMITS.max_size_mb:
-        return Outcome(state="cut", reason="too large", predicted=Cost(size_mb=size, latency_ms=size))
+        return TrialOutcome(state="cut", reason="too large", predicted=Cost(size_mb=size, latency_ms=size))
     figures = Figures(size_mb=size, latency_ms=size, accuracy=0.5 + 0.1 * layers - 0.1 * sparsity)
-    return Outcome(state="finished", figures=figures, digest="0")
+    return TrialOutcome(state="finished", figures=figures, digest="0")
 
 
 def carry_out(study, limit, stop_after=None):
@@ -102,8 +102,8 @@ def test_choices_come_back_with_their_types(tmp_path):
 
 def test_cut_and_failed_trials_are_kept_with_their_reasons(tmp_path):
     study = Study(tmp_path / "study.db", SPACE, 1)
-    cut = Outcome(state="cut", reason="too large", predicted=Cost(size_mb=9, latency_ms=1))
-    failed = Outcome(state="failed", reason="ParityError: no")
+    cut = TrialOutcome(state="cut", reason="too large", predicted=Cost(size_mb=9, latency_ms=1))
+    failed = TrialOutcome(state="failed", reason="ParityError: no")
     for outcome in (cut, failed):
         study.tell(study.ask(5), outcome, LIMITS)
     kept = Study(tmp_path / "study.db", SPACE, 1).trials()
@@ -114,9 +114,9 @@ def test_the_sampler_is_told_of_objectives_and_of_the_budget(tmp_path):
     import optuna
 
     study = Study(tmp_path / "study.db", SPACE, 1)
-    met = Outcome(state="finished", figures=Figures(size_mb=4, latency_ms=2, accuracy=0.75), digest="0")
-    large = Outcome(state="cut", predicted=Cost(size_mb=6, latency_ms=3))
-    weak = Outcome(state="cut", predicted=Cost(size_mb=4, latency_ms=2), short_accuracy=0.3)
+    met = TrialOutcome(state="finished", figures=Figures(size_mb=4, latency_ms=2, accuracy=0.75), digest="0")
+    large = TrialOutcome(state="cut", predicted=Cost(size_mb=6, latency_ms=3))
+    weak = TrialOutcome(state="cut", predicted=Cost(size_mb=4, latency_ms=2), short_accuracy=0.3)
     for outcome in (met, large, weak):
         study.tell(study.ask(5), outcome, LIMITS)
     stored = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}")

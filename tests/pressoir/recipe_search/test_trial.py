@@ -5,19 +5,19 @@ import json
 import pytest
 import yaml
 
-from pressoir.benchmark.cost import Conditions
+from pressoir.benchmark.cost import CostConditions
 from pressoir.data import sentences
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import trial
-from pressoir.recipe_search.budget import Limits
+from pressoir.recipe_search.budget import SearchLimits
 from pressoir.recipe_search.config import ProxyConfig, with_values
 from pressoir.recipe_search.trial import Assignment
 from pressoir.reporting import Silent
 from pressoir.stage import load_stage, stage_names
 from pressoir.store.store import Store
 
-CONDITIONS = Conditions(threads=1, batch_size=1, samples=10)
-FREE = Limits(max_size_mb=None, max_latency_ms=None, min_accuracy=None)
+CONDITIONS = CostConditions(threads=1, batch_size=1, samples=10)
+FREE = SearchLimits(max_size_mb=None, max_latency_ms=None, min_accuracy=None)
 
 
 def pipeline(recipe, run):

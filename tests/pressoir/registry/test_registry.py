@@ -334,8 +334,8 @@ def test_a_language_model_is_promoted_by_a_better_figure_at_little_more_perplexi
     ("value", "promoted", "why"),
     [
         (20.0, True, "perplexity 20 is lower than 21"),
-        (21.0, False, "perplexity 21 is not less than 21"),
-        (22.0, False, "perplexity 22 is not less than 21"),
+        (21.0, False, "perplexity 21 is not lower than 21"),
+        (22.0, False, "perplexity 22 is not lower than 21"),
     ],
 )
 def test_of_perplexity_less_is_better(value, promoted, why):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pressoir.benchmark import classifiers
 from pressoir.benchmark import probe as probing
-from pressoir.benchmark.classifier_report import Benchmark, Row, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
 from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import sentences_to_time, time_in_turn, turns
 from pressoir.data import sentences
@@ -422,7 +422,7 @@ def row(stage="teacher", runtime="pytorch", **changes):
         "compression": 90.0 / changes.get("size_mb", 90.0),
         "accuracy_delta": changes.get("accuracy", 0.9) - 0.9,
     }
-    return Row(stage=stage, runtime=runtime, **{**figures, **changes})
+    return BenchmarkRow(stage=stage, runtime=runtime, **{**figures, **changes})
 
 
 def comparison(*rows, **changes):

@@ -76,7 +76,7 @@ def fit(model, inputs, config, context, **options):
         config,
         context,
         what="steps",
-        loss=DistillationLoss.of(config),
+        loss=DistillationLoss.from_config(config),
         outputs=TeacherOutputs.open(inputs["outputs"]),
         **options,
     )
@@ -169,7 +169,7 @@ def test_it_is_added_to_the_other_losses_by_its_weight():
     student, teacher, mask = vectors(1, 4, 3, 16), vectors(1, 4, 3, 32, seed=2), torch.ones(1, 4)
     plain = DistillationLoss(2.0, 0.5, 0.0)
     config = DistillConfig(alpha=0.5, hidden_weight=0, relation_weight=3, relation_heads=4)
-    found = DistillationLoss.of(config)(
+    found = DistillationLoss.from_config(config)(
         logits, labels, logits, mask=mask, vectors=student, teacher_vectors=teacher
     )
     expected = plain(logits, labels, logits) + 3 * relations.loss(student, teacher, mask, 4)
@@ -362,7 +362,7 @@ def test_other_tokens_than_the_teachers_are_refused(inputs, context):
     outputs = TeacherOutputs.open(inputs["outputs"])
     shifted = dataclasses.replace(outputs, offsets=outputs.offsets[::-1].copy())
     config, model = DistillConfig(**BRIEF, relation_weight=1), loading.load_classifier(inputs["teacher"])
-    tokenizer, loss = loading.load_tokenizer(inputs["teacher"]), DistillationLoss.of(config)
+    tokenizer, loss = loading.load_tokenizer(inputs["teacher"]), DistillationLoss.from_config(config)
     with pytest.raises(RecipeError, match=r"attention relations cannot .* distill\.relation_weight"):
         loop.fit(model, tokenizer, inputs["data"], config, context, what="s", loss=loss, outputs=shifted)
 

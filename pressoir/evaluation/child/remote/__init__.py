@@ -47,21 +47,21 @@ https://github.com/openai/openai-openapi.
 from __future__ import annotations
 
 from pressoir.errors import DataError, PressoirError, RecipeError
-from pressoir.evaluation.child.predictors import Predictor
+from pressoir.evaluation.child.predictors import BatchPredictor
 from pressoir.evaluation.child.remote.endpoint import Endpoint
 from pressoir.evaluation.child.remote.kserve import KServe
 from pressoir.evaluation.child.remote.openai import OpenAI
 from pressoir.evaluation.config import Protocol
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import TaskName, task
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""
 
 
-def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
+def samples_of(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
     """The data's samples; of a causal LM, pieces of its texts.
 
     A piece has at most `CHARACTERS_A_TOKEN` × `generation.window` characters, and ends before white space
@@ -74,7 +74,7 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
     if not task(job.task).windows:
         return data.samples
     size = CHARACTERS_A_TOKEN * job.generation.window
-    found: list[Sample] = []
+    found: list[EvaluationSample] = []
     for one in data.samples:
         if len(found) == job.samples:
             break
@@ -87,12 +87,14 @@ def samples_of(job: Job, data: DataSet) -> tuple[Sample, ...]:
         while len(one.input) - start >= size and len(found) != job.samples:
             end = _cut(one.input, start, start + size)
             piece = one.input[start:end]
-            found.append(Sample(id=f"{one.id}:{index}", input=piece, reference=None, length=len(piece)))
+            found.append(
+                EvaluationSample(id=f"{one.id}:{index}", input=piece, reference=None, length=len(piece))
+            )
             start, index = end, index + 1
     return tuple(found)
 
 
-def open_predictor(job: Job, data: DataSet) -> Predictor:
+def open_remote_predictor(job: Job, data: DataSet) -> BatchPredictor:
     """Ask a job's server for its health and its model.
 
     Raises:

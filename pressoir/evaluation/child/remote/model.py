@@ -15,7 +15,7 @@ from pressoir.errors import PressoirError
 from pressoir.evaluation.child.remote.endpoint import Endpoint
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job, Remote
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.inference.audio import SAMPLING_RATE, Waveform, read_audio
 
@@ -29,11 +29,11 @@ class RemoteModel(ABC):
         self.server, self.name, self.job, self.labels = server, remote.model, job, data.labels
         self._places = {label.casefold(): index for index, label in enumerate(data.labels)}
 
-    def length(self, sample: Sample) -> int:
+    def length(self, sample: EvaluationSample) -> int:
         """Characters, or bytes of a file of sound."""
         return sample.length
 
-    def predict(self, samples: Sequence[Sample]) -> list[Any]:
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See `pressoir.evaluation.child.predictors`."""
         predict = task(self.job.task).part("remote")
         return [predict(self, sample.input) for sample in samples]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pressoir.errors import DataError, PressoirError, RecipeError
-from pressoir.evaluation import datasets
+from pressoir.evaluation import datasets, records
 from pressoir.evaluation.child import __main__ as child
 from pressoir.evaluation.child.predictors import Windows, open_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
@@ -227,7 +227,7 @@ class TestWindows:
             def forward(self, ids):
                 return np.full((*ids.shape, 8), np.nan, dtype=np.float32), None
 
-        sample = datasets.Sample(id="t:0", input=np.arange(4), reference=None, length=4)
+        sample = records.EvaluationSample(id="t:0", input=np.arange(4), reference=None, length=4)
         with pytest.raises(PressoirError, match="not finite"):
             Windows(Broken()).predict([sample])
 

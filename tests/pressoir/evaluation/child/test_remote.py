@@ -19,13 +19,13 @@ import pytest
 from pressoir.errors import DataError, PressoirError, RecipeError, UnreachableError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.child import __main__ as child
-from pressoir.evaluation.child.remote import endpoint, open_predictor, samples_of
+from pressoir.evaluation.child.remote import endpoint, open_remote_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import plan
 from pressoir.evaluation.records import Estimate
-from pressoir.evaluation.supervisor import Limits, run_plan
+from pressoir.evaluation.supervisor import SupervisorLimits, run_plan
 from pressoir.recipe.sections import DataConfig
 
 MODEL = "org/press"
@@ -259,7 +259,7 @@ def predict(make_job):
     def run(data, protocol=None, **fields):
         job = make_job(data, protocol, **fields)
         loaded = datasets.load(job.data, job.samples)
-        return open_predictor(job, loaded).predict(samples_of(job, loaded))
+        return open_remote_predictor(job, loaded).predict(samples_of(job, loaded))
 
     return run
 
@@ -861,7 +861,7 @@ class TestWholeRun:
                 for name in jobs
             }
             planned = plan(list(estimates.values()), dict.fromkeys(jobs, 4), 4 * 10**9, 2)
-            limits = Limits(threads=2, timeout_s=120.0)
+            limits = SupervisorLimits(threads=2, timeout_s=120.0)
             outcomes = run_plan(planned, jobs, estimates, limits, available=lambda: 10**11)
             found = {outcome.model: outcome for outcome in outcomes}
         assert (found["open"].verdict, found["open"].detail) == ("ok", "")

@@ -7,13 +7,13 @@ from fake_results import GB, PLAN, RESULTS, batch_line, make_result, sample_line
 from matplotlib.figure import Figure
 
 from pressoir.evaluation.report import plots, write
-from pressoir.evaluation.report.results import Row
+from pressoir.evaluation.report.results import EvaluationRow
 
-ROWS = [Row(write._result(one), write._measured(one)) for one in RESULTS]
+ROWS = [EvaluationRow(write._result(one), write._measured(one)) for one in RESULTS]
 
 
 def make_rows(*results):
-    return [Row(write._result(one), write._measured(one)) for one in results]
+    return [EvaluationRow(write._result(one), write._measured(one)) for one in results]
 
 
 MANY = make_rows(

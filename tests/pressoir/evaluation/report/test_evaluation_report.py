@@ -13,7 +13,7 @@ from pressoir.evaluation.memory_log import MemoryStats, stats
 from pressoir.evaluation.planner import EvaluationPlan
 from pressoir.evaluation.report import page as report_page
 from pressoir.evaluation.report import write
-from pressoir.evaluation.report.results import Consolidated, Row
+from pressoir.evaluation.report.results import Consolidated, EvaluationRow
 
 FILES = {
     *("consolidated_results.json", "consolidated_detailed.jsonl", "memory_stats.json", "report.md"),
@@ -306,7 +306,7 @@ class TestShortTable:
             make_result("a" * 40 + "-large.texts", "texts", "skipped_memory", part=0.5, peaks=(12.5, 100.1)),
             *RESULTS,
         ]
-        rows = [Row(write._result(one), write._measured(one)) for one in results]
+        rows = [EvaluationRow(write._result(one), write._measured(one)) for one in results]
         columns, cells = report_page.short_table(rows)
         widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
         assert sum(widths) + 2 * (len(widths) - 1) <= 100

@@ -9,14 +9,16 @@ import pytest
 from fake_results import DATA, values
 
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.evaluation.report import scoring
 from pressoir.evaluation.report.scoring import score
 from pressoir.extensions.task import task
 
 
 def make(task, references, labels=()):
-    kept = tuple(Sample(id=str(i), input="?", reference=r, length=1) for i, r in enumerate(references))
+    kept = tuple(
+        EvaluationSample(id=str(i), input="?", reference=r, length=1) for i, r in enumerate(references)
+    )
     return DataSet(task, kept, "f", labels)
 
 

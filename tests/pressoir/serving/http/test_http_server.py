@@ -21,7 +21,7 @@ from serving_http import KEY, SENTENCE, events, refused
 
 from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
-from pressoir.evaluation.child.remote import open_predictor, samples_of
+from pressoir.evaluation.child.remote import open_remote_predictor, samples_of
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig
 from pressoir.evaluation.jobs import Job, Remote
 from pressoir.flows.commands.serve import serve
@@ -249,7 +249,7 @@ class TestEvaluation:
             given = {"model": "m", "remote": remote, "task": data.task, "data": data, "key": "k"}
             job = Job(**given, journal=tmp_path / "j.sqlite", batch_size=1, samples=4, **fields)
             loaded = datasets.load(data, 4)
-            predictor = open_predictor(job, loaded)
+            predictor = open_remote_predictor(job, loaded)
             samples = samples_of(job, loaded)
             return samples, [row for one in samples for row in predictor.predict([one])]
 

@@ -60,7 +60,7 @@ def test_a_single_tier_cannot_share_and_is_not_warned_of():
 def test_the_same_name_of_another_digest_is_a_near_miss(first, second):
     sharing = analyse(ServingConfig(tiers={"basic": tier(first, "a"), "premium": tier(second, "b")}))
     [near] = sharing.near_misses
-    assert "basic and premium name nllb, but" in near
+    assert "basic and premium both name nllb, but" in near
     assert f"{first} has the digest aaaaaaaaaaaa and {second} bbbbbbbbbbbb" in near
     assert near in sharing.warnings()
 

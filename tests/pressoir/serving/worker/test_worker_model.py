@@ -198,6 +198,7 @@ class TestOpening:
             open_model(self.job(folder, digest=digest))
 
 
+@pytest.mark.process
 def test_a_worker_that_has_not_loaded_a_pytorch_model_has_not_imported_torch():
     script = (
         "import sys, pressoir.serving.worker.worker_model, pressoir.serving.worker.step_scheduler;"

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pressoir.benchmark.classifier_report import points, times
-from pressoir.benchmark.cost import Conditions
+from pressoir.benchmark.cost import CostConditions
 from pressoir.benchmark.reports import AnyRow
 from pressoir.config import Config
 from pressoir.recipe_search import budget
-from pressoir.recipe_search.budget import Limits, Miss
+from pressoir.recipe_search.budget import ConstraintViolation, SearchLimits
 from pressoir.recipe_search.config import SearchConfig
 from pressoir.recipe_search.records import Figures, Trial
 
 
-class Found(Config):
+class SearchOutcome(Config):
     """What a search found."""
 
     trials: tuple[Trial, ...]
     reference: Figures
     """Of the exported teacher, on the validation split."""
-    limits: Limits
-    conditions: Conditions
+    limits: SearchLimits
+    conditions: CostConditions
     winner: Trial | None
     """None where no recipe meets the budget."""
     nearest: Trial | None
     """Then: the one that is nearest to it, where anything is known of any."""
-    misses: tuple[Miss, ...]
+    misses: tuple[ConstraintViolation, ...]
     """The constraints that it fails."""
     front: tuple[Trial, ...]
     """Finished trials that none beats in everything."""
@@ -59,7 +59,7 @@ class SearchResult(Config):
 
     folder: Path
     """Of the search: recipe, report, page, study."""
-    found: Found
+    found: SearchOutcome
     model: str | None
     """Digest of the winner's model; None where there is none."""
     rows: tuple[AnyRow, ...]
@@ -74,13 +74,13 @@ def conclude(
     config: SearchConfig,
     trials: Sequence[Trial],
     reference: Figures,
-    limits: Limits,
-    conditions: Conditions,
-) -> Found:
+    limits: SearchLimits,
+    conditions: CostConditions,
+) -> SearchOutcome:
     """Choose the winner, or the nearest."""
     best = budget.winner(trials, limits, config.prefer)
     near = budget.nearest(trials, limits) if best is None else None
-    return Found(
+    return SearchOutcome(
         trials=tuple(trials),
         reference=reference,
         limits=limits,
@@ -92,7 +92,7 @@ def conclude(
     )
 
 
-def verdict(found: Found, trial: Trial) -> str:
+def verdict(found: SearchOutcome, trial: Trial) -> str:
     """What became of a trial, in a few words."""
     if found.winner is not None and trial.number == found.winner.number:
         return "wins"
