@@ -158,6 +158,7 @@ def command_line(*words, home, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.flow
+@pytest.mark.usefixtures("prefect_harness", "no_cold_starts")
 def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(written, home, tmp_path):
     output = tmp_path / "out"
     words = ("compress", written, "--set", "distill.epochs=15", "--set", "distill.checkpoint_every_steps=5")
@@ -200,14 +201,12 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     assert yaml.safe_load((output / "recipe.yaml").read_text())["distill"]["epochs"] == 15
     assert not list((home / "work").iterdir())
 
-    third = command_line(*words, home=home, tmp_path=tmp_path)
-    told = third.communicate(timeout=300)[0]
-    assert third.returncode == 0, told
-    assert told.count("found in the store") == 9
-    only = command_line(*words, "--set", "benchmark.warmup=2", home=home, tmp_path=tmp_path)
-    told = only.communicate(timeout=300)[0]
-    assert told.count("found in the store") == 8
-    assert "benchmark: built in" in told
+    third = run(*words)
+    assert third.exit_code == 0, third.output
+    assert third.output.count("found in the store") == 9
+    only = run(*words, "--set", "benchmark.warmup=2")
+    assert only.output.count("found in the store") == 8
+    assert "benchmark: built in" in only.output
     assert_store_commands(home)
 
 

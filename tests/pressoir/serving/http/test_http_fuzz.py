@@ -62,6 +62,7 @@ def aimed(case, tier):
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")  # schemathesis does
 def test_no_request_makes_the_server_fail(url):
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
