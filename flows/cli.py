@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressoir import __version__
-from pressoir.errors import PressoirError
+from pressoir.benchmark import reports
+from pressoir.errors import PressoirError, StoreError
 from pressoir.flows.commands.deploy import deploy
 from pressoir.flows.commands.evaluate import evaluate
 from pressoir.flows.commands.merge import merge
@@ -29,10 +30,15 @@ from pressoir.flows.commands.serve import serve
 from pressoir.flows.commands.shard import shard, unshard, verify
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
+from pressoir.pipeline.estimates import estimate_peak_bytes
+from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
+from pressoir.reference import reference as reference_of
+from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
 from pressoir.system.files import copy_folder, disk_errors, write_text_atomic
+from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
     from pressoir.pipeline.plan import PlanRow
@@ -78,8 +84,6 @@ def compress(
     quiet_libraries(verbose)
     from pressoir.flows.compress import compress as flow
     from pressoir.flows.compress import plan
-    from pressoir.pipeline.sources import Sources
-    from pressoir.tasks import report_to
 
     sources = Sources(Store())
     sentences = check_inputs(parsed, sources)
@@ -139,8 +143,6 @@ def store_verify() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be removed without removing it.")
 def store_gc(older_than_days: float, dry_run: bool) -> None:
     """Remove artifacts that no registered model was built from and that were not used recently."""
-    from pressoir.registry.registry import Registry
-
     the_store = Store()
     removed = the_store.collect(Registry(the_store.home).references(), older_than_days, dry_run)
     for name, size in removed:
@@ -167,14 +169,10 @@ for command in (search, evaluate, merge, quantize, shard, unshard, verify, regis
 @click.argument("of", type=click.Choice(FILES), default="recipe")
 def reference(of: str) -> None:
     """Print the reference of a type of configuration file as Markdown."""
-    from pressoir.reference import reference
-
-    click.echo(reference(of))
+    click.echo(reference_of(of))
 
 
 def _check_output(output: Path) -> None:
-    from pressoir.errors import StoreError
-
     if output.exists() and not (output / "recipe.yaml").exists() and any(output.iterdir()):
         raise StoreError(f"--output {output} is not empty and was not created by Pressoir; choose another")
     with disk_errors(output):
@@ -195,8 +193,6 @@ def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
 
 
 def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
-    from pressoir.pipeline.estimates import estimate_peak_bytes
-
     table = Table("step", "input", "state", "key", "peak memory", box=None)
     peak = 0  # never falls: what a process has taken it rarely gives back
     for row in rows:
@@ -212,8 +208,6 @@ def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
 
 def _print_comparison(report: Path) -> None:
     """`comparison.md`, its wide table cut to the columns that fit 80 characters."""
-    from pressoir.benchmark import reports
-
     benchmark = reports.read(report / "benchmark.json")
     columns, rows = reports.short_table(benchmark)
     table = Table(*columns[:2], box=None, pad_edge=False)

@@ -159,6 +159,60 @@ def test_the_root_of_the_library_holds_few_loose_files():
     assert len(list((ROOT / "pressoir").glob("*.py"))) <= MOST_LOOSE_FILES
 
 
+# Libraries that take long to import, or much memory.
+HEAVY = set(
+    """torch transformers onnxruntime onnx optimum prefect mlflow datasets matplotlib pandas pyarrow sklearn
+    optuna mergekit fastapi starlette uvicorn jinja2 sacrebleu jiwer soundfile soxr tokenizers numpy
+    huggingface_hub safetensors dask distributed prefect_dask httpx prometheus_client rich yaml pydantic
+    filelock psutil""".split()
+)
+
+
+def imports_by_time(module):
+    """Ours imported with the file, other packages imported with it, and statements inside its functions."""
+    eager, packages, lazy = set(), set(), []
+
+    def visit(node, inside):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            base = "" if isinstance(node, ast.Import) else canonical(node.module)
+            names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+            names = {canonical(n) if canonical(n) in FILES or not base else base for n in names}
+            if inside:
+                lazy.append((node.lineno, names))
+            else:
+                eager.update(names & set(FILES))
+                packages.update(name.partition(".")[0] for name in names - set(FILES))
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    visit(ast.parse(FILES[module].read_text(encoding="utf-8")), False)
+    return eager, packages, lazy
+
+
+def test_imports_inside_functions_keep_a_heavy_library_out_of_a_light_path():
+    times = {module: imports_by_time(module) for module in FILES}
+
+    def heavy(module):
+        seen, queue = set(), [module]
+        while queue:
+            name = queue.pop()
+            if name in times and name not in seen:
+                seen.add(name)
+                queue += [*times[name][0], name.rpartition(".")[0]]
+        return set().union(*(times[name][1] for name in seen)) & HEAVY
+
+    loads = {module: heavy(module) for module in FILES}
+    useless = [
+        f"{module}:{line} imports {', '.join(names)}"
+        for module, (_, _, lazy) in times.items()
+        for line, names in lazy
+        if names & set(FILES) and not set().union(*(loads[n] for n in names & set(FILES))) - loads[module]
+    ]
+    assert not useless
+
+
 def test_every_folder_says_what_it_is_for():
     """Two or three sentences: what the room is for, what enters, what leaves."""
     for module, path in FILES.items():

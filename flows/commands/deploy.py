@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pressoir.flows.commands.merge import ManyValues
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
     from pressoir.serving.deployment import DeployResult
@@ -40,7 +41,6 @@ def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose
     parsed = ServingConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
     from pressoir.flows.deploy import deploy as flow
-    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed, server)

@@ -10,9 +10,12 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
+from pressoir.config import plain, validate
 from pressoir.errors import RecipeError
 from pressoir.flows.commands.merge import ManyValues
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.store.store import Store
+from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
     from pressoir.evaluation.config import EvaluationConfig
@@ -77,7 +80,6 @@ def evaluate(
     Results are written to results/<run>/. Exit code 1 means that a model failed; the report says why.
     """
     from pressoir.evaluation import run
-    from pressoir.store.store import Store
 
     chosen: dict[str, Any] = {"samples": samples, "strategy": strategy, "max_parallel": max_parallel}
     if probe:
@@ -104,7 +106,6 @@ def evaluate(
         batches = _ask_batches(prepared)
     quiet_libraries(verbose)
     from pressoir.flows.batch_evaluation import batch_evaluation
-    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = batch_evaluation(parsed, None if folder is None else str(folder), batches)
@@ -115,7 +116,6 @@ def _configuration(
     path: Path | None, resume: str | None, overrides: tuple[str, ...], chosen: dict[str, Any], auto: bool
 ) -> tuple[EvaluationConfig, Path | None]:
     """What to evaluate, and the folder of the run that is resumed."""
-    from pressoir.config import plain, validate
     from pressoir.evaluation import run
     from pressoir.evaluation.config import EvaluationConfig
 

@@ -7,17 +7,18 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.markdown import Markdown
 from rich.markup import escape
 
+from pressoir.config import plain, validate
+from pressoir.errors import DataError, SourceError
+from pressoir.extensions.task import task
 from pressoir.flows.commands.standalone import stage_output
 from pressoir.flows.commands.terminal import console, progress
-
-if TYPE_CHECKING:
-    from pressoir.recipe.sections import DataConfig
+from pressoir.recipe.sections import DataConfig, MergeConfig, TextConfig
 
 METHODS = ("linear", "slerp", "ties", "dare_ties", "dare", "dare_linear", "passthrough")
 _NUMBER = re.compile(r"-\.?\d")
@@ -136,9 +137,7 @@ def merge(
       pressoir merge --models A B --ratios 0.5 0.5 --method slerp --output out/merged
       pressoir merge --models A B --base BASE --method ties --density 0.5 --output out/merged
     """
-    from pressoir.config import plain, validate
     from pressoir.merging.preflight import preflight
-    from pressoir.recipe.sections import MergeConfig
     from pressoir.stages import merge as stage
 
     raw: dict[str, Any] = {"models": list(models), "method": "dare_ties" if method == "dare" else method}
@@ -187,7 +186,6 @@ def _slice(text: str) -> dict[str, Any]:
 
 def _locate(models: Iterable[str], base: str | None) -> tuple[dict[str, Path], list[str]]:
     """The folders of the models that are found, and what is wrong with the others."""
-    from pressoir.errors import SourceError
     from pressoir.sources import resolve
 
     references = {f"parent_{i}": reference for i, reference in enumerate(models)}
@@ -209,10 +207,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
         DataError: a file is not text, or not a table of text and label.
     """
     from pressoir.data import running_text, sentences
-    from pressoir.errors import DataError
-    from pressoir.extensions.task import task
     from pressoir.formats.folder import task_of
-    from pressoir.recipe.sections import TextConfig
 
     if task(task_of(model)).kind != "classifier":
         names: dict[str, Path] = {}
@@ -234,8 +229,6 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
 
 def _columns(table: Path) -> DataConfig:
     """Where a table's text and labels are: in columns of these names, else in the first two."""
-    from pressoir.recipe.sections import DataConfig
-
     if table.suffix in (".tsv", ".csv"):
         with table.open(encoding="utf-8-sig", errors="replace") as file:
             first = file.readline().strip()

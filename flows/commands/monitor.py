@@ -27,10 +27,11 @@ from rich.table import Table
 
 from pressoir.errors import StoreError
 from pressoir.flows.commands.terminal import console
+from pressoir.system.monitor import Sampler, Summary, level
 
 if TYPE_CHECKING:
     from pressoir.system.memory import ProcessMemory
-    from pressoir.system.monitor import MonitorSample, Sampler, Summary
+    from pressoir.system.monitor import MonitorSample
 
 _FIRST_S = 0.2
 """CPU use needs a moment to compare with."""
@@ -66,8 +67,6 @@ def monitor(threshold: float, interval: float, log: Path | None, pid: int | None
 
     With --pid, the limits are those of that process, so that a container can be monitored from outside.
     """
-    from pressoir.system.monitor import Sampler, Summary
-
     sampler = Sampler(threshold, () if pid is None else (pid,), "self" if pid is None else pid)
     started_with, summary = sampler.watched, Summary()
     with _opened(log) as file, _until_stopped() as wait, _shown(threshold, interval) as show:
@@ -190,8 +189,6 @@ def _line(sample: MonitorSample) -> str:
 
 
 def _view(sample: MonitorSample, threshold: float, interval_s: float) -> RenderableType:
-    from pressoir.system.monitor import level
-
     bars = Table.grid(padding=(0, 2))
     # name, bar, percent, level, and what there is; besides them two columns each for frame, margin and gaps
     bar_width = max(min(30, console.width - 74), 8)

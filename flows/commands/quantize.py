@@ -13,14 +13,21 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from pressoir.config import validate
+from pressoir.errors import QuantizationError
 from pressoir.extensions import loader
+from pressoir.extensions.task import task
 from pressoir.flows.commands.standalone import stage_output
 from pressoir.flows.commands.terminal import console, progress
+from pressoir.recipe.sections import ExportConfig, QuantizeConfig, TextConfig
+from pressoir.stages import quantize as stage
+from pressoir.system.memory import peak_rss_mb
 
 if TYPE_CHECKING:
     from pressoir.extensions.task import Task
     from pressoir.inference.side_by_side import Side
-    from pressoir.recipe.sections import ExportConfig, QuantizeConfig
+
+    pass
     from pressoir.sources.resolve import Source
     from pressoir.stage import StageContext
 
@@ -111,14 +118,10 @@ def quantize(
       pressoir quantize --model MODEL --output out/q4 --level q4
       pressoir quantize --model MODEL --output out/q3 --level q3 --algorithm gptq --calibration FILE --test
     """
-    from pressoir.config import validate
-    from pressoir.recipe.sections import ExportConfig, QuantizeConfig
-
     given = {name: value for name, value in options.items() if value not in (None, False)}
     config = validate(QuantizeConfig, {"scheme": level, **given}, "pressoir quantize")
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
-    from pressoir.extensions.task import task
     from pressoir.formats.folder import task_of
     from pressoir.quantization.metadata import FILE, ONNX
     from pressoir.sources import resolve
@@ -141,8 +144,6 @@ def quantize(
 
 
 def _check(level: str, declared: Task, test: bool, low_cpu_mem: bool) -> None:
-    from pressoir.errors import QuantizationError
-
     language_model = declared.kind == "language model"
     if language_model and level == "int8":
         raise QuantizationError(
@@ -170,9 +171,7 @@ def _weights_only(
     context: StageContext,
 ) -> None:
     from pressoir.data import running_text
-    from pressoir.recipe.sections import TextConfig
     from pressoir.stages import export
-    from pressoir.stages import quantize as stage
 
     data = _folder(context, "data", context.work_dir)
     running_text.save(TextConfig(calibration=calibration), data)
@@ -188,7 +187,6 @@ def _classifier(
 ) -> None:
     from pressoir.data.labelled_table import save_demo, save_table
     from pressoir.stages import export
-    from pressoir.stages import quantize as stage
 
     data = _folder(context, "data", context.work_dir)
     if table is None:
@@ -209,14 +207,13 @@ def _two_stages(
 ) -> None:
     """Quantise, export what came out of it, and describe both."""
     from pressoir.quantization.metadata import ONNX, QUANTIZED
-    from pressoir.system.memory import peak_rss_mb
 
     folders = {"quantize": QUANTIZED, "export": ONNX}
     model, figures, peaks = source.folder, {}, {}
-    for name, (stage, config) in stages.items():
+    for name, (module, config) in stages.items():
         out = _folder(context, folders[name], context.out_dir)
         own = replace(context, out_dir=out, work_dir=_folder(context, f"{name}-work", context.work_dir))
-        figures[name] = stage.run({"model": model, "data": data}, config, own)
+        figures[name] = module.run({"model": model, "data": data}, config, own)
         model, peaks[name] = out, peak_rss_mb()
     _describe(source, {name: config for name, (_, config) in stages.items()}, figures, peaks, context)
 
@@ -226,7 +223,6 @@ def _encoder_decoder(
 ) -> None:
     from pressoir.export import encoder_decoder
     from pressoir.quantization.metadata import ONNX
-    from pressoir.system.memory import peak_rss_mb
 
     out = _folder(context, ONNX, context.out_dir)
     figures = encoder_decoder.run(
@@ -275,7 +271,6 @@ def _print_result(output: Path) -> None:
 def _evaluation(file: Path | None) -> str:
     """The text of `file`, or the embedded reviews."""
     from pressoir.data import running_text
-    from pressoir.recipe.sections import TextConfig
 
     with tempfile.TemporaryDirectory() as folder:
         running_text.save(TextConfig(evaluation={"text": file} if file else {}), Path(folder))

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
     from pressoir.recipe_search.outcome import SearchResult
@@ -33,7 +34,6 @@ def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     parsed = SearchConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
     from pressoir.flows.search import search as flow
-    from pressoir.tasks import report_to
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed)

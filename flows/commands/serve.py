@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pressoir.config import examples, plain, validate
 from pressoir.errors import RecipeError, RegistryError
 from pressoir.flows.commands.merge import ManyValues
+from pressoir.registry.registry import Registry
+from pressoir.serving.http.limits import HttpLimits
+from pressoir.store.store import Store
 
 if TYPE_CHECKING:
     from pressoir.serving.config import ServingConfig
-    from pressoir.store.store import Store
+
+    pass
 
 
 @click.command(cls=ManyValues)
@@ -49,10 +54,7 @@ def serve(
 
     One JSON line per request is written to standard output, all other messages to standard error.
     """
-    from pressoir.config import plain, validate
-    from pressoir.serving.http.limits import HttpLimits
     from pressoir.serving.http.serve import serve as serve_tiers
-    from pressoir.store.store import Store
 
     parsed = _configuration(config, overrides, Store())
     allowed = validate(HttpLimits, plain({}, limits, "--limit"), "--limit")
@@ -68,8 +70,6 @@ def serve(
 
 def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> ServingConfig:
     """Of a file, of a deployment, or of an example that comes with Pressoir, in this order."""
-    from pressoir.config import examples
-    from pressoir.registry.registry import Registry
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import deployed
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from pressoir.config import validate
 from pressoir.flows.commands.standalone import stage_output
 from pressoir.flows.commands.terminal import console, progress
+from pressoir.recipe.sections import ShardConfig
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -25,9 +27,7 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
     The model is a checkpoint (safetensors, also quantised) or an exported ONNX folder. Without --shards and
     --max-shard-size, the number of shards depends on the size: 2-4 below 1 GB, 4-8 up to 5 GB, 8-16 above.
     """
-    from pressoir.config import validate
     from pressoir.formats.sharding import MANIFEST
-    from pressoir.recipe.sections import ShardConfig
 
     given = {"shards": shards, "max_shard_size_mb": max_shard_size}
     config = validate(

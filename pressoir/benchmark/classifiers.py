@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,11 @@ from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, tim
 from pressoir.data.sentences import info, load_split
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
+from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import describe_machine, use_threads
-
-if TYPE_CHECKING:
-    from pressoir.inference.text_classification import TextClassifier
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,6 @@ def _contenders(
         runtime: Runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
         costs.append(probe(folder, runtime, context.threads, texts[0]))
         context.reporter.progress(done, len(folders), "load time and memory")
-
-    from pressoir.inference.text_classification import TextClassifier
 
     contenders = []
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):

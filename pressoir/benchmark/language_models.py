@@ -36,6 +36,7 @@ from pressoir.benchmark.timing import in_turn
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.inference.text_generation import TextGenerator
 from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
@@ -44,7 +45,7 @@ from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
     from pressoir.inference.engines.decoder_protocol import Decoder
-    from pressoir.inference.text_generation import Perplexity, TextGenerator
+    from pressoir.inference.text_generation import Perplexity
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}  # as safetensors names them
 _SAME_TOKENS = 20_000  # characters of text that two tokenizers must cut alike
@@ -213,8 +214,6 @@ def _contenders(
 
 
 def _open(folders: Mapping[str, Path], sample: str, threads: int) -> dict[str, TextGenerator]:
-    from pressoir.inference.text_generation import TextGenerator
-
     generators: dict[str, TextGenerator] = {}
     known = None
     for name, folder in folders.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data import sentences
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig, TextConfig
 from pressoir.store.artifact import digest_of
@@ -34,8 +35,6 @@ def source_digest(config: TextConfig) -> str:
         raise DataError(f"file not found: {', '.join(missing)}; specify UTF-8 text files in `text`")
     hashes = {name: file_sha256(path) for name, path in files.items() if path is not None}
     if config.calibration is None or not config.evaluation:
-        from pressoir.data import sentences
-
         hashes["embedded"] = sentences.source_digest(DataConfig())
     return digest_of(hashes)
 
@@ -110,8 +109,6 @@ def windows(
 
 
 def _embedded(split: str) -> str:
-    from pressoir.data import sentences
-
     return "\n".join(sentences.load(DataConfig(), seed=0)[0][split]["text"]) + "\n"
 
 

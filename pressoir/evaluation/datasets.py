@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pressoir.data import running_text
+from pressoir.data import running_text, sentences
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import EvaluationSample
@@ -55,8 +55,6 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
 
 def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
     """The test split of a labelled data set, with the labels' names."""
-    from pressoir.data import sentences
-
     labels, rows = sentences.test_rows(config.classification, seed)
     return labels, [
         EvaluationSample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))

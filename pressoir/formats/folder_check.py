@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pressoir.errors import PressoirError, ShardError, SourceError
-from pressoir.formats import sharding
+from pressoir.formats import onnx_weights, sharding
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors, read_header
 from pressoir.store.artifact import Artifact
@@ -111,6 +111,4 @@ def _check_quantized(folder: Path, names: set[str]) -> None:
 
 
 def _check_graph(path: Path) -> None:
-    from pressoir.formats import onnx_weights
-
     onnx_weights.check_places(onnx_weights.load(path), path.parent)

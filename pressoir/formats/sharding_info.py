@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pressoir.formats import onnx_weights
 from pressoir.formats.folder import GRAPH, QUANTIZATION
 from pressoir.formats.sharding import MANIFEST, ShardManifest
 
@@ -124,8 +125,6 @@ with safe_open("{manifest.shards[0].file}", framework="np") as shard:
 
 def _decodes(folder: Path) -> bool:
     """Whether the graph takes a cache, as a decoder does."""
-    from pressoir.formats import onnx_weights
-
     inputs = onnx_weights.load(folder / GRAPH).graph.input
     return any(value.name.startswith("past_key_values") for value in inputs)
 

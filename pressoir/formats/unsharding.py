@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from pressoir.errors import ShardError
+from pressoir.formats import onnx_weights
 from pressoir.formats.folder import GRAPH
 from pressoir.formats.sharding import INFO, MANIFEST, ShardManifest, verify
 from pressoir.formats.tensor_bytes import ALIGNMENT, INDEX, WEIGHTS, TensorBytes, write_safetensors
@@ -68,8 +69,6 @@ def _unshard_checkpoint(folder: Path, manifest: ShardManifest, out: Path, report
 
 def _unshard_graph(folder: Path, out: Path) -> None:
     import onnx
-
-    from pressoir.formats import onnx_weights
 
     model = onnx_weights.load(folder / GRAPH)
     weights = onnx_weights.external_weights(model, folder)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import GRAPH, Runtime, read_json
+from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.audio import SAMPLING_RATE, LogMel, Waveform, check_waveforms
 from pressoir.inference.engines.classifier import Engine, OnnxEngine, TorchEngine
 from pressoir.inference.engines.encoder_decoder import (
@@ -169,8 +170,6 @@ class CtcModel:
             runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
         engine: Engine
         if runtime == "onnxruntime":
-            from pressoir.formats.sharding import MANIFEST, verify
-
             if (folder / MANIFEST).exists():
                 verify(folder)
             engine = OnnxEngine(folder / GRAPH, threads, batch_invariant(folder))

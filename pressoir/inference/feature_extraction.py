@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
@@ -48,8 +49,6 @@ class SentenceEncoder:
                 one of mean, cls and max.
             ShardError: a shard is missing, truncated or altered.
         """
-        from pressoir.formats.sharding import MANIFEST, verify
-
         if (folder / MANIFEST).exists():
             verify(folder)
         pooling = _pooling(folder)

@@ -19,6 +19,8 @@ from pressoir.data import sentences as data
 from pressoir.errors import DataError, PressoirError
 from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.text_generation import TextGenerator
 from pressoir.merging.preflight import MergePlan
 from pressoir.metrics import accuracy
 from pressoir.recipe.sections import TextConfig
@@ -199,8 +201,6 @@ def evaluate(
 
 
 def _perplexities(folder: Path | None, threads: int) -> Scorer:
-    from pressoir.inference.text_generation import TextGenerator
-
     texts = running_text.embedded_evaluation() if folder is None else running_text.load_evaluation(folder)
     config = TextConfig() if folder is None else running_text.info(folder)
 
@@ -215,8 +215,6 @@ def _perplexities(folder: Path | None, threads: int) -> Scorer:
 
 
 def _accuracy(folder: Path, threads: int) -> Scorer:
-    from pressoir.inference.text_classification import TextClassifier
-
     split, names = data.load_split(folder, "validation"), data.info(folder)["labels"]
     sentences, expected = list(split["text"]), np.asarray(split["label"])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pressoir.merging.preflight import preflight
+from pressoir.pipeline.estimates import estimate_disk_bytes
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
+from pressoir.registry.registry import Registry
 from pressoir.sources.resolve import Source
 
 
@@ -22,14 +25,10 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         missing or has a malformed row. SourceError: a hub data set or a parent cannot be loaded.
         MergeError: the models cannot be merged; every finding is listed.
     """
-    from pressoir.registry.registry import Registry
-
     store = sources.store
     store.check_writable()
     Registry(store.home).models()
     if recipe.merge is not None:
-        from pressoir.merging.preflight import preflight
-
         models = {f"parent_{i}": model for i, model in enumerate(recipe.merge.models)}
         if recipe.merge.base is not None:
             models["base"] = recipe.merge.base
@@ -51,6 +50,4 @@ def check_space(recipe: Recipe, sources: Sources, base: Source, sentences: int) 
     Raises:
         StoreError: it has not; the message says how much is needed.
     """
-    from pressoir.pipeline.estimates import estimate_disk_bytes
-
     sources.store.check_writable(estimate_disk_bytes(recipe, base.folder, sentences))

@@ -28,7 +28,7 @@ from pressoir.config import (
 )
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.extensions.task import TaskName, task
-from pressoir.formats.folder import Runtime, model_files
+from pressoir.formats.folder import Runtime, model_files, runtime_of, task_of
 from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.sources import resolve as sources
 from pressoir.store.store import Store
@@ -250,8 +250,6 @@ def _find(reference: str, store: Store, resolver: Resolver | None) -> sources.So
 
 
 def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfig:
-    from pressoir.formats.folder import runtime_of, task_of
-
     if tier.digest not in (None, source.digest):
         raise RecipeError(
             f"digest: {tier.digest} is specified, but the files of {tier.model} have {source.digest}; use "

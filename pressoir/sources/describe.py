@@ -17,7 +17,7 @@ from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
 from pressoir.extensions.task import TaskName
 from pressoir.formats import sharding
-from pressoir.formats.folder import check_model_folder, model_files, read_json
+from pressoir.formats.folder import check_model_folder, model_files, read_json, task_of
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
@@ -215,8 +215,6 @@ def _shards(folder: Path) -> tuple[str, ...]:
 
 
 def _task(folder: Path) -> TaskName:
-    from pressoir.formats.folder import task_of
-
     try:
         return task_of(folder)
     except SourceError as error:

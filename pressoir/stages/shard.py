@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from pressoir.errors import ShardError, SourceError
+from pressoir.formats import onnx_weights
 from pressoir.formats.folder import GRAPH, PICKLES
 from pressoir.formats.sharding import (
     FILE_NAME,
@@ -110,8 +111,6 @@ def _shard_graph(
 ) -> tuple[list[ShardRecord], list[Path]]:
     """Shard records, and the other files that were written, of an ONNX folder."""
     import onnx
-
-    from pressoir.formats import onnx_weights
 
     out = context.out_dir
     model = onnx_weights.load(source / GRAPH)

@@ -26,6 +26,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pressoir.errors import QuantizationError, ShardError, SourceError, UnreachableError
+from pressoir.system.allowance import (
+    BatchSize,
+    data_limit,
+    is_out_of_memory,
+    map_large_blocks,
+    peak_resident_bytes,
+)
 from pressoir.system.runtime import end_with_parent, limit_threads, release_memory
 
 if TYPE_CHECKING:
@@ -85,10 +93,8 @@ def main(arguments: Sequence[str] | None = None, open_model: Open | None = None)
 
 def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     """Predict what the journal lacks, and say how it ended. `open_model` is by default `open_predictor`."""
-    from pressoir.errors import UnreachableError
     from pressoir.evaluation.jobs import End
     from pressoir.evaluation.journal import Journal
-    from pressoir.system.allowance import is_out_of_memory, peak_resident_bytes
 
     figures = _Figures()
     verdict, detail = "ok", ""
@@ -131,7 +137,6 @@ class _Figures:
 def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_model: Open | None) -> None:
     from pressoir.evaluation import datasets
     from pressoir.evaluation.jobs import Loaded, Progress
-    from pressoir.system.allowance import data_limit
 
     data = datasets.load(job.data, job.samples, job.seed)
     samples = _checking_files(job, lambda: _samples(job, data))
@@ -164,7 +169,6 @@ def _predict(
     """Predict and commit batch by batch."""
     from pressoir.evaluation.jobs import Progress
     from pressoir.evaluation.journal import Prediction
-    from pressoir.system.allowance import BatchSize, is_out_of_memory, map_large_blocks
 
     total, longest = len(length_of), max(length_of.values())
     waiting = sorted(waiting, key=lambda one: -length_of[one.id])
@@ -235,9 +239,6 @@ def _open(job: Job, data: DataSet, open_model: Open | None) -> BatchPredictor:
 
 def _checking_files(job: Job, step: Callable[[], Any]) -> Any:
     """Do a step that reads the model's files; what it finds wrong with them is the model's verdict."""
-    from pressoir.errors import QuantizationError, ShardError, SourceError, UnreachableError
-    from pressoir.system.allowance import is_out_of_memory
-
     try:
         return step()
     except (SourceError, ShardError, QuantizationError) as error:

@@ -33,6 +33,13 @@ from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.formats.folder import runtime_of
+from pressoir.inference.engines.decoder import open_decoder
+from pressoir.inference.feature_extraction import SentenceEncoder
+from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.text_generation import negative_log_likelihood
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
+from pressoir.inference.translation import Translator
+from pressoir.system.runtime import use_threads
 
 
 class BatchPredictor(Protocol):
@@ -63,7 +70,6 @@ def samples_of(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
     """
     if not task(job.task).windows:
         return data.samples
-    from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 
     tokenizer = LanguageModelTokenizer.open(job.folder)
     size = job.generation.window
@@ -90,8 +96,6 @@ def open_predictor(job: Job, data: DataSet) -> BatchPredictor:
     runtime = runtime_of(job.folder, job.runtime)
     device = _device(job.device) if runtime == "pytorch" else "cpu"
     if runtime == "pytorch":
-        from pressoir.system.runtime import use_threads
-
         use_threads(job.threads)
     loaded: Loaded = task(job.task).part("predictor")(job, data)
     predictor, engine = loaded
@@ -208,8 +212,6 @@ class Windows:
 
     def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
         """See the module; `nll` is in nats, summed over the `tokens`."""
-        from pressoir.inference.text_generation import negative_log_likelihood
-
         ids = np.stack([sample.input for sample in samples])  # (batch, window)
         logits, _ = self._decoder.forward(ids)
         sums = _finite(negative_log_likelihood(logits[:, :-1], ids[:, 1:]).sum(axis=1), "logits")
@@ -236,8 +238,6 @@ class Similarity:
 
 def classification(job: Job, data: DataSet) -> Loaded:
     """A classifier."""
-    from pressoir.inference.text_classification import TextClassifier
-
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
     return Classification(classifier, _columns(classifier.labels, data.labels)), classifier.engine
 
@@ -258,16 +258,12 @@ def recognition(job: Job, data: DataSet) -> Loaded:
 
 def translation(job: Job, data: DataSet) -> Loaded:
     """A translator."""
-    from pressoir.inference.translation import Translator
-
     translator = Translator.open(job.folder, job.threads, job.runtime)
     return Translation(translator, job), translator.engine
 
 
 def perplexity(job: Job, data: DataSet) -> Loaded:
     """A causal LM; raises RecipeError where a window is longer than its context."""
-    from pressoir.inference.engines.decoder import open_decoder
-
     decoder = open_decoder(job.folder, job.threads, job.runtime)
     if job.generation.window > decoder.context:
         raise RecipeError(
@@ -279,8 +275,6 @@ def perplexity(job: Job, data: DataSet) -> Loaded:
 
 def similarity(job: Job, data: DataSet) -> Loaded:
     """A sentence encoder."""
-    from pressoir.inference.feature_extraction import SentenceEncoder
-
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
     return Similarity(encoder), encoder.engine
 

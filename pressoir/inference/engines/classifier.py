@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.engines.session import make_session
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.formats.sharding import MANIFEST, verify
-
     quantised = (folder / QUANTIZATION).exists()
     batch_invariant = not (quantised and read_json(folder / QUANTIZATION).get("activations") == "dynamic")
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime, read_json
 from pressoir.formats.packed_streams import expand
+from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.engines.decoder_protocol import Cache, Decoder
 from pressoir.inference.engines.session import make_session
 
@@ -139,8 +140,6 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
         QuantizationError: its packed weights are damaged.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.formats.sharding import MANIFEST, verify
-
     if (folder / MANIFEST).exists():
         verify(folder)
     if runtime is None:

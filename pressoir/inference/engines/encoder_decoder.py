@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import DECODER, ENCODER, QUANTIZATION, Runtime, read_json
+from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.engines.session import make_session
 from pressoir.inference.generation.beam_search import Rules, beam, greedy
 
@@ -279,8 +280,6 @@ def open_sequence_to_sequence(
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    from pressoir.formats.sharding import MANIFEST, verify
-
     generation = Generation.read(folder)
     if runtime is None:
         runtime = "onnxruntime" if (folder / ENCODER).exists() else "pytorch"

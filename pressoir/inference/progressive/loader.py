@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -32,16 +31,15 @@ from transformers import PreTrainedModel
 from pressoir import errors
 from pressoir.errors import PressoirError, ShardError
 from pressoir.formats.sharding import LoadingCancelledError, ShardRecord
+from pressoir.inference.engines.decoder import TorchDecoder
 from pressoir.inference.progressive.late_weights import LateWeights
+from pressoir.inference.text_generation import TextGenerator
+from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.models import skeleton
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
 from pressoir.sources.shards import Source, is_url, open_source
 from pressoir.store.store import Store
-
-if TYPE_CHECKING:
-    from pressoir.inference.engines.decoder import TorchDecoder
-    from pressoir.inference.text_generation import TextGenerator
 
 _JOIN_S = 5.0  # they end at their next megabyte, or with their socket
 
@@ -209,15 +207,10 @@ class ProgressiveLoader:
 
     def decoder(self) -> TorchDecoder:
         """The model as what generates text; it may be used at once."""
-        from pressoir.inference.engines.decoder import TorchDecoder
-
         return TorchDecoder(self.model)
 
     def generator(self) -> TextGenerator:
         """The model with its tokenizer; it may be used at once."""
-        from pressoir.inference.text_generation import TextGenerator
-        from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
-
         return TextGenerator(self.decoder(), LanguageModelTokenizer.open(self.folder))
 
     def __enter__(self) -> ProgressiveLoader:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
+from pressoir.errors import DataError
 from pressoir.serving.checks import as_list
 from pressoir.serving.errors import RequestError
 from pressoir.serving.generation import Generation, Usage
@@ -379,8 +380,6 @@ def _renamed(
     read: Callable[[Path, int], NDArray[np.float32]], path: Path, sampling_rate: int
 ) -> NDArray[np.float32]:
     """Say "the file" where an error names a path of ours."""
-    from pressoir.errors import DataError
-
     try:
         return read(path, sampling_rate)
     except DataError as error:

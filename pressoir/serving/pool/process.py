@@ -16,6 +16,7 @@ from typing import Any
 from pressoir.serving.errors import LoadError, from_failure
 from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
+from pressoir.system.memory import pss_bytes
 from pressoir.system.runtime import child_environment
 
 _EXIT_S = 5.0  # that a worker gets to end by itself
@@ -67,8 +68,6 @@ class ProcessClient(WorkerClient):
 
     async def measure(self) -> int:
         """See `WorkerClient.measure`; 0 once the worker has ended."""
-        from pressoir.system.memory import pss_bytes
-
         return await asyncio.to_thread(pss_bytes, self.pid)
 
     async def close(self) -> None:

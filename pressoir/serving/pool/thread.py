@@ -18,6 +18,7 @@ from pressoir.serving.errors import LoadError
 from pressoir.serving.pool.worker_client import WorkerClient
 from pressoir.serving.worker.messages import Message
 from pressoir.serving.worker.step_scheduler import StepScheduler, failure
+from pressoir.system.memory import pss_bytes
 from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
@@ -104,7 +105,6 @@ def _main(
     settle: Callable[[_Loaded], None],
 ) -> None:
     from pressoir.serving.worker.worker_model import LoadJob, open_model
-    from pressoir.system.memory import pss_bytes
 
     try:
         with _loading:

@@ -22,10 +22,11 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
+from pressoir.serving.worker.step_scheduler import StepScheduler, failure
 from pressoir.system.runtime import end_with_parent, limit_threads
 
 if TYPE_CHECKING:
-    from pressoir.serving.worker.messages import Message
     from pressoir.serving.worker.worker_model import WorkerModel
 
 
@@ -50,8 +51,6 @@ def main() -> int:
 
 def serve(model: WorkerModel, channel: Channel) -> None:
     """Answer requests until there can come no more."""
-    from pressoir.serving.worker.step_scheduler import StepScheduler
-
     StepScheduler(model.operations, channel.write).run(channel.read, channel.has_message)
 
 
@@ -74,8 +73,6 @@ class Channel:
 
     def read(self) -> Message | None:
         """The next message; None when the parent has closed its end."""
-        from pressoir.serving.worker.messages import LENGTHS, unpack
-
         lengths = self._exactly(LENGTHS.size)
         if lengths is None:
             return None
@@ -84,8 +81,6 @@ class Channel:
 
     def write(self, message: Message) -> None:
         """Send a message; the parent always reads."""
-        from pressoir.serving.worker.messages import pack
-
         self._socket.sendall(pack(message))
 
     def _exactly(self, count: int) -> bytes | None:
@@ -99,8 +94,6 @@ class Channel:
 
 
 def _load(message: Message, channel: Channel) -> WorkerModel | None:
-    from pressoir.serving.worker.messages import Message
-    from pressoir.serving.worker.step_scheduler import failure
     from pressoir.serving.worker.worker_model import LoadJob, open_model
 
     try:

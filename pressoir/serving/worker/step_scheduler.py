@@ -14,6 +14,7 @@ from typing import Any
 
 from pressoir.errors import PressoirError
 from pressoir.serving.worker.messages import Message
+from pressoir.system.allowance import is_out_of_memory
 
 Answer = tuple[dict[str, Any], Any]
 """Body and array of a `result`."""
@@ -76,8 +77,6 @@ class StepScheduler:
 
 def failure(error: Exception) -> dict[str, Any]:
     """What to say of an error. What is no fault of the request's goes to the log with its traceback."""
-    from pressoir.system.allowance import is_out_of_memory
-
     if is_out_of_memory(error):
         traceback.print_exception(error)
         return {
