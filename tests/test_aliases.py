@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("second", "own"),
     [
@@ -52,6 +53,7 @@ def test_a_flow_is_found_by_prefects_entry_point_as_by_the_package():
     assert load_flow_from_entrypoint("flows.compress.compress") is compress
 
 
+@pytest.mark.process
 def test_python_m_runs_a_module_by_its_second_name():
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-m", "flows.cli", "--version"],

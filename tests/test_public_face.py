@@ -45,6 +45,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         from pressoir import press  # noqa: F401
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("kind", ["files", "folders"])
 def test_it_works_beside_the_users_own_tasks_and_flows(order, kind, tmp_path):

@@ -45,6 +45,7 @@ def test_a_wheel_installs_no_other_name_than_pressoir(wheel):
     assert {f"pressoir/configs/{name}.yaml" for name in CONFIGS} <= names.keys()
 
 
+@pytest.mark.process
 def test_every_file_of_the_package_is_in_the_wheel(wheel):
     tracked = subprocess.run(
         ["git", "ls-files", "pressoir", "flows", "tasks"], cwd=ROOT, capture_output=True, text=True
