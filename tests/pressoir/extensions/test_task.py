@@ -31,7 +31,7 @@ OWN = [
     "feature-extraction",
 ]
 OUTSIDE = """
-from pressoir.evaluation.records import Sample
+from pressoir.evaluation.records import EvaluationSample
 from pressoir.evaluation.report.scoring import Score
 from pressoir.extensions.task import Metric, Task
 
@@ -42,7 +42,7 @@ TASK = Task(
 OTHER = Task(name="other", heads=())
 
 def read(config, seed):
-    return (), [Sample(id=word, input=word, reference=word, length=1) for word in ("a", "b")]
+    return (), [EvaluationSample(id=word, input=word, reference=word, length=1) for word in ("a", "b")]
 
 class Echo:
     together = True
