@@ -41,7 +41,7 @@ ui: .venv/.demo ## start the Prefect and MLflow UIs on this machine; Ctrl-C stop
 	$(BIN)/pressoir ui
 
 clean: ## remove the virtual environment, caches and out/ (not .pressoir/, which holds your models)
-	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .coverage
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pressoir needs Python 3.11 or newer; call make PYTHON=/path/to/python3.11")'
