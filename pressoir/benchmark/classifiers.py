@@ -16,7 +16,7 @@ from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
 from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
-from pressoir.data.sentences import info, load_split
+from pressoir.data import sentences
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, Runtime
 from pressoir.inference.text_classification import TextClassifier
@@ -45,11 +45,11 @@ def compare(
         PressoirError: a model fails to load in a fresh process, gives logits that are not finite, or has
             other labels than the data.
     """
-    test = load_split(data, "test")
+    test = sentences.load_split(data, "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])
     use_threads(context.threads)
 
-    contenders = _contenders(folders, texts, info(data)["labels"], context)
+    contenders = _contenders(folders, texts, sentences.info(data)["labels"], context)
     classifiers = [contender.classifier for contender in contenders]
     sample = sentences_to_time(texts, config.latency_samples, context.seed)
     latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)

@@ -213,7 +213,7 @@ class TestProcess:
         path.write_text(job.model_dump_json())
         program = (
             "import os, sys\n"
-            "from pressoir.evaluation import child\n"
+            "from pressoir.evaluation.child import __main__ as child\n"
             "class Model:\n"
             "    together = True\n"
             "    def length(self, sample): return 1\n"
