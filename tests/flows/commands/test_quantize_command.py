@@ -59,6 +59,7 @@ def test_a_model_is_quantised_exported_and_described(tiny_llama, tmp_path):
     assert OnnxDecoder(output / "onnx", 1).vocabulary == 320
 
 
+@pytest.mark.slow
 def test_the_test_shows_both_texts_and_both_perplexities(tiny_llama, tmp_path, text_file):
     said = quantize(tiny_llama, tmp_path / "q8", "--level", "q8", "--test", "--evaluation", text_file)
     assert "source" in said
@@ -91,6 +92,7 @@ def test_options_reach_the_quantiser(tiny_llama, tmp_path, text_file):
     assert description["calibration"]["window"] == 128
 
 
+@pytest.mark.slow
 def test_bits_are_chosen_where_a_mean_is_asked_for(tiny_llama, tmp_path):
     quantize(tiny_llama, tmp_path / "mixed", "--level", "q4", "--algorithm", "rtn", "--target-bits", 4)
     facts = metadata(tmp_path / "mixed")

@@ -225,6 +225,7 @@ def test_only_what_the_choice_alone_reads_is_passed():
     assert all(np.array_equal(a, b) for a, b in zip(outputs(model), before, strict=True))
 
 
+@pytest.mark.slow
 def test_int8_labels_agree_with_those_of_the_late_choice(tiny_classifier, tiny_data, tmp_path, monkeypatch):
     tokenizer = loading.load_tokenizer(tiny_classifier)
     model = loading.load_classifier(tiny_classifier)

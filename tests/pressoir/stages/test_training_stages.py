@@ -72,6 +72,7 @@ def test_teacher_learns_and_reports_what_it_reached(trained, tiny_bert):
     assert loading.load_tokenizer(folders["teacher"]).model_max_length == 32
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_not_the_last(tiny_bert, tiny_data, context):
     # A learning rate that is far too high ruins the model in late epochs of a long schedule.
     config = TeacherConfig(epochs=5, batch_size=16, learning_rate=0.05, warmup_fraction=0.5)
@@ -80,6 +81,7 @@ def test_the_best_epoch_is_kept_not_the_last(tiny_bert, tiny_data, context):
     assert metrics["validation_accuracy"] == pytest.approx(max(row["accuracy"] for row in history), abs=0.02)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_no_longer_improves(tiny_bert, tiny_data, context):
     config = TeacherConfig(epochs=20, batch_size=16, learning_rate=3e-3, early_stopping_patience=1)
     teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
@@ -191,6 +193,7 @@ def test_distilled_student_is_smaller_and_learns_from_the_teacher(trained, conte
     assert loading.load_classifier(context.out_dir).config.num_hidden_layers == 2
 
 
+@pytest.mark.slow
 def test_of_several_seeds_the_best_is_kept_and_finished_ones_are_not_trained_again(
     trained, context, monkeypatch
 ):
@@ -405,6 +408,7 @@ def recovered(itself, context, name, **config):
     return own.out_dir
 
 
+@pytest.mark.slow
 def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learned(itself, context):
     from transformers import AutoModelForSequenceClassification
 
@@ -423,6 +427,7 @@ def test_a_quantisation_aware_model_is_saved_plainly_and_every_weight_has_learne
     assert not torch.equal(codes * scales[:, None], plain.state_dict()[name])  # it is on no grid
 
 
+@pytest.mark.slow
 def test_a_stopped_quantisation_aware_training_goes_on_as_if_it_had_not_been_stopped(itself, context):
     config = {"quantization_aware": "int8", "epochs": 1, "checkpoint_every_steps": 5}
     whole = recovered(itself, context, "whole", **config)

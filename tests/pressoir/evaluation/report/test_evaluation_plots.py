@@ -179,6 +179,7 @@ def test_names_of_many_short_batches_do_not_run_into_each_other(panels, figures,
     assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [ROWS, MANY, MANY[:1]], ids=["mixed", "many", "one"])
 def test_nothing_is_written_beyond_the_page(rows, figures, tmp_path):
     plots.metrics(rows, tmp_path / "a.png")
