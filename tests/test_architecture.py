@@ -164,7 +164,7 @@ HEAVY = set(
     """torch transformers onnxruntime onnx optimum prefect mlflow datasets matplotlib pandas pyarrow sklearn
     optuna mergekit fastapi starlette uvicorn jinja2 sacrebleu jiwer soundfile soxr tokenizers numpy
     huggingface_hub safetensors dask distributed prefect_dask httpx prometheus_client rich yaml pydantic
-    filelock psutil""".split()
+    filelock psutil http ssl""".split()
 )
 
 
@@ -219,15 +219,6 @@ def test_every_folder_says_what_it_is_for():
         if path.name == "__init__.py":
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             assert len(text.split()) >= 15, module
-
-
-def test_print_the_rooms(capsys):
-    between = [(room(m), room(n)) for m, names in IMPORTS.items() for n in names if room(m) != room(n)]
-    loose = sorted(path.name for path in (ROOT / "pressoir").glob("*.py"))
-    with capsys.disabled():
-        print(f"\n{ROOMS}flows → tasks → pressoir: {len(FILES)} files in {len(set(map(room, FILES)))} rooms")
-        print(f"imports between rooms: {len(between)}, of {len(set(between))} pairs; upward: {len(upward())}")
-        print(f"circles of files: {len(circles(BELOW_THE_FACE))}; loose files: {', '.join(loose)}")
 
 
 def imported_packages(path):
@@ -309,3 +300,15 @@ def test_telemetry_is_off_unless_the_user_says_otherwise():
             check=True,
         )
         assert answer.stdout.strip() == expected
+
+
+def print_rooms():
+    between = [(room(m), room(n)) for m, names in IMPORTS.items() for n in names if room(m) != room(n)]
+    loose = sorted(path.name for path in (ROOT / "pressoir").glob("*.py"))
+    print(f"\n{ROOMS}flows → tasks → pressoir: {len(FILES)} files in {len(set(map(room, FILES)))} rooms")
+    print(f"imports between rooms: {len(between)}, of {len(set(between))} pairs; upward: {len(upward())}")
+    print(f"circles of files: {len(circles(BELOW_THE_FACE))}; loose files: {', '.join(loose)}")
+
+
+if __name__ == "__main__":
+    print_rooms()

@@ -18,7 +18,7 @@ from pressoir.benchmark.size import count_weights, size_mb
 from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
 from pressoir.data import sentences
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import GRAPH, Runtime
+from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
@@ -95,7 +95,7 @@ def _contenders(
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
     costs = []
     for done, folder in enumerate(folders.values(), start=1):  # first, while this process is still small
-        runtime: Runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
+        runtime = runtime_of(folder)
         costs.append(probe(folder, runtime, context.threads, texts[0]))
         context.reporter.progress(done, len(folders), "load time and memory")
 

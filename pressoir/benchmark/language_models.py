@@ -35,7 +35,7 @@ from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import in_turn
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
+from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json, runtime_of
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
@@ -186,7 +186,7 @@ def _contenders(
     sample = next(iter(texts.values()))
     costs = []
     for done, folder in enumerate(folders.values(), start=1):  # first, while this process is still small
-        runtime: Runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
+        runtime = runtime_of(folder)
         costs.append(probe(folder, runtime, context.threads, sample[:200]))
         context.reporter.progress(done, len(folders), "load time and memory")
 

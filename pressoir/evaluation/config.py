@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, checked, look_beside
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
 from pressoir.recipe.sections import DataConfig
 

@@ -12,7 +12,8 @@ from pressoir.data import running_text, sentences
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import EvaluationSample
-from pressoir.extensions.task import Task, TaskName, task
+from pressoir.extensions.task import Task, task
+from pressoir.extensions.task_name import TaskName
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256
 

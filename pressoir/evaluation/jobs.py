@@ -13,7 +13,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pressoir.config import Config, Positive, PositiveReal
 from pressoir.evaluation.config import DataSetConfig, GenerationConfig, Name, Protocol
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime, runtime_of
 
 Device = Literal["auto", "cpu", "cuda"]

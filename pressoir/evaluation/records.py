@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pressoir.config import Config
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
 
 

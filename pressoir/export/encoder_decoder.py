@@ -47,10 +47,6 @@ from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 
-NAME = "export"
-VERSION = 1
-KIND = "onnx"
-
 PARITY_INPUTS = 32  # at most; fewer where they already give `parity_samples` places to compare
 GREEDY_INPUTS = 8  # of these, in one padded batch
 MAX_NEW_TOKENS = 32  # a model may ramble on inputs that it was not made for

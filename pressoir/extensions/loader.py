@@ -23,6 +23,9 @@ class Origin(NamedTuple):
     distribution: str
     version: str
 
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
 
 def names(group: Group) -> tuple[str, ...]:
     """Every declared name, sorted.

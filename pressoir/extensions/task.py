@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 from pressoir.errors import ExtensionError
 from pressoir.extensions import loader
-from pressoir.extensions.declared_name import DeclaredName
 
 GROUP: Literal["pressoir.tasks"] = "pressoir.tasks"
 Kind = Literal["classifier", "language model"]
@@ -182,20 +181,3 @@ def task_offering(operation: str) -> Task:
         if operation in one.operations:
             return one
     raise ExtensionError(f"no task in {GROUP} offers the operation {operation!r}")
-
-
-@dataclass(frozen=True)
-class _TaskName(DeclaredName):
-    group: loader.Group = GROUP
-    kinds: tuple[Kind, ...] | None = None
-    """Only tasks of these; null: all."""
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return tuple(one.name for one in tasks() if self.kinds is None or one.kind in self.kinds)
-
-
-TaskName = Annotated[str, _TaskName()]
-"""A declared task's name, as the type of a configuration's field."""
-RecipeTask = Annotated[str, _TaskName(kinds=get_args(Kind))]
-"""The same, of a task that recipes take."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from pressoir.errors import SourceError
-from pressoir.extensions.task import TaskName, task_of_architecture
+from pressoir.extensions.task import task_of_architecture
 from pressoir.system.files import MANIFEST
+
+if TYPE_CHECKING:
+    from pressoir.extensions.task_name import TaskName
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
 MODEL_FILES = (
@@ -24,6 +27,7 @@ ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 Runtime = Literal["pytorch", "onnxruntime"]
 GRAPH = "model.onnx"
 QUANTIZATION = "quantization.json"
+SHARD_MANIFEST = "shard_manifest.json"
 
 
 def task_of(folder: Path) -> TaskName:

@@ -17,10 +17,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pressoir.errors import ShardError
-from pressoir.formats.folder import GRAPH
+from pressoir.formats.folder import GRAPH, SHARD_MANIFEST
 from pressoir.system.files import file_sha256
 
-MANIFEST = "shard_manifest.json"
+MANIFEST = SHARD_MANIFEST
 INFO = "SHARDING_INFO.md"
 FORMAT_VERSION = 2
 SHARD_NAME = re.compile(r"shard_[0-9]{2,5}\.safetensors", re.ASCII)

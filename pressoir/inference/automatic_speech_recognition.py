@@ -18,15 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
-from pressoir.formats.folder import GRAPH, Runtime, read_json
-from pressoir.formats.sharding import MANIFEST, verify
+from pressoir.formats.folder import GRAPH, Runtime, read_json, runtime_of
 from pressoir.inference.audio import SAMPLING_RATE, LogMel, Waveform, check_waveforms
 from pressoir.inference.engines.classifier import Engine, OnnxEngine, TorchEngine
-from pressoir.inference.engines.encoder_decoder import (
-    SequenceToSequence,
-    batch_invariant,
-    open_sequence_to_sequence,
-)
+from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
+from pressoir.inference.engines.session import batch_invariant, verify_shards
 from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
 
 
@@ -166,12 +162,9 @@ class CtcModel:
     @classmethod
     def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> CtcModel:
         """See `SpeechRecognizer.open`."""
-        if runtime is None:
-            runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
         engine: Engine
-        if runtime == "onnxruntime":
-            if (folder / MANIFEST).exists():
-                verify(folder)
+        if runtime_of(folder, runtime) == "onnxruntime":
+            verify_shards(folder)
             engine = OnnxEngine(folder / GRAPH, threads, batch_invariant(folder))
         else:
             from pressoir.models.loading import load_ctc

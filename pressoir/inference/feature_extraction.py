@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
-from pressoir.formats.sharding import MANIFEST, verify
+from pressoir.formats.folder import QUANTIZATION, Runtime, read_json, runtime_of
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
+from pressoir.inference.engines.session import verify_shards
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
@@ -49,12 +49,9 @@ class SentenceEncoder:
                 one of mean, cls and max.
             ShardError: a shard is missing, truncated or altered.
         """
-        if (folder / MANIFEST).exists():
-            verify(folder)
+        verify_shards(folder)
         pooling = _pooling(folder)
-        if runtime is None:
-            runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
-        return cls(_engine(folder, threads, runtime), _tokenizer(folder), pooling)
+        return cls(_engine(folder, threads, runtime_of(folder, runtime)), _tokenizer(folder), pooling)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""

@@ -32,7 +32,7 @@ def stage_key(
     parts = parts or declared.key(config)
     values, origin = parts.config, loader.origin(GROUP, stage)
     if origin is not None:  # "from" is the name of no field
-        values = {**values, "from": f"{origin.distribution} {origin.version}"}
+        values = {**values, "from": str(origin)}
     return StageKey(
         stage=declared.name,
         version=declared.version,

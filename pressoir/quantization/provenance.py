@@ -9,4 +9,4 @@ from pressoir.recipe.sections import QuantizeConfig
 def key_extras(config: QuantizeConfig) -> dict[str, str]:
     """What goes into the stage's key beside its configuration; nothing for Pressoir's own algorithms."""
     origin = loader.origin(quantizer.GROUP, config.algorithm)
-    return {} if origin is None else {"algorithm_package": f"{origin.distribution} {origin.version}"}
+    return {} if origin is None else {"algorithm_package": str(origin)}

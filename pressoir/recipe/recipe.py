@@ -15,7 +15,8 @@ from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
 from pressoir.errors import ExtensionError
-from pressoir.extensions.task import RecipeTask, names_of
+from pressoir.extensions.task import names_of
+from pressoir.extensions.task_name import RecipeTask
 from pressoir.recipe.sections import (
     AugmentConfig,
     BenchmarkConfig,

@@ -13,7 +13,7 @@ from pydantic import AliasChoices, ConfigDict, Field, FiniteFloat, ValidationErr
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task_name import TaskName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -27,7 +27,8 @@ from pressoir.config import (
     checked,
 )
 from pressoir.errors import PressoirError, RecipeError
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime, model_files, runtime_of, task_of
 from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.sources import resolve as sources

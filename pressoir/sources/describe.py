@@ -15,7 +15,7 @@ from pydantic import Field, FiniteFloat
 
 from pressoir.config import Config
 from pressoir.errors import RegistryError, SourceError
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats import sharding
 from pressoir.formats.folder import check_model_folder, model_files, read_json, task_of
 from pressoir.registry.catalogue import Entry, Urls, check_id

@@ -26,7 +26,6 @@ from pydantic import BaseModel, ConfigDict
 
 from pressoir.errors import SourceError, UnreachableError
 from pressoir.formats.folder import MODEL_FILES, WEIGHT_PATTERNS, check_model_folder, model_files
-from pressoir.sources import shards
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, file_sha256, folder_digest
 
@@ -212,6 +211,8 @@ def _from_lineage(id: str, stage: str, reference: str, store: Store, entry: Entr
 
 def _from_server(url: str, store: Store, fetch: bool) -> Path:
     """The folder of a sharded model on a server, fetched once; a transfer that was cut short goes on."""
+    from pressoir.sources import shards  # an HTTP client and its TLS, which no other kind of source needs
+
     folder = shards.download_folder(url, store.home)
     if folder.is_dir():
         return folder

@@ -14,7 +14,8 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
 from pressoir.evaluation.records import RunOutcome, Verdict
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
 
 

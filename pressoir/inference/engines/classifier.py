@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, read_json
-from pressoir.formats.sharding import MANIFEST, verify
-from pressoir.inference.engines.session import make_session
+from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, runtime_of
+from pressoir.inference.engines.session import batch_invariant, make_session, verify_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,18 +83,14 @@ def open_engine(folder: Path, threads: int, runtime: Runtime | None = None) -> E
         ShardError: a shard is missing, truncated or altered.
     """
     quantised = (folder / QUANTIZATION).exists()
-    batch_invariant = not (quantised and read_json(folder / QUANTIZATION).get("activations") == "dynamic")
-
-    if (folder / MANIFEST).exists():
-        verify(folder)
-    if runtime is None:
-        runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
-    if runtime == "onnxruntime":
-        return OnnxEngine(folder / GRAPH, threads, batch_invariant)
+    invariant = batch_invariant(folder)
+    verify_shards(folder)
+    if runtime_of(folder, runtime) == "onnxruntime":
+        return OnnxEngine(folder / GRAPH, threads, invariant)
     if quantised:
         from pressoir.models.simulated_int8 import load_simulated
 
-        return TorchEngine(load_simulated(folder), batch_invariant)
+        return TorchEngine(load_simulated(folder), invariant)
     from pressoir.models.loading import load_classifier
 
-    return TorchEngine(load_classifier(folder), batch_invariant)
+    return TorchEngine(load_classifier(folder), invariant)

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import GRAPH, Runtime, read_json
+from pressoir.formats.folder import GRAPH, Runtime, read_json, runtime_of
 from pressoir.formats.packed_streams import expand
-from pressoir.formats.sharding import MANIFEST, verify
 from pressoir.inference.engines.decoder_protocol import Cache, Decoder
-from pressoir.inference.engines.session import make_session
+from pressoir.inference.engines.session import make_session, verify_shards
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -140,11 +139,8 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
         QuantizationError: its packed weights are damaged.
         ShardError: a shard is missing, truncated or altered.
     """
-    if (folder / MANIFEST).exists():
-        verify(folder)
-    if runtime is None:
-        runtime = "onnxruntime" if (folder / GRAPH).exists() else "pytorch"
-    if runtime == "onnxruntime":
+    verify_shards(folder)
+    if runtime_of(folder, runtime) == "onnxruntime":
         return OnnxDecoder(folder, threads)
     from pressoir.models.loading import load_causal_lm
 

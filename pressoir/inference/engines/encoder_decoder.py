@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import DECODER, ENCODER, QUANTIZATION, Runtime, read_json
-from pressoir.formats.sharding import MANIFEST, verify
-from pressoir.inference.engines.session import make_session
+from pressoir.formats.folder import DECODER, ENCODER, Runtime, read_json, runtime_of
+from pressoir.inference.engines.session import batch_invariant, make_session, verify_shards
 from pressoir.inference.generation.beam_search import Rules, beam, greedy
 
 if TYPE_CHECKING:
@@ -281,21 +280,12 @@ def open_sequence_to_sequence(
         ShardError: a shard is missing, truncated or altered.
     """
     generation = Generation.read(folder)
-    if runtime is None:
-        runtime = "onnxruntime" if (folder / ENCODER).exists() else "pytorch"
-    if runtime == "onnxruntime":
-        if (folder / MANIFEST).exists():
-            verify(folder)
+    if runtime_of(folder, runtime) == "onnxruntime":
+        verify_shards(folder)
         return OnnxSequenceToSequence(folder, threads, generation, batch_invariant(folder))
     from pressoir.models.loading import load_encoder_decoder
 
     return TorchSequenceToSequence(load_encoder_decoder(folder), generation)
-
-
-def batch_invariant(folder: Path) -> bool:
-    """Whether a row's result does not depend on what it is batched with; see `quantization.json`."""
-    path = folder / QUANTIZATION
-    return not (path.exists() and read_json(path).get("activations") == "dynamic")
 
 
 def _value(array: NDArray[Any]) -> Any:

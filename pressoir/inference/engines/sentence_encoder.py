@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime
-from pressoir.inference.engines.encoder_decoder import batch_invariant
-from pressoir.inference.engines.session import make_session
+from pressoir.inference.engines.session import batch_invariant, make_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

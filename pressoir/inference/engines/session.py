@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions, made in one way everywhere."""
+"""What engines do to open a folder: verify its shards, see whether batches matter, make a session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.errors import SourceError
+from pressoir.formats.folder import QUANTIZATION, SHARD_MANIFEST, read_json
 
 
 def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
@@ -33,3 +34,21 @@ def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = 
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise SourceError(f"{graph} cannot be opened ({error}); export the model again") from error
+
+
+def batch_invariant(folder: Path) -> bool:
+    """Whether a row's result does not depend on what it is batched with; see `quantization.json`."""
+    path = folder / QUANTIZATION
+    return not (path.exists() and read_json(path).get("activations") == "dynamic")
+
+
+def verify_shards(folder: Path) -> None:
+    """Check the shards of a model folder against their manifest; nothing where the model is not sharded.
+
+    Raises:
+        ShardError: a shard is missing, truncated or altered.
+    """
+    if (folder / SHARD_MANIFEST).exists():
+        from pressoir.formats.sharding import verify  # pydantic, which a model without shards does not need
+
+        verify(folder)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from pressoir.errors import RecipeError
-from pressoir.extensions.task import TaskName
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
 from pressoir.serving.config import ServingConfig, TierConfig
 

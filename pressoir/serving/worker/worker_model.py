@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from pressoir.config import Config, Positive
 from pressoir.errors import PressoirError, SourceError
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime, check_model_folder, model_files
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, join_windows
 from pressoir.inference.feature_extraction import SentenceEncoder

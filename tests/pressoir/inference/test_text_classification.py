@@ -174,6 +174,7 @@ def test_running_a_graph_imports_no_torch(folders):
     script = (
         "import sys; from pathlib import Path;"
         "from pressoir.inference.text_classification import TextClassifier;"
+        "assert not {'pydantic', 'onnxruntime'} & set(sys.modules);"  # a worker begins with this import
         f"model = TextClassifier.open(Path({str(folders['shards'])!r}), threads=1);"
         "assert model.predict(['the film was good']);"
         "assert not {'torch', 'transformers', 'prefect', 'mlflow'} & set(sys.modules)"

@@ -55,7 +55,8 @@ from pressoir.evaluation.config import Protocol
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import EvaluationSample
-from pressoir.extensions.task import TaskName, task
+from pressoir.extensions.task import task
+from pressoir.extensions.task_name import TaskName
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""
