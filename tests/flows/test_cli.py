@@ -162,7 +162,7 @@ def command_line(*words, home, tmp_path):
 def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(written, home, tmp_path):
     output = tmp_path / "out"
     words = ("compress", written, "--set", "distill.epochs=15", "--set", "distill.checkpoint_every_steps=5")
-    words = (*words, "--set", "distill.student.layers=2", "--set", "prune=null", "--output", output)
+    words = (*words, "--set", "distill.student.layers=2", "--output", output)
     killed = command_line(*words, home=home, tmp_path=tmp_path)
     waited_for = (
         "store/teacher_outputs/*/artifact.json",
@@ -196,16 +196,16 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     assert {path.name for path in output.iterdir()} == {"model", "report", "recipe.yaml", "benchmark.json"}
     rows = json.loads((output / "benchmark.json").read_text())["rows"]
     assert [row["stage"] for row in rows] == [
-        *("teacher", "teacher", "distill", "quantize", "export", "shard"),
+        *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard"),
     ]
     assert yaml.safe_load((output / "recipe.yaml").read_text())["distill"]["epochs"] == 15
     assert not list((home / "work").iterdir())
 
     third = run(*words)
     assert third.exit_code == 0, third.output
-    assert third.output.count("found in the store") == 9
+    assert third.output.count("found in the store") == 10
     only = run(*words, "--set", "benchmark.warmup=2")
-    assert only.output.count("found in the store") == 8
+    assert only.output.count("found in the store") == 9
     assert "benchmark: built in" in only.output
     assert_store_commands(home)
 
