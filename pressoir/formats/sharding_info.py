@@ -25,7 +25,7 @@ for record in manifest["shards"] + manifest["files"]:
 print("all files are intact")
 ```
 
-`pressoir verify .` does the same, and `pressoir unshard --model . --output DIR` merges them into one file.
+`pressoir verify .` does the same, and `pressoir unshard --model . --output DIR` makes one file of them again.
 """
 
 _GRAPH = """## Open it in ONNX Runtime
@@ -67,7 +67,7 @@ _PROGRESSIVE = """## Run it while it loads
 from pressoir.inference.progressive.loader import ProgressiveLoader
 
 with ProgressiveLoader.from_folder(".", initial_shards=1) as loader:  # or the URL of this folder
-    model = loader.model  # a transformers model; a forward pass waits for layers not loaded yet
+    model = loader.model  # a transformers model; a forward pass waits for each layer that is not there yet
     loader.wait()
 ```
 """
@@ -84,19 +84,19 @@ def describe(manifest: ShardManifest, folder: Path) -> str:
     if manifest.kind == "onnx":
         intro = f"""# A sharded ONNX model
 
-`{GRAPH}` is the graph; its weights are stored in {size}, in the order in which the graph first uses
-them. They are both the graph's external data and ordinary safetensors files: one copy, not two."""
+`{GRAPH}` is the graph; its weights lie in {size}, in the order in which the graph first uses them. They are
+the graph's external data and ordinary safetensors files at once: the same bytes, not two copies."""
         links = """
-Keep all files in one folder and do not replace them by links: ONNX Runtime rejects linked external data.
+Keep all files in one folder, and do not replace them by links: ONNX Runtime refuses linked external data.
 """
         snippets = [_GENERATE if _decodes(folder) else _GRAPH]
     else:
         intro = f"""# A sharded checkpoint
 
-The weights are stored in {size}, in the order in which a forward pass needs them."""
+The weights lie in {size}, in the order in which a forward pass needs them."""
         if manifest.tied:
             pairs = ", ".join(f"`{copy}` is `{stored}`" for copy, stored in manifest.tied.items())
-            intro += f" Tied tensors are stored once: {pairs}."
+            intro += f" What is tied is stored once: {pairs}."
         links = ""
         names = _field(folder, "config.json", "architectures")
         quantised = _field(folder, QUANTIZATION, "format_version")

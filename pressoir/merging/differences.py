@@ -42,9 +42,7 @@ def compare(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[st
     every = [*_configurations(base, model), *_vocabularies(base, model, aligned), *findings]
     if not names:
         every.append(
-            Mismatch(
-                f"{model.label} has no tensor that matches one of {base.label}, so nothing would be merged"
-            )
+            Mismatch(f"{model.label} has no tensor that fits one of {base.label}; nothing would be merged")
         )
     return names, every
 
@@ -71,7 +69,7 @@ def _configurations(base: Checkpoint, model: Checkpoint) -> Iterator[Mismatch]:
         told = f"labels of {pair}: {own} against {labels}"
         if sorted(labels) == sorted(own):
             yield Mismatch(
-                f"{told}: same labels in a different order, so that the heads are incompatible", crime=True
+                f"{told}: the same in another order, so that the heads contradict each other", crime=True
             )
         else:
             yield Mismatch(f"{told}; the result has the latter", harmless=True)
@@ -91,11 +89,13 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
     ours, theirs = base.tokenizer, model.tokenizer
     if ours is None or theirs is None:
         without = " and ".join(m.label for m in (base, model) if m.tokenizer is None)
-        yield Mismatch(f"vocabulary: {without} has no tokenizer that can be compared", harmless=True)
+        yield Mismatch(
+            f"vocabulary: {without} has no tokenizer that can be read as text to compare", harmless=True
+        )
         return
     if ours.ids != theirs.ids:
         parts = {
-            "with a different id": [t for t, index in ours.ids.items() if theirs.ids.get(t, index) != index],
+            "with another id": [t for t, index in ours.ids.items() if theirs.ids.get(t, index) != index],
             "missing": sorted(ours.ids.keys() - theirs.ids.keys()),
             "new": sorted(theirs.ids.keys() - ours.ids.keys()),
         }
@@ -110,8 +110,7 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
     ]:
         told = ", ".join(sorted(rules))
         text = (
-            f"tokenizer.json of {model.label} against {base.label}: different {told}; the result has the "
-            "latter"
+            f"tokenizer.json of {model.label} against {base.label}: other {told}; the result has the latter"
         )
         yield Mismatch(text, harmless=True)
 
@@ -134,7 +133,7 @@ def _match(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str
     ignored = {"lm_head.weight"} if model.config.get("tie_word_embeddings", True) else set()
     taken = {model.find(name) for name in base.tensors}
     extra = [name for name in model.tensors if name not in taken and name not in ignored]
-    told = {"tensors with a different shape": shapes, "tensors missing": missing, "additional tensors": extra}
+    told = {"tensors of another shape": shapes, "tensors missing": missing, "tensors too many": extra}
     pair = f"{model.label} against {base.label}"
     return names, [
         Mismatch(f"{pair}: {len(v)} {what}: {listed(v)}", crime=True) for what, v in told.items() if v

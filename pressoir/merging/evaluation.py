@@ -106,11 +106,11 @@ class MergeReport(Config):
         """Where the merge beat its parents, and where it lost to all of them."""
         if self.measure is None:
             return f"Not evaluated: {self.reason}."
-        sides: dict[str, list[str]] = {"WORSE than all parents on": list(self.worse)}
+        sides: dict[str, list[str]] = {"WORSE than all its parents on": list(self.worse)}
         for name, score in self.result.scores.items():
             best = self.best_parent(name)
             ahead = best is not None and (score > best if self.measure == "accuracy" else score < best)
-            side = "Better than all parents on" if ahead else "Not better than the best parent on"
+            side = "Better than all its parents on" if ahead else "Not better than the best parent on"
             if name not in self.worse:
                 sides.setdefault(side, []).append(name)
         sides["Worse than the base on"] = list(self.worse_than_base)
@@ -158,15 +158,13 @@ def evaluate(
     if declared.kind == "language model" and (folder is None or (folder / running_text.INFO).exists()):
         measure, score = "perplexity", _perplexities(folder, threads)
         if len({str(m.tokenizer and sorted(m.tokenizer.ids.items())) for m in plan.models}) > 1:
-            remarks.append("Tokenizers differ, so these perplexities are per different tokens")
+            remarks.append("Tokenizers differ, so these perplexities are not per the same token")
     elif declared.kind == "classifier" and folder is not None and (folder / data.INFO).exists():
         measure, score = "accuracy", _accuracy(folder, threads)
     else:
         needed = {"language model": "running text", "classifier": "labelled sentences"}
         name, wanted = declared.name, needed.get(declared.kind or "")
-        reason = (
-            f"{wanted} needed for a {name} model" if wanted else f"a {name} model has no head to evaluate"
-        )
+        reason = f"{wanted} needed for a {name} model" if wanted else f"a {name} model has no head to measure"
         return unmeasured.model_copy(update={"reason": reason})
 
     models: list[MergeRow] = [

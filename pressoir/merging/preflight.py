@@ -142,7 +142,7 @@ def _left_out(plan: MergePlan) -> Iterator[Mismatch]:
     for model in plan.models[1:]:
         if left := plan.unmerged(model):
             yield Mismatch(
-                f"not merged from {model.label}, kept from {plan.base.label}: {len(left)} of "
+                f"not merged from {model.label}, those of {plan.base.label} are kept: {len(left)} of "
                 f"{len(plan.base.tensors)} tensors: {summary(left)}",
                 harmless=True,
             )
@@ -159,10 +159,10 @@ def _same_folder(parents: Sequence[Checkpoint]) -> Iterator[str]:
 def _vocabulary_rows(model: Checkpoint) -> Iterator[str]:
     rows = model.vocabulary
     if rows and not any(is_embedding(name, tensor, rows) for name, tensor in model.tensors.items()):
-        yield f"{model.label}: no tensor has {rows} rows (vocab_size in config.json)"
+        yield f"{model.label}: no tensor has the {rows} rows of config.json's vocab_size"
     highest = max(model.tokenizer.ids.values(), default=0) if model.tokenizer else 0
     if rows and highest >= rows:
-        yield f"{model.label}: the tokenizer has ids up to {highest}, but the embedding has {rows} rows"
+        yield f"{model.label}: its tokenizer has ids up to {highest}, but its embedding {rows} rows"
 
 
 def _cannot_follow(plan: MergePlan) -> Iterator[str]:
@@ -205,17 +205,13 @@ def _notes(plan: MergePlan) -> Iterator[str]:
     config, base, total = plan.config, plan.base, sum(plan.ratios)
     if config.method in TASK_VECTORS:
         if plan.given_base is None:
-            yield f"{config.method}: no base specified, using the first model: {base.label}"
+            yield f"{config.method}: no base is given, so the first model is it: {base.label}"
         if base in plan.parents and config.ratios is not None:
-            yield f"{config.method}: the ratio of {base.label} is not used because it is the base"
+            yield f"{config.method}: the ratio of {base.label} is not used, since it is the base"
         if not any(path.endswith("density") for path in settings.given_settings(config)):
-            yield (
-                f"{config.method}: no density specified; {DEFAULT_DENSITY:g} of each model's changes is kept"
-            )
+            yield f"{config.method}: no density is given; {DEFAULT_DENSITY:g} of each model's changes is kept"
     elif plan.given_base is not None:
-        yield (
-            f"{config.method} does not use a base; {plan.given_base.label} is only evaluated for comparison"
-        )
+        yield f"{config.method} takes no base; {plan.given_base.label} is only measured beside the others"
     if config.method == "slerp" and config.t is None:
         said = "" if abs(total - 1) < 1e-6 else f" (the ratios sum to {total:g})"
         yield f"slerp: t = {plan.ratios[1] / total:g}{said}, from {base.label} to {plan.parents[1].label}"

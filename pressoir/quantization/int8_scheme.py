@@ -116,7 +116,7 @@ def _pack(
     for name in kinds:
         weight = reference[f"{name}.weight"]
         if named_by(name, config.exclude):
-            excluded[name] = "listed in quantize.exclude"
+            excluded[name] = "named in quantize.exclude"
         elif name == words and config.embeddings == "float":
             excluded[name] = "quantize.embeddings is float"
         elif name == words and config.embeddings == "q4":

@@ -85,7 +85,7 @@ def excluded(source: SourceModel, config: QuantizeConfig) -> dict[str, str]:
     for name, matrix in source.matrices.items():
         tied = {n for n, other in source.matrices.items() if (other.tied_to or n) == (matrix.tied_to or name)}
         if any(_named_by(other, config.exclude) for other in tied):
-            result[name] = "listed in quantize.exclude"
+            result[name] = "named in quantize.exclude"
         elif matrix.role != "matmul" and config.embeddings == "float":
             result[name] = "quantize.embeddings is float"
     return result

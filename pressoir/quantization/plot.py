@@ -45,7 +45,7 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
         norm = LogNorm(low, max(high, 1.01 * low))
         image = first.imshow(np.where(losses > 0, losses, low), cmap="cividis", norm=norm, aspect="auto")
         bar = figure.colorbar(image, ax=first, pad=0.015)
-        bar.set_label("nats per token", color=MUTED)
+        bar.set_label("nats a token", color=MUTED)
         set_title(
             first, "Sensitivity at 2 bits", "KL divergence of the output with this matrix alone quantised"
         )
@@ -57,7 +57,7 @@ def allocation(chosen: Mapping[str, Any], path: Path) -> None:
             second.text(column, row, f"{value}", ha="center", va="center", fontsize=9, color=_TEXT[value])
         increase = chosen["perplexity"] / chosen["float_perplexity"] - 1
         change = f"perplexity of held-out calibration text {100 * increase:+.2f} %"
-        set_title(second, f"Bits chosen: {chosen['mean_bits']:.2f} per weight", change)
+        set_title(second, f"Bits chosen: {chosen['mean_bits']:.2f} a weight", change)
         second.set_xlabel("decoder layer")
         for axes in (first, second):
             _grid(axes, rows)

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import yaml
 
+from pressoir import __version__
 from pressoir.errors import MergeError
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors
 from pressoir.merging import configuration
@@ -47,7 +48,7 @@ from pressoir.stage import Stage, StageContext, StageKeyParts
 CONFIG = configuration.CONFIG
 METADATA = "metadata.json"
 REPORT = "merge_report.json"
-_PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "numpy", "pressoir")
+_PACKAGES = ("mergekit", "torch", "transformers", "safetensors", "numpy")
 # Files of the base that mergekit leaves behind; all but the last belong to its tokenizer.
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -151,7 +152,7 @@ def _write_texts(
         "settings": {"method": config.method, **given},
         "ratios": list(plan.ratios),
         "seed": context.seed,
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES} | {"pressoir": __version__},
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "unmerged": {model.name: plan.unmerged(model) for model in plan.models if plan.unmerged(model)},
@@ -177,16 +178,16 @@ def _card(plan: MergePlan, settings: str, report: MergeReport, seed: int) -> str
         **({"base_model": hub} if hub else {}),
     }
     models = [f"- `{m.name}`: {m.public_reference}" for m in plan.parents]
-    models.append(f"- base (configuration and tokenizer are taken from it): {plan.base.public_reference}")
+    models.append(f"- base (its configuration and tokenizer are the result's): {plan.base.public_reference}")
     cautions = [f"- {text}" for text in (*plan.notes, *plan.warnings)]
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# Merge of {len(plan.parents)} models by {plan.config.method}",
         "\n".join(models),
-        *(["## Notes", "\n".join(cautions)] if cautions else []),
-        f"## Method\n\nmergekit {_version('mergekit')}, seed {seed}, with this configuration (`{CONFIG}`):",
+        *(["## To be known", "\n".join(cautions)] if cautions else []),
+        f"## How\n\nmergekit {_version('mergekit')}, seed {seed}, with this configuration (`{CONFIG}`):",
         f"```yaml\n{settings}```",
-        f"## Evaluation\n\n{report.markdown()}",
+        f"## What came of it\n\n{report.markdown()}",
     ]
     return "\n\n".join(sections)
 

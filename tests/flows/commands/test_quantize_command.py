@@ -162,7 +162,7 @@ def test_a_classifier_becomes_int8_without_labels_of_its_own(tiny_classifier, tm
     assert facts["level"] == "int8"
     assert facts["bits_per_weight"] is None
     assert facts["config"]["quantize"]["max_accuracy_drop"] is None
-    assert facts["excluded"] == {"classifier": "listed in quantize.exclude"}
+    assert facts["excluded"] == {"classifier": "named in quantize.exclude"}
     assert facts["figures"]["export"]["label_agreement"] >= 0.97
     assert "relative error" in said
 

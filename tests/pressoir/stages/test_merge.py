@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import pressoir
 from pressoir.errors import MergeError
 from pressoir.merging import child, evaluation
 from pressoir.models import loading
@@ -167,6 +168,7 @@ def test_metadata_tells_sources_versions_and_seed(linear, fine_tunes):
     ]
     assert content["seed"] == 3
     assert content["versions"]["mergekit"] == metadata.version("mergekit")
+    assert content["versions"]["pressoir"] == pressoir.__version__
     assert any("normalised to 0.75, 0.25" in note for note in content["notes"])
 
 

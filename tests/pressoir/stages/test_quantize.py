@@ -75,7 +75,7 @@ def test_every_linear_and_embedding_but_the_excluded_is_stored_as_int8_codes_wit
 def test_the_description_tells_shape_granularity_error_and_bytes_of_each_layer(int8, tiny_classifier):
     told, original = description(int8), load_file(tiny_classifier / "model.safetensors")
     assert (told["format_version"], told["scheme"], told["activations"]) == (1, "int8", "dynamic")
-    assert told["excluded"] == {"classifier": "listed in quantize.exclude"}
+    assert told["excluded"] == {"classifier": "named in quantize.exclude"}
     state = dequantized_state(int8)
     for name, layer in told["layers"].items():
         weight = original[f"{name}.weight"]
