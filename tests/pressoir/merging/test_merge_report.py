@@ -36,13 +36,13 @@ def test_worse_is_worse_than_every_parent_whichever_way_is_up(measure, parents, 
     found = report(measure, *({"a": score} for score in parents), {"a": child})
     assert bool(found.worse) is worse
     assert found.metrics()["worse_than_both_parents"] == worse
-    assert ("WORSE than all parents" in found.headline()) is worse
+    assert ("WORSE than all its parents" in found.headline()) is worse
 
 
 def test_of_two_texts_one_lost_is_enough_to_say_so():
     found = report("perplexity", {"a": 5.0, "b": 9.0}, {"a": 6.0, "b": 7.0}, {"a": 4.0, "b": 9.5})
     assert found.worse == ("b",)
-    assert found.headline() == "WORSE than all parents on b. Better than all parents on a."
+    assert found.headline() == "WORSE than all its parents on b. Better than all its parents on a."
 
 
 def test_a_parent_that_could_not_be_measured_is_left_out_and_told():
@@ -58,7 +58,7 @@ def test_the_base_is_shown_but_is_no_parent():
     found = MergeReport(method="ties", measure="accuracy", samples={"validation": 10}, rows=(base, *rows))
     assert found.metrics()["parents_best_accuracy"] == 0.7
     assert "| base: x | 90.0% |" in found.markdown()
-    assert found.headline() == "Better than all parents on validation. Worse than the base on validation."
+    assert found.headline() == "Better than all its parents on validation. Worse than the base on validation."
 
 
 def test_it_is_read_back_as_it_was_written():

@@ -180,7 +180,7 @@ def wide(tensors):
 
 def test_with_allow_crimes_what_is_not_merged_is_listed(tiny_llama, other, tmp_path):
     folder = sibling(tiny_llama, tmp_path / "wide", wide)
-    assert "3 tensors with a different shape" in refusal(tmp_path, other, folder)
+    assert "3 tensors of another shape" in refusal(tmp_path, other, folder)
     plan = check(tmp_path, other, folder, allow_crimes=True, method="ties")
     assert plan.unmerged(plan.models[1]) == [
         f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate", "up")
@@ -197,7 +197,7 @@ def test_a_vocabulary_of_other_tokens_is_refused_and_the_way_out_is_named(tiny_l
 
     edit(swapped / "tokenizer.json", swap)
     text = refusal(tmp_path, other, swapped)
-    assert "2 tokens with a different id" in text
+    assert "2 tokens with another id" in text
     assert "tokenizer_source: union" in text
     plan = check(tmp_path, other, swapped, tokenizer_source="union")
     assert any("aligns the embeddings by token" in warning for warning in plan.warnings)
@@ -219,14 +219,14 @@ def test_a_larger_vocabulary_is_refused_unless_embeddings_are_aligned(tiny_llama
 def test_other_splitting_rules_and_ids_without_a_row_are_said(tiny_llama, other, tmp_path):
     changed = sibling(tiny_llama, tmp_path / "changed")
     edit(changed / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
-    assert any("different normalizer" in text for text in check(tmp_path, other, changed).warnings)
+    assert any("other normalizer" in text for text in check(tmp_path, other, changed).warnings)
     edit(
         other_copy := shutil.copytree(other, tmp_path / "copy") / "config.json",
         lambda c: c.update(vocab_size=300),
     )
     warnings = check(tmp_path, other_copy.parent, changed).warnings
-    assert any("no tensor has 300 rows" in text for text in warnings)
-    assert any("ids up to 319, but the embedding has 300 rows" in text for text in warnings)
+    assert any("no tensor has the 300 rows" in text for text in warnings)
+    assert any("ids up to 319, but its embedding 300 rows" in text for text in warnings)
 
 
 def test_labels_in_another_order_are_refused_and_other_names_are_said(tiny_classifier, tmp_path):
@@ -234,7 +234,7 @@ def test_labels_in_another_order_are_refused_and_other_names_are_said(tiny_class
     turned, renamed = (
         sibling(tiny_classifier, tmp_path / f"labels-{i}", id2label=names) for i, names in enumerate(labels)
     )
-    assert "same labels in a different order" in refusal(tmp_path, tiny_classifier, turned)
+    assert "the same in another order" in refusal(tmp_path, tiny_classifier, turned)
     assert any("['bad', 'good']" in text for text in check(tmp_path, tiny_classifier, renamed).warnings)
 
 
@@ -255,7 +255,7 @@ def test_types_that_differ_are_said_and_the_result_has_the_bases(tiny_llama, oth
 def test_a_missing_base_is_the_first_model_and_that_is_said(tiny_llama, other, tmp_path):
     plan = check(tmp_path, tiny_llama, other, method="ties", ratios=[0.5, 0.5])
     assert plan.base.folder == tiny_llama
-    assert any("no base specified, using the first model" in note for note in plan.notes)
+    assert any("no base is given, so the first model is it" in note for note in plan.notes)
     assert any("the ratio of parent_0" in note and "is not used" in note for note in plan.notes)
 
 

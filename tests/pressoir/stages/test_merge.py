@@ -372,7 +372,7 @@ def test_mismatched_shapes_are_refused_before_any_work(method, fine_tunes, tmp_p
 
     monkeypatch.setattr(stage, "run_mergekit", never)
     wide = sibling(fine_tunes[0], tmp_path / "wide", widen)
-    with pytest.raises(MergeError, match=r"3 tensors with a different shape: model\.layers\.1\.mlp"):
+    with pytest.raises(MergeError, match=r"3 tensors of another shape: model\.layers\.1\.mlp"):
         merge(context, fine_tunes[1], wide, method=method)
     assert not list(context.out_dir.iterdir())
     assert not list(context.work_dir.iterdir())
@@ -418,7 +418,7 @@ def test_labels_are_compared_by_name_not_by_position(tiny_classifier, tiny_data,
 def test_what_cannot_be_measured_says_why(tiny_classifier, tiny_bert, tmp_path, context, here):
     figures, _ = merge(context, tiny_bert, sibling(tiny_bert, tmp_path / "other"))
     assert "worse_than_both_parents" not in figures
-    assert "no head to evaluate" in (context.out_dir / "merge_report.md").read_text()
+    assert "no head to measure" in (context.out_dir / "merge_report.md").read_text()
     plan_free = evaluation.MergeReport(method="slerp", reason="x")
     assert plan_free.metrics() == {}
 
@@ -446,7 +446,7 @@ def test_a_merge_worse_than_both_parents_says_so(fine_tunes, context, here, monk
     monkeypatch.setattr(evaluation, "_perplexities", invented)
     figures, _ = merge(context, *fine_tunes[1:])
     assert figures["worse_than_both_parents"] == 1
-    said = "WORSE than all parents on a. Not better than the best parent on b."
+    said = "WORSE than all its parents on a. Not better than the best parent on b."
     assert said in (context.out_dir / "merge_report.md").read_text()
     assert said in (context.out_dir / "README.md").read_text()
     assert f"WARNING: merge: {said}" in context.reporter.messages
