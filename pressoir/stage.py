@@ -61,6 +61,39 @@ class LoggedDataset(NamedTuple):
     """MLflow types by name."""
 
 
+class ModelSize(NamedTuple):
+    """What estimates know of the base model and of the text it is given."""
+
+    parameters: int
+    hidden: int
+    """Width of a token's vector."""
+    heads: int
+    layers: int
+    tokens: int
+    """Of a sentence, at most."""
+    language_model: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in float32."""
+        return 4 * self.parameters
+
+    def activation_bytes(self, batch_size: int, layers: int | None = None) -> int:
+        """Bytes that training one batch of full sentences keeps for the backward pass, float32.
+
+        With `layers: 1` it is what one layer computes, which is all that inference holds at a time. Source:
+        V. Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"
+        (arXiv:2205.05198), equation 2, for two-byte numbers; doubled for float32.
+        """
+        per_layer = 34 + 5 * self.heads * self.tokens / max(self.hidden, 1)
+        return int(2 * (layers or self.layers) * self.tokens * batch_size * self.hidden * per_layer)
+
+
+def two_models(config: Any, size: ModelSize) -> int:
+    """Bytes of two copies of the weights."""
+    return 2 * size.weight_bytes
+
+
 def whole_config(config: Config) -> StageKeyParts:
     """All fields of `config`."""
     return StageKeyParts(config.model_dump(mode="json"))
@@ -93,6 +126,9 @@ class Stage:
     is given the result as `context.prepared`."""
     dataset: Callable[[Path, Any], LoggedDataset] | None = None
     """What of its folder, made by this configuration, is logged as a data set of the run."""
+    memory: Callable[[Any, ModelSize], int] = two_models
+    """Upper estimate of what it holds at a time, bytes, besides the interpreter and the libraries: from its
+    section of the recipe (None if it has none) and the base model."""
     searchable: bool = False
     """Whether trials of a search may differ in its section, or leave it out."""
     after: Place | None = None

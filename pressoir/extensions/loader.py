@@ -59,10 +59,10 @@ def load(group: Group, name: str) -> Any:
     entry = _entries(group)[name]
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever another package raises when it is imported
         raise ExtensionError(
             f"{entry.dist and entry.dist.name} declares {name!r} in {group} as {entry.value}, which cannot "
-            f"be imported: {error}"
+            f"be imported ({type(error).__name__}: {error}); update or uninstall that package"
         ) from error
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from pressoir.errors import SourceError
-from pressoir.extensions.task import task_of_architecture
+from pressoir.errors import ExtensionError, SourceError
+from pressoir.extensions import architecture, loader, task
 from pressoir.system.files import MANIFEST
 
 if TYPE_CHECKING:
+    from pressoir.extensions.loader import Origin
     from pressoir.extensions.task_name import TaskName
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
@@ -45,7 +47,23 @@ def task_of(folder: Path) -> TaskName:
             f'{folder / "config.json"} specifies no architecture; add "architectures", such as '
             '["LlamaForCausalLM"]'
         )
-    return task_of_architecture(str(names[0])).name
+    return task.task_of_architecture(str(names[0])).name
+
+
+def declared_by(folder: Path) -> set[Origin]:
+    """The packages other than Pressoir that declare a model's architecture or task.
+
+    Raises:
+        SourceError: `config.json` is broken.
+    """
+    if not (folder / "config.json").exists():
+        return set()
+    kind, found = read_json(folder / "config.json").get("model_type"), set()
+    if kind in loader.names(architecture.GROUP):
+        found.add(loader.origin(architecture.GROUP, str(kind)))
+    with suppress(SourceError, ExtensionError):  # a base model may have no task, or one that nobody declares
+        found.add(loader.origin(task.GROUP, task_of(folder)))
+    return {origin for origin in found if origin is not None}
 
 
 def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -17,12 +17,14 @@ def stage_key(
     inputs: Mapping[str, str],
     seed: int,
     parts: StageKeyParts | None = None,
+    origins: Sequence[str] = (),
 ) -> StageKey:
     """The store's key of a stage, from its configuration and the digests of its inputs.
 
     Paths and model references are left out of the configuration, since the digest of what they name is among
     the inputs. Threads are left out too: they change how fast, not what. The key of another package's stage
-    has its distribution and version. `parts` are those of `config`, where they are known: they may have taken
+    has its distribution and version, and so have those of a run whose model is of another package's
+    architecture or task (`origins`). `parts` are those of `config`, where they are known: they may have taken
     hashing files.
 
     Raises:
@@ -33,6 +35,8 @@ def stage_key(
     values, origin = parts.config, loader.origin(GROUP, stage)
     if origin is not None:  # "from" is the name of no field
         values = {**values, "from": str(origin)}
+    if origins:
+        values = {**values, "model from": list(origins)}
     return StageKey(
         stage=declared.name,
         version=declared.version,

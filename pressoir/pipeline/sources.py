@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pressoir.formats.folder import declared_by
 from pressoir.pipeline.keys import stage_key
 from pressoir.sources import resolve
 from pressoir.sources.resolve import Source
@@ -29,6 +30,7 @@ class Sources:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._models: dict[str, Source] = {}
+        self._origins: set[str] = set()
         self._parts: dict[tuple[str, str], StageKeyParts] = {}
         self._prepared: dict[tuple[str, str, int], Any] = {}
 
@@ -39,15 +41,20 @@ class Sources:
             SourceError, UnreachableError: see `resolve.resolve`.
         """
         if reference not in self._models:
-            self._models[reference] = resolve.resolve(reference, self.store)
+            found = self._models[reference] = resolve.resolve(reference, self.store)
+            self._origins |= set(map(str, declared_by(found.folder)))
         return self._models[reference]
 
     def key(self, stage: str, config: BaseModel, inputs: Mapping[str, str], seed: int) -> StageKey:
-        """See `stage_key`; what the configuration names is hashed once."""
+        """See `stage_key`; what the configuration names is hashed once.
+
+        Where a model is of another package's architecture or task, so are the keys of what is made of it.
+        """
         place = (stage, config.model_dump_json())
         if place not in self._parts:
             self._parts[place] = load_stage(stage).key(config)
-        return stage_key(stage, config, inputs, seed, self._parts[place])
+        origins = sorted(self._origins) if inputs else []
+        return stage_key(stage, config, inputs, seed, self._parts[place], origins)
 
     def prepare(self, stage: str, config: BaseModel, seed: int) -> Any:
         """What `Stage.prepare` returns, kept until the stage runs; None where it has none."""

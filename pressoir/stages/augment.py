@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pressoir.recipe.sections import AugmentConfig
 from pressoir.stage import Stage, StageContext
+from pressoir.training.memory import classification_bytes
 
 
 def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext) -> dict[str, float]:
@@ -29,4 +30,12 @@ def run(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext
     return augmented_data.extend(inputs, config, context)
 
 
-STAGE = Stage(name="augment", version=2, kind="dataset", config=AugmentConfig, run=run, searchable=True)
+STAGE = Stage(
+    name="augment",
+    version=2,
+    kind="dataset",
+    config=AugmentConfig,
+    run=run,
+    searchable=True,
+    memory=classification_bytes,
+)

@@ -47,4 +47,11 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
     return figures
 
 
-STAGE = Stage(name="benchmark", version=3, kind="report", config=BenchmarkConfig, run=run)
+STAGE = Stage(
+    name="benchmark",
+    version=3,
+    kind="report",
+    config=BenchmarkConfig,
+    run=run,
+    memory=lambda _, size: 6 * size.weight_bytes,
+)

@@ -56,4 +56,5 @@ STAGE = Stage(
     key=key,
     prepare=sentences.load,
     dataset=dataset,
+    memory=lambda _, size: 0,
 )

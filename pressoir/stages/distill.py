@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pressoir.recipe.sections import DistillConfig
 from pressoir.stage import Stage, StageContext, StageKeyParts
+from pressoir.training.memory import training_bytes
 
 
 def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -36,5 +37,12 @@ def key(config: DistillConfig) -> StageKeyParts:
 
 
 STAGE = Stage(
-    name="distill", version=1, kind="model", config=DistillConfig, run=run, key=key, searchable=True
+    name="distill",
+    version=1,
+    kind="model",
+    config=DistillConfig,
+    run=run,
+    key=key,
+    searchable=True,
+    memory=training_bytes,
 )

@@ -49,4 +49,5 @@ STAGE = Stage(
     run=run,
     label="export {model.stage}",
     searchable=True,
+    memory=lambda _, size: 5 * size.weight_bytes,
 )

@@ -43,6 +43,7 @@ from pressoir.data import sentences
 from pressoir.recipe.sections import ExportConfig, PruneConfig, QuantizeConfig
 from pressoir.reporting import Silent
 from pressoir.stage import Stage, StageContext
+from pressoir.training.memory import training_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,4 +101,6 @@ def int8_cost(
         return cost(graph, folder, conditions).model_dump()
 
 
-STAGE = Stage(name="prune", version=1, kind="model", config=PruneConfig, run=run, searchable=True)
+STAGE = Stage(
+    name="prune", version=1, kind="model", config=PruneConfig, run=run, searchable=True, memory=training_bytes
+)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pressoir.quantization.provenance import key_extras
 from pressoir.recipe.sections import QuantizeConfig
-from pressoir.stage import Stage, StageContext, StageKeyParts, whole_config
+from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, whole_config
 
 
 def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContext) -> dict[str, float]:
@@ -51,6 +51,11 @@ def key(config: QuantizeConfig) -> StageKeyParts:
     return StageKeyParts(whole_config(config).config | key_extras(config))
 
 
+def memory(config: QuantizeConfig, size: ModelSize) -> int:
+    """Three models; of weights alone one, since they are read, packed and moved layer by layer."""
+    return (3 if config.scheme == "int8" else 1) * size.weight_bytes
+
+
 STAGE = Stage(
     name="quantize",
     version=1,
@@ -59,4 +64,5 @@ STAGE = Stage(
     run=run,
     key=key,
     searchable=True,
+    memory=memory,
 )

@@ -313,4 +313,12 @@ def _fill(costs: Sequence[int], limit: int) -> list[int]:
     return cuts
 
 
-STAGE = Stage(name="shard", version=2, kind="onnx", config=ShardConfig, run=run, searchable=True)
+STAGE = Stage(
+    name="shard",
+    version=2,
+    kind="onnx",
+    config=ShardConfig,
+    run=run,
+    searchable=True,
+    memory=lambda _, size: 0 if size.language_model else 3 * size.weight_bytes,
+)

@@ -14,7 +14,8 @@ from pathlib import Path
 from pressoir.data import sentences
 from pressoir.errors import SourceError
 from pressoir.recipe.sections import TeacherConfig
-from pressoir.stage import Stage, StageContext, StageKeyParts
+from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
+from pressoir.training.memory import training_bytes
 
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
@@ -62,4 +63,9 @@ def key(config: TeacherConfig) -> StageKeyParts:
     return StageKeyParts(values)
 
 
-STAGE = Stage(name="teacher", version=1, kind="model", config=TeacherConfig, run=run, key=key)
+def memory(config: TeacherConfig, size: ModelSize) -> int:
+    """That of training, but for a finished checkpoint."""
+    return training_bytes(config, size) if config.checkpoint is None else two_models(config, size)
+
+
+STAGE = Stage(name="teacher", version=1, kind="model", config=TeacherConfig, run=run, key=key, memory=memory)

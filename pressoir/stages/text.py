@@ -44,4 +44,13 @@ def dataset(folder: Path, config: TextConfig) -> LoggedDataset:
     return LoggedDataset("text", files, {"text": "string"})
 
 
-STAGE = Stage(name="text", version=1, kind="text", config=TextConfig, run=run, key=key, dataset=dataset)
+STAGE = Stage(
+    name="text",
+    version=1,
+    kind="text",
+    config=TextConfig,
+    run=run,
+    key=key,
+    dataset=dataset,
+    memory=lambda _, size: 0,
+)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from pressoir.recipe.sections import VocabularyConfig
 from pressoir.stage import Stage, StageContext
+from pressoir.training.memory import classification_bytes
 
 
 def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageContext) -> dict[str, float]:
@@ -36,4 +37,12 @@ def run(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCont
     return embeddings.trim(inputs, config, context)
 
 
-STAGE = Stage(name="vocabulary", version=1, kind="model", config=VocabularyConfig, run=run, searchable=True)
+STAGE = Stage(
+    name="vocabulary",
+    version=1,
+    kind="model",
+    config=VocabularyConfig,
+    run=run,
+    searchable=True,
+    memory=classification_bytes,
+)

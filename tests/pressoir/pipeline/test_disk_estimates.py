@@ -1,11 +1,10 @@
 """What a run is expected to take of memory and disk."""
 
-import json
-
 import pytest
 
 from pressoir.pipeline import estimates
 from pressoir.recipe.recipe import Recipe
+from pressoir.stage import stage_names
 
 
 def recipe(**sections):
@@ -15,11 +14,22 @@ def recipe(**sections):
 @pytest.mark.parametrize("stage", ["augment", "vocabulary"])
 def test_stages_that_classify_hold_two_models_and_one_layer_of_a_batch(stage, tiny_classifier):
     parameters = estimates.parameter_count(tiny_classifier)
-    config = json.loads((tiny_classifier / "config.json").read_text())
-    layer = estimates.activation_bytes(config, 64, 32, layers=1)
+    size = estimates.model_size(recipe(), tiny_classifier)
+    layer = size.activation_bytes(64, layers=1)
     found = estimates.estimate_peak_bytes(stage, recipe(), tiny_classifier)
     assert found == estimates.PROCESS_BYTES + 2 * 4 * parameters + layer
-    assert 4 * layer == estimates.activation_bytes(config, 64, 32)  # of its four layers
+    assert 4 * layer == size.activation_bytes(64)  # of its four layers
+
+
+def test_each_stage_of_a_recipe_has_an_estimate_and_training_the_largest(tiny_classifier):
+    found = {
+        stage: estimates.estimate_peak_bytes(stage, recipe(augment={}, vocabulary={}), tiny_classifier)
+        for stage in stage_names()
+    }
+    assert found["data"] == estimates.PROCESS_BYTES < found["teacher"]
+    assert max(found.values()) == found["distill"] == found["prune"]
+    finished = recipe(teacher={"checkpoint": str(tiny_classifier)})
+    assert estimates.estimate_peak_bytes("teacher", finished, tiny_classifier) < found["teacher"]
 
 
 def test_a_cut_vocabulary_is_one_more_artifact_on_disk(tiny_classifier):
