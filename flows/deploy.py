@@ -23,7 +23,7 @@ from pressoir.store.store import Store
 from pressoir.tasks import deploy as steps
 from pressoir.tasks.serving_version import ALIAS, model_name
 
-SERVE = (sys.executable, "-m", "pressoir.flows.cli", "serve")
+SERVE = (sys.executable, "-m", "pressoir.flows", "serve")
 """How the server is started that tries a configuration out."""
 
 

@@ -147,7 +147,7 @@ def command_line(*words, home, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "pressoir.flows.cli", *map(str, words)],
+        [sys.executable, "-m", "pressoir.flows", *map(str, words)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -68,7 +68,7 @@ class Run(Watch):
 
         words = [sys.executable, real_evaluation.__file__]
         if command:
-            words = [sys.executable, "-m", "pressoir.flows.cli", "evaluate"]
+            words = [sys.executable, "-m", "pressoir.flows", "evaluate"]
         words.append(str(self.config))
         if self.folder is not None:
             words += ["--resume", str(self.folder)]

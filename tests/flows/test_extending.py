@@ -50,7 +50,7 @@ def press(site, tmp_path):
             "PREFECT_HOME": str(tmp_path / "prefect"),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "pressoir.flows.cli", "compress", str(path), *words],
+            [sys.executable, "-m", "pressoir.flows", "compress", str(path), *words],
             env=environment,
             capture_output=True,
             text=True,
@@ -149,3 +149,21 @@ def test_a_recipe_uses_the_outside_algorithm_and_the_outside_task(press, tiny_ll
 
     code, text = press(recipe, "--set", "quantize.algorithm=power_of_too")
     assert (code, "did you mean 'power_of_two'" in text) == (2, True)
+
+
+def test_a_package_that_cannot_be_imported_is_one_line(tmp_path):
+    metadata = tmp_path / "broken-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[pressoir.stages]\nclip = broken:STAGE\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('half installed')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pressoir.flows", "compress", "demo"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    for words in ("broken declares 'clip' in pressoir.stages", "half installed", "uninstall that package"):
+        assert words in done.stderr

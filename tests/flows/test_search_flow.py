@@ -225,7 +225,7 @@ def test_killed_half_way_and_resumed_it_ends_as_an_uninterrupted_search(values, 
         }
         with (tmp_path / f"{place}.log").open("ab") as log:
             process = psutil.Popen(
-                [sys.executable, "-m", "pressoir.flows.cli", "search", str(config)],
+                [sys.executable, "-m", "pressoir.flows", "search", str(config)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
