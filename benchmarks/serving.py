@@ -278,7 +278,7 @@ def save_pyfunc(source: resolve.Source, work: Path) -> Path:
 
     from pressoir.inference.predictor import open_predictor
     from pressoir.system.files import folder_digest
-    from pressoir.tasks.model_version import CODE
+    from pressoir.tasks.tracking.model_version import CODE
 
     folder, stage, key = source.folder.resolve(), "model", "served"
     place = Store(work / "home").root / stage / key

@@ -46,7 +46,7 @@ def batch_evaluation(
         with _cluster(config) as cluster:
             seen = cluster.survey if cluster is not None else None
             folder, prepared = steps.prepare(config, store.home, batches, earlier, seen)
-            parent.log(params={**steps.context(prepared), "folder": folder}, tags={"results": folder})
+            parent.log(params={**run.conditions(prepared), "folder": folder}, tags={"results": folder})
             for name in (run.CONFIG, run.PLAN):
                 parent.client.log_artifact(parent.run_id, str(folder / name))
             outcomes = dict(prepared.refused)

@@ -23,10 +23,10 @@ from pressoir.pipeline.runner import CompressResult, Output, PipelineOutput, Run
 from pressoir.pipeline.sources import Sources, current_sources
 from pressoir.recipe.recipe import Recipe, load
 from pressoir.system.runtime import available_cpus
-from pressoir.tasks import tracking
 from pressoir.tasks.register import register
 from pressoir.tasks.stage import RunContext
 from pressoir.tasks.stages import TaskRunner
+from pressoir.tasks.tracking.run import log_recipe
 
 if TYPE_CHECKING:
     from pressoir.sources.resolve import Source
@@ -90,7 +90,7 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
     store = sources.store
     check_inputs(recipe, sources)
     with linked_run(recipe.name, "flows.compress.compress", store) as parent:
-        tracking.log_recipe(parent, recipe)
+        log_recipe(parent, recipe)
         threads = recipe.threads or available_cpus()
         context = RunContext(sources, parent, recipe.seed, threads, recipe.refresh)
         made = pipeline(recipe, TaskRunner(context))

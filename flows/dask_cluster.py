@@ -39,7 +39,7 @@ from pressoir.evaluation.run import Prepared, Survey
 from pressoir.evaluation.supervisor import Event
 from pressoir.system.files import disk_errors
 from pressoir.tasks.cluster_evaluation import evaluate_on_worker
-from pressoir.tasks.evaluation import shown
+from pressoir.tasks.evaluation_progress import shown
 
 MEMORY = "MEMORY"
 """The resource, in bytes."""

@@ -17,11 +17,14 @@ from pydantic import BeforeValidator
 
 from pressoir.errors import PressoirError
 from pressoir.flows.linked import linked_run
+from pressoir.serving import switch
 from pressoir.serving.config import ServingConfig, load
-from pressoir.serving.deployment import DeploymentError, DeployResult, entry
+from pressoir.serving.deployment import DeploymentError, DeployResult, entry, one_at_a_time
 from pressoir.store.store import Store
 from pressoir.tasks import deploy as steps
-from pressoir.tasks.serving_version import ALIAS, model_name
+from pressoir.tasks.deploy_rollback import NOT_UNDONE, remember
+from pressoir.tasks.progress import say
+from pressoir.tasks.tracking.serving_version import ALIAS, model_name
 
 SERVE = (sys.executable, "-m", "pressoir.flows", "serve")
 """How the server is started that tries a configuration out."""
@@ -36,14 +39,17 @@ def deploy(
 
     store = Store()
     if server is not None:
-        steps.check_server(server)
-    with steps.one_at_a_time(store), linked_run(model_name(config), "flows.deploy.deploy", store) as run:
+        switch.check(server)
+    with (
+        one_at_a_time(store, say),
+        linked_run(model_name(config), "flows.deploy.deploy", store) as run,
+    ):
         resolved, artifacts = steps.resolve_models(config, store, run)
         latencies = steps.try_out(resolved, SERVE, store, run)
         create_table_artifact(_table(resolved, latencies), key="deploy")
         try:
             with transaction() as attempt:
-                before = steps.remember(resolved, server, store, run)
+                before = remember(resolved, server, store, run)
                 steps.register(entry(resolved, artifacts), store)
                 version = steps.promote(resolved, latencies, before, store, run)
                 if server is not None:
@@ -74,6 +80,6 @@ def _table(config: ServingConfig, latencies: dict[str, float]) -> list[dict[str,
 
 def _failed(error: PressoirError, attempt: Transaction) -> DeploymentError:
     """What went wrong, and what became of the changes before it."""
-    left: list[str] = attempt.get(steps.NOT_UNDONE, [])
+    left: list[str] = attempt.get(NOT_UNDONE, [])
     after = "; ".join(left) if left else "all changes were rolled back"
     return DeploymentError(f"{error}\n{after}")

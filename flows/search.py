@@ -36,9 +36,10 @@ from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
 from pressoir.tasks import search as steps
-from pressoir.tasks.stage import ProgressArtifact, RunContext
+from pressoir.tasks.progress import ProgressArtifact
+from pressoir.tasks.stage import RunContext
 from pressoir.tasks.stages import TaskRunner
-from pressoir.tasks.tracking import Run
+from pressoir.tasks.tracking.run import Run
 
 
 class Workers(Protocol):

@@ -14,8 +14,8 @@ from pressoir.registry.catalogue import Entry, Urls
 from pressoir.registry.registry import Registry
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
-from pressoir.tasks.model_version import log_version
 from pressoir.tasks.stage import RunContext, stage_task
+from pressoir.tasks.tracking.model_version import log_version
 
 
 @stage_task(name="register", task_run_name="register")

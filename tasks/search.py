@@ -18,8 +18,9 @@ from pressoir.recipe_search.outcome import SearchOutcome
 from pressoir.recipe_search.records import Figures, Trial, TrialOutcome
 from pressoir.recipe_search.trial import Assignment, Pipeline
 from pressoir.store.store import Store
-from pressoir.tasks.stage import ProgressArtifact, stage_task
-from pressoir.tasks.tracking import Run
+from pressoir.tasks.progress import ProgressArtifact
+from pressoir.tasks.stage import stage_task
+from pressoir.tasks.tracking.run import Run
 
 
 class TrialReporter:
@@ -67,7 +68,7 @@ def write_report(
     for path in paths:
         parent.client.log_artifact(parent.run_id, str(path))
     chosen = found.winner or found.nearest
-    metrics = _metrics(chosen) if chosen is not None else {}
+    metrics = chosen.metrics() if chosen is not None else {}
     states = [one.outcome.state for one in found.trials]
     parent.log(
         metrics={**metrics, "trials": len(states), "trials_cut": states.count("cut")},
@@ -85,22 +86,10 @@ def track(parent: Run, one: Trial) -> None:
     outcome = one.outcome
     tags = {"state": outcome.state, "trial": str(one.number)}
     with suppress(_FailedTrialError), parent.nested(f"trial-{one.number}", tags) as nested:
-        nested.log(params=one.values, metrics=_metrics(one))
+        nested.log(params=one.values, metrics=one.metrics())
         if outcome.reason:
             nested.log(tags={"mlflow.note.content": outcome.reason})
         if outcome.digest is not None:
             nested.log(tags={"digest": outcome.digest})
         if outcome.state == "failed":
             raise _FailedTrialError(outcome.reason)
-
-
-def _metrics(one: Trial) -> dict[str, float]:
-    outcome = one.outcome
-    found = {"seconds": outcome.seconds}
-    if outcome.figures is not None:
-        found |= outcome.figures.model_dump()
-    if outcome.predicted is not None:
-        found |= {f"predicted_{name}": value for name, value in outcome.predicted.model_dump().items()}
-    if outcome.short_accuracy is not None:
-        found["short_accuracy"] = outcome.short_accuracy
-    return found

@@ -20,7 +20,8 @@ from types import FrameType
 
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.store.store import Store
-from pressoir.tasks.tracking import MLFLOW_PORT, database_lock, prepare_database, tracking_uri
+from pressoir.tasks.tracking.experiment import database_lock, prepare_database, tracking_uri
+from pressoir.tasks.tracking.run import MLFLOW_PORT
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200

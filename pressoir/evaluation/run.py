@@ -36,7 +36,8 @@ from pressoir.evaluation.jobs import Job, Remote, prediction_settings, wanted_ba
 from pressoir.evaluation.journal import Journal, Prediction, prediction_key
 from pressoir.evaluation.planner import GB, PRESETS, EvaluationPlan
 from pressoir.evaluation.records import Estimate, RunOutcome
-from pressoir.evaluation.report.results import EvaluationRow
+from pressoir.evaluation.report import scoring
+from pressoir.evaluation.report.results import EvaluationOutcome, EvaluationRow
 from pressoir.extensions.task import task
 from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
@@ -480,3 +481,36 @@ def _stored_config(folder: Path) -> EvaluationConfig | None:
         return read_config(folder)
     except (RecipeError, StoreError):
         return None
+
+
+def scored(prepared: Prepared, name: str, outcome: RunOutcome) -> EvaluationOutcome:
+    """What a run predicted, and how good that is; `name` is its id."""
+    model, data = prepared.names[name]
+    job, asked = prepared.jobs.get(name), prepared.dataset(name)
+    found = predictions(job, asked) if job is not None else []
+    score = scoring.score(asked, {one.sample: one.value for one in found})
+    scored = outcome.model_copy(
+        update={"metrics": score.metrics, "notes": (*outcome.notes, *score.notes), "samples": len(found)}
+    )
+    return EvaluationOutcome(name, model, data, asked, scored, found)
+
+
+def conditions(prepared: Prepared) -> dict[str, Any]:
+    """The conditions under which the results were produced."""
+    seen, dask = prepared.survey, prepared.config.dask
+    return {
+        "name": prepared.config.name,
+        "strategy": seen.strategy,
+        "reserve_bytes": seen.reserve_bytes,
+        "budget_bytes": prepared.plan.budget_bytes,
+        "total_bytes": seen.memory.total_bytes,
+        "available_bytes": seen.memory.available_bytes,
+        "limit_bytes": seen.memory.limit_bytes,
+        "limit_source": seen.memory.limit_source,
+        "max_parallel": seen.max_parallel,
+        "cpus": seen.cpus,
+        "threads": seen.threads,
+        "samples": prepared.config.samples,
+        "device": prepared.config.device,
+        **({"dask": dask.model_dump(mode="json")} if dask is not None else {}),
+    }

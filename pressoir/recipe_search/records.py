@@ -56,6 +56,18 @@ class Trial(Config):
         """Its choices in one line: `distill.student.layers=3, prune.ffn_sparsity=0.5`."""
         return describe(self.values)
 
+    def metrics(self) -> dict[str, float]:
+        """What it cost and measured, by the names that are logged; predictions are `predicted_<figure>`."""
+        outcome = self.outcome
+        found = {"seconds": outcome.seconds}
+        if outcome.figures is not None:
+            found |= outcome.figures.model_dump()
+        if outcome.predicted is not None:
+            found |= {f"predicted_{name}": value for name, value in outcome.predicted.model_dump().items()}
+        if outcome.short_accuracy is not None:
+            found["short_accuracy"] = outcome.short_accuracy
+        return found
+
 
 def describe(values: dict[str, Any]) -> str:
     """Choices in one line."""

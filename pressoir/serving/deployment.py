@@ -8,9 +8,12 @@ from which a server takes it by name: it then looks nothing up, and refuses othe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from pressoir.config import Config
@@ -21,7 +24,7 @@ from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.sources import resolve, verify
 from pressoir.store.artifact import Artifact, digest_of
 from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST
+from pressoir.system.files import MANIFEST, disk_errors
 
 
 class DeploymentError(PressoirError):
@@ -133,3 +136,35 @@ def _artifact(folder: Path) -> Artifact:
         return Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DeploymentError(f"{folder} has no readable {MANIFEST}; run its recipe again") from error
+
+
+def register(entry: ServingEntry, registry: Registry) -> None:
+    """Add a configuration to the registry, unless it is there and differs only in its time."""
+    try:
+        old = registry.serving(entry.id)
+    except RegistryError:
+        old = None
+    if old is None or old.model_copy(update={"created_at": entry.created_at}) != entry:
+        registry.deploy(entry)
+
+
+@contextmanager
+def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+    """One deployment in a home at a time: a second waits for the first, and says so.
+
+    Raises:
+        StoreError: the home cannot be written.
+    """
+    store.check_writable()
+    with disk_errors(store.home):
+        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(store.home / "locks" / "deploy.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("another deployment is in progress; waiting until it ends")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -233,10 +233,10 @@ def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeyp
     from prefect.client.orchestration import get_client
 
     from pressoir.flows.compress import compress
-    from pressoir.tasks import stage
+    from pressoir.tasks import progress
 
-    monkeypatch.setattr(stage, "_LONG_S", -1.0)
-    monkeypatch.setattr(stage, "_EVERY_S", -1.0)
+    monkeypatch.setattr(progress, "_LONG_S", -1.0)
+    monkeypatch.setattr(progress, "_EVERY_S", -1.0)
     result = compress(set_(recipe, registry=None))
     with get_client(sync_client=True) as client:
         bars = {
@@ -309,7 +309,7 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
     from pressoir.errors import ParityError
     from pressoir.flows.compress import compress
     from pressoir.store.store import Store
-    from pressoir.tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking.experiment import tracking_uri
 
     def fail(inputs, config, context):
         fake_stages.append("quantize")

@@ -52,7 +52,7 @@ def test_a_language_model_is_packed_sharded_measured_and_registered(recipe, home
     from pressoir.flows.compress import compress, plan
     from pressoir.inference.text_generation import TextGenerator
     from pressoir.registry.registry import Registry
-    from pressoir.tasks.model_version import _global_tracking_uri
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     result = compress(recipe)
     rows = [(row.stage, row.runtime) for row in result.rows]

@@ -33,7 +33,7 @@ def test_pressed_registered_served_and_found_again(real_recipe, home, tmp_path):
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.registry.registry import Registry
     from pressoir.store.store import Store
-    from pressoir.tasks.model_version import _global_tracking_uri
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     path = tmp_path / "tiny.yaml"
     path.write_text(real_recipe.to_yaml(), encoding="utf-8")

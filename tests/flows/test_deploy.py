@@ -234,12 +234,12 @@ def fail_alias(monkeypatch):
 
 
 def interrupt(monkeypatch):
-    import pressoir.tasks.serving_version
+    import pressoir.tasks.tracking.serving_version
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pressoir.tasks.serving_version, "register", stop)
+    monkeypatch.setattr(pressoir.tasks.tracking.serving_version, "register", stop)
 
 
 FAULTS = {
@@ -390,7 +390,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     values, home, tmp_path, monkeypatch, tiny_classifier
 ):
     import pressoir.flows.deploy
-    import pressoir.tasks.serving_version
+    import pressoir.tasks.tracking.serving_version
     from pressoir.errors import PressoirError
     from pressoir.registry.registry import Registry
     from pressoir.serving.client import Server
@@ -417,7 +417,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
 
             monkeypatch.setattr(pressoir.flows.deploy, "SERVE", FAKE)  # the real one has been tried
             more = {**tiers, "own": {"model": str(own)}, "story": values["tiers"]["story"]}
-            register = pressoir.tasks.serving_version.register
+            register = pressoir.tasks.tracking.serving_version.register
 
             def spoil(*words):
                 weights = own / "model.safetensors"
@@ -426,7 +426,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
                 return register(*words)
 
             with monkeypatch.context() as patch:
-                patch.setattr(pressoir.tasks.serving_version, "register", spoil)
+                patch.setattr(pressoir.tasks.tracking.serving_version, "register", spoil)
                 with pytest.raises(PressoirError, match="all changes were rolled back"):
                     deploy({**values, "isolation": "thread", "tiers": more}, address)
             assert (state(home), server.digests()) == before

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
+from typing import Any
 
 from pressoir.errors import RecipeError
 from pressoir.extensions.task_name import TaskName
@@ -85,6 +86,17 @@ class Sharing:
     def shared(self) -> tuple[ModelSpec, ...]:
         """Models that more than one tier uses."""
         return tuple(model for model in self.models if len(model.tiers) > 1)
+
+    def summary(self) -> dict[str, Any]:
+        """The analysis as JSON has it."""
+        return {
+            "models": [
+                {"digest": model.digest, "task": model.task, "runtime": model.runtime, "tiers": model.tiers}
+                for model in self.models
+            ],
+            "loads_saved": self.loads_saved,
+            "near_misses": self.near_misses,
+        }
 
     def lines(self) -> list[str]:
         """The analysis for a person, a line each."""

@@ -24,7 +24,8 @@ from pressoir.serving.deployment import fingerprint
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
-from pressoir.tasks import tracking
+from pressoir.tasks.tracking.experiment import database_lock, prepare_database, tracking_uri
+from pressoir.tasks.tracking.run import Run
 
 ALIAS = "champion"
 FOLDER = "serving"
@@ -58,10 +59,10 @@ def reference_of(uri: str, store: Store) -> str:
         raise RegistryError(
             f"{uri!r} specifies no version; expected models:/NAME@ALIAS or models:/NAME/VERSION"
         )
-    where, default = tracking.tracking_uri(store.home)
+    where, default = tracking_uri(store.home)
     if default:
-        with tracking.database_lock(store.home):
-            tracking.prepare_database(where)
+        with database_lock(store.home):
+            prepare_database(where)
     with _told(where):
         version = _version(mlflow.MlflowClient(where, where), asked)
     place, digest = version.tags.get("store"), version.tags.get("digest")
@@ -83,7 +84,7 @@ def reference_of(uri: str, store: Store) -> str:
     return place
 
 
-def look(name: str, run: tracking.Run) -> Before:
+def look(name: str, run: Run) -> Before:
     """What MLflow has of the registered model `name`.
 
     Raises:
@@ -100,10 +101,10 @@ def look(name: str, run: tracking.Run) -> Before:
     return Before(True, _holder(model))
 
 
-def register(config: ServingConfig, latencies_ms: dict[str, float], run: tracking.Run, store: Store) -> str:
+def register(config: ServingConfig, latencies_ms: dict[str, float], run: Run, store: Store) -> str:
     """Give the alias to the version of `config`, made where there is none; return the version."""
     name, client, known = model_name(config), run.client, fingerprint(config)
-    with _told(run.uri), tracking.database_lock(store.home):
+    with _told(run.uri), database_lock(store.home):
         if _model(client, name) is None:
             client.create_registered_model(name, tags={_KIND: FOLDER})
         found = [
@@ -127,10 +128,10 @@ def register(config: ServingConfig, latencies_ms: dict[str, float], run: trackin
     return version
 
 
-def undo(name: str, before: Before, run: tracking.Run, store: Store) -> None:
+def undo(name: str, before: Before, run: Run, store: Store) -> None:
     """Give the alias back to who had it, and remove what `run` made."""
     client = run.client
-    with _told(run.uri), tracking.database_lock(store.home):
+    with _told(run.uri), database_lock(store.home):
         model = _model(client, name)
         if model is None:
             return

@@ -36,7 +36,7 @@ def publish(store, tiny_classifier):
 
 @pytest.fixture
 def run(store):
-    from pressoir.tasks.tracking import parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         yield run
@@ -59,7 +59,7 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     version, promoted, _ = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -86,7 +86,7 @@ def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks import model_version
+    from pressoir.tasks.tracking import model_version
 
     assert "from pressoir.artifact import" in RECORDED.read_text(encoding="utf-8")
     monkeypatch.setattr(model_version, "CODE", RECORDED)
@@ -104,7 +104,7 @@ def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
     store, publish, run, tmp_path, monkeypatch
 ):
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import log_version
+    from pressoir.tasks.tracking.model_version import log_version
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -123,7 +123,7 @@ def test_a_changed_artifact_is_not_served(store, publish, run):
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -137,7 +137,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
     from pressoir.errors import StoreError
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -151,7 +151,7 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
 def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import log_version
+    from pressoir.tasks.tracking.model_version import log_version
 
     def register(seed, **figures):
         artifact = publish(seed)
@@ -177,7 +177,7 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
 
 def test_the_same_result_is_one_version(store, publish, run):
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import log_version
+    from pressoir.tasks.tracking.model_version import log_version
 
     artifact = publish()
     first = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
@@ -196,7 +196,7 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
 
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.model_version import log_version
+    from pressoir.tasks.tracking.model_version import log_version
 
     artifact = publish()
     log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)

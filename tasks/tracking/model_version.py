@@ -25,7 +25,8 @@ from pressoir.registry.promotion import promotion
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus
-from pressoir.tasks import tracking
+from pressoir.tasks.tracking.experiment import database_lock
+from pressoir.tasks.tracking.run import Run
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 # Figures of a row that decide who carries the alias.
@@ -40,7 +41,7 @@ def log_version(
     report: Artifact,
     row: AnyRow,
     store: Store,
-    run: tracking.Run,
+    run: Run,
 ) -> tuple[str, bool, str]:
     """Register `artifact` as a version of `name`; return the version, whether it carries the alias, and why.
 
@@ -48,7 +49,7 @@ def log_version(
     """
     client = run.client
     measured = {key: float(getattr(row, key)) for key in _MEASURED if key in type(row).model_fields}
-    with tracking.database_lock(store.home):
+    with database_lock(store.home):
         version = _find(client, name, artifact, report) or _create(name, artifact, report, store, run)
         holder = _holder(client, name, config.alias)
         if holder is not None and holder.version == version.version:
@@ -73,7 +74,7 @@ def log_version(
     return str(version.version), promoted, why
 
 
-def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: tracking.Run) -> ModelVersion:
+def _create(name: str, artifact: Artifact, report: Artifact, store: Store, run: Run) -> ModelVersion:
     columns = open_predictor(store.path(artifact), available_cpus()).columns
     where = {"home": str(store.home), "stage": artifact.stage, "key": artifact.key, "digest": artifact.digest}
     with _global_tracking_uri(run.uri):

@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow: one parent run a flow run, one nested run a stage.
+"""One run in MLflow, and how to write to it.
 
 Everything goes through `MlflowClient` with explicit run ids: MLflow's active run is thread-local, and its
 tracking URI the whole process's. Big model files are not copied; `artifact.json` says where they are.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import BaseModel
 
 from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.recipe.recipe import Recipe
 from pressoir.stage import LoggedDataset
 from pressoir.store.artifact import Artifact
-from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 
 MLFLOW_PORT = 5000
@@ -123,18 +120,8 @@ class Run:
     @contextmanager
     def nested(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         """A run below this one; it ends as FINISHED, FAILED (with the error as tag) or KILLED."""
-        with _running(self.uri, self.experiment_id, name, {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}) as run:
+        with running(self.uri, self.experiment_id, name, {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}) as run:
             yield run
-
-
-@contextmanager
-def parent_run(name: str, entrypoint: str, store: Store, tags: Mapping[str, str]) -> Iterator[Run]:
-    """The MLflow run of a whole flow run, in the experiment of that name; `entrypoint` is the flow."""
-    uri, default = tracking_uri(store.home)
-    experiment_id = _experiment(name, uri, store.home if default else None, store.home)
-    tags = {MLFLOW_SOURCE_NAME: entrypoint, "pressoir.home": str(store.home), **tags}
-    with _running(uri, experiment_id, name, tags) as run:
-        yield run
 
 
 def log_recipe(run: Run, recipe: Recipe) -> None:
@@ -144,12 +131,6 @@ def log_recipe(run: Run, recipe: Recipe) -> None:
     learnt = ("teacher", "augment", "vocabulary", "distill", "prune")
     stages = ("merge", *learnt, "quantize", "shard", "registry", *recipe.outside_sections())
     run.log(params={**chosen, "stages": {name: getattr(recipe, name) is not None for name in stages}})
-
-
-def tracking_uri(home: Path) -> tuple[str, bool]:
-    """Where runs are tracked, and whether that is the default (SQLite in `home`) or MLFLOW_TRACKING_URI."""
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    return (chosen, False) if chosen else (f"sqlite:///{(home / 'mlflow.db').absolute()}", True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,33 +147,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def database_lock(home: Path) -> Iterator[None]:
-    """One process at a time creates the database, an experiment, or a model version and its alias."""
-    (home / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "locks" / "mlflow.lock"):
-        yield
-
-
-def prepare_database(uri: str) -> None:
-    """Create the database, or bring it up to date, where `uri` is one; hold `database_lock` meanwhile."""
-    mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
-
-
-def _experiment(name: str, uri: str, artifacts: Path | None, home: Path) -> str:
-    """Id of the experiment, made where it is missing; the first call creates the database."""
-    with database_lock(home):
-        client = mlflow.MlflowClient(uri, uri)
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            location = None if artifacts is None else (artifacts / "mlartifacts").as_uri()
-            return str(client.create_experiment(name, artifact_location=location and f"{location}/{name}"))
-        if found.lifecycle_stage == LifecycleStage.DELETED:
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-
-
-@contextmanager
-def _running(uri: str, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def running(uri: str, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """A run of an experiment; it ends as FINISHED, FAILED (with the error as tag) or KILLED."""
     client = mlflow.MlflowClient(uri, uri)
     # Not `mlflow.start_run`, which would also look for a Git repository around the working directory.
     created = client.create_run(experiment_id, tags=dict(tags), run_name=name)

@@ -19,7 +19,7 @@ def recipe():
 
 
 def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, monkeypatch):
-    from pressoir.tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking.experiment import tracking_uri
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(tmp_path) == (f"sqlite:///{tmp_path}/mlflow.db", True)
@@ -29,7 +29,7 @@ def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, mo
 
 def test_nested_values_become_dotted_names():
     from pressoir.recipe.sections import DistillConfig
-    from pressoir.tasks.tracking import flatten
+    from pressoir.tasks.tracking.run import flatten
 
     flat = flatten({"distill": DistillConfig(), "seed": 1})
     assert flat["distill.temperature"] == 2.0
@@ -38,7 +38,7 @@ def test_nested_values_become_dotted_names():
 
 
 def test_runs_end_as_finished_failed_or_killed(store):
-    from pressoir.tasks.tracking import parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
 
     ids = []
     for error in (None, ValueError("no good"), KeyboardInterrupt()):
@@ -64,7 +64,7 @@ def test_runs_end_as_finished_failed_or_killed(store):
 def test_nothing_of_mlflow_is_left_set_in_the_process(store):
     import os
 
-    from pressoir.tasks.tracking import parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}):
         pass
@@ -72,7 +72,7 @@ def test_nothing_of_mlflow_is_left_set_in_the_process(store):
 
 
 def test_a_deleted_experiment_is_taken_up_again(store):
-    from pressoir.tasks.tracking import parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as first:
         pass
@@ -82,7 +82,8 @@ def test_a_deleted_experiment_is_taken_up_again(store):
 
 
 def test_artifacts_lie_in_the_home_by_default(store, recipe):
-    from pressoir.tasks.tracking import log_recipe, parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
+    from pressoir.tasks.tracking.run import log_recipe
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         log_recipe(run, recipe)
@@ -94,7 +95,7 @@ def test_artifacts_lie_in_the_home_by_default(store, recipe):
 def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store):
     from mlflow.entities import Metric
 
-    from pressoir.tasks.tracking import parent_run
+    from pressoir.tasks.tracking.experiment import parent_run
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as run:
         run.log_series([Metric("loss", float(step), 1, step) for step in range(2500)])
@@ -102,7 +103,7 @@ def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store):
 
 
 def test_the_page_is_on_the_server_or_where_the_ui_will_be():
-    from pressoir.tasks.tracking import Run
+    from pressoir.tasks.tracking.run import Run
 
     assert Run("sqlite:////x.db", "7", "abc").page == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
     assert Run("https://host/", "7", "abc").page == "https://host/#/experiments/7/runs/abc"
@@ -112,7 +113,7 @@ def test_the_page_is_on_the_server_or_where_the_ui_will_be():
 def test_processes_that_start_at_once_share_one_new_database(tmp_path):
     program = (
         "import sys; from pathlib import Path; from pressoir.store.store import Store\n"
-        "from pressoir.tasks.tracking import parent_run\n"
+        "from pressoir.tasks.tracking.experiment import parent_run\n"
         "store = Store(Path(sys.argv[1]))\n"
         "with parent_run('tiny', 'flows', store, {}) as run: print(run.experiment_id)\n"
     )

@@ -14,7 +14,7 @@ def registered(store, tiny_classifier):
     from mlflow import MlflowClient
 
     from pressoir.store.artifact import StageKey
-    from pressoir.tasks.tracking import tracking_uri
+    from pressoir.tasks.tracking.experiment import tracking_uri
 
     uri = tracking_uri(store.home)[0]
     client, places = MlflowClient(uri, uri), []
@@ -36,7 +36,7 @@ def registered(store, tiny_classifier):
 
 
 def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
-    from pressoir.tasks.serving_version import reference_of
+    from pressoir.tasks.tracking.serving_version import reference_of
 
     client, places = registered
     assert reference_of("models:/press@champion", store) == places[0]
@@ -48,7 +48,7 @@ def test_an_alias_and_a_version_lead_to_what_was_registered(store, registered):
 def test_a_configuration_is_resolved_through_mlflow(store, registered):
     from pressoir.serving.config import ServingConfig, resolve
     from pressoir.serving.pool.sharing import analyse
-    from pressoir.tasks.serving_version import reference_of
+    from pressoir.tasks.tracking.serving_version import reference_of
 
     _, places = registered
     tiers = {"basic": {"model": "models:/press@champion"}, "stored": {"model": places[0]}}
@@ -60,7 +60,7 @@ def test_a_configuration_is_resolved_through_mlflow(store, registered):
 
 
 def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
-    from pressoir.tasks.serving_version import reference_of
+    from pressoir.tasks.tracking.serving_version import reference_of
 
     client, places = registered
     client.create_registered_model("foreign")
@@ -86,7 +86,7 @@ def test_what_cannot_be_found_says_what_there_is(store, registered, tmp_path):
 
 
 def test_an_mlflow_that_does_not_answer_is_told_with_its_address(store, monkeypatch):
-    from pressoir.tasks.serving_version import reference_of
+    from pressoir.tasks.tracking.serving_version import reference_of
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
