@@ -84,6 +84,7 @@ def compress(
     quiet_libraries(verbose)
     from pressoir.flows.compress import compress as flow
     from pressoir.flows.compress import plan
+    from pressoir.tasks.tracking.experiment import check_reachable
 
     sources = Sources(Store())
     sentences = check_inputs(parsed, sources)
@@ -96,6 +97,7 @@ def compress(
         check_space(parsed, sources, base, sentences)
     if output is not None:
         _check_output(output)
+    check_reachable(sources.store.home)
 
     with progress() as reporter, report_to(reporter), sources.shared():
         result = flow(parsed)

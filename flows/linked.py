@@ -10,13 +10,18 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from pressoir.store.store import Store
-from pressoir.tasks.tracking.experiment import parent_run
+from pressoir.tasks.tracking.experiment import check_reachable, parent_run
 from pressoir.tasks.tracking.run import Run
 
 
 @contextmanager
 def linked_run(name: str, entrypoint: str, store: Store) -> Iterator[Run]:
-    """An MLflow run in the experiment `name` for the flow run that we are in; `entrypoint` is the flow."""
+    """An MLflow run in the experiment `name` for the flow run that we are in; `entrypoint` is the flow.
+
+    Raises:
+        UnreachableError: MLflow's server does not answer.
+    """
+    check_reachable(store.home)
     with parent_run(name, entrypoint, store, {"prefect.flow_run_id": str(flow_run.id)}) as parent:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, tags={*flow_run.tags, f"mlflow:{parent.run_id}"})

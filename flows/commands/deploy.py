@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pressoir.flows.commands.merge import ManyValues
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.store.store import Store
 from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def deploy(config: Path, server: str | None, overrides: tuple[str, ...], verbose
     parsed = ServingConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
     from pressoir.flows.deploy import deploy as flow
+    from pressoir.tasks.tracking.experiment import check_reachable
+
+    check_reachable(Store().home)
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed, server)

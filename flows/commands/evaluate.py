@@ -106,6 +106,9 @@ def evaluate(
         batches = _ask_batches(prepared)
     quiet_libraries(verbose)
     from pressoir.flows.batch_evaluation import batch_evaluation
+    from pressoir.tasks.tracking.experiment import check_reachable
+
+    check_reachable(store.home)
 
     with progress() as reporter, report_to(reporter):
         result = batch_evaluation(parsed, None if folder is None else str(folder), batches)

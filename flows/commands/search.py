@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.store.store import Store
 from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def search(config: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     parsed = SearchConfig.from_yaml(config, overrides)
     quiet_libraries(verbose)
     from pressoir.flows.search import search as flow
+    from pressoir.tasks.tracking.experiment import check_reachable
+
+    check_reachable(Store().home)
 
     with progress() as reporter, report_to(reporter):
         result = flow(parsed)

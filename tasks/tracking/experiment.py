@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow.entities import LifecycleStage
 from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
 
+from pressoir.errors import UnreachableError
 from pressoir.store.store import Store
 from pressoir.tasks.tracking.run import Run, running
+
+_PATIENCE_S = 5.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 @contextmanager
@@ -24,6 +32,43 @@ def parent_run(name: str, entrypoint: str, store: Store, tags: Mapping[str, str]
     tags = {MLFLOW_SOURCE_NAME: entrypoint, "pressoir.home": str(store.home), **tags}
     with running(uri, experiment_id, name, tags) as run:
         yield run
+
+
+def check_reachable(home: Path) -> None:
+    """See within seconds that the server in MLFLOW_TRACKING_URI answers; MLflow itself tries for minutes.
+
+    Raises:
+        UnreachableError: it does not, or it refuses.
+    """
+    uri, parts = tracking_uri(home)[0], urlsplit(tracking_uri(home)[0])
+    if parts.hostname is None:  # a database file or a folder
+        return
+    reason: list[str] = []
+
+    def ask() -> None:
+        try:
+            if parts.scheme.startswith("http"):
+                prepare_database(uri)
+            else:
+                port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+                socket.create_connection((str(parts.hostname), port or 0), _PATIENCE_S).close()
+        except Exception as error:  # MLflow, requests and urllib3 have one each
+            reason.append(f" ({_cause(error)})")
+
+    asking = threading.Thread(target=ask, daemon=True)
+    with _environment("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"):
+        asking.start()
+        asking.join(_PATIENCE_S)
+    if asking.is_alive() or reason:
+        raise UnreachableError(
+            f"MLflow at {without_password(uri)} does not answer{''.join(reason)}; start that server, or "
+            f"unset MLFLOW_TRACKING_URI to track in {home}"
+        )
+
+
+def without_password(uri: str) -> str:
+    """An address without user name and password, as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
 def tracking_uri(home: Path) -> tuple[str, bool]:
@@ -56,3 +101,23 @@ def _experiment(name: str, uri: str, artifacts: Path | None, home: Path) -> str:
         if found.lifecycle_stage == LifecycleStage.DELETED:
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+
+def _cause(error: BaseException) -> str:
+    """What is behind an error that wraps others, in a few words."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return without_password(getattr(error, "strerror", None) or f"{error}").partition("\n")[0][:200]
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

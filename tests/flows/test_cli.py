@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -63,6 +64,17 @@ def test_a_mistake_is_one_message_exit_code_2_and_nothing_written(mistake, writt
     assert all(part in message for part in told), message
     assert len(message.splitlines()) < 24
     assert not home.exists()
+
+
+def test_a_tracking_server_that_is_down_is_one_line_before_any_work(written, home, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        result = run("compress", written)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"error: MLflow at {uri} does not answer" in result.stderr
+    assert not [path for path in (home / "store").glob("*/*") if path.is_dir()]
 
 
 def test_a_row_without_label_is_named_by_file_and_line(written, home, tmp_path):

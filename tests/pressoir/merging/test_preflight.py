@@ -169,7 +169,7 @@ def test_a_tensor_that_one_model_lacks_and_one_too_many_are_told(tiny_llama, oth
 
     text = refusal(tmp_path, other, sibling(tiny_llama, tmp_path / "changed", change))
     assert "1 tensors missing: model.layers.1.mlp.up_proj.weight" in text
-    assert "1 additional tensors: model.layers.1.adapter.weight" in text
+    assert "1 tensors too many: model.layers.1.adapter.weight" in text
 
 
 def wide(tensors):

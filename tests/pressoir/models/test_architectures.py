@@ -22,6 +22,7 @@ from pressoir.models.layouts import (
 )
 from pressoir.pipeline import estimates
 from pressoir.pruning import units
+from pressoir.recipe.recipe import Recipe
 from pressoir.recipe.sections import PruneConfig, StudentConfig, VocabularyConfig
 from pressoir.stages import prune, vocabulary
 from pressoir.training import relations, students
@@ -116,9 +117,11 @@ def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", OURS)
-def test_memory_is_estimated_from_the_sizes_in_config_json(model_type):
+def test_memory_is_estimated_from_the_sizes_in_config_json(model_type, tmp_path):
+    made(model_type).config.save_pretrained(tmp_path)
+    size = estimates.model_size(Recipe.from_dict({"data": {"max_tokens": 32}}), tmp_path)
     per_layer = 32 * 8 * HIDDEN * (34 + 5 * HEADS * 32 / HIDDEN)
-    assert estimates.activation_bytes(made(model_type).config.to_dict(), 8, 32) == 2 * LAYERS * per_layer
+    assert size.activation_bytes(8) == 2 * LAYERS * per_layer
 
 
 @pytest.mark.process
