@@ -68,7 +68,7 @@ def batch_evaluation(
         rows=written.rows,
         prefect_run_id=str(flow_run.id),
         mlflow_run_id=parent.run_id,
-        tracking_uri=parent.uri,
+        tracking_uri=parent.shown_uri,
     )
 
 

@@ -119,5 +119,5 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
         decision=decision,
         prefect_run_id=str(flow_run.id),
         mlflow_run_id=parent.run_id,
-        tracking_uri=parent.uri,
+        tracking_uri=parent.shown_uri,
     )

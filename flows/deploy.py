@@ -67,7 +67,7 @@ def deploy(
         server=server,
         prefect_run_id=str(flow_run.id),
         mlflow_run_id=run.run_id,
-        tracking_uri=run.uri,
+        tracking_uri=run.shown_uri,
     )
 
 

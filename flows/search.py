@@ -117,7 +117,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         rows=rows,
         prefect_run_id=str(flow_run.id),
         mlflow_run_id=parent.run_id,
-        tracking_uri=parent.uri,
+        tracking_uri=parent.shown_uri,
     )
 
 

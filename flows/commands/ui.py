@@ -20,8 +20,8 @@ from types import FrameType
 
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.store.store import Store
-from pressoir.tasks.tracking.experiment import database_lock, prepare_database, tracking_uri
-from pressoir.tasks.tracking.run import MLFLOW_PORT
+from pressoir.tasks.tracking.experiment import database_lock, prepare_database, set_ui_port, tracking_uri
+from pressoir.tasks.tracking.run import MLFLOW_PORT, without_password
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
@@ -54,6 +54,7 @@ def serve_ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -
             processes = [stack.enter_context(_running(server)) for server in servers]
             for server, process in zip(servers, processes, strict=True):
                 _wait_until_healthy(server, process)
+            set_ui_port(Store().home, mlflow_port)
             for server in servers:
                 print(f"{server.name:8} http://{HOST}:{server.port}", flush=True)
             print(f"To show runs there: export PREFECT_API_URL=http://{HOST}:{prefect_port}/api", flush=True)
@@ -83,7 +84,8 @@ def _mlflow(port: int, store: Store) -> Server:
     uri, default = tracking_uri(store.home)
     if uri.startswith("http"):
         raise RecipeError(
-            f"MLFLOW_TRACKING_URI is {uri}, which is already a server: open it, or unset the variable"
+            f"MLFLOW_TRACKING_URI is {without_password(uri)}, which is already a server: open it, or unset "
+            "the variable"
         )
     artifacts = (store.home / "mlartifacts").as_uri() if default else "./mlruns"
     with database_lock(store.home):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
 
 from pressoir.errors import UnreachableError
 from pressoir.store.store import Store
-from pressoir.tasks.tracking.run import Run, running
+from pressoir.system.files import write_text_atomic
+from pressoir.tasks.tracking.run import MLFLOW_PORT, Run, running, without_password
 
 _PATIENCE_S = 5.0
+_PORT = "mlflow-port"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -30,7 +31,7 @@ def parent_run(name: str, entrypoint: str, store: Store, tags: Mapping[str, str]
     uri, default = tracking_uri(store.home)
     experiment_id = _experiment(name, uri, store.home if default else None, store.home)
     tags = {MLFLOW_SOURCE_NAME: entrypoint, "pressoir.home": str(store.home), **tags}
-    with running(uri, experiment_id, name, tags) as run:
+    with running(uri, experiment_id, name, tags, ui_port(store.home)) as run:
         yield run
 
 
@@ -66,15 +67,23 @@ def check_reachable(home: Path) -> None:
         )
 
 
-def without_password(uri: str) -> str:
-    """An address without user name and password, as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
 def tracking_uri(home: Path) -> tuple[str, bool]:
     """Where runs are tracked, and whether that is the default (SQLite in `home`) or MLFLOW_TRACKING_URI."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     return (chosen, False) if chosen else (f"sqlite:///{(home / 'mlflow.db').absolute()}", True)
+
+
+def ui_port(home: Path) -> int:
+    """Port of MLflow's page where `pressoir ui` was last started for this home, or its default."""
+    try:
+        return int((home / _PORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return MLFLOW_PORT
+
+
+def set_ui_port(home: Path, port: int) -> None:
+    """Note where `pressoir ui` serves MLflow, so that links of later runs lead there."""
+    write_text_atomic(home / _PORT, f"{port}\n")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from pressoir.system.files import MANIFEST
 
 MLFLOW_PORT = 5000
 """Where `pressoir ui` serves MLflow when nothing else is said."""
+_USER = re.compile(r"//[^/\s]*@")
+_SECRET = re.compile(r"([?&;](?:password|pwd|token)=)[^&;\s]*", re.IGNORECASE)
 _DATASET_CONTEXT = "mlflow.data.context"
 # MLflow tells of each table it makes and each model it checks; what a person should read, the reporter says.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -40,6 +43,8 @@ class Run:
     uri: str
     experiment_id: str
     run_id: str
+    ui_port: int = MLFLOW_PORT
+    """Where `pressoir ui` serves a store without a server."""
 
     @property
     def client(self) -> mlflow.MlflowClient:
@@ -47,9 +52,15 @@ class Run:
         return mlflow.MlflowClient(self.uri, self.uri)
 
     @property
+    def shown_uri(self) -> str:
+        """The address of the store, without a password."""
+        return without_password(self.uri)
+
+    @property
     def page(self) -> str:
         """Address of the run's page, once MLflow's server runs (`pressoir ui` for the local store)."""
-        server = self.uri if self.uri.startswith("http") else f"http://127.0.0.1:{MLFLOW_PORT}"
+        local = f"http://127.0.0.1:{self.ui_port}"
+        server = re.sub(_USER, "//", self.uri) if self.uri.startswith("http") else local
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def log(
@@ -124,6 +135,11 @@ class Run:
             yield run
 
 
+def without_password(text: str) -> str:
+    """A text in which addresses have neither user names nor passwords, as it may be shown."""
+    return re.sub(_SECRET, r"\1***", re.sub(_USER, "//***@", text))
+
+
 def log_recipe(run: Run, recipe: Recipe) -> None:
     """Log a recipe: whole as a file, and what is chosen by it as parameters."""
     run.client.log_text(run.run_id, recipe.to_yaml(), "recipe.yaml")
@@ -147,12 +163,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def running(uri: str, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def running(
+    uri: str, experiment_id: str, name: str, tags: Mapping[str, str], ui_port: int = MLFLOW_PORT
+) -> Iterator[Run]:
     """A run of an experiment; it ends as FINISHED, FAILED (with the error as tag) or KILLED."""
     client = mlflow.MlflowClient(uri, uri)
     # Not `mlflow.start_run`, which would also look for a Git repository around the working directory.
     created = client.create_run(experiment_id, tags=dict(tags), run_name=name)
-    run = Run(uri, experiment_id, created.info.run_id)
+    run = Run(uri, experiment_id, created.info.run_id, ui_port)
     try:
         yield run
     except Exception as error:

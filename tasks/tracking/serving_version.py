@@ -25,7 +25,7 @@ from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
 from pressoir.tasks.tracking.experiment import database_lock, prepare_database, tracking_uri
-from pressoir.tasks.tracking.run import Run
+from pressoir.tasks.tracking.run import Run, without_password
 
 ALIAS = "champion"
 FOLDER = "serving"
@@ -186,4 +186,4 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(f"MLflow at {uri} failed: {error}") from error
+        raise RegistryError(without_password(f"MLflow at {uri} failed: {error}")) from error

@@ -188,6 +188,8 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
 def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, tmp_path):
     import psutil
 
+    from pressoir.tasks.tracking.experiment import ui_port
+
     ports = {"prefect": free_port(), "mlflow": free_port()}
     program = (
         "import sys; from pressoir.flows.commands.ui import serve_ui\n"
@@ -198,6 +200,7 @@ def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, 
     assert get(f"http://127.0.0.1:{ports['prefect']}/api/health")[0] == 200
     assert get(f"http://127.0.0.1:{ports['mlflow']}/health")[0] == 200
     assert f"http://127.0.0.1:{ports['mlflow']}" in (tmp_path / "ui.log").read_text()
+    assert ui_port(tmp_path / "home") == ports["mlflow"]  # where the links of later runs lead
     children = psutil.Process(ui.pid).children(recursive=True)
     assert len(children) >= 2
     ui.send_signal(signal.SIGTERM)
@@ -237,6 +240,7 @@ def test_every_deployment_names_a_file_that_is_valid():
     }
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     assert {deployment["entrypoint"] for deployment in described} == kinds.keys()
+    assert len({deployment["schedules"][0]["cron"] for deployment in described}) == len(described)
     for deployment in described:
         step, parameter, kind = kinds[deployment["entrypoint"]]
         assert deployment["schedules"][0]["active"] is False

@@ -107,6 +107,32 @@ def test_the_page_is_on_the_server_or_where_the_ui_will_be():
 
     assert Run("sqlite:////x.db", "7", "abc").page == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
     assert Run("https://host/", "7", "abc").page == "https://host/#/experiments/7/runs/abc"
+    assert "secret" not in Run("https://user:secret@host/", "7", "abc").page
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://user:secret@host:5000/x", "https://***@host:5000/x"),
+        ("postgresql://user:se@cret@host/db", "postgresql://***@host/db"),
+        ("mysql://host/db?user=me&password=secret&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
+        ("sqlite:////home/x@y/mlflow.db", "sqlite:////home/x@y/mlflow.db"),
+        ("https://host/a@b", "https://host/a@b"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(address, shown):
+    from pressoir.tasks.tracking.run import Run
+
+    assert Run(address, "7", "abc").shown_uri == shown
+
+
+def test_links_lead_to_the_port_where_the_ui_was_last_started(store):
+    from pressoir.tasks.tracking.experiment import parent_run, set_ui_port
+
+    for port in (5000, 5123):
+        set_ui_port(store.home, port)
+        with parent_run("tiny", "flows.compress.compress", store, {}) as run:
+            assert run.page.startswith(f"http://127.0.0.1:{port}/#/experiments/")
 
 
 @pytest.mark.slow
