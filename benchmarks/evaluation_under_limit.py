@@ -333,7 +333,7 @@ def compare(config: Path | None, limit: int, work: Path) -> int:
     words = [
         sys.executable,
         "-m",
-        "pressoir.flows.cli",
+        "pressoir.flows",
         "evaluate",
         str(config),
         "--set",

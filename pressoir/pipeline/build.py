@@ -39,7 +39,7 @@ def build_stage(
     folders = {n: v.folder if isinstance(v, Source) else store.path(v) for n, v in given.items()}
     digests = {name: value.digest for name, value in given.items()}
     sources = sources or Sources(store)
-    key = sources.key(stage, config, digests, seed)
+    key = sources.key(stage, config, digests, seed, folders.values())
 
     def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
         use_threads(threads)

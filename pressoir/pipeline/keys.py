@@ -23,7 +23,7 @@ def stage_key(
 
     Paths and model references are left out of the configuration, since the digest of what they name is among
     the inputs. Threads are left out too: they change how fast, not what. The key of another package's stage
-    has its distribution and version, and so have those of a run whose model is of another package's
+    has its distribution and version, and so has that of a stage whose input is a model of another package's
     architecture or task (`origins`). `parts` are those of `config`, where they are known: they may have taken
     hashing files.
 

@@ -53,11 +53,14 @@ class Planner:
         self, stage: str, config: BaseModel, **inputs: Artifact | Unbuilt | Source | None
     ) -> Artifact | Unbuilt:
         """See `Runner.__call__`."""
-        known = {name: given.digest for name, given in inputs.items() if isinstance(given, Artifact | Source)}
+        store = self.sources.store
+        known = {name: given for name, given in inputs.items() if isinstance(given, Artifact | Source)}
         key, found = None, None
         if not any(isinstance(given, Unbuilt) for given in inputs.values()):
-            key = self.sources.key(stage, config, known, self.recipe.seed)
-            found = None if self.recipe.refresh else self.sources.store.find(key)
+            folders = [v.folder if isinstance(v, Source) else store.path(v) for v in known.values()]
+            digests = {name: given.digest for name, given in known.items()}
+            key = self.sources.key(stage, config, digests, self.recipe.seed, folders)
+            found = None if self.recipe.refresh else store.find(key)
         model = inputs.get("model")
         self.rows.append(
             PlanRow(

@@ -6,9 +6,10 @@ hashed once, and data that was read to be checked is not read again to be stored
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,7 +31,6 @@ class Sources:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._models: dict[str, Source] = {}
-        self._origins: set[str] = set()
         self._parts: dict[tuple[str, str], StageKeyParts] = {}
         self._prepared: dict[tuple[str, str, int], Any] = {}
 
@@ -41,19 +41,26 @@ class Sources:
             SourceError, UnreachableError: see `resolve.resolve`.
         """
         if reference not in self._models:
-            found = self._models[reference] = resolve.resolve(reference, self.store)
-            self._origins |= set(map(str, declared_by(found.folder)))
+            self._models[reference] = resolve.resolve(reference, self.store)
         return self._models[reference]
 
-    def key(self, stage: str, config: BaseModel, inputs: Mapping[str, str], seed: int) -> StageKey:
+    def key(
+        self,
+        stage: str,
+        config: BaseModel,
+        inputs: Mapping[str, str],
+        seed: int,
+        folders: Iterable[Path] = (),
+    ) -> StageKey:
         """See `stage_key`; what the configuration names is hashed once.
 
-        Where a model is of another package's architecture or task, so are the keys of what is made of it.
+        `folders` are those of the inputs: a model of another package's architecture or task makes that
+        package part of the key.
         """
         place = (stage, config.model_dump_json())
         if place not in self._parts:
             self._parts[place] = load_stage(stage).key(config)
-        origins = sorted(self._origins) if inputs else []
+        origins = sorted({str(origin) for folder in folders for origin in declared_by(folder)})
         return stage_key(stage, config, inputs, seed, self._parts[place], origins)
 
     def prepare(self, stage: str, config: BaseModel, seed: int) -> Any:

@@ -22,7 +22,7 @@ from pressoir.tasks.tracking.run import MLFLOW_PORT, Run, running, without_passw
 
 _PATIENCE_S = 5.0
 _PORT = "mlflow-port"
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 @contextmanager
@@ -41,18 +41,20 @@ def check_reachable(home: Path) -> None:
     Raises:
         UnreachableError: it does not, or it refuses.
     """
-    uri, parts = tracking_uri(home)[0], urlsplit(tracking_uri(home)[0])
-    if parts.hostname is None:  # a database file or a folder
+    uri, _ = tracking_uri(home)
+    parts = urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    if parts.hostname is None or kind not in _PORTS:  # a database file, a folder, or MLflow's own plugins
         return
     reason: list[str] = []
 
     def ask() -> None:
         try:
-            if parts.scheme.startswith("http"):
+            if kind in ("http", "https"):
                 prepare_database(uri)
-            else:
-                port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-                socket.create_connection((str(parts.hostname), port or 0), _PATIENCE_S).close()
+            else:  # of a new database, MLflow's first call makes the tables, which takes its time
+                address = (str(parts.hostname), parts.port or _PORTS[kind])
+                socket.create_connection(address, _PATIENCE_S).close()
         except Exception as error:  # MLflow, requests and urllib3 have one each
             reason.append(f" ({_cause(error)})")
 

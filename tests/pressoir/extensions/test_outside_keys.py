@@ -22,8 +22,8 @@ ARCHITECTURE = find("bert")
 
 def key(model, tmp_path):
     sources = Sources(Store(tmp_path / "home"))
-    digest = sources.model(str(model)).digest
-    return sources.key("export", ExportConfig(), {"model": digest}, 0).hash()
+    made_of = sources.model(str(model))
+    return sources.key("export", ExportConfig(), {"model": made_of.digest}, 0, [made_of.folder]).hash()
 
 
 @pytest.mark.parametrize(

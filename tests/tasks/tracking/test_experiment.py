@@ -51,7 +51,9 @@ def test_a_server_that_accepts_and_never_answers_is_told_within_seconds(listenin
     assert experiment.os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
 
 
-@pytest.mark.parametrize("uri", [None, "sqlite:///runs.db", "file:./runs", "./runs"])
+@pytest.mark.parametrize(
+    "uri", [None, "sqlite:///runs.db", "file:./runs", "./runs", "databricks", "databricks://profile"]
+)
 def test_files_need_no_server(uri, tmp_path, monkeypatch):
     from pressoir.tasks.tracking.experiment import check_reachable
 
