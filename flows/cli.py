@@ -231,3 +231,7 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
     if result.registry_id is not None:
         console.print(escape(f"id      {result.registry_id}: {result.decision}"))
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
+
+
+if __name__ == "__main__":
+    main()
