@@ -47,8 +47,7 @@ def batch_evaluation(
             seen = cluster.survey if cluster is not None else None
             folder, prepared = steps.prepare(config, store.home, batches, earlier, seen)
             parent.log(params={**run.conditions(prepared), "folder": folder}, tags={"results": folder})
-            for name in (run.CONFIG, run.PLAN):
-                parent.client.log_artifact(parent.run_id, str(folder / name))
+            parent.log_files([folder / run.CONFIG, folder / run.PLAN])
             outcomes = dict(prepared.refused)
             with MemoryLog(folder, alert_percent=100 * config.memory.alert) as log:
                 if cluster is not None:

@@ -29,6 +29,7 @@ from pressoir.flows.commands.search import search
 from pressoir.flows.commands.serve import serve
 from pressoir.flows.commands.shard import shard, unshard, verify
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
+from pressoir.flows.commands.tracking import tracking
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.pipeline.estimates import estimate_peak_bytes
 from pressoir.pipeline.sources import Sources
@@ -163,7 +164,10 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     serve_ui(prefect_port, mlflow_port)
 
 
-for command in (search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy):
+for command in (
+    *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy),
+    tracking,
+):
     main.add_command(command)
 
 

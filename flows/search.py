@@ -95,7 +95,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
                 "folder": folder,
             }
         )
-        parent.client.log_artifact(parent.run_id, str(folder / report.CONFIG))
+        parent.log_files([folder / report.CONFIG])
         conditions = trial.conditions_of(config)
         reference = steps.measure_reference(config, pipeline, store.home, conditions)
         limits = SearchLimits.from_budget(config.budget, reference)

@@ -28,10 +28,8 @@ def resolve_models(config: ServingConfig, store: Store, run: Run) -> tuple[Servi
         say(line)
     for line in sharing.warnings():
         say(f"warning: {line}")
-    run.client.log_text(run.run_id, found.to_yaml(), f"{serving_version.FOLDER}/serving.yaml")
-    run.client.log_text(
-        run.run_id, json.dumps(sharing.summary(), indent=2), f"{serving_version.FOLDER}/sharing.json"
-    )
+    run.log_text(found.to_yaml(), f"{serving_version.FOLDER}/serving.yaml")
+    run.log_text(json.dumps(sharing.summary(), indent=2), f"{serving_version.FOLDER}/sharing.json")
     chosen = found.model_dump(mode="json", include={"name", "isolation", "memory_budget_gb", "threads"})
     tiers = {name: {"model": one.model, "digest": one.digest} for name, one in found.tiers.items()}
     run.log(

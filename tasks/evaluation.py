@@ -52,8 +52,7 @@ def write_report(prepared: Prepared, folder: Path, outcomes: Mapping[str, RunOut
     written = write.write(folder, found, prepared.plan, memory_log.stats(folder), run.conditions(prepared))
     for row in written.rows:
         _track(parent, row)
-    for path in written.paths:
-        parent.client.log_artifact(parent.run_id, str(path))
+    parent.log_files(written.paths)
     return written
 
 

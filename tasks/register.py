@@ -15,7 +15,7 @@ from pressoir.registry.registry import Registry
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
 from pressoir.tasks.stage import RunContext, stage_task
-from pressoir.tasks.tracking.model_version import log_version
+from pressoir.tasks.tracking.model_version import version_request
 
 
 @stage_task(name="register", task_run_name="register")
@@ -27,8 +27,11 @@ def register(
     report: Artifact,
     row: AnyRow,
     run: RunContext,
-) -> tuple[bool, str]:
-    """Register `final`, measured as `row`; return whether it received the alias, and why."""
+) -> tuple[bool | None, str]:
+    """Register `final`, measured as `row`; return whether it received the alias, and why.
+
+    While MLflow does not answer, the version waits: None.
+    """
     registry = Registry(run.store.home)
     base, folder = registry.models().get(recipe.model), run.store.path(final)
     registry.add(
@@ -53,6 +56,11 @@ def register(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
     )
-    _, promoted, why = log_version(recipe.registry_id, config, final, report, row, run.store, run.parent)
-    get_run_logger().info("registered as %s; %s", recipe.registry_id, why)
-    return promoted, why
+    made = run.parent.log_version(version_request(recipe.registry_id, config, final, report, row, run.store))
+    if made is None:
+        return (
+            None,
+            "MLflow does not answer; version and decision wait (`pressoir tracking flush`)",
+        )
+    get_run_logger().info("registered as %s; %s", recipe.registry_id, made.why)
+    return made.promoted, made.why

@@ -65,8 +65,7 @@ def write_report(
 ) -> list[Path]:
     """Write the report and log it to MLflow."""
     paths = report.write(config, found, test)
-    for path in paths:
-        parent.client.log_artifact(parent.run_id, str(path))
+    parent.log_files(paths)
     chosen = found.winner or found.nearest
     metrics = chosen.metrics() if chosen is not None else {}
     states = [one.outcome.state for one in found.trials]

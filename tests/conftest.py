@@ -288,7 +288,7 @@ def _tiny_text(files, folder):
 @pytest.fixture(scope="session")
 def database(built_once):
     """MLflow's database, empty: making one takes seconds."""
-    from pressoir.tasks.tracking.experiment import prepare_database
+    from pressoir.tasks.tracking.database import prepare_database
 
     return (
         built_once("mlflow", lambda folder: prepare_database(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"

@@ -20,8 +20,14 @@ from types import FrameType
 
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.store.store import Store
-from pressoir.tasks.tracking.experiment import database_lock, prepare_database, set_ui_port, tracking_uri
-from pressoir.tasks.tracking.run import MLFLOW_PORT, without_password
+from pressoir.tasks.tracking.database import (
+    MLFLOW_PORT,
+    database_lock,
+    prepare_database,
+    set_ui_port,
+    tracking_uri,
+    without_password,
+)
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200

@@ -117,7 +117,9 @@ def _round(
     out = _model(context, number)
     folder, log = out.parent, context.reporter.message
     if (folder / DONE).exists():
-        return Round.model_validate_json((folder / DONE).read_text(encoding="utf-8"))
+        done = Round.model_validate_json((folder / DONE).read_text(encoding="utf-8"))
+        loop.report_epochs(done.history, context.reporter)
+        return done
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     title = "prune" if config.rounds == 1 else f"prune, round {number} of {config.rounds}"

@@ -49,6 +49,8 @@ from pressoir.training import quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 
+_EPOCH = "epoch.npz"
+
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
     """A split as inputs that `model` takes, with `labels`, `length` (tokens) and `row` (its number)."""
@@ -119,6 +121,7 @@ def fit(
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # the epochs without progress are counted on
         metric_for_best_model="accuracy",
         logging_strategy="epoch",
         report_to="none",
@@ -126,9 +129,8 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    callbacks: list[TrainerCallback] = [
-        _Progress(context.reporter, what, config.checkpoint_every_steps, after_step)
-    ]
+    progress = _Progress(context.reporter, what, config.checkpoint_every_steps, after_step)
+    callbacks: list[TrainerCallback] = [progress]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     trainer = _Trainer(
@@ -140,11 +142,14 @@ def fit(
         compute_metrics=_scores,
         callbacks=callbacks,
     )
-    trainer.distillation = loss
+    trainer.distillation, progress.trainer = loss, trainer
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole_checkpoint(checkpoints)
     if checkpoint is not None:
         context.reporter.message(f"{what}: resuming from {checkpoint.name}")
+        with np.load(checkpoint / _EPOCH) as begun:
+            progress.order = torch.from_numpy(begun["order"])
+            trainer.losses, trainer.steps = torch.from_numpy(begun["losses"]), int(begun["steps"])
     with warnings.catch_warnings():
         # accelerate re-wraps the scheduler on resume, and torch warns of an order that Trainer keeps.
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
@@ -198,7 +203,8 @@ def logits_of(
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones are removed.
 
-    `Trainer` writes `trainer_state.json` last, so one that parses ends a whole checkpoint.
+    `Trainer` writes `trainer_state.json` last, and we then what is known of the epoch: where both can be
+    read, a checkpoint is whole.
     """
     found = sorted(
         folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
@@ -206,6 +212,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     for checkpoint in found:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            np.load(checkpoint / _EPOCH).close()
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)
             continue
@@ -221,9 +228,31 @@ def save_history(history: list[dict[str, float]], context: StageContext, title: 
         training_curves(history, context.out_dir / f"{title}_curves.png")
 
 
+def report_epochs(history: list[dict[str, float]], reporter: Reporter) -> None:
+    """Report the validation figures of epochs, each at its number."""
+    for epoch in history:
+        for name in ("loss", "accuracy", "f1"):
+            reporter.metric(f"validation_{name}", epoch[name], step=round(epoch["epoch"]))
+
+
 class _Trainer(Trainer):
     distillation: DistillationLoss | None = None
     vectors: dict[str, Tensor] | None = None
+    losses, steps = torch.zeros(()), 0
+    """Sum of the losses since the last log, and of how many steps; `Trainer` forgets it at a checkpoint."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Note the loss of each step."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.losses, self.steps = self.losses + loss.detach().cpu(), self.steps + 1
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the mean loss of a whole epoch, of which a part may lie before a checkpoint."""
+        if "loss" in logs:
+            logs["loss"] = round(self.losses.item() / self.steps, 4)
+            self.losses, self.steps = torch.zeros(()), 0
+        super().log(logs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -280,6 +309,9 @@ class _Progress(TrainerCallback):
         self, reporter: Reporter, what: str, every: int | None, after_step: Callable[[], None] | None
     ) -> None:
         self.reporter, self.what, self.every, self.after_step = reporter, what, every, after_step
+        self.trainer: _Trainer
+        self.order: Tensor | None = None
+        """State of torch's generator when the epoch began that is resumed."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep what must not change."""
@@ -289,14 +321,36 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the step; save where asked."""
         self.reporter.progress(state.global_step, state.max_steps, self.what)
-        if self.every is not None and state.global_step % self.every == 0:
+        # The end of an epoch is saved after its evaluation, which one that is resumed there would leave out.
+        if self.every is not None and state.global_step % self.every == 0 and not _ends_epoch(state):
             control.should_save = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the epochs before the checkpoint that is resumed."""
+        report_epochs(_history(state.log_history), self.reporter)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the order of the batches that the interrupted epoch had."""
+        if self.order is not None:
+            torch.set_rng_state(self.order)
+        self.order, self._began = None, torch.get_rng_state()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep with a checkpoint what is known of its epoch: what its order is drawn from, and its losses."""
+        np.savez(
+            Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EPOCH,
+            order=(torch.get_rng_state() if _ends_epoch(state) else self._began).numpy(),
+            losses=self.trainer.losses.numpy(),
+            steps=self.trainer.steps,
+        )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the epoch's figures."""
-        metrics: dict[str, float] = kwargs["metrics"]
-        for name in ("loss", "accuracy", "f1"):
-            self.reporter.metric(f"validation_{name}", metrics[f"eval_{name}"], step=round(state.epoch))
+        report_epochs(_history(state.log_history)[-1:], self.reporter)
+
+
+def _ends_epoch(state: Any) -> bool:
+    return bool(state.global_step % (state.max_steps // state.num_train_epochs) == 0)
 
 
 def _scores(prediction: Any) -> dict[str, float]:

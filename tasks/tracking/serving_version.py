@@ -24,8 +24,13 @@ from pressoir.serving.deployment import fingerprint
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST
-from pressoir.tasks.tracking.experiment import database_lock, prepare_database, tracking_uri
-from pressoir.tasks.tracking.run import Run, without_password
+from pressoir.tasks.tracking.database import (
+    database_lock,
+    prepare_database,
+    tracking_uri,
+    without_password,
+)
+from pressoir.tasks.tracking.run import Run
 
 ALIAS = "champion"
 FOLDER = "serving"
@@ -90,7 +95,7 @@ def look(name: str, run: Run) -> Before:
     Raises:
         RegistryError: it is a model, and no serving configuration.
     """
-    with _told(run.uri):
+    with _told(run.journal.uri):
         model = _model(run.client, name)
     if model is None:
         return Before(False, None)
@@ -104,7 +109,9 @@ def look(name: str, run: Run) -> Before:
 def register(config: ServingConfig, latencies_ms: dict[str, float], run: Run, store: Store) -> str:
     """Give the alias to the version of `config`, made where there is none; return the version."""
     name, client, known = model_name(config), run.client, fingerprint(config)
-    with _told(run.uri), database_lock(store.home):
+    if run.journal.send_waiting():  # its files among them
+        raise RegistryError(f"MLflow at {run.shown_uri} does not answer; deploy again when it does")
+    with _told(run.journal.uri), database_lock(store.home):
         if _model(client, name) is None:
             client.create_registered_model(name, tags={_KIND: FOLDER})
         found = [
@@ -131,7 +138,7 @@ def register(config: ServingConfig, latencies_ms: dict[str, float], run: Run, st
 def undo(name: str, before: Before, run: Run, store: Store) -> None:
     """Give the alias back to who had it, and remove what `run` made."""
     client = run.client
-    with _told(run.uri), database_lock(store.home):
+    with _told(run.journal.uri), database_lock(store.home):
         model = _model(client, name)
         if model is None:
             return

@@ -161,6 +161,21 @@ def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
     assert parent.data.tags["prefect.flow_run_id"] == result.prefect_run_id
     assert not [tag for tag in parent.data.tags if "git" in tag]
     assert parent.data.metrics["speedup"] == result.rows[-1].speedup
+    headline = {"accuracy", "size_mb", "latency_ms_p50", "speedup", "compression"}
+    assert headline <= parent.data.metrics.keys()
+    params = parent.data.params
+    chosen = ("distill.student.layers", "prune.ffn_sparsity", "quantize.scheme", "merge", "seed")
+    assert [params[name] for name in chosen] == [
+        "None",
+        "None",
+        recipe.quantize.scheme,
+        "None",
+        str(recipe.seed),
+    ]
+    text = (result.report / "comparison.md").read_text(encoding="utf-8")
+    assert parent.data.tags["mlflow.note.content"] == text
+    table = client.load_table(str(parent.info.experiment_id), "comparison.json", [parent.info.run_id])
+    assert table["stage"].tolist() == [row.stage for row in result.rows]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"recipe.yaml", "comparison.json", "comparison.md", "benchmark.json", "sizes.png"} <= files
     logged = client.download_artifacts(parent.info.run_id, "recipe.yaml")
@@ -309,7 +324,7 @@ def test_a_stage_that_fails_is_recorded_and_not_tried_again(recipe, fake_stages,
     from pressoir.errors import ParityError
     from pressoir.flows.compress import compress
     from pressoir.store.store import Store
-    from pressoir.tasks.tracking.experiment import tracking_uri
+    from pressoir.tasks.tracking.database import tracking_uri
 
     def fail(inputs, config, context):
         fake_stages.append("quantize")
@@ -461,7 +476,7 @@ def test_a_stage_of_another_package_runs_in_its_place_and_is_compared(recipe, fa
     ]
     _, parent, nested = runs_of(result)
     assert [run.info.run_name.partition(" ")[0] for run in nested] == order
-    assert parent.data.params["stages.smooth"] == "True"
+    assert parent.data.params["smooth.strength"] == "0.25"
     run = next(run for run in nested if run.info.run_name == "smooth")
     assert run.data.params["strength"] == run.data.metrics["strength"].__str__() == "0.25"
     assert (result.folder / "smooth.txt").read_text() == "0.25 ['data', 'model']", "later ones take its model"

@@ -188,7 +188,7 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
 def test_the_ui_starts_both_pages_and_stops_them_with_all_their_children(start, tmp_path):
     import psutil
 
-    from pressoir.tasks.tracking.experiment import ui_port
+    from pressoir.tasks.tracking.database import ui_port
 
     ports = {"prefect": free_port(), "mlflow": free_port()}
     program = (

@@ -26,6 +26,7 @@ from pressoir.recipe.sections import DistillConfig, OutputsConfig, PruneConfig, 
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 from pressoir.stages import distill, prune, teacher, teacher_outputs
+from pressoir.system.files import folder_digest
 from pressoir.training import loop
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 from pressoir.training.students import make_student
@@ -375,6 +376,32 @@ def test_a_training_killed_half_way_resumes_from_its_last_checkpoint(tiny_bert, 
     assert "step 41" in done
     assert "step 40\n" not in done
     assert done.endswith("finished\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [12, 25, 26, 37, 48, 50, 55])
+def test_a_resumed_training_reports_every_epoch_once_as_one_that_was_not_stopped(
+    stop, tiny_bert, tiny_data, context
+):
+    """Stopped in an epoch, at its last step (which a checkpoint falls on) and at the first one after it."""
+    inputs = {"model": tiny_bert, "data": tiny_data}
+    config = TeacherConfig(
+        epochs=3, batch_size=16, learning_rate=1e-3, checkpoint_every_steps=5, early_stopping_patience=3
+    )
+
+    def run(stop):
+        given = dataclasses.replace(own, reporter=StopsAt(stop))
+        teacher.run(inputs, config, given)
+        return given.reporter.metrics
+
+    own = fresh(context, "whole")
+    whole = run(None)
+    own = fresh(context, "stopped")
+    with pytest.raises(StoppedError):
+        run(stop)
+    assert run(None) == whole
+    assert folder_digest(own.out_dir)[0] == folder_digest(context.out_dir / "whole")[0]
+    assert [step for name, _, step in whole if name == "validation_accuracy"] == [1, 2, 3]
 
 
 def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context):

@@ -1,5 +1,6 @@
 """A tracking server that is out of reach is one line, at once; no work has begun."""
 
+import os
 import socket
 import time
 
@@ -48,7 +49,7 @@ def test_a_server_that_accepts_and_never_answers_is_told_within_seconds(listenin
     with pytest.raises(UnreachableError, match="does not answer; start that server, or unset MLFLOW_TRACK"):
         experiment.check_reachable(tmp_path)
     assert time.monotonic() - started < 60
-    assert experiment.os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
 
 
 @pytest.mark.parametrize(

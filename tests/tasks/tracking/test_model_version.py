@@ -53,19 +53,27 @@ def row(**figures):
     return BenchmarkRow(**{**values, "accuracy": 0.9, "accuracy_delta": -0.01, **figures})
 
 
+def log_version(store, run, artifact, **figures):
+    from pressoir.recipe.sections import RegistryConfig
+    from pressoir.tasks.tracking.model_version import version_request
+
+    return run.log_version(
+        version_request("tiny", RegistryConfig(), artifact, artifact, row(**figures), store)
+    )
+
+
 def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tiny_classifier):
     import mlflow
     import pandas as pd
 
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     artifact = publish()
-    version, promoted, _ = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    version, promoted, _ = log_version(store, run, artifact)
     assert (version, promoted) == ("1", True)
     texts = ["the film was good", "the soup was awful and bland"]
-    with _global_tracking_uri(run.uri):
+    with _global_tracking_uri(run.journal.uri):
         model = mlflow.pyfunc.load_model("models:/tiny@champion")
         answer = model.predict(pd.DataFrame({"text": texts}))
     expected = TextClassifier.open(tiny_classifier, 1).predict(texts)
@@ -85,16 +93,15 @@ def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(
     import pandas as pd
 
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.recipe.sections import RegistryConfig
     from pressoir.tasks.tracking import model_version
 
     assert "from pressoir.artifact import" in RECORDED.read_text(encoding="utf-8")
     monkeypatch.setattr(model_version, "CODE", RECORDED)
     artifact = publish()
-    model_version.log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    log_version(store, run, artifact)
     (code,) = (store.home / "mlartifacts").rglob("recorded_pyfunc_model.py")
     assert code.read_bytes() == RECORDED.read_bytes()
-    with model_version._global_tracking_uri(run.uri):
+    with model_version._global_tracking_uri(run.journal.uri):
         answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(pd.DataFrame({"text": ["good"]}))
     expected = TextClassifier.open(tiny_classifier, 1).predict(["good"])
     assert answer.to_dict("records") == [pytest.approx(expected[0], abs=1e-6)]
@@ -103,14 +110,11 @@ def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(
 def test_the_model_is_logged_in_the_runs_experiment_and_nowhere_else(
     store, publish, run, tmp_path, monkeypatch
 ):
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import log_version
-
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     artifact = publish()
-    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
-    (logged,) = run.client.search_logged_models([run.experiment_id])
+    log_version(store, run, artifact)
+    (logged,) = run.client.search_logged_models([run.journal.experiment_id])
     assert logged.source_run_id == run.run_id
     assert logged.status.name == "READY"
     assert logged.artifact_location.startswith((store.home / "mlartifacts").as_uri())
@@ -122,13 +126,15 @@ def test_a_changed_artifact_is_not_served(store, publish, run):
     import mlflow
 
     from pressoir.errors import StoreError
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     artifact = publish()
-    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    log_version(store, run, artifact)
     (store.path(artifact) / "seed.txt").write_text("altered")
-    with _global_tracking_uri(run.uri), pytest.raises(StoreError, match="differs from the registered model"):
+    with (
+        _global_tracking_uri(run.journal.uri),
+        pytest.raises(StoreError, match="differs from the registered model"),
+    ):
         mlflow.pyfunc.load_model("models:/tiny/1")
 
 
@@ -136,13 +142,12 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
     import mlflow
 
     from pressoir.errors import StoreError
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import _global_tracking_uri, log_version
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     artifact = publish()
-    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    log_version(store, run, artifact)
     shutil.move(store.root, tmp_path / "elsewhere" / "store")
-    with _global_tracking_uri(run.uri):
+    with _global_tracking_uri(run.journal.uri):
         with pytest.raises(StoreError, match="does not contain shard/"):
             mlflow.pyfunc.load_model("models:/tiny/1")
         monkeypatch.setenv("PRESSOIR_HOME", str(tmp_path / "elsewhere"))
@@ -150,12 +155,9 @@ def test_a_store_that_was_moved_is_found_through_the_environment(store, publish,
 
 
 def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(store, publish, run):
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import log_version
-
     def register(seed, **figures):
         artifact = publish(seed)
-        return log_version("tiny", RegistryConfig(), artifact, artifact, row(**figures), store, run)
+        return log_version(store, run, artifact, **figures)
 
     def holder():
         return run.client.get_model_version_by_alias("tiny", "champion").version
@@ -176,16 +178,58 @@ def test_the_alias_moves_only_to_a_better_version_and_every_decision_is_kept(sto
 
 
 def test_the_same_result_is_one_version(store, publish, run):
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import log_version
-
     artifact = publish()
-    first = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
-    again = log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    first = log_version(store, run, artifact)
+    again = log_version(store, run, artifact)
     assert first[:2] == again[:2] == ("1", True)
     assert "already has the alias" in again[2]
     assert "no version holds it" in run.client.get_model_version("tiny", "1").tags["decision"]
     assert len(run.client.search_model_versions("name='tiny'")) == 1
+
+
+def test_a_version_whose_creation_breaks_off_anywhere_waits_and_is_made_once(store, publish, monkeypatch):
+    """The answer to each of MLflow's calls in turn is lost, after the call was carried out."""
+    import mlflow
+
+    from pressoir.tasks.tracking.experiment import parent_run
+    from pressoir.tasks.tracking.journal import flush_journals
+
+    calls = (
+        "create_logged_model log_outputs finalize_logged_model create_registered_model create_model_version "
+        "set_model_version_tag set_registered_model_alias log_batch".split()
+    )
+    steps = iter((*calls, "end"))
+    lost = next(steps)
+
+    def breaking(name):
+        carry_out = getattr(mlflow.MlflowClient, name)
+
+        def call(self, *args, **kwargs):
+            nonlocal lost
+            answer = carry_out(self, *args, **kwargs)
+            if name == lost:
+                lost = next(steps)
+                raise ConnectionResetError("in the midst of the answer")
+            return answer
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(mlflow.MlflowClient, name, breaking(name))
+    artifact = publish()
+    with parent_run("tiny", "flows.compress.compress", store, {}) as run:
+        assert log_version(store, run, artifact) is None
+    for _ in range(8):
+        flush_journals(store.home, run.journal.uri)
+    assert lost == "end"
+    assert not list((store.home / "tracking").iterdir())
+    (version,) = run.client.search_model_versions("name='tiny'")
+    assert run.client.get_model_version_by_alias("tiny", "champion").version == version.version
+    assert version.run_id == run.run_id
+    (model,) = run.client.search_logged_models([run.journal.experiment_id])
+    assert model.status.name == "READY"
+    found = run.client.get_run(run.run_id)
+    assert (found.data.tags["promoted"], found.info.status) == ("True", "FINISHED")
 
 
 @pytest.mark.slow
@@ -195,11 +239,9 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
     import httpx
 
     from pressoir.inference.text_classification import TextClassifier
-    from pressoir.recipe.sections import RegistryConfig
-    from pressoir.tasks.tracking.model_version import log_version
 
     artifact = publish()
-    log_version("tiny", RegistryConfig(), artifact, artifact, row(), store, run)
+    log_version(store, run, artifact)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{(port := probe.getsockname()[1])}"
@@ -212,7 +254,7 @@ def test_mlflows_own_server_serves_it_and_answers_as_the_artifact_does(
             [sys.executable, "-m", "mlflow", *words.split()],
             env={
                 **os.environ,
-                "MLFLOW_TRACKING_URI": run.uri,
+                "MLFLOW_TRACKING_URI": run.journal.uri,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it calls uvicorn
             },
             cwd=tmp_path,

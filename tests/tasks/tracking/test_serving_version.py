@@ -14,7 +14,7 @@ def registered(store, tiny_classifier):
     from mlflow import MlflowClient
 
     from pressoir.store.artifact import StageKey
-    from pressoir.tasks.tracking.experiment import tracking_uri
+    from pressoir.tasks.tracking.database import tracking_uri
 
     uri = tracking_uri(store.home)[0]
     client, places = MlflowClient(uri, uri), []

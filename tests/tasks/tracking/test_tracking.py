@@ -19,7 +19,7 @@ def recipe():
 
 
 def test_the_default_is_sqlite_in_the_home_and_the_environment_wins(tmp_path, monkeypatch):
-    from pressoir.tasks.tracking.experiment import tracking_uri
+    from pressoir.tasks.tracking.database import tracking_uri
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(tmp_path) == (f"sqlite:///{tmp_path}/mlflow.db", True)
@@ -76,9 +76,9 @@ def test_a_deleted_experiment_is_taken_up_again(store):
 
     with parent_run("tiny", "flows.compress.compress", store, {}) as first:
         pass
-    first.client.delete_experiment(first.experiment_id)
+    first.client.delete_experiment(first.journal.experiment_id)
     with parent_run("tiny", "flows.compress.compress", store, {}) as second:
-        assert second.experiment_id == first.experiment_id
+        assert second.journal.experiment_id == first.journal.experiment_id
 
 
 def test_artifacts_lie_in_the_home_by_default(store, recipe):
@@ -102,12 +102,17 @@ def test_many_metrics_are_sent_in_parts_that_mlflow_takes(store):
         assert len(run.client.get_metric_history(run.run_id, "loss")) == 2500
 
 
-def test_the_page_is_on_the_server_or_where_the_ui_will_be():
+def run_at(uri):
+    from pressoir.tasks.tracking.journal import Journal
     from pressoir.tasks.tracking.run import Run
 
-    assert Run("sqlite:////x.db", "7", "abc").page == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
-    assert Run("https://host/", "7", "abc").page == "https://host/#/experiments/7/runs/abc"
-    assert "secret" not in Run("https://user:secret@host/", "7", "abc").page
+    return Run(Journal(uri, "7", Path("journal")), "abc")
+
+
+def test_the_page_is_on_the_server_or_where_the_ui_will_be():
+    assert run_at("sqlite:////x.db").page == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert run_at("https://host/").page == "https://host/#/experiments/7/runs/abc"
+    assert "secret" not in run_at("https://user:secret@host/").page
 
 
 @pytest.mark.parametrize(
@@ -121,13 +126,12 @@ def test_the_page_is_on_the_server_or_where_the_ui_will_be():
     ],
 )
 def test_an_address_is_shown_without_its_password(address, shown):
-    from pressoir.tasks.tracking.run import Run
-
-    assert Run(address, "7", "abc").shown_uri == shown
+    assert run_at(address).shown_uri == shown
 
 
 def test_links_lead_to_the_port_where_the_ui_was_last_started(store):
-    from pressoir.tasks.tracking.experiment import parent_run, set_ui_port
+    from pressoir.tasks.tracking.database import set_ui_port
+    from pressoir.tasks.tracking.experiment import parent_run
 
     for port in (5000, 5123):
         set_ui_port(store.home, port)
@@ -141,7 +145,7 @@ def test_processes_that_start_at_once_share_one_new_database(tmp_path):
         "import sys; from pathlib import Path; from pressoir.store.store import Store\n"
         "from pressoir.tasks.tracking.experiment import parent_run\n"
         "store = Store(Path(sys.argv[1]))\n"
-        "with parent_run('tiny', 'flows', store, {}) as run: print(run.experiment_id)\n"
+        "with parent_run('tiny', 'flows', store, {}) as run: print(run.journal.experiment_id)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
