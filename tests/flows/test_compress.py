@@ -152,6 +152,7 @@ def test_the_plan_is_what_the_run_then_does(recipe, fake_stages):
 
 def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
     from pressoir.flows.compress import compress
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
 
     result = compress(recipe)
     client, parent, nested = runs_of(result)
@@ -174,7 +175,8 @@ def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
     ]
     text = (result.report / "comparison.md").read_text(encoding="utf-8")
     assert parent.data.tags["mlflow.note.content"] == text
-    table = client.load_table(str(parent.info.experiment_id), "comparison.json", [parent.info.run_id])
+    with _global_tracking_uri(result.tracking_uri):
+        table = client.load_table(str(parent.info.experiment_id), "comparison.json", [parent.info.run_id])
     assert table["stage"].tolist() == [row.stage for row in result.rows]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"recipe.yaml", "comparison.json", "comparison.md", "benchmark.json", "sizes.png"} <= files
