@@ -21,7 +21,9 @@ from pressoir.evaluation.run import EvaluationResult
 from pressoir.flows.extras import needs_dask
 from pressoir.flows.linked import linked_run
 from pressoir.store.store import Store
+from pressoir.system.machine import alone
 from pressoir.tasks import evaluation as steps
+from pressoir.tasks.progress import say
 
 if TYPE_CHECKING:
     from pressoir.flows.dask_cluster import Cluster
@@ -42,7 +44,10 @@ def batch_evaluation(
 
     store = Store()
     earlier = run.find(resume, config.results) if resume is not None else None
-    with linked_run(config.name, "flows.batch_evaluation.batch_evaluation", store) as parent:
+    with (
+        alone(f"evaluate {config.name}", say),
+        linked_run(config.name, "flows.batch_evaluation.batch_evaluation", store) as parent,
+    ):
         with _cluster(config) as cluster:
             seen = cluster.survey if cluster is not None else None
             folder, prepared = steps.prepare(config, store.home, batches, earlier, seen)

@@ -23,6 +23,7 @@ from pressoir.flows.commands.deploy import deploy
 from pressoir.flows.commands.evaluate import evaluate
 from pressoir.flows.commands.merge import merge
 from pressoir.flows.commands.monitor import monitor
+from pressoir.flows.commands.pool import pool
 from pressoir.flows.commands.quantize import quantize
 from pressoir.flows.commands.registry import registry
 from pressoir.flows.commands.search import search
@@ -166,7 +167,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 for command in (
     *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy),
-    tracking,
+    *(tracking, pool),
 ):
     main.add_command(command)
 

@@ -6,6 +6,7 @@ sets to null is left out, and what the store already has is not made again.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, cast
 
 from prefect import flow
@@ -22,7 +23,9 @@ from pressoir.pipeline.plan import PlanRow
 from pressoir.pipeline.runner import CompressResult, Output, PipelineOutput, Runner
 from pressoir.pipeline.sources import Sources, current_sources
 from pressoir.recipe.recipe import Recipe, load
+from pressoir.system.machine import alone
 from pressoir.system.runtime import available_cpus
+from pressoir.tasks.progress import say
 from pressoir.tasks.register import register
 from pressoir.tasks.stage import RunContext
 from pressoir.tasks.stages import TaskRunner
@@ -89,7 +92,11 @@ def compress(recipe: Annotated[Recipe, BeforeValidator(load)]) -> CompressResult
     sources = current_sources()
     store = sources.store
     check_inputs(recipe, sources)
-    with linked_run(recipe.name, "flows.compress.compress", store) as parent:
+    builds = any(row.state == "build" for row in plan(recipe, sources))
+    with (
+        alone(f"compress {recipe.name}", say) if builds else nullcontext(),
+        linked_run(recipe.name, "flows.compress.compress", store) as parent,
+    ):
         log_recipe(parent, recipe)
         threads = recipe.threads or available_cpus()
         context = RunContext(sources, parent, recipe.seed, threads, recipe.refresh)

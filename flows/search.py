@@ -34,9 +34,10 @@ from pressoir.recipe_search.records import Trial, TrialOutcome, describe
 from pressoir.recipe_search.study import Proposal, Study
 from pressoir.recipe_search.trial import Assignment
 from pressoir.store.store import Store
+from pressoir.system.machine import alone
 from pressoir.system.runtime import available_cpus
 from pressoir.tasks import search as steps
-from pressoir.tasks.progress import ProgressArtifact
+from pressoir.tasks.progress import ProgressArtifact, say
 from pressoir.tasks.stage import RunContext
 from pressoir.tasks.stages import TaskRunner
 from pressoir.tasks.tracking.run import Run
@@ -85,7 +86,11 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     store = Store()
     check_inputs(config.recipe, Sources(store))
     folder = report.begin(config)
-    with exclusive(folder), linked_run(config.name, "flows.search.search", store) as parent:
+    with (
+        exclusive(folder),
+        alone(f"search {config.name}", say),
+        linked_run(config.name, "flows.search.search", store) as parent,
+    ):
         parent.log(
             params={
                 "budget": config.budget.model_dump(mode="json"),

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+os.environ.setdefault("PRESSOIR_SIDE_BY_SIDE", "1")  # tests of several workers run side by side
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
