@@ -52,6 +52,11 @@ class Server:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SourceError(f"{url!r} is not the URL of a folder; expected https://host/path")
+        if "@" in parts.netloc:
+            raise SourceError(
+                f"the URL of a folder at {parts.hostname} has a user name or a password, which is not "
+                "supported, since recipes are logged; serve the folder without one"
+            )
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._cancelled = cancelled
         self._sockets = _Sockets()

@@ -17,6 +17,7 @@ MLFLOW_PORT = 5000
 """Where `pressoir ui` serves MLflow when nothing else is said."""
 _PORT = "mlflow-port"
 _USER = re.compile(r"//[^/\s]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]+")  # keys have many names
 _SECRET = re.compile(r"([?&;](?:password|pwd|token)=)[^&;\s]*", re.IGNORECASE)
 
 
@@ -27,8 +28,8 @@ def tracking_uri(home: Path) -> tuple[str, bool]:
 
 
 def without_password(text: str) -> str:
-    """A text in which addresses have neither user names nor passwords, as it may be shown."""
-    return re.sub(_SECRET, r"\1***", re.sub(_USER, "//***@", text))
+    """A text in which addresses have neither user names, passwords nor keys, as it may be shown."""
+    return re.sub(_QUERY, r"\1?***", re.sub(_SECRET, r"\1***", re.sub(_USER, "//***@", text)))
 
 
 def server_page(uri: str, port: int) -> str:

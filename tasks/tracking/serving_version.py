@@ -193,4 +193,5 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(without_password(f"MLflow at {uri} failed: {error}")) from error
+        # Not `from error`, whose text has the address.
+        raise RegistryError(without_password(f"MLflow at {uri} failed: {error}")) from None

@@ -103,33 +103,63 @@ def start(environment, tmp_path):
         process.wait()
 
 
-@pytest.mark.slow
-def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_recipe, tmp_path):
-    tiny = real_recipe.model_dump(mode="json")
-    port = free_port()
-    api = f"http://127.0.0.1:{port}/api"
-    start("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), log="server.log")
-    wait_for(lambda: answers(f"{api}/health"), 180, "Prefect's server")
-    environment["PREFECT_API_URL"] = api
+class Server:
+    """Prefect's server with the deployments of prefect.yaml, and workers, as the README starts them."""
 
-    def prefect(*command, succeeds=True):
+    def __init__(self, start, environment):
+        self.start, self.environment = start, environment
+        port = free_port()
+        self.api = f"http://127.0.0.1:{port}/api"
+        command = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        start(*command, log="server.log")
+        wait_for(lambda: answers(f"{self.api}/health"), 180, "Prefect's server")
+        environment["PREFECT_API_URL"] = self.api
+        self.command("pressoir.flows", "pool")
+        self.command("prefect", "--no-prompt", "deploy", "--all")
+
+    def command(self, *command):
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", *command],
+            [sys.executable, "-m", *command],
             cwd=ROOT,
-            env=environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
-        assert (done.returncode == 0) is succeeds, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def run_with(recipe, **options):
-        params = json.dumps({"recipe": recipe})
-        return prefect("deployment", "run", "compress/compress-demo", "--params", params, **options)
+    def worker(self, folder, log="worker.log"):
+        worker = ("-m", "prefect", "worker", "start", "--pool", "pressoir", "--name", log)
+        return self.start(*worker, log=log, cwd=folder)
 
-    prefect("work-pool", "create", "pressoir", "--type", "process")
-    prefect("--no-prompt", "deploy", "--all")
+    def run(self, recipe):
+        """Create a run as Prefect's form does; return its id."""
+        demo = json.loads(get(f"{self.api}/deployments/name/compress/compress-demo")[1])
+        address = f"{self.api}/deployments/{demo['id']}/create_flow_run"
+        return send("POST", address, {"parameters": {"recipe": recipe}})["id"]
+
+    def state(self, run):
+        return send("GET", f"{self.api}/flow_runs/{run}")["state"]
+
+    def wait(self, run, *states, seconds=300):
+        """The state of a run, as soon as its name is one of these."""
+
+        def there():
+            state = self.state(run)
+            return state if state["name"] in states else None
+
+        return wait_for(there, seconds, f"{states} of {run}, now {self.state(run)}")
+
+
+@pytest.fixture
+def server(start, environment):
+    return Server(start, environment)
+
+
+@pytest.mark.slow
+def test_a_worker_runs_the_deployment_of_prefect_yaml(server, real_recipe, tmp_path):
+    tiny, api = real_recipe.model_dump(mode="json"), server.api
     deployments = {
         name: json.loads(get(f"{api}/deployments/name/compress/{name}")[1])
         for name in ("compress-demo", "compress-sst2")
@@ -145,15 +175,13 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
     demo = deployments["compress-demo"]
     assert demo["entrypoint"] == "flows.compress.compress"
     assert demo["parameters"]["recipe"]["name"] == "demo"
-    assert demo["enforce_parameter_schema"] is True
+    assert demo["enforce_parameter_schema"] is False
     assert [schedule["active"] for schedule in demo["schedules"]] == [False]
     assert demo["parameter_openapi_schema"]["definitions"]["Recipe"]["additionalProperties"] is False
 
-    assert "tempo" in run_with({**tiny, "tempo": 1}, succeeds=False)
-
-    worker = ("-m", "prefect", "worker", "start", "--pool", "pressoir", "--name", "tester")
-    start(*worker, log="worker.log", cwd=tmp_path)
-    run_with(tiny)
+    server.worker(tmp_path)
+    params = json.dumps({"recipe": tiny})
+    server.command("prefect", "deployment", "run", "compress/compress-demo", "--params", params)
 
     def ended(scheduled):
         """The first run that has ended, of those that the server scheduled or of the others."""
@@ -182,6 +210,60 @@ def test_a_worker_runs_the_deployment_of_prefect_yaml(start, environment, real_r
     assert run["created_by"]["type"] == "SCHEDULE"
     send("DELETE", f"{address}/schedules/{schedule['id']}")
     assert "Can't evaluate" not in (tmp_path / "server.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_is_refused_cancelled_and_killed_and_the_next_one_starts(server, real_recipe, tmp_path):
+    import psutil
+
+    tiny = real_recipe.model_dump(mode="json")
+    long = {**tiny, "name": "long", "teacher": {**tiny["teacher"], "epochs": 2000}}
+    worker, store = server.worker(tmp_path), tmp_path / "home"
+
+    bad = server.run({"name": "x", "prune": {"ffn_sparsity": 3}, "distill": {"epochs": -1}, "tempo": 4})
+    said = server.wait(bad, "Failed")["message"]
+    assert all(name in said for name in ("prune.ffn_sparsity", "distill.epochs", "tempo")), said
+    missing = server.run({**tiny, "model": str(tmp_path / "nowhere")})
+    said = server.wait(missing, "Failed")["message"]
+    assert "no such folder" in said
+    assert "\n" not in said
+
+    cancelled = server.run(long)
+    wait_for(lambda: list(store.glob("work/*/checkpoints/*/epoch.npz")) or None, 300, "a checkpoint")
+    children = psutil.Process(worker.pid).children(recursive=True)
+    send("POST", f"{server.api}/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}})
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive
+    server.wait(cancelled, "Cancelled")
+
+    # Killed with its worker, it would count as running for ever; the next one waits for its place.
+    killed = server.run(long)
+    wait_for(lambda: "resuming from checkpoint" in (tmp_path / "worker.log").read_text() or None, 300, "it")
+    following = server.run(tiny)
+    os.killpg(worker.pid, signal.SIGKILL)
+    for child in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("PREFECT__FLOW_RUN_ID") == killed:
+                child.kill()
+    server.worker(tmp_path, "second.log")
+    server.wait(following, "Late", "AwaitingConcurrencySlot")
+    assert server.state(killed)["name"] == "Running"
+    said = server.wait(killed, "Crashed")["message"]
+    assert said.startswith("No sign of life for 90 s")
+    server.wait(following, "Completed")
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("long")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags.get("prefect.flow_run_id") for run in runs} >= {cancelled, killed}
+    assert {run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags} == {"KILLED"}
+    assert "RUNNING" not in {run.info.status for run in runs}
+    found = send("POST", f"{server.api}/artifacts/filter", {})
+    of_run = {artifact["key"] for artifact in found if artifact["flow_run_id"] == following}
+    assert {"comparison", "mlflow-run"} <= of_run
+    assert any(artifact["type"] == "progress" for artifact in found if artifact["flow_run_id"] == cancelled)
 
 
 @pytest.mark.slow
