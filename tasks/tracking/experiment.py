@@ -57,9 +57,8 @@ def parent_run(
             book = stack.enter_context(journal(store.home, uri, experiment_id, tell))
             run = stack.enter_context(running(book, name, tags, ui_port=ui_port(store.home)))
         except (MlflowException, OSError, SQLAlchemyError) as error:
-            raise _unreachable(
-                uri, default, store.home, f" ({reason_of(error)})"
-            ) from None  # its text has the address
+            # Not `from error`, whose text has the address.
+            raise _unreachable(uri, default, store.home, f" ({reason_of(error)})") from None
         yield run
 
 
