@@ -94,6 +94,11 @@ def two_models(config: Any, size: ModelSize) -> int:
     return 2 * size.weight_bytes
 
 
+def never(config: Any) -> bool:
+    """False."""
+    return False
+
+
 def whole_config(config: Config) -> StageKeyParts:
     """All fields of `config`."""
     return StageKeyParts(config.model_dump(mode="json"))
@@ -129,6 +134,9 @@ class Stage:
     memory: Callable[[Any, ModelSize], int] = two_models
     """Upper estimate of what it holds at a time, bytes, besides the interpreter and the libraries: from its
     section of the recipe (None if it has none) and the base model."""
+    measures: Callable[[Any], bool] = never
+    """Whether, with this configuration, its result depends on times: it then holds for one number of threads
+    on one kind of CPU, which become part of the key."""
     searchable: bool = False
     """Whether trials of a search may differ in its section, or leave it out."""
     after: Place | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
 MODEL_FILES = (
     *(*WEIGHT_PATTERNS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm"),
+    *("*.jinja", "additional_chat_templates/*.jinja", "bpe.codes", "prophetnet.tokenizer"),
     "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -13,7 +13,7 @@ from pressoir.sources.resolve import Source
 from pressoir.stage import StageContext, load_stage
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
-from pressoir.system.runtime import use_threads
+from pressoir.system.runtime import machine_of, use_threads
 
 
 def build_stage(
@@ -39,7 +39,7 @@ def build_stage(
     folders = {n: v.folder if isinstance(v, Source) else store.path(v) for n, v in given.items()}
     digests = {name: value.digest for name, value in given.items()}
     sources = sources or Sources(store)
-    key = sources.key(stage, config, digests, seed, folders.values())
+    key = sources.key(stage, config, digests, seed, folders.values(), threads)
 
     def make(out_dir: Path, work_dir: Path) -> Mapping[str, float]:
         use_threads(threads)
@@ -50,4 +50,12 @@ def build_stage(
         )
         return load_stage(stage).run(folders, config, context)
 
-    return store.build(key, make, refresh=refresh, tell=reporter.message)
+    machine = machine_of(threads)
+    artifact, cached = store.build(key, make, refresh=refresh, tell=reporter.message, machine=machine)
+    made_on = {name: artifact.environment.get(name, value) for name, value in machine.items()}
+    if cached and made_on != machine:
+        reporter.message(
+            f"{stage}: made with {made_on['threads']} threads on {made_on['cpu']} "
+            f"({made_on['cpu_features']}); here it may differ in the last digits"
+        )
+    return artifact, cached

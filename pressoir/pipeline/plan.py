@@ -17,6 +17,7 @@ from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.sources.resolve import Source
 from pressoir.store.artifact import Artifact
+from pressoir.system.runtime import available_cpus
 
 
 class Unbuilt(Config):
@@ -59,7 +60,8 @@ class Planner:
         if not any(isinstance(given, Unbuilt) for given in inputs.values()):
             folders = [v.folder if isinstance(v, Source) else store.path(v) for v in known.values()]
             digests = {name: given.digest for name, given in known.items()}
-            key = self.sources.key(stage, config, digests, self.recipe.seed, folders)
+            threads = self.recipe.threads or available_cpus()
+            key = self.sources.key(stage, config, digests, self.recipe.seed, folders, threads)
             found = None if self.recipe.refresh else store.find(key)
         model = inputs.get("model")
         self.rows.append(

@@ -21,6 +21,7 @@ from pressoir.sources.resolve import Source
 from pressoir.stage import StageKeyParts, load_stage
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
+from pressoir.system.runtime import machine_of
 
 _shared: ContextVar[Sources | None] = ContextVar("sources", default=None)
 
@@ -51,17 +52,19 @@ class Sources:
         inputs: Mapping[str, str],
         seed: int,
         folders: Iterable[Path] = (),
+        threads: int | None = None,
     ) -> StageKey:
         """See `stage_key`; what the configuration names is hashed once.
 
         `folders` are those of the inputs: a model of another package's architecture or task makes that
-        package part of the key.
+        package part of the key. `threads` are those that the stage will use.
         """
         place = (stage, config.model_dump_json())
         if place not in self._parts:
             self._parts[place] = load_stage(stage).key(config)
         origins = sorted({str(origin) for folder in folders for origin in declared_by(folder)})
-        return stage_key(stage, config, inputs, seed, self._parts[place], origins)
+        machine = None if threads is None else machine_of(threads)
+        return stage_key(stage, config, inputs, seed, self._parts[place], origins, machine)
 
     def prepare(self, stage: str, config: BaseModel, seed: int) -> Any:
         """What `Stage.prepare` returns, kept until the stage runs; None where it has none."""

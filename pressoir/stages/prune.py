@@ -102,5 +102,12 @@ def int8_cost(
 
 
 STAGE = Stage(
-    name="prune", version=1, kind="model", config=PruneConfig, run=run, searchable=True, memory=training_bytes
+    name="prune",
+    version=1,
+    kind="model",
+    config=PruneConfig,
+    run=run,
+    measures=lambda config: config.target is not None and config.target.latency_ms is not None,
+    searchable=True,
+    memory=training_bytes,
 )

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 # Packages whose version can change what a stage computes, not only how fast.
 DECISIVE_PACKAGES = (
-    *("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx"),
-    *("safetensors", "mergekit"),
+    *("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum-onnx"),
+    *("safetensors", "mergekit", "numpy", "datasets"),
 )
 
 
@@ -39,7 +39,7 @@ class Artifact(BaseModel):
     metrics: dict[str, float]
     """The stage's figures; fractions 0–1, units in the names."""
     environment: dict[str, str]
-    """Versions of the interpreter and the decisive packages."""
+    """Versions of the interpreter and the decisive packages; the CPU and the threads that made it."""
     created_at: str
     """UTC time, ISO 8601."""
 

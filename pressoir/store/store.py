@@ -64,12 +64,14 @@ class Store:
         *,
         refresh: bool = False,
         tell: Callable[[str], None] = lambda text: None,
+        machine: Mapping[str, str] | None = None,
     ) -> tuple[Artifact, bool]:
         """Return the artifact of `key` and whether it was already there.
 
         Only one process builds a key; others wait for it and reuse its result. `make(out_dir, work_dir)`
         writes the files into `out_dir` and returns metrics; `work_dir` outlives a crash and holds checkpoints
-        to resume from. With `refresh` it is made anew; the old one stays until then.
+        to resume from. With `refresh` it is made anew; the old one stays until then. The manifest notes
+        `machine`.
 
         Raises:
             StoreError: the store is read-only or full. Whatever else `make` raises passes through; either way
@@ -96,7 +98,7 @@ class Store:
             draft.mkdir()
             try:
                 metrics = dict(make(draft, work))
-                artifact = self._publish(draft, target, key, name, metrics)
+                artifact = self._publish(draft, target, key, name, metrics, machine or {})
             except BaseException:
                 remove(draft)
                 raise
@@ -184,7 +186,13 @@ class Store:
             )
 
     def _publish(
-        self, draft: Path, target: Path, key: StageKey, name: str, metrics: dict[str, float]
+        self,
+        draft: Path,
+        target: Path,
+        key: StageKey,
+        name: str,
+        metrics: dict[str, float],
+        machine: Mapping[str, str],
     ) -> Artifact:
         digest, size = folder_digest(draft)
         artifact = Artifact(
@@ -196,7 +204,7 @@ class Store:
             parents=key.inputs,
             config_digest=digest_of(key.config),
             metrics=metrics,
-            environment={"python": platform.python_version(), **key.environment},
+            environment={"python": platform.python_version(), **key.environment, **machine},
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         files = files_of(draft)

@@ -152,6 +152,12 @@ def describe_machine(threads: int) -> dict[str, str]:
     }
 
 
+def machine_of(threads: int) -> dict[str, str]:
+    """What of the machine decides how fast a program is, and how its sums are rounded."""
+    found = describe_machine(threads)
+    return {name: found[name] for name in ("cpu", "cpu_features", "threads")}
+
+
 def end_with_parent() -> None:
     """Have the kernel end this process as soon as the pipe that is its standard input closes.
 
