@@ -239,4 +239,6 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from pressoir.flows.__main__ import main as program
+
+    program()

@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from pressoir.store.store import Store
+from pressoir.system.family import guard
 from pressoir.tasks.progress import say
 from pressoir.tasks.tracking.experiment import check_reachable, parent_run
 from pressoir.tasks.tracking.run import Run
@@ -22,6 +23,7 @@ def linked_run(name: str, entrypoint: str, store: Store) -> Iterator[Run]:
     Raises:
         UnreachableError: MLflow's server does not answer.
     """
+    guard()
     check_reachable(store.home)
     with parent_run(name, entrypoint, store, {"prefect.flow_run_id": str(flow_run.id)}, say) as parent:
         with get_client(sync_client=True) as client:

@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: one line that says how to go on, and an end within seconds, whatever is being done.
+
+A handler of Python's runs between two instructions of the main thread, which may be deep in native code, and
+Prefect puts one of its own in its place. So a thread waits at the descriptor to which the interpreter writes
+each signal at once. It prints the line, sends what is printed afterwards nowhere (each library tells of the
+interruption in its own way), and leaves the program a few seconds to mark its runs as ended. Then it ends the
+process and all that it started. Nothing is lost: the store publishes whole artifacts, trainings have
+checkpoints, and the next run ends in MLflow what is left as running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pressoir.system.family import end_family
+
+_SHOW_CURSOR = "\x1b[?25h"  # which a progress bar has hidden
+
+
+@contextmanager
+def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
+    """End the process on SIGINT (exit code 130) or SIGTERM (143); `how` says how to go on.
+
+    `grace_s` is how long what runs may take to come to its end.
+
+    Only the main thread can be told of signals; in another one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    terminate = signal.signal(signal.SIGTERM, _interrupt)
+    stopped, unwound = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while byte := os.read(reader, 1):
+            if byte[0] in (signal.SIGINT, signal.SIGTERM):
+                stopped.set()
+                _say(f"stopped; {how}")
+                unwound.wait(grace_s)
+                end_family()
+                os._exit(128 + byte[0])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        unwound.set()
+        if stopped.is_set():  # the thread ends the process, with the signal's exit code
+            watcher.join()
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, terminate)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def _say(text: str) -> None:
+    """Print the last line, and nothing after it."""
+    with suppress(OSError, ValueError):
+        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+        sys.stdout.flush()
+        os.write(2, f"{cursor}{text}\n".encode())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
