@@ -38,7 +38,7 @@ def _run() -> None:
     except ExtensionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    cli.main()
+    cli.main(prog_name="pressoir")
 
 
 if __name__ == "__main__":

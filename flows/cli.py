@@ -117,7 +117,8 @@ def store() -> None:
 @store.command("ls")
 def store_ls() -> None:
     """List all artifacts."""
-    table = Table("stage", "key", "kind", "MB", "created (UTC)", "metrics", box=None)
+    table = Table("stage", "key", "kind", "MB", "created (UTC)", box=None)
+    table.add_column("metrics", no_wrap=True, overflow="ellipsis")
     for artifact in Store().artifacts():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
         size = f"{artifact.size_bytes / 1e6:.1f}"
@@ -177,6 +178,20 @@ for command in (
 def reference(of: str) -> None:
     """Print the reference of a type of configuration file as Markdown."""
     click.echo(reference_of(of))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and options in SHELL.
+
+    For bash, add to ~/.bashrc: eval "$(pressoir completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "pressoir", "_PRESSOIR_COMPLETE").source())
 
 
 def _check_output(output: Path) -> None:

@@ -61,7 +61,7 @@ def test_python_m_runs_a_module_by_its_second_name():
         capture_output=True,
         text=True,
     )
-    assert "flows.cli, version" in done.stdout, done.stderr
+    assert "pressoir, version" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", ["flows.none", "tasks.none.such", "pressoir.artifacts"])

@@ -240,3 +240,44 @@ def assert_store_commands(home):
     assert verified.exit_code == 1
     assert victim.key in verified.output.replace("\n", "")
     shutil.rmtree(store.path(victim))
+
+
+@pytest.mark.process
+def test_bash_completes_commands_and_options(tmp_path):
+    """The real shell, with the script as the help says to load it."""
+    program = tmp_path / "pressoir"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pressoir.flows "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    script = """
+eval "$(pressoir completion bash)"
+complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _pressoir_completion pressoir; }
+complete_words pressoir comp; echo "${COMPREPLY[@]}"
+complete_words pressoir compress --dr; echo "${COMPREPLY[@]}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    completed = [line.split() for line in done.stdout.splitlines()]
+    assert completed == [["completion", "compress"], ["--dry-run"]], done.stderr
+
+
+@pytest.mark.process
+def test_each_artifact_is_one_line_of_80_columns(tmp_path, monkeypatch):
+    from pressoir.store.artifact import StageKey
+    from pressoir.store.store import Store
+
+    figures = {f"a_long_name_of_a_figure_{number}": 123.456 for number in range(5)}
+    key = StageKey(stage="teacher_outputs", version=1, kind="quantized-model", config={}, inputs={}, seed=0)
+    Store(tmp_path).build(key, lambda out, work: figures)
+    done = subprocess.run(
+        [sys.executable, "-m", "pressoir.flows", "store", "ls"],
+        env={**os.environ, "PRESSOIR_HOME": str(tmp_path), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stdout
+    assert max(map(len, lines)) <= 80
