@@ -40,11 +40,15 @@ from pressoir.reference import reference as reference_of
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
 from pressoir.system.files import copy_folder, disk_errors, write_text_atomic
+from pressoir.system.output import replaced
 from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
     from pressoir.pipeline.plan import PlanRow
     from pressoir.pipeline.runner import CompressResult
+
+
+_OUTPUT = ("model", "report", "benchmark.json", "recipe.yaml")
 
 
 class _Group(click.Group):
@@ -204,14 +208,13 @@ def _check_output(output: Path) -> None:
 
 
 def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
-    """`model/`, `report/`, `recipe.yaml` (resolved) and `benchmark.json`, each put in place whole."""
-    Store().copy(result.artifact, output / "model")
-    copy_folder(result.report, output / "report")
-    with disk_errors(output):
-        write_text_atomic(
-            output / "benchmark.json", (result.report / "benchmark.json").read_text(encoding="utf-8")
-        )
-        write_text_atomic(output / "recipe.yaml", recipe.to_yaml())
+    """`model/`, `report/`, `recipe.yaml` (resolved) and `benchmark.json`, put in place together."""
+    with replaced(output.absolute(), _OUTPUT) as draft:
+        Store().copy(result.artifact, draft / "model")
+        copy_folder(result.report, draft / "report")
+        text = (result.report / "benchmark.json").read_text(encoding="utf-8")
+        write_text_atomic(draft / "benchmark.json", text)
+        write_text_atomic(draft / "recipe.yaml", recipe.to_yaml())
 
 
 def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
@@ -254,6 +257,4 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    from pressoir.flows.__main__ import main as program
-
-    program()
+    main(prog_name="pressoir")

@@ -1,0 +1,73 @@
+"""A folder of results that changes as a whole: a reader sees the previous results or the new ones."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pressoir.system.files import disk_errors, flush, remove
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)
+
+
+@contextmanager
+def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
+    """A draft for the block to fill, which then takes the place of `target`.
+
+    What else the user keeps in `target`, by other names than `ours`, stays there. A process that is killed at
+    any point leaves whole results in `target`; what it leaves beside it is put right by the next one.
+
+    Raises:
+        StoreError: the folder cannot be written, or the disk is full; `target` is as it was.
+    """
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _put_right(target, ours)
+        draft = _beside(target, "new")
+        draft.mkdir()
+        try:
+            yield draft
+            flush(draft)
+            _swap(draft, target)
+        except BaseException:
+            remove(draft)
+            raise
+        flush(target.parent)
+        _put_right(target, ours)
+
+
+def _swap(draft: Path, target: Path) -> None:
+    """Put the draft into the place of `target`, and that, where there was one, beside it."""
+    if not target.exists():
+        draft.rename(target)
+    elif not _exchange(draft, target):
+        target.rename(_beside(target, "old"))
+        draft.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, where the system and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
+
+
+def _put_right(target: Path, ours: Collection[str]) -> None:
+    """Finish what a swap has left: the user's own files go to `target`, previous results and drafts away."""
+    for kind in ("old", "new"):
+        for left in target.parent.glob(f".{target.name}-{kind}-*"):
+            if kind == "old" and not target.exists():  # killed between two renames
+                left.rename(target)
+                continue
+            for path in left.iterdir():
+                if path.name not in ours and not os.path.lexists(target / path.name):
+                    path.rename(target / path.name)
+            remove(left)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.parent / f".{target.name}-{kind}-{uuid.uuid4().hex[:8]}"
