@@ -151,9 +151,15 @@ def store_verify() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be removed without removing it.")
 def store_gc(older_than_days: float, dry_run: bool) -> None:
-    """Remove artifacts that no registered model was built from and that were not used recently."""
+    """Remove artifacts that no registered model was built from and that were not used recently.
+
+    What a run in progress has made or used is kept.
+    """
+    from pressoir.tasks.tracking.journal import live_since
+
     the_store = Store()
-    removed = the_store.collect(Registry(the_store.home).references(), older_than_days, dry_run)
+    referenced, live = Registry(the_store.home).references(), live_since(the_store.home)
+    removed = the_store.collect(referenced, older_than_days, dry_run, live)
     for name, size in removed:
         console.print(f"{name}  {size / 1e6:.1f} MB")
     verb = "would free" if dry_run else "freed"

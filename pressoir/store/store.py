@@ -9,6 +9,7 @@ run could take for finished work.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -112,13 +113,17 @@ class Store:
                 yield artifact
 
     def collect(
-        self, referenced: set[str], older_than_days: float, dry_run: bool = False
+        self,
+        referenced: set[str],
+        older_than_days: float,
+        dry_run: bool = False,
+        live_since: float | None = None,
     ) -> list[tuple[str, int]]:
         """Remove what nothing refers to and nobody used for a while; return (name, bytes) of each.
 
-        Kept are artifacts whose digest is in `referenced`, all their ancestors, those used within the time,
-        and those being built now. Abandoned drafts, checkpoints and folders without a manifest of the same
-        age go too.
+        Kept are artifacts whose digest is in `referenced`, all their ancestors, those used within the time or
+        since `live_since` (when the oldest run in progress began), and those being built now. Abandoned
+        drafts, checkpoints and folders without a manifest of the same age go too.
         """
         artifacts = list(self.artifacts())
         parents: dict[str, set[str]] = {}  # two keys may have given the same bytes, from different inputs
@@ -130,7 +135,7 @@ class Store:
             if digest not in keep:
                 keep.add(digest)
                 todo.extend(parents.get(digest, ()))
-        limit = time.time() - older_than_days * 86400
+        limit = min(time.time() - older_than_days * 86400, live_since or math.inf)
         victims = [self.path(artifact) for artifact in artifacts if artifact.digest not in keep]
         victims += self.root.glob("*/.*-*")
         victims += [folder for folder in self.root.glob("*/[0-9a-f]*") if not (folder / MANIFEST).exists()]

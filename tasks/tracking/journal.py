@@ -262,6 +262,20 @@ def flush_journals(home: Path, uri: str, tell: Callable[[str], None] = log.warni
     return Flushed(runs, killed, waiting, tuple(sorted(elsewhere)), running)
 
 
+def live_since(home: Path) -> float | None:
+    """When the oldest of the runs began that are in progress (seconds since 1970); None without any."""
+    began = []
+    for folder in (home / _FOLDER).glob("*"):
+        try:
+            with FileLock(folder / _LOCK, timeout=0):
+                pass
+        except Timeout:
+            began.append(_age(folder / _HEADER))
+        except FileNotFoundError:
+            continue
+    return min(began, default=None)
+
+
 def reason_of(error: BaseException) -> str:
     """What is behind an error that wraps others, in a few words and without a password."""
     while (deeper := error.__cause__ or error.__context__ or _within(error)) is not None:

@@ -4,6 +4,7 @@ MLflow's own server, stopped and started; its database, locked by another progra
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import sqlite3
@@ -244,3 +245,29 @@ def test_what_mlflow_refuses_for_good_is_an_error_at_once(store):
             run.log(params={"a": 2})
         run.log(tags={"b": 1})
     assert run.client.get_run(run.run_id).data.tags["b"] == "1"
+
+
+def test_what_a_run_in_progress_has_used_is_not_collected(store, monkeypatch):
+    from click.testing import CliRunner
+
+    from pressoir.flows.cli import main
+    from pressoir.store.artifact import StageKey
+    from pressoir.tasks.tracking.experiment import parent_run
+
+    def build(seed):
+        key = StageKey(stage="x", version=1, kind="model", config={}, inputs={}, seed=seed)
+        return store.path(store.build(key, lambda out, work: {})[0])
+
+    def collect():
+        answer = CliRunner().invoke(main, ["store", "gc", "--older-than-days", "0"])
+        assert answer.exit_code == 0, answer.output
+        return [path.exists() for path in folders]
+
+    monkeypatch.setenv("PRESSOIR_HOME", str(store.home))
+    folders = [build(0), build(1)]
+    for folder in folders:
+        os.utime(folder / "artifact.json", (1, 1))
+    with parent_run("tiny", "flows.compress.compress", store, {}):
+        build(1)  # finds it
+        assert collect() == [False, True]
+    assert collect() == [False, False]
