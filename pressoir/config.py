@@ -143,9 +143,14 @@ class Document(Config):
         """Make paths that do not exist here, but do in the file's `folder`, point there."""
 
 
-def look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
-    """Make those paths of a section that do not exist here, but do in `folder`, point there."""
-    for field in fields:
+def look_beside(folder: Path, section: Any, fields: Sequence[str] | None = None) -> None:
+    """Make those paths of a section, or all, that do not exist here, but do in `folder`, point there.
+
+    What is not a mapping is left to the validator.
+    """
+    if not isinstance(section, dict):
+        return
+    for field in tuple(section) if fields is None else fields:
         value = section.get(field)
         if isinstance(value, str) and not reader.exists(value) and reader.exists(folder / value):
             section[field] = str(folder / value)

@@ -16,7 +16,6 @@ No torch is imported here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory
+from pressoir.system.reader import read_json
 from pressoir.system.runtime import available_cpus
 
 CONFIG, PLAN, JOURNAL = "config.yaml", "plan.json", "journal.sqlite"
@@ -470,9 +470,8 @@ def _write(folder: Path, prepared: Prepared) -> None:
 
 def _stored_plan(folder: Path) -> EvaluationPlan | None:
     try:
-        raw: Any = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        return EvaluationPlan.model_validate(raw)
-    except (OSError, ValueError):
+        return EvaluationPlan.model_validate(read_json(folder / PLAN, StoreError, "plan it again"))
+    except (StoreError, ValueError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import architecture, loader, task
+from pressoir.formats.tensor_bytes import INDEX, read_index
+from pressoir.system import reader
 from pressoir.system.files import MANIFEST
 
 if TYPE_CHECKING:
@@ -74,20 +75,12 @@ def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that belongs to a model folder.
+    """A JSON object that belongs to a model folder; some configurations have numbers that are not finite.
 
     Raises:
-        SourceError: it is missing or not a JSON object.
+        SourceError: it is missing, or not a JSON object within the limits of `pressoir.system.reader`.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} is not valid JSON ({error}); download or create the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise SourceError(f"{path} is not a JSON object; download or create the model again")
-    return content
+    return reader.read_object(path, SourceError, "download or create the model again", finite=False)
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -127,17 +120,10 @@ def check_model_folder(folder: Path, reference: str) -> None:
 
 def _indexed(folder: Path, reference: str) -> list[Path]:
     """The files that `model.safetensors.index.json` spreads the weights over; none without an index."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return []
     try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"model {reference!r}: {index} is not a weight index ({error}); download it again"
-        ) from error
-    if unsafe := sorted(name for name in names if Path(name).name != name):
-        raise SourceError(
-            f"model {reference!r}: {index} refers to files outside its folder: {', '.join(unsafe)}"
-        )
-    return [folder / name for name in names]
+        return list(read_index(index).values())
+    except SourceError as error:
+        raise SourceError(f"model {reference!r}: {error}") from error

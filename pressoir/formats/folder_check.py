@@ -14,7 +14,7 @@ from pressoir.errors import PressoirError, ShardError, SourceError
 from pressoir.formats import onnx_weights, sharding
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors, read_header
-from pressoir.store.artifact import Artifact
+from pressoir.store.artifact import read_artifact
 from pressoir.system import files
 
 
@@ -69,15 +69,10 @@ def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> Fold
 
 
 def _check_digest(folder: Path) -> None:
-    path = folder / files.MANIFEST
-    try:
-        expected = Artifact.model_validate_json(path.read_text(encoding="utf-8")).digest
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not an artifact manifest: {error}") from error
-    found = files.folder_digest(folder)[0]
+    expected, found = read_artifact(folder).digest, files.folder_digest(folder)[0]
     if found != expected:
         raise SourceError(
-            f"{folder} has digest {found}, but {path.name} says {expected}: a file was modified"
+            f"{folder} has digest {found}, but {files.MANIFEST} says {expected}: a file was modified"
         )
 
 

@@ -183,6 +183,6 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             return Tokenizer({token: index for index, token in enumerate(lines)})
         if (folder / "vocab.json").exists():
             return Tokenizer(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise SourceError(f"{path} is not a tokenizer ({error!r}); download the model again") from error
     return None

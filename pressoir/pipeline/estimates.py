@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from pressoir.extensions import architecture
 from pressoir.extensions.architecture import EncoderArchitecture
+from pressoir.formats.folder import read_json
 from pressoir.recipe.recipe import Recipe
 from pressoir.stage import ModelSize, load_stage
 
@@ -28,7 +27,7 @@ def parameter_count(folder: Path) -> int:
 
 def model_size(recipe: Recipe, folder: Path) -> ModelSize:
     """Size of the base model in `folder`, by its architecture's field names or the usual ones."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     names = architecture.find(config.get("model_type")) or EncoderArchitecture
     return ModelSize(
         parameters=parameter_count(folder),

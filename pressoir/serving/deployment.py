@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from pressoir.config import Config
-from pressoir.errors import PressoirError, RegistryError
+from pressoir.errors import PressoirError, RegistryError, StoreError
 from pressoir.registry.catalogue import Entry, ServingEntry
 from pressoir.registry.registry import Registry
 from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.sources import resolve, verify
-from pressoir.store.artifact import Artifact, digest_of
+from pressoir.store.artifact import Artifact, digest_of, read_artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors
 
@@ -133,8 +133,8 @@ def _checked(tier: TierConfig, models: dict[str, Entry], store: Store) -> Artifa
 
 def _artifact(folder: Path) -> Artifact:
     try:
-        return Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_artifact(folder)
+    except StoreError as error:
         raise DeploymentError(f"{folder} has no readable {MANIFEST}; run its recipe again") from error
 
 

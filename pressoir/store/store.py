@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pressoir.errors import StoreError
-from pressoir.store.artifact import Artifact, StageKey, digest_of
+from pressoir.store.artifact import Artifact, StageKey, digest_of, read_artifact
 from pressoir.system.files import (
     MANIFEST,
     copy_folder,
@@ -211,8 +211,8 @@ class Store:
 
     def _read(self, folder: Path) -> Artifact | None:
         try:
-            artifact = Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            artifact = read_artifact(folder)
+        except StoreError:
             return None
         matches = artifact.key == folder.name and artifact.stage == folder.parent.name
         return artifact if matches else None

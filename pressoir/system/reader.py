@@ -36,9 +36,9 @@ MAX_NAME = 1000
 """Characters of a key."""
 JSON_BYTES = 24_000_000
 """Bytes of a JSON text; as Python objects they take up to 25 times as much."""
-YAML_BYTES = 500_000
+YAML_BYTES = 1_000_000
 """Bytes of a YAML text: its parser, in Python, reads some 100 kB a second."""
-YAML_WEIGHT = 1_000_000
+YAML_WEIGHT = 2_000_000
 """Characters of a YAML document's scalars, and `NODE_WEIGHT` more for each node, with aliases expanded."""
 NODE_WEIGHT = 10
 MAX_COMPONENT = 255
@@ -84,23 +84,15 @@ def is_folder(path: Path | str) -> bool:
     return exists(path, stat.S_ISDIR)
 
 
-def read_text(path: Path, error: Kind, advice: str, what: str = "a text file", most: int = JSON_BYTES) -> str:
-    """The UTF-8 text of a file of at most `most` bytes.
+def read_text(
+    path: Path, error: Kind, advice: str, what: str = "valid text", most: int | None = JSON_BYTES
+) -> str:
+    """The UTF-8 text of a file of at most `most` bytes; None sets no limit.
 
     Raises:
         error: it cannot be read, is larger, or is not UTF-8; the message ends with the `advice`.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise error(f"{path} is larger than {most / 1e6:g} MB, too large for {what}; {advice}")
-        return content.decode("utf-8")
-    except UnicodeDecodeError as fault:
-        raise error(f"{path} is not {what}: byte {fault.start} is not UTF-8; {advice}") from fault
-    except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        raise error(f"{shown(str(path))[1:-1]} cannot be read: {reason}; {advice}") from fault
+    return _decode(_read(path, error, advice, most), str(path), error, advice, what)
 
 
 def read_json(path: Path, error: Kind, advice: str, *, finite: bool = True) -> Any:
@@ -111,7 +103,7 @@ def read_json(path: Path, error: Kind, advice: str, *, finite: bool = True) -> A
     """
     if not is_file(path) and exists(path):  # a pipe that nobody writes to would be waited for
         raise error(f"{path} is not a regular file; {advice}")
-    return parse_json(read_text(path, error, advice, "valid JSON"), str(path), error, advice, finite=finite)
+    return parse_json(_read(path, error, advice, JSON_BYTES), str(path), error, advice, finite=finite)
 
 
 def read_object(path: Path, error: Kind, advice: str, *, finite: bool = True) -> dict[str, Any]:
@@ -126,8 +118,8 @@ def read_object(path: Path, error: Kind, advice: str, *, finite: bool = True) ->
     return content
 
 
-def parse_json(text: str, where: str, error: Kind, advice: str, *, finite: bool = True) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str | bytes, where: str, error: Kind, advice: str, *, finite: bool = True) -> Any:
+    """The value of a JSON text, whose bytes are UTF-8.
 
     Without `finite` it may have the numbers NaN and Infinity, as the configurations of some models do.
 
@@ -147,6 +139,8 @@ def parse_json(text: str, where: str, error: Kind, advice: str, *, finite: bool 
             raise _FaultError(f"{name} is not a finite number")
         return float(name)
 
+    if isinstance(text, bytes):
+        text = _decode(text, where, error, advice, "valid JSON")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_int=number, parse_float=number, parse_constant=constant
@@ -202,6 +196,25 @@ def whole_number(text: str, where: str, error: Kind, advice: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise error(f"{where} is {shown(text)}, not a whole number of bytes; {advice}")
     return int(text)
+
+
+def _read(path: Path, error: Kind, advice: str, most: int | None) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(-1 if most is None else most + 1)
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{shown(str(path))[1:-1]} cannot be read: {reason}; {advice}") from fault
+    if most is not None and len(content) > most:
+        raise error(f"{path} is larger than the {most / 1e6:g} MB that are read of such a file; {advice}")
+    return content
+
+
+def _decode(content: bytes, where: str, error: Kind, advice: str, what: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise error(f"{where} is not {what}: byte {fault.start} is not UTF-8; {advice}") from fault
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

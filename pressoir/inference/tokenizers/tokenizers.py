@@ -6,7 +6,6 @@ ONNX graphs does not need. The result is the same, id for id.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
+from pressoir.formats.folder import read_json
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Any]:
     from tokenizers import Tokenizer
 
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "tokenizer_config.json")
         return settings, Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
         raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error

@@ -322,10 +322,13 @@ def set_fields(**fields):
         (lambda f: rewrite(f, lambda m: m["shards"].pop()), "not the sum"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].update(bytes=-1)), r"shards\.0\.bytes"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].pop("sha256")), r"shards\.0\.sha256"),
-        (lambda f: (f / sharding.MANIFEST).write_text("{"), "is not a shard manifest"),
+        (lambda f: (f / sharding.MANIFEST).write_text("{"), "line 1: not valid JSON"),
         (lambda f: (f / sharding.MANIFEST).write_text("[]"), "is not a shard manifest"),
-        (lambda f: (f / sharding.MANIFEST).write_bytes(b"\xff\xfe"), "is not a shard manifest"),
-        (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "is not a shard manifest"),
+        (
+            lambda f: (f / sharding.MANIFEST).write_bytes(b"\xff\xfe"),
+            "is not valid JSON: byte 0 is not UTF-8",
+        ),
+        (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "has more than 64 levels"),
         (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "cannot be read"),
     ],
 )
