@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pressoir.errors import RecipeError
 from pressoir.system import reader
@@ -33,6 +33,18 @@ class Config(BaseModel):
     """A frozen value; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _paths_can_exist(self) -> Self:
+        """Whoever looks for a file would otherwise stumble over its name."""
+        for name, value in self:
+            for path in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(path, Path) and not reader.can_exist(path):
+                    raise ValueError(
+                        f"`{name}` is {shown(str(path))}, but no file can have that name: at most "
+                        f"{reader.MAX_COMPONENT} bytes between two slashes, {reader.MAX_PATH} in all, no NUL"
+                    )
+        return self
 
 
 Section = TypeVar("Section", bound=Config)

@@ -16,6 +16,7 @@ from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors, read_header
 from pressoir.store.artifact import read_artifact
 from pressoir.system import files
+from pressoir.system.reader import is_folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def check(folder: Path) -> list[FolderFinding]:
     Raises:
         ShardError: there is nothing to check.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ShardError(f"{folder} is not a folder; specify the folder of a model")
     folders = [folder] if _is_model(folder) else sorted(path for path in folder.iterdir() if _is_model(path))
     if not folders:

@@ -12,6 +12,7 @@ from pressoir.extensions.architecture import EncoderArchitecture
 from pressoir.formats.folder import read_json
 from pressoir.recipe.recipe import Recipe
 from pressoir.stage import ModelSize, load_stage
+from pressoir.system.reader import is_file
 
 PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 
@@ -78,7 +79,7 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
 
 def _lines(path: Path | None) -> int:
     """Lines of a text file; 0 where none is named, or it does not exist (which is told elsewhere)."""
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return 0
     with path.open("rb") as file:
         return sum(1 for _ in file)

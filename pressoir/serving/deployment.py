@@ -24,7 +24,7 @@ from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.sources import resolve, verify
 from pressoir.store.artifact import Artifact, digest_of, read_artifact
 from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST, disk_errors
+from pressoir.system.files import MANIFEST, disk_errors, make_folder
 
 
 class DeploymentError(PressoirError):
@@ -157,7 +157,7 @@ def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     """
     store.check_writable()
     with disk_errors(store.home):
-        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(store.home / "locks")
         lock = FileLock(store.home / "locks" / "deploy.lock")
         try:
             lock.acquire(timeout=0)

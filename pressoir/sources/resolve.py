@@ -28,7 +28,7 @@ from pressoir.formats.folder import MODEL_FILES, WEIGHT_PATTERNS, check_model_fo
 from pressoir.registry.catalogue import Entry, nearest
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
-from pressoir.system.files import disk_errors, file_sha256, folder_digest
+from pressoir.system.files import disk_errors, file_sha256, folder_digest, make_folder
 from pressoir.system.reader import is_folder
 
 FETCHED = ("hub:", "https://", "http://")
@@ -215,7 +215,7 @@ def _from_server(url: str, store: Store, fetch: bool) -> Path:
     if not fetch:
         raise UnreachableError(f"model {url!r} is not on this machine: it was not downloaded yet")
     with disk_errors(store.home):
-        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(store.home / "locks")
         with FileLock(store.home / "locks" / f"{folder.name}.lock"):
             if not folder.is_dir():  # another process may have fetched it meanwhile
                 shards.fetch(url, folder.with_suffix(".partial")).rename(folder)

@@ -30,6 +30,7 @@ from pressoir.system.files import (
     files_of,
     flush,
     folder_digest,
+    make_folder,
     remove,
     replace_folder,
 )
@@ -90,8 +91,8 @@ class Store:
             elif target.exists():
                 tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; rebuilding it")
                 remove(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
+            make_folder(work)
             draft = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
             draft.mkdir()
             try:
@@ -219,7 +220,7 @@ class Store:
 
     def _lock_path(self, name: str) -> Path:
         folder = self.home / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder / f"{name}.lock"
 
     @contextmanager

@@ -42,7 +42,9 @@ YAML_WEIGHT = 2_000_000
 """Characters of a YAML document's scalars, and `NODE_WEIGHT` more for each node, with aliases expanded."""
 NODE_WEIGHT = 10
 MAX_COMPONENT = 255
-"""Bytes of a file's name (Linux: NAME_MAX)."""
+"""Bytes of a file's name."""
+MAX_PATH = 4096
+"""Bytes of a path."""
 
 Kind = type[PressoirError]
 """The error that a caller wants."""
@@ -64,6 +66,19 @@ def shown(value: object) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python does not convert numbers of more than 4,300 digits
         return f"a {type(value).__name__} that is too long to show"
+
+
+def named(path: Path) -> str:
+    """A path as an error message names it: whole, unless it is absurdly long or cannot be printed."""
+    text = str(path)
+    return text if len(text) <= MAX_NAME and text.isprintable() else shown(text)
+
+
+def can_exist(path: Path) -> bool:
+    """Whether the system lets a file have that name, wherever it is (Linux: NAME_MAX, PATH_MAX)."""
+    text = str(path)
+    parts = [] if _UNWRITABLE.search(text) else [len(part.encode()) for part in path.parts]
+    return max(parts, default=MAX_COMPONENT + 1) <= MAX_COMPONENT and sum(parts) + len(parts) < MAX_PATH
 
 
 def exists(path: Path | str, kind: Callable[[int], bool] = lambda mode: True) -> bool:
@@ -204,7 +219,7 @@ def _read(path: Path, error: Kind, advice: str, most: int | None) -> bytes:
             content = file.read(-1 if most is None else most + 1)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
-        raise error(f"{shown(str(path))[1:-1]} cannot be read: {reason}; {advice}") from fault
+        raise error(f"{named(path)} cannot be read: {reason}; {advice}") from fault
     if most is not None and len(content) > most:
         raise error(f"{path} is larger than the {most / 1e6:g} MB that are read of such a file; {advice}")
     return content
