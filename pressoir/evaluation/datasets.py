@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +117,9 @@ def aligned_lines(config: DataSetConfig, seed: int) -> Data:
 def graded_pairs(config: DataSetConfig, seed: int) -> Data:
     """Pairs of sentences with their similarity, by default the embedded ones."""
     path, samples = config.pairs or EMBEDDED_PAIRS, []
-    for number, row in enumerate(
-        csv.reader(_read(path).splitlines(), "excel-tab", quoting=csv.QUOTE_NONE), 1
-    ):
+    for number, line in enumerate(_read(path).splitlines(), 1):
         try:
-            first, second, similarity = row
+            first, second, similarity = line.split("\t")
             value = float(similarity)
         except ValueError as error:
             raise DataError(
@@ -141,7 +138,10 @@ def graded_pairs(config: DataSetConfig, seed: int) -> Data:
 
 def _fingerprint(task: Task, samples: list[EvaluationSample]) -> str:
     def content(value: Any) -> Any:
-        return file_sha256(Path(value)) if task.sound else value
+        try:
+            return file_sha256(Path(value)) if task.sound else value
+        except OSError as error:
+            raise DataError(f"data file {value}: {error.strerror or error}") from error
 
     return digest_of([task.name, [[one.id, content(one.input), one.reference] for one in samples]])
 

@@ -85,7 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def model_files(folder: Path) -> list[Path]:
     """What is fetched of a model, and decides its digest: weights, graphs, configuration and tokenizer."""
-    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST})
+    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST}
+    return sorted(path for path in found if reader.is_file(path))
 
 
 def check_model_folder(folder: Path, reference: str) -> None:

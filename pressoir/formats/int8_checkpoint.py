@@ -27,6 +27,7 @@ from torch import Tensor
 from pressoir.errors import SourceError
 from pressoir.formats import packing, symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.system.reader import is_file
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -125,6 +126,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     layers = description.get("layers")
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         raise SourceError(f"{path}: `layers` is not an object of objects; {_ADVICE}")
+    if not is_file(folder / WEIGHTS):
+        raise SourceError(f"{folder / WEIGHTS} is missing, or not a regular file; {_ADVICE}")
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

@@ -63,6 +63,8 @@ def load(path: Path) -> onnx.ModelProto:
     """
     import onnx
 
+    if not is_file(path):
+        raise ShardError(f"{path} is missing, or not a regular file; {_ADVICE}")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own type, of a package that onnx brings along

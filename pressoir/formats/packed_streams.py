@@ -17,7 +17,7 @@ import numpy as np
 
 from pressoir.errors import ShardError, SourceError
 from pressoir.formats import onnx_weights, packing
-from pressoir.system.reader import parse_json, shown
+from pressoir.system.reader import is_file, parse_json, shown
 
 _ADVICE = "export the model again"
 KEY = "pressoir.packed3"
@@ -57,7 +57,7 @@ def has_streams(graph: Path) -> bool:
     Raises:
         SourceError: the graph is missing or empty.
     """
-    if not graph.exists():
+    if not is_file(graph):
         raise SourceError(f"{graph.parent} has no {graph.name}; export the model first")
     try:
         with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

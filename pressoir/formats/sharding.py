@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pressoir.errors import ShardError
 from pressoir.formats.folder import GRAPH, SHARD_MANIFEST
 from pressoir.system.files import file_sha256
-from pressoir.system.reader import parse_json
+from pressoir.system.reader import parse_json, read_bytes
 
 MANIFEST = SHARD_MANIFEST
 INFO = "SHARDING_INFO.md"
@@ -145,10 +145,7 @@ def read_manifest(folder: Path) -> ShardManifest:
         ShardError: it cannot be read; see `parse_manifest`.
     """
     path = folder / MANIFEST
-    try:
-        return parse_manifest(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error}); {ADVICE}") from error
+    return parse_manifest(read_bytes(path, ShardError, ADVICE), str(path))
 
 
 def verify(folder: Path) -> ShardManifest:

@@ -243,10 +243,10 @@ def default_home() -> Path:
 
 
 def _mtime(path: Path) -> float:
-    """When `path` was last changed; 0 where another process has just removed it."""
+    """When `path` was last changed; 0 where another process has just removed it, or a link leads nowhere."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

@@ -110,15 +110,24 @@ def read_text(
     return _decode(_read(path, error, advice, most), str(path), error, advice, what)
 
 
+def read_bytes(path: Path, error: Kind, advice: str) -> bytes:
+    """The content of a regular file of at most `JSON_BYTES`.
+
+    Raises:
+        error: it cannot be read, is larger, or is no regular file.
+    """
+    if not is_file(path) and exists(path):  # a pipe that nobody writes to would be waited for
+        raise error(f"{path} is not a regular file; {advice}")
+    return _read(path, error, advice, JSON_BYTES)
+
+
 def read_json(path: Path, error: Kind, advice: str, *, finite: bool = True) -> Any:
     """The value of a JSON file of at most `JSON_BYTES`; see `parse_json`.
 
     Raises:
         error: it cannot be read, or is not JSON within the limits.
     """
-    if not is_file(path) and exists(path):  # a pipe that nobody writes to would be waited for
-        raise error(f"{path} is not a regular file; {advice}")
-    return parse_json(_read(path, error, advice, JSON_BYTES), str(path), error, advice, finite=finite)
+    return parse_json(read_bytes(path, error, advice), str(path), error, advice, finite=finite)
 
 
 def read_object(path: Path, error: Kind, advice: str, *, finite: bool = True) -> dict[str, Any]:
