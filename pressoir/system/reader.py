@@ -21,6 +21,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ MAX_DIGITS = 100
 """Characters of a number. Tokenizers have numbers of 31, 64-bit floats print as 24."""
 MAX_NAME = 1000
 """Characters of a key."""
-JSON_BYTES = 24_000_000
+JSON_BYTES = 32_000_000
 """Bytes of a JSON text; as Python objects they take up to 25 times as much."""
 YAML_BYTES = 1_000_000
 """Bytes of a YAML text: its parser, in Python, reads some 100 kB a second."""
@@ -102,12 +103,13 @@ def is_folder(path: Path | str) -> bool:
 def read_text(
     path: Path, error: Kind, advice: str, what: str = "valid text", most: int | None = JSON_BYTES
 ) -> str:
-    """The UTF-8 text of a file of at most `most` bytes; None sets no limit.
+    """The UTF-8 text of a file of at most `most` bytes, its lines ended by `\\n`; None sets no limit.
 
     Raises:
         error: it cannot be read, is larger, or is not UTF-8; the message ends with the `advice`.
     """
-    return _decode(_read(path, error, advice, most), str(path), error, advice, what)
+    text = _decode(_read(path, error, advice, most), named(path), error, advice, what)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_bytes(path: Path, error: Kind, advice: str) -> bytes:
@@ -117,7 +119,7 @@ def read_bytes(path: Path, error: Kind, advice: str) -> bytes:
         error: it cannot be read, is larger, or is no regular file.
     """
     if not is_file(path) and exists(path):  # a pipe that nobody writes to would be waited for
-        raise error(f"{path} is not a regular file; {advice}")
+        raise error(f"{named(path)} is not a regular file; {advice}")
     return _read(path, error, advice, JSON_BYTES)
 
 
@@ -127,7 +129,7 @@ def read_json(path: Path, error: Kind, advice: str, *, finite: bool = True) -> A
     Raises:
         error: it cannot be read, or is not JSON within the limits.
     """
-    return parse_json(read_bytes(path, error, advice), str(path), error, advice, finite=finite)
+    return parse_json(read_bytes(path, error, advice), named(path), error, advice, finite=finite)
 
 
 def read_object(path: Path, error: Kind, advice: str, *, finite: bool = True) -> dict[str, Any]:
@@ -152,22 +154,24 @@ def parse_json(text: str | bytes, where: str, error: Kind, advice: str, *, finit
             with the `advice`.
     """
 
-    def number(digits: str) -> int | float:
+    def number(convert: type[int] | type[float], digits: str) -> int | float:
         if len(digits) > MAX_DIGITS:
             raise _FaultError(f"the number {digits[:20]}… has more than {MAX_DIGITS} characters")
-        value = float(digits) if set(digits) & set(".eE") else int(digits)
-        return value if math.isfinite(value) else constant(digits)
-
-    def constant(name: str) -> float:
-        if finite:
-            raise _FaultError(f"{name} is not a finite number")
-        return float(name)
+        value = convert(digits)
+        if finite and not math.isfinite(value):
+            raise _FaultError(f"{digits} is not a finite number")
+        return value
 
     if isinstance(text, bytes):
         text = _decode(text, where, error, advice, "valid JSON")
     try:
+        real = partial(number, float)
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_int=number, parse_float=number, parse_constant=constant
+            text,
+            object_pairs_hook=_unique,
+            parse_int=partial(number, int),
+            parse_float=real,
+            parse_constant=real,
         )
         _check_depth(value)
         if _ESCAPED.search(text):
@@ -230,7 +234,9 @@ def _read(path: Path, error: Kind, advice: str, most: int | None) -> bytes:
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"{named(path)} cannot be read: {reason}; {advice}") from fault
     if most is not None and len(content) > most:
-        raise error(f"{path} is larger than the {most / 1e6:g} MB that are read of such a file; {advice}")
+        raise error(
+            f"{named(path)} is larger than the {most / 1e6:g} MB that are read of such a file; {advice}"
+        )
     return content
 
 

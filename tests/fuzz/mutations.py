@@ -187,4 +187,4 @@ def other_file(rng, path, outside):
         path.touch()
     elif kind == 5:
         with path.open("wb") as file:
-            file.truncate(3 * 10**7)  # sparse: takes no room on the disk
+            file.truncate(4 * 10**7)  # sparse: takes no room on the disk
