@@ -6,11 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import architecture, loader, task
-from pressoir.formats.tensor_bytes import INDEX, read_index
+from pressoir.formats.tensor_bytes import INDEX, check_file, read_index
 from pressoir.system import reader
 from pressoir.system.files import MANIFEST
 
@@ -111,12 +109,9 @@ def check_model_folder(folder: Path, reference: str) -> None:
         raise SourceError(f"model {reference!r}: {folder} has no *.safetensors weights")
     for path in weights:
         try:
-            with safe_open(path, "np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"model {reference!r}: {path} is not a complete safetensors file ({error}); download it again"
-            ) from error
+            check_file(path)
+        except SourceError as error:
+            raise SourceError(f"model {reference!r}: {error}") from error
 
 
 def _indexed(folder: Path, reference: str) -> list[Path]:

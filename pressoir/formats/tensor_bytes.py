@@ -79,6 +79,21 @@ class TensorBytes:
                 yield chunk
 
 
+def check_file(path: Path) -> None:
+    """Check, from its header alone, that a safetensors file is whole: no gaps, and its end is the file's.
+
+    Raises:
+        SourceError: it is not, or is no regular file.
+    """
+    if not reader.is_file(path):
+        raise SourceError(f"{path} is missing, or not a regular file; {_ADVICE}")
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is not a complete safetensors file ({error}); {_ADVICE}") from error
+
+
 def read_header(path: Path) -> list[TensorBytes]:
     """The tensors of a safetensors file, in the order of their bytes.
 
@@ -86,16 +101,10 @@ def read_header(path: Path) -> list[TensorBytes]:
         SourceError: it is not a whole safetensors file, or its header is not JSON within the limits of
             `pressoir.system.reader`.
     """
-    if not reader.is_file(path):
-        raise SourceError(f"{path} is missing, or not a regular file; {_ADVICE}")
-    try:
-        with safe_open(path, "np"):  # checks that the ranges have no gaps, and end with the file
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(min(length, reader.JSON_BYTES + 1))
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is not a complete safetensors file ({error}); {_ADVICE}") from error
+    check_file(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, reader.JSON_BYTES + 1))
     if len(text) > reader.JSON_BYTES:
         raise SourceError(f"{path} has a header of {length} bytes, more than {reader.JSON_BYTES}; {_ADVICE}")
     header, start = reader.parse_json(text, f"{path}, its header", SourceError, _ADVICE), 8 + length

@@ -77,9 +77,10 @@ def named(path: Path) -> str:
 
 def can_exist(path: Path) -> bool:
     """Whether the system lets a file have that name, wherever it is (Linux: NAME_MAX, PATH_MAX)."""
-    text = str(path)
-    parts = [] if _UNWRITABLE.search(text) else [len(part.encode()) for part in path.parts]
-    return max(parts, default=MAX_COMPONENT + 1) <= MAX_COMPONENT and sum(parts) + len(parts) < MAX_PATH
+    if _UNWRITABLE.search(str(path)):
+        return False
+    sizes = [len(part.encode()) for part in path.parts]
+    return max(sizes, default=0) <= MAX_COMPONENT and sum(sizes) + len(sizes) < MAX_PATH
 
 
 def exists(path: Path | str, kind: Callable[[int], bool] = lambda mode: True) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -157,12 +158,18 @@ def test_weights_that_are_not_a_whole_safetensors_file_are_refused(model, store,
     assert "model.safetensors is not a complete safetensors file" in refusal(model, store)
 
 
+def test_a_pipe_in_the_place_of_weights_is_told_and_not_waited_for(model, store):
+    (model / "model.safetensors").unlink()
+    os.mkfifo(model / "model.safetensors")
+    assert "model.safetensors is missing, or not a regular file" in refusal(model, store)
+
+
 def test_a_model_in_parts_must_have_all_of_them(model, store):
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     index = model / "model.safetensors.index.json"
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     index.write_text(json.dumps({"weight_map": parts}), encoding="utf-8")
-    assert "model-00002-of-00002.safetensors is not a complete safetensors file" in refusal(model, store)
+    assert "model-00002-of-00002.safetensors is missing, or not a regular file" in refusal(model, store)
     save_file({"b": np.zeros(3, np.float32)}, model / "model-00002-of-00002.safetensors")
     assert resolve(str(model), store).folder == model
 

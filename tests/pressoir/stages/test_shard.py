@@ -329,7 +329,7 @@ def set_fields(**fields):
             "is not valid JSON: byte 0 is not UTF-8",
         ),
         (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "has more than 64 levels"),
-        (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "cannot be read"),
+        (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "not a regular file"),
     ],
 )
 def test_a_folder_that_is_not_intact_is_refused_and_never_opened(sharded, damage, message):

@@ -259,3 +259,13 @@ def test_text_may_come_from_a_pipe(tmp_path):
     os.close(writing)
     assert reader.read_text(Path(f"/dev/fd/{reading}"), SourceError, "") == "seed: 1"
     os.close(reading)
+
+
+@pytest.mark.parametrize("path", [".", "", "a", "/", "a" * 255, "../é/b", "/a" * 2000], ids=count())
+def test_a_path_that_can_be_is_let_through(path):
+    assert reader.can_exist(Path(path))
+
+
+@pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a\0b", "\udcff", "/a" * 2048], ids=count())
+def test_a_path_that_can_not_be_is_told_from_its_name(path):
+    assert not reader.can_exist(Path(path))
