@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test lint docs ui clean
+.PHONY: help demo serve check test fuzz lint docs ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ check: lint ## check style, formatting and types, then run the fast tests (about
 test: .venv/.dev ## install, then run all tests, with the coverage of the fast ones (about 16 minutes on two cores)
 	$(PYTEST) -m "$(FAST)" --durations 25 --cov --cov-report term:skip-covered
 	$(PYTEST) -m "not ($(FAST))" --durations 25
+
+fuzz: .venv/.dev ## damage 5,000 inputs of each kind (tests/fuzz/): none may end in anything but an error of its own
+	FUZZ_INPUTS=5000 $(PYTEST) --dist load tests/fuzz/test_fuzz.py
 
 lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff check .

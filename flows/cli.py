@@ -39,8 +39,9 @@ from pressoir.reference import FILES
 from pressoir.reference import reference as reference_of
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
-from pressoir.system.files import copy_folder, disk_errors, write_text_atomic
+from pressoir.system.files import copy_folder, disk_errors, make_folder, write_text_atomic
 from pressoir.system.output import replaced
+from pressoir.system.reader import exists
 from pressoir.tasks import report_to
 
 if TYPE_CHECKING:
@@ -205,10 +206,10 @@ def completion(shell: str) -> None:
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not (output / "recipe.yaml").exists() and any(output.iterdir()):
+    if exists(output) and not (output / "recipe.yaml").exists() and any(output.iterdir()):
         raise StoreError(f"--output {output} is not empty and was not created by Pressoir; choose another")
     with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         write_text_atomic(output / ".writable", "")
         (output / ".writable").unlink()
 

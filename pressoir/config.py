@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pressoir.errors import RecipeError
+from pressoir.system import reader
+from pressoir.system.reader import shown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -24,6 +25,7 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _EXAMPLES = Path(__file__).with_name("configs")
+_MOST_ERRORS = 50  # that one message lists
 _KINDS = ("evaluation", "search", "serving")  # how examples begin that are no recipes
 
 
@@ -31,6 +33,18 @@ class Config(BaseModel):
     """A frozen value; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _paths_can_exist(self) -> Self:
+        """Whoever looks for a file would otherwise stumble over its name."""
+        for name, value in self:
+            for path in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(path, Path) and not reader.can_exist(path):
+                    raise ValueError(
+                        f"`{name}` is {shown(str(path))}, but no file can have that name: at most "
+                        f"{reader.MAX_COMPONENT} bytes between two slashes, {reader.MAX_PATH} in all, no NUL"
+                    )
+        return self
 
 
 Section = TypeVar("Section", bound=Config)
@@ -56,16 +70,13 @@ def read_yaml(path: Path, instead: Collection[str] = ()) -> Any:
     """The content of a YAML file; an empty one is an empty mapping.
 
     Raises:
-        RecipeError: it is missing, or not valid YAML; what may be given `instead` is listed.
+        RecipeError: it is missing, or not valid YAML within the limits of `pressoir.system.reader`; what may
+            be given `instead` is listed.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        reason = f"{path}: {error.strerror or error}; specify the path of a YAML file"
-        names = f", or the name of an example: {', '.join(instead)}" if instead else ""
-        raise RecipeError(reason + names) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    names = f", or the name of an example: {', '.join(instead)}" if instead else ""
+    advice = f"specify the path of a YAML file{names}"
+    text = reader.read_text(path, RecipeError, advice, "valid YAML", reader.YAML_BYTES)
+    raw = reader.parse_yaml(text, str(path), RecipeError)
     return raw if raw is not None else {}
 
 
@@ -118,7 +129,7 @@ class Document(Config):
     def read(cls, path: Path | str) -> tuple[Path, Any]:
         """The file, or the example, that `path` names, and its content, unchecked; raises as `from_yaml`."""
         shipped = examples(cls.LABEL)
-        path = Path(path) if Path(path).is_file() else shipped.get(str(path), Path(path))
+        path = Path(path) if reader.is_file(path) else shipped.get(str(path), Path(path))
         return path, read_yaml(path, shipped)
 
     @classmethod
@@ -144,70 +155,63 @@ class Document(Config):
         """Make paths that do not exist here, but do in the file's `folder`, point there."""
 
 
-def look_beside(folder: Path, section: dict[str, Any], fields: Sequence[str]) -> None:
-    """Make those paths of a section that do not exist here, but do in `folder`, point there."""
-    for field in fields:
+def look_beside(folder: Path, section: Any, fields: Sequence[str] | None = None) -> None:
+    """Make those paths of a section, or all, that do not exist here, but do in `folder`, point there.
+
+    What is not a mapping is left to the validator.
+    """
+    if not isinstance(section, dict):
+        return
+    for field in tuple(section) if fields is None else fields:
         value = section.get(field)
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+        if isinstance(value, str) and not reader.exists(value) and reader.exists(folder / value):
             section[field] = str(folder / value)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a section or field that is written twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is specified twice", problem_mark=key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _plain(value: Any, source: str) -> Any:
     """A copy of `value` as JSON has it: YAML's dates become strings again."""
     try:
-        return json.loads(json.dumps(value, default=str))
-    except (TypeError, ValueError) as error:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source}: {error}") from error
+    return reader.parse_json(text, source, RecipeError, "specify something else", finite=False)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    name = f"--set {shown(override)}"
     if not separator or not key:
-        raise RecipeError(f"--set {override!r}: expected field=value, such as distill.epochs=3")
+        raise RecipeError(f"{name}: expected field=value, such as distill.epochs=3")
     node: dict[str, Any] = raw
     *parents, last = key.split(".")
+    if len(parents) >= reader.MAX_DEPTH:
+        raise RecipeError(f"{name}: a field has at most {reader.MAX_DEPTH} parts")
     for parent in parents:
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section")
+            raise RecipeError(f"{name}: {shown(parent)} is a value, not a section")
         node = child
-    try:
-        node[last] = _plain(yaml.load(text, _UniqueKeys), f"--set {override!r}")
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML") from error
+    node[last] = _plain(reader.parse_yaml(text, f"{name}: the value", RecipeError), name)
 
 
 def _all_errors(model: type[BaseModel], error: ValidationError, source: str) -> str:
     found: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False):
+    for problem in error.errors(include_url=False)[:_MOST_ERRORS]:
         path, siblings = _locate(model, problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
             text = "unknown field" + (f"; did you mean `{near[0]}`?" if near else "")
         else:
             given = problem["input"]
-            value = "" if isinstance(given, dict) else f" (got {given!r})"
+            value = "" if isinstance(given, dict) else f" (got {shown(given)})"
             text = problem["msg"].removeprefix("Value error, ") + value
         found.setdefault(path, []).append(text)
+    more = error.error_count() - _MOST_ERRORS
     title = f"{source} has {len(found)} error{'s' if len(found) > 1 else ''}:"
-    return "\n".join([title, *(f"  {path}: {'; or: '.join(texts)}" for path, texts in found.items())])
+    lines = [f"  {path}: {'; or: '.join(texts)}" for path, texts in found.items()]
+    return "\n".join([title, *lines, *([f"  and {more} more"] if more > 0 else [])])
 
 
 def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
@@ -220,7 +224,7 @@ def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, li
     section: type[BaseModel] | None = model
     inside: Any = None  # what a list's or a mapping's elements are
     for part in loc:
-        path.append(str(part))
+        path.append(shown(str(part))[1:-1])
         if inside is not None:
             section, inside = _as_model(inside), None
             continue

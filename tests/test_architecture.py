@@ -16,11 +16,12 @@ FORBIDDEN = {
 
 # The rooms of `pressoir/` from the ground up: each imports only from those above it in this list.
 ROOMS = """
-errors reporting config metrics: what everybody names
+errors reporting: what everybody names
+system: the machine: cgroups, memory, runtime settings, files; text that others wrote
+config metrics: the configurations' base types, and the figures
 extensions: what other packages can add to, and the loader of those lists
 stage: what a stage is, and what it is given
 plots: how every picture looks
-system: the machine: cgroups, memory, runtime settings, files
 store: artifacts, and the folders that hold them
 recipe: the recipe and its sections
 formats: what lies in a model folder, read without loading a model

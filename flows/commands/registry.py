@@ -19,6 +19,7 @@ from pressoir.flows.commands.terminal import console
 from pressoir.registry.catalogue import Entry, read, shipped_file
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
+from pressoir.system.reader import is_folder
 
 _STYLES = {"ok": "green", "damaged": "red", "unreachable": "yellow"}
 # Below this width the table shows what tells models apart, and leaves the rest to `show`.
@@ -82,7 +83,7 @@ def add(
 
     if (path is None) == (reference is None):
         raise click.UsageError("specify the location of the model: --path FOLDER or --from REFERENCE")
-    if path is not None and not path.is_dir():
+    if path is not None and not is_folder(path):
         raise SourceError(f"--path {path}: no such folder")
     said["license"] = said["license"] or former_license
     place = str(path.resolve()) if path is not None else str(reference)

@@ -15,6 +15,7 @@ from pressoir.flows.commands.merge import ManyValues
 from pressoir.registry.registry import Registry
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.store.store import Store
+from pressoir.system.reader import exists
 
 if TYPE_CHECKING:
     from pressoir.serving.config import ServingConfig
@@ -73,7 +74,7 @@ def _configuration(config: str, overrides: tuple[str, ...], store: Store) -> Ser
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import deployed
 
-    if Path(config).exists() or Path(config).suffix in (".yaml", ".yml"):
+    if exists(config) or Path(config).suffix in (".yaml", ".yml"):
         return ServingConfig.from_yaml(config, overrides)
     shipped = examples(ServingConfig.LABEL)
     try:

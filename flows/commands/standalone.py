@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from filelock import FileLock, Timeout
 from pressoir.errors import StoreError
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
-from pressoir.system.files import disk_errors, replace_folder
+from pressoir.system.files import disk_errors, make_folder, replace_folder
+from pressoir.system.reader import exists, is_folder
 from pressoir.system.runtime import available_cpus, use_threads
 
 
@@ -37,11 +39,11 @@ def stage_output(
     check_replaceable(output, made_with)
     parent = output.absolute().parent
     with disk_errors(output), _only_writer(output.absolute()):
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         for leftover in parent.glob(f".{output.name}-draft-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}-draft-", dir=parent))
-        draft.chmod(0o755)
+        draft = parent / f".{output.name}-draft-{uuid.uuid4().hex[:8]}"
+        make_folder(draft)
         try:
             threads = threads or available_cpus()
             use_threads(threads)
@@ -71,9 +73,9 @@ def check_replaceable(output: Path, made_with: str) -> None:
     Raises:
         StoreError: `output` is a file, or a folder with other content.
     """
-    if output.exists() and not output.is_dir():
+    if exists(output) and not is_folder(output):
         raise StoreError(f"--output {output} is a file; choose a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / made_with).exists():
+    if is_folder(output) and any(output.iterdir()) and not (output / made_with).exists():
         raise StoreError(
             f"--output {output} is not empty and was not created by this command; choose a new folder"
         )

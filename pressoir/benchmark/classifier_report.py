@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pressoir.config import Config, Fraction
 from pressoir.errors import PressoirError
-from pressoir.formats.folder import Runtime
+from pressoir.formats.folder import Runtime, read_json
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -95,8 +95,8 @@ class Conditions(Config, allow_inf_nan=False):
             PressoirError: it is missing or not such a file.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
             raise PressoirError(f"{path} is not a readable benchmark: {error}") from error
 
     def describe(self) -> str:

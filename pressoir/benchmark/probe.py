@@ -13,7 +13,6 @@ a 490 MB parent reports 490 MB).
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from pressoir.config import Config
-from pressoir.errors import PressoirError
+from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import Task, task
-from pressoir.formats.folder import GRAPH, Runtime, task_of
+from pressoir.formats.folder import GRAPH, Runtime, read_json, task_of
 from pressoir.formats.packed_streams import has_streams
 from pressoir.system.memory import peak_rss_mb, rss_mb
 from pressoir.system.runtime import child_environment
@@ -135,9 +134,8 @@ def _import_libraries(folder: Path, runtime: Runtime, declared: Task) -> None:
     else:
         packed, int8 = "pressoir.formats.packed_checkpoint", "pressoir.models.simulated_int8"
         modules += ["pressoir.models.loading", packed if language_model else int8]
-        with suppress(OSError, ValueError, KeyError):
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            family = config["model_type"].replace("-", "_")
+        with suppress(SourceError, KeyError):
+            family = str(read_json(folder / "config.json")["model_type"]).replace("-", "_")
             modules += [
                 f"transformers.models.{family}.{part}_{family}" for part in ("configuration", "modeling")
             ]

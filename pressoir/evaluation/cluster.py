@@ -31,6 +31,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.journal import Journal
 from pressoir.evaluation.planner import GB, PRESETS, Batch, EvaluationPlan, Placement, Skipped
 from pressoir.evaluation.records import Estimate, RunOutcome, Verdict
+from pressoir.system.files import make_folder
 
 if TYPE_CHECKING:
     from pressoir.evaluation.run import Survey
@@ -186,7 +187,7 @@ def hand_over(job: Job, journal: Journal) -> None:
     """
     if journal.done(job.key):
         target = of_worker(job).journal
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with closing(Journal(target)) as into:
             _copy(job, journal, into)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -220,7 +221,8 @@ class EvaluationConfig(Document):
     @classmethod
     def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
         """Of data; they are made whole, so that a run that is resumed from elsewhere finds them."""
-        for section in (raw.get("data") or {}).values():
+        data = raw.get("data")
+        for section in data.values() if isinstance(data, dict) else ():
             if isinstance(section, dict):
                 _make_whole(folder, section, _PATHS)
                 if isinstance(section.get("classification"), dict):
@@ -231,7 +233,7 @@ load = EvaluationConfig.load
 
 
 def _twice(names: Sequence[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 _SPLITS = ("train", "validation", "test")

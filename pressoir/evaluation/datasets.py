@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import Task, task
 from pressoir.extensions.task_name import TaskName
 from pressoir.store.artifact import digest_of
+from pressoir.system import reader
 from pressoir.system.files import file_sha256
 
 EMBEDDED_PAIRS = Path(__file__).parents[1] / "data" / "demo" / "pairs.tsv"
@@ -76,17 +75,18 @@ def running_texts(config: DataSetConfig, seed: int) -> Data:
 def recordings(config: DataSetConfig, seed: int) -> Data:
     """Files of sound with their transcriptions, as a manifest lists them."""
     manifest = _required(config.manifest)
+    entries = reader.read_json(manifest, DataError, "specify a list of recordings")
     try:
-        entries = json.loads(_read(manifest))
         rows = [(str(entry["audio"]), str(entry["text"])) for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(
             f'{manifest} is not a list of {{"audio": file, "text": transcription}} ({error!r})'
         ) from error
-    missing = [name for name, _ in rows if not (manifest.parent / name).is_file()]
+    missing = [name for name, _ in rows if not reader.is_file(manifest.parent / name)]
     if missing:
         raise DataError(
-            f"{manifest} names {missing[0]!r}, which is not in the same folder ({len(missing)} files missing)"
+            f"{manifest} names {reader.shown(missing[0])}, which is not in the same folder "
+            f"({len(missing)} files missing)"
         )
     return (), [
         EvaluationSample(
@@ -117,11 +117,9 @@ def aligned_lines(config: DataSetConfig, seed: int) -> Data:
 def graded_pairs(config: DataSetConfig, seed: int) -> Data:
     """Pairs of sentences with their similarity, by default the embedded ones."""
     path, samples = config.pairs or EMBEDDED_PAIRS, []
-    for number, row in enumerate(
-        csv.reader(_read(path).splitlines(), "excel-tab", quoting=csv.QUOTE_NONE), 1
-    ):
+    for number, line in enumerate(_read(path).splitlines(), 1):
         try:
-            first, second, similarity = row
+            first, second, similarity = line.split("\t")
             value = float(similarity)
         except ValueError as error:
             raise DataError(
@@ -140,7 +138,10 @@ def graded_pairs(config: DataSetConfig, seed: int) -> Data:
 
 def _fingerprint(task: Task, samples: list[EvaluationSample]) -> str:
     def content(value: Any) -> Any:
-        return file_sha256(Path(value)) if task.sound else value
+        try:
+            return file_sha256(Path(value)) if task.sound else value
+        except OSError as error:
+            raise DataError(f"data file {value}: {error.strerror or error}") from error
 
     return digest_of([task.name, [[one.id, content(one.input), one.reference] for one in samples]])
 
@@ -152,9 +153,4 @@ def _required(path: Path | None) -> Path:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"data file {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"data file {path} is not UTF-8 (byte {error.start}); convert it to UTF-8") from error
+    return reader.read_text(path, DataError, "specify a UTF-8 text file", most=None)

@@ -23,7 +23,7 @@ from typing import Any
 
 from pressoir.config import Config
 from pressoir.errors import PressoirError
-from pressoir.system.files import disk_errors
+from pressoir.system.files import disk_errors, make_folder
 from pressoir.system.memory import effective_memory
 from pressoir.system.monitor import Monitor, MonitorSample
 
@@ -171,7 +171,7 @@ class MemoryLog:
     def __enter__(self) -> MemoryLog:
         memory = effective_memory()
         with disk_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._torn = _is_torn(self._path)
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             self._write(

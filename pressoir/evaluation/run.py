@@ -16,7 +16,6 @@ No torch is imported here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,8 +42,9 @@ from pressoir.formats import folder as model_kinds
 from pressoir.formats.folder import runtime_of
 from pressoir.sources import resolve
 from pressoir.store.store import Store
-from pressoir.system.files import disk_errors, write_text_atomic
+from pressoir.system.files import disk_errors, make_folder, write_text_atomic
 from pressoir.system.memory import GpuMemory, Memory, effective_memory, gpu_memory
+from pressoir.system.reader import read_json
 from pressoir.system.runtime import available_cpus
 
 CONFIG, PLAN, JOURNAL = "config.yaml", "plan.json", "journal.sqlite"
@@ -222,7 +222,7 @@ def begin(prepared: Prepared, results: Path) -> tuple[Path, Prepared]:
     """
     stem = f"{prepared.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with disk_errors(results):
-        results.mkdir(parents=True, exist_ok=True)
+        make_folder(results)
         for attempt in range(1, 1000):
             folder = results / (stem if attempt == 1 else f"{stem}-{attempt}")
             try:
@@ -470,9 +470,8 @@ def _write(folder: Path, prepared: Prepared) -> None:
 
 def _stored_plan(folder: Path) -> EvaluationPlan | None:
     try:
-        raw: Any = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        return EvaluationPlan.model_validate(raw)
-    except (OSError, ValueError):
+        return EvaluationPlan.model_validate(read_json(folder / PLAN, StoreError, "plan it again"))
+    except (StoreError, ValueError):
         return None
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import architecture, loader, task
+from pressoir.formats.tensor_bytes import INDEX, check_file, read_index
+from pressoir.system import reader
 from pressoir.system.files import MANIFEST
 
 if TYPE_CHECKING:
@@ -75,25 +74,18 @@ def runtime_of(folder: Path, asked: Runtime | None = None) -> Runtime:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that belongs to a model folder.
+    """A JSON object that belongs to a model folder; some configurations have numbers that are not finite.
 
     Raises:
-        SourceError: it is missing or not a JSON object.
+        SourceError: it is missing, or not a JSON object within the limits of `pressoir.system.reader`.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} is not valid JSON ({error}); download or create the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise SourceError(f"{path} is not a JSON object; download or create the model again")
-    return content
+    return reader.read_object(path, SourceError, "download or create the model again", finite=False)
 
 
 def model_files(folder: Path) -> list[Path]:
     """What is fetched of a model, and decides its digest: weights, graphs, configuration and tokenizer."""
-    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST})
+    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.name != MANIFEST}
+    return sorted(path for path in found if reader.is_file(path))
 
 
 def check_model_folder(folder: Path, reference: str) -> None:
@@ -118,27 +110,17 @@ def check_model_folder(folder: Path, reference: str) -> None:
         raise SourceError(f"model {reference!r}: {folder} has no *.safetensors weights")
     for path in weights:
         try:
-            with safe_open(path, "np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"model {reference!r}: {path} is not a complete safetensors file ({error}); download it again"
-            ) from error
+            check_file(path)
+        except SourceError as error:
+            raise SourceError(f"model {reference!r}: {error}") from error
 
 
 def _indexed(folder: Path, reference: str) -> list[Path]:
     """The files that `model.safetensors.index.json` spreads the weights over; none without an index."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return []
     try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"model {reference!r}: {index} is not a weight index ({error}); download it again"
-        ) from error
-    if unsafe := sorted(name for name in names if Path(name).name != name):
-        raise SourceError(
-            f"model {reference!r}: {index} refers to files outside its folder: {', '.join(unsafe)}"
-        )
-    return [folder / name for name in names]
+        return list(read_index(index).values())
+    except SourceError as error:
+        raise SourceError(f"model {reference!r}: {error}") from error

@@ -14,8 +14,9 @@ from pressoir.errors import PressoirError, ShardError, SourceError
 from pressoir.formats import onnx_weights, sharding
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tensor_bytes import INDEX, checkpoint_tensors, read_header
-from pressoir.store.artifact import Artifact
+from pressoir.store.artifact import read_artifact
 from pressoir.system import files
+from pressoir.system.reader import is_folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def check(folder: Path) -> list[FolderFinding]:
     Raises:
         ShardError: there is nothing to check.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ShardError(f"{folder} is not a folder; specify the folder of a model")
     folders = [folder] if _is_model(folder) else sorted(path for path in folder.iterdir() if _is_model(path))
     if not folders:
@@ -69,15 +70,10 @@ def _finding(folder: Path, checked: str, work: Callable[[Path], object]) -> Fold
 
 
 def _check_digest(folder: Path) -> None:
-    path = folder / files.MANIFEST
-    try:
-        expected = Artifact.model_validate_json(path.read_text(encoding="utf-8")).digest
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not an artifact manifest: {error}") from error
-    found = files.folder_digest(folder)[0]
+    expected, found = read_artifact(folder).digest, files.folder_digest(folder)[0]
     if found != expected:
         raise SourceError(
-            f"{folder} has digest {found}, but {path.name} says {expected}: a file was modified"
+            f"{folder} has digest {found}, but {files.MANIFEST} says {expected}: a file was modified"
         )
 
 

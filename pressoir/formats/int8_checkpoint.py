@@ -13,7 +13,6 @@ weight = code × scale. Everything else is float32.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from torch import Tensor
 
 from pressoir.errors import SourceError
 from pressoir.formats import packing, symmetric_blocks
-from pressoir.formats.folder import QUANTIZATION
+from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.system.reader import is_file
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -116,14 +116,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         SourceError: `quantization.json` or the weights are damaged, or of an unknown format.
     """
     path = folder / QUANTIZATION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {_ADVICE}") from error
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON ({error}); {_ADVICE}") from error
-    if not isinstance(description, dict):
-        raise SourceError(f"{path} contains a {type(description).__name__}, not an object; {_ADVICE}")
+    description = read_json(path)
     for field, known in (("format_version", FORMAT_VERSION), ("scheme", "int8"), ("activations", "dynamic")):
         if description.get(field) != known:
             raise SourceError(
@@ -133,6 +126,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     layers = description.get("layers")
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         raise SourceError(f"{path}: `layers` is not an object of objects; {_ADVICE}")
+    if not is_file(folder / WEIGHTS):
+        raise SourceError(f"{folder / WEIGHTS} is missing, or not a regular file; {_ADVICE}")
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

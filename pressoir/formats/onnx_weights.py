@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 
 from pressoir.errors import ShardError
 from pressoir.formats.tensor_bytes import TensorBytes
+from pressoir.system.reader import file_in, is_file, shown, whole_number
 
 if TYPE_CHECKING:
     import onnx
+
+_ADVICE = "export the model again"
 
 # Names of the element types that leave the graph: ONNX's, safetensors', and bytes an element.
 DTYPES = {
@@ -60,6 +63,8 @@ def load(path: Path) -> onnx.ModelProto:
     """
     import onnx
 
+    if not is_file(path):
+        raise ShardError(f"{path} is missing, or not a regular file; {_ADVICE}")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own type, of a package that onnx brings along
@@ -80,10 +85,10 @@ def weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
     found: dict[object, Weight] = {}
     for node in model.graph.node:
         for constant in _held(node):
-            if (place := _place(constant, folder)) is not None:
+            if (place := place_of(constant, folder)) is not None:
                 _embed(constant, place)
     for tensor in _in_execution_order(model.graph):
-        place = _place(tensor, folder)
+        place = place_of(tensor, folder)
         if not _may_leave(tensor):
             if place is not None:
                 _embed(tensor, place)
@@ -103,7 +108,7 @@ def external_weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
     """
     found: dict[object, Weight] = {}
     for tensor in _in_execution_order(model.graph):
-        if (own := _place(tensor, folder)) is not None:
+        if (own := place_of(tensor, folder)) is not None:
             found.setdefault((own.file, own.offset, own.length), Weight(own)).initializers.append(tensor)
     return list(found.values())
 
@@ -115,7 +120,7 @@ def check_places(model: onnx.ModelProto, folder: Path) -> None:
         ShardError: one does not; it is named.
     """
     for tensor in _tensors(model.graph):
-        _place(tensor, folder)
+        place_of(tensor, folder)
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:
@@ -153,7 +158,10 @@ def _clear(tensor: onnx.TensorProto) -> None:
 def _kind(tensor: onnx.TensorProto) -> str:
     from onnx import TensorProto
 
-    return str(TensorProto.DataType.Name(tensor.data_type))
+    try:
+        return str(TensorProto.DataType.Name(tensor.data_type))
+    except ValueError:
+        return f"type {tensor.data_type}"  # which no version of the format knows
 
 
 def _may_leave(tensor: onnx.TensorProto) -> bool:
@@ -174,25 +182,34 @@ def _expected_bytes(tensor: onnx.TensorProto) -> int | None:
 def _inline(tensor: onnx.TensorProto) -> TensorBytes:
     from onnx import numpy_helper
 
-    data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+    try:
+        data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+    except Exception as error:  # whatever it stumbles over
+        raise ShardError(f"the tensor {shown(tensor.name)} is damaged ({error}); {_ADVICE}") from error
     return _typed(tensor, TensorBytes(tensor.name, "U8", (len(data),), len(data), data=data))
 
 
-def _place(tensor: onnx.TensorProto, folder: Path) -> TensorBytes | None:
-    """Where the bytes of an external tensor are; None for an inline one."""
+def place_of(tensor: onnx.TensorProto, folder: Path) -> TensorBytes | None:
+    """Where the bytes of an external tensor are; None for an inline one.
+
+    Raises:
+        ShardError: they are not in a file of `folder`, or it is too short, or offset and length are not whole
+            numbers below 10^19.
+    """
     if tensor.data_location != tensor.EXTERNAL:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = entries.get("location", "")
-    path = folder / name
-    if not name or Path(name).name != name or not path.is_file():
-        raise ShardError(
-            f"{folder}: the graph's tensor {tensor.name!r} is stored in {name!r}, which is not in "
-            "the folder; export the model again"
-        )
-    offset, size = int(entries.get("offset", 0)), path.stat().st_size
-    length = int(entries.get("length") or _expected_bytes(tensor) or size - offset)
-    if min(offset, length) < 0 or offset + length > size:
+    where = f"{folder}: the graph's tensor {shown(tensor.name)}"
+    path = file_in(folder, entries.get("location"), where, ShardError, _ADVICE)
+    if not is_file(path):
+        raise ShardError(f"{where} is stored in {path.name!r}, which is not a file of the folder; {_ADVICE}")
+    offset, given = (
+        whole_number(entries.get(name) or "0", f"{where}: {name}", ShardError, _ADVICE)
+        for name in ("offset", "length")
+    )
+    size = path.stat().st_size
+    length = given or _expected_bytes(tensor) or size - offset
+    if length < 0 or offset + length > size:
         raise ShardError(
             f"{path} has {size} bytes, but the graph's tensor {tensor.name!r} ends at {offset + length}; "
             "export the model again"

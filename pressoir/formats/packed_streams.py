@@ -8,16 +8,18 @@ to the session in the place of the file's bytes. No code changes: only the room 
 
 from __future__ import annotations
 
-import json
 import mmap
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pressoir.errors import SourceError
-from pressoir.formats import packing
+from pressoir.errors import ShardError, SourceError
+from pressoir.formats import onnx_weights, packing
+from pressoir.system.reader import is_file, parse_json, shown
 
+_ADVICE = "export the model again"
 KEY = "pressoir.packed3"
 """Of the model's metadata: a JSON list of initializers whose bytes are a 3-bit stream."""
 
@@ -30,18 +32,21 @@ def expand(graph: Path) -> dict[str, Any]:
     """
     if not has_streams(graph):
         return {}
-    import onnx
     import onnxruntime as ort
 
-    model = onnx.load(graph, load_external_data=False)
+    try:
+        model = onnx_weights.load(graph)
+    except ShardError as error:
+        raise SourceError(str(error)) from error
     listed = next((entry.value for entry in model.metadata_props if entry.key == KEY), "[]")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     expanded = {}
-    for name in json.loads(listed):
-        if name not in tensors:
-            raise SourceError(
-                f"{graph}: {KEY} names {name}, which is not in the graph; export the model again"
-            )
+    names = parse_json(listed, f"{graph}: {KEY}", SourceError, _ADVICE)
+    if not isinstance(names, list):
+        raise SourceError(f"{graph}: {KEY} is not a list, but {shown(names)}; {_ADVICE}")
+    for name in names:
+        if not isinstance(name, str) or name not in tensors:
+            raise SourceError(f"{graph}: {KEY} names {shown(name)}, which is not in the graph; {_ADVICE}")
         expanded[name] = ort.OrtValue.ortvalue_from_numpy(_four_bits(graph, tensors[name]))
     return expanded
 
@@ -52,7 +57,7 @@ def has_streams(graph: Path) -> bool:
     Raises:
         SourceError: the graph is missing or empty.
     """
-    if not graph.exists():
+    if not is_file(graph):
         raise SourceError(f"{graph.parent} has no {graph.name}; export the model first")
     try:
         with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -62,27 +67,20 @@ def has_streams(graph: Path) -> bool:
 
 
 def _four_bits(graph: Path, tensor: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    location, dims = place.get("location", ""), tuple(tensor.dims)
-    if not location or Path(location).name != location:
-        raise SourceError(
-            f"{graph}: {tensor.name} has no data file in the folder of the graph; export the model again"
-        )
-    rows, codes = dims[0], 2 * int(np.prod(dims[1:]))
-    length = rows * packing.packed_size(codes, 3)
+    name, dims = shown(tensor.name), tuple(tensor.dims)
     try:
-        with (graph.parent / location).open("rb") as file:
-            file.seek(int(place.get("offset", 0)))
-            stream = np.frombuffer(file.read(length), dtype=np.uint8)
-    except OSError as error:
+        place = onnx_weights.place_of(tensor, graph.parent)
+    except ShardError as error:
+        raise SourceError(str(error)) from error
+    if place is None or len(dims) < 2 or min(dims) < 1:
+        raise SourceError(f"{graph}: {name} {list(dims)} has no 3-bit weights in a data file; {_ADVICE}")
+    rows, codes = dims[0], 2 * prod(dims[1:])
+    length = rows * packing.packed_size(codes, 3)
+    if place.length != length:
         raise SourceError(
-            f"{graph.parent / location}: {error.strerror or error}; download it again"
-        ) from error
-    if stream.size != length or int(place.get("length", length)) != length:
-        raise SourceError(
-            f"{graph.parent / location}: the 3-bit weights of {tensor.name} {list(dims)} need {length} "
-            f"bytes, but {place.get('length')} are declared and {stream.size} exist; download the model "
-            "again"
+            f"{place.file}: the 3-bit weights of {name} {list(dims)} need {length} bytes, but {place.length} "
+            "are declared; download the model again"
         )
+    stream = np.frombuffer(b"".join(place.chunks()), dtype=np.uint8)
     packed = packing.pack(packing.unpack(stream.reshape(rows, -1), 3, codes), 4)
     return packed.reshape(dims)

@@ -9,7 +9,6 @@ still arrive.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pressoir.errors import ShardError
 from pressoir.formats.folder import GRAPH, SHARD_MANIFEST
 from pressoir.system.files import file_sha256
+from pressoir.system.reader import parse_json, read_bytes
 
 MANIFEST = SHARD_MANIFEST
 INFO = "SHARDING_INFO.md"
@@ -95,22 +95,19 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
     Raises:
         ShardError: it is not a manifest of this version, contradicts itself, or names an unsafe file.
     """
+    raw = parse_json(content, where, ShardError, ADVICE)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise ShardError(
+            f"{where} has format_version {version}, but this version of Pressoir supports "
+            f"{FORMAT_VERSION}; use the version that wrote it, or run `pressoir shard` again"
+        )
     try:
-        text = content.decode("utf-8")
-        raw = json.loads(text)
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version != FORMAT_VERSION:
-            raise ShardError(
-                f"{where} has format_version {version}, but this version of Pressoir supports "
-                f"{FORMAT_VERSION}; use the version that wrote it, or run `pressoir shard` again"
-            )
-        manifest = ShardManifest.model_validate_json(text)
+        manifest = ShardManifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ShardError(f"{where} is not a shard manifest: {place}: {first['msg']}; {ADVICE}") from error
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{where} is not a shard manifest: {error}; {ADVICE}") from error
     for record in manifest.shards:
         if not SHARD_NAME.fullmatch(record.file):
             raise ShardError(
@@ -148,10 +145,7 @@ def read_manifest(folder: Path) -> ShardManifest:
         ShardError: it cannot be read; see `parse_manifest`.
     """
     path = folder / MANIFEST
-    try:
-        return parse_manifest(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error}); {ADVICE}") from error
+    return parse_manifest(read_bytes(path, ShardError, ADVICE), str(path))
 
 
 def verify(folder: Path) -> ShardManifest:

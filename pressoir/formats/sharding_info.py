@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pressoir.errors import SourceError
 from pressoir.formats import onnx_weights
-from pressoir.formats.folder import GRAPH, QUANTIZATION
+from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json
 from pressoir.formats.sharding import MANIFEST, ShardManifest
 
 _CHECK = f"""## Check the files
@@ -131,7 +132,6 @@ def _decodes(folder: Path) -> bool:
 
 def _field(folder: Path, name: str, field: str) -> Any:
     """A field of a JSON file; None where there is none."""
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8")).get(field)
-    except (OSError, ValueError, AttributeError):
-        return None
+    with suppress(SourceError):
+        return read_json(folder / name).get(field)
+    return None

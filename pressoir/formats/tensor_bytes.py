@@ -19,11 +19,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pressoir.errors import SourceError
+from pressoir.system import reader
 
 CHUNK_BYTES = 1 << 20
 ALIGNMENT = 64  # bytes: as wide as the widest vector load
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_ADVICE = "download it again"
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,35 @@ class TensorBytes:
                 yield chunk
 
 
+def check_file(path: Path) -> None:
+    """Check, from its header alone, that a safetensors file is whole: no gaps, and its end is the file's.
+
+    Raises:
+        SourceError: it is not, or is no regular file.
+    """
+    if not reader.is_file(path):
+        raise SourceError(f"{path} is missing, or not a regular file; {_ADVICE}")
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is not a complete safetensors file ({error}); {_ADVICE}") from error
+
+
 def read_header(path: Path) -> list[TensorBytes]:
     """The tensors of a safetensors file, in the order of their bytes.
 
     Raises:
-        SourceError: it is not a whole safetensors file.
+        SourceError: it is not a whole safetensors file, or its header is not JSON within the limits of
+            `pressoir.system.reader`.
     """
-    try:
-        with safe_open(
-            path, "np"
-        ):  # checks that the ranges are in order, without gaps, and end with the file
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} is not a complete safetensors file ({error}); download it again"
-        ) from error
-    start = 8 + length
+    check_file(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, reader.JSON_BYTES + 1))
+    if len(text) > reader.JSON_BYTES:
+        raise SourceError(f"{path} has a header of {length} bytes, more than {reader.JSON_BYTES}; {_ADVICE}")
+    header, start = reader.parse_json(text, f"{path}, its header", SourceError, _ADVICE), 8 + length
     tensors = [
         TensorBytes(
             name,
@@ -111,6 +123,23 @@ def read_header(path: Path) -> list[TensorBytes]:
     return sorted(tensors, key=lambda tensor: tensor.offset)
 
 
+def read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by its name, as a `model.safetensors.index.json` has it; they need not exist.
+
+    Raises:
+        SourceError: it is not such an index, or names a file outside its folder.
+    """
+    content = reader.read_json(index, SourceError, _ADVICE)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise SourceError(f"{index} is not a weight index: no `weight_map` of tensors to files; {_ADVICE}")
+    files = {
+        name: reader.file_in(index.parent, name, str(index), SourceError, _ADVICE)
+        for name in set(places.values())
+    }
+    return {tensor: files[name] for tensor, name in places.items()}
+
+
 def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
     """The tensors of a checkpoint: one `model.safetensors`, or the files that its index names.
 
@@ -124,23 +153,15 @@ def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
         raise SourceError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}; specify a folder with safetensors weights"
         )
-    try:
-        places = {
-            str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{index} is not a weight index ({error}); download it again") from error
-    found = {}
-    for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise SourceError(f"{index} refers to a file outside its folder: {name!r}")
-        for tensor in read_header(folder / name):
-            if places.get(tensor.name) == name:
+    places, found = read_index(index), {}
+    for path in sorted(set(places.values())):
+        for tensor in read_header(path):
+            if places.get(tensor.name) == path:
                 found[tensor.name] = tensor
     if missing := sorted(places.keys() - found):
         raise SourceError(
-            f"{index} places {missing[0]!r} in {places[missing[0]]}, which does not contain it; download "
-            "both again"
+            f"{index} places {reader.shown(missing[0])} in {places[missing[0]].name}, which does not contain "
+            "it; download both again"
         )
     return list(found.values())
 

@@ -15,6 +15,7 @@ from typing import Any
 from pressoir.errors import SourceError
 from pressoir.formats.folder import QUANTIZATION, check_model_folder, read_json
 from pressoir.formats.tensor_bytes import TensorBytes, checkpoint_tensors
+from pressoir.system.reader import exists
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of an element, by safetensors' name of its type."""
@@ -59,7 +60,7 @@ class Checkpoint:
     @property
     def public_reference(self) -> str:
         """The reference, without the place of a local folder: for files that leave this machine."""
-        local = self.reference.startswith((".", "/", "~")) or Path(self.reference).exists()
+        local = self.reference.startswith((".", "/", "~")) or exists(self.reference)
         return " ".join((self.folder.name if local else self.reference).split())  # on one line of a file
 
     @property
@@ -183,6 +184,6 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             return Tokenizer({token: index for index, token in enumerate(lines)})
         if (folder / "vocab.json").exists():
             return Tokenizer(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise SourceError(f"{path} is not a tokenizer ({error!r}); download the model again") from error
     return None

@@ -10,13 +10,12 @@ quantised one (`quantization.json`), whose codes are expanded to float32 on the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -34,7 +33,7 @@ from transformers import (
 from transformers.modeling_utils import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from pressoir.errors import SourceError
+from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions import architecture
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tokenizer_limit import most_tokens
@@ -54,9 +53,7 @@ def load_classifier(
     """
     _register(folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what would be a warning is an error below
-    try:
+    with _loading(folder, "a text classifier"):
         config = AutoConfig.from_pretrained(folder, **options)
         if eager:
             config._attn_implementation = "eager"
@@ -77,10 +74,6 @@ def load_classifier(
                 **options,
             )
             _check_initialised(model, info, folder, new_head=labels is not None)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} cannot be loaded as a text classifier: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model.eval()
     return model
 
@@ -96,9 +89,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
         QuantizationError: its packed weights are damaged.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
+    with _loading(folder, "a causal language model"):
         model: PreTrainedModel
         if (folder / QUANTIZATION).exists():
             model = _load_packed(folder, AutoConfig.from_pretrained(folder, **options), dtype)
@@ -118,10 +109,6 @@ def load_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
                     f"{folder} is missing weights of a causal LM ({', '.join(sorted(random)[:5])}); "
                     "config.json does not match the weights"
                 )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} cannot be loaded as a causal language model: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model.eval()
     return model
 
@@ -169,12 +156,28 @@ def load_encoder(folder: Path) -> PreTrainedModel:
 _SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "speech-encoder-decoder")
 
 
+@contextmanager
+def _loading(folder: Path, what: str) -> Iterator[None]:
+    """Load without transformers' warnings; what it raises is a SourceError.
+
+    It checks no type in `config.json`: whatever it, or torch, does with a value fails in its own way.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    except (PressoirError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(f"{folder} cannot be loaded as {what}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None) -> PreTrainedModel:
     """Load by one of transformers' auto classes; weights whose names begin with `optional` may be missing."""
     _register(folder)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what would be a warning is an error below
-    try:
+    with _loading(folder, what):
         model, info = auto.from_pretrained(
             folder,
             use_safetensors=True,
@@ -183,10 +186,6 @@ def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None)
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder} cannot be loaded as {what}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     random = {*info["missing_keys"], *mismatched}
     if random := {name for name in random if not (optional and name.startswith(optional))}:
@@ -265,7 +264,7 @@ def load_config(folder: Path) -> Any:
     _register(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # see `_loading`
         raise SourceError(f"{error} (configuration of {folder})") from error
 
 
@@ -285,7 +284,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # see `_loading`
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     tokenizer.model_max_length = min(tokenizer.model_max_length, most_tokens(folder))
     return tokenizer

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from pressoir.extensions import architecture
 from pressoir.extensions.architecture import EncoderArchitecture
+from pressoir.formats.folder import read_json
 from pressoir.recipe.recipe import Recipe
 from pressoir.stage import ModelSize, load_stage
+from pressoir.system.reader import is_file
 
 PROCESS_BYTES = 1_000_000_000  # interpreter, torch, transformers, Prefect and MLflow, before any model
 
@@ -28,7 +28,7 @@ def parameter_count(folder: Path) -> int:
 
 def model_size(recipe: Recipe, folder: Path) -> ModelSize:
     """Size of the base model in `folder`, by its architecture's field names or the usual ones."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     names = architecture.find(config.get("model_type")) or EncoderArchitecture
     return ModelSize(
         parameters=parameter_count(folder),
@@ -79,7 +79,7 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
 
 def _lines(path: Path | None) -> int:
     """Lines of a text file; 0 where none is named, or it does not exist (which is told elsewhere)."""
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return 0
     with path.open("rb") as file:
         return sum(1 for _ in file)

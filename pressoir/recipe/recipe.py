@@ -146,15 +146,10 @@ class Recipe(Document):
 
     @classmethod
     def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
-        text = raw.get("text")
-        text = text if isinstance(text, dict) else {}
-        for section, fields in (
-            (raw.get("data"), ("train", "validation", "test", "unlabelled")),
-            (text, ("calibration",)),
-            (text.get("evaluation"), tuple(text.get("evaluation") or ())),
-        ):
-            if isinstance(section, dict):
-                look_beside(folder, section, fields)
+        look_beside(folder, raw.get("data"), ("train", "validation", "test", "unlabelled"))
+        if isinstance(text := raw.get("text"), dict):
+            look_beside(folder, text, ("calibration",))
+            look_beside(folder, text.get("evaluation"))
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as YAML that `from_yaml` reads back to an equal value."""

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pressoir.system.files import make_folder
+
 
 class MeasurementLock:
     """Two lock files in a folder: a gate that all go through, and the room behind it."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._gate, self._room = folder / "search-gate.lock", folder / "search-room.lock"
 
     @contextmanager

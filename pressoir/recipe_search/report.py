@@ -24,7 +24,7 @@ from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search.config import SearchConfig, with_values
 from pressoir.recipe_search.outcome import SearchOutcome, verdict
 from pressoir.recipe_search.records import Trial
-from pressoir.system.files import write_text_atomic
+from pressoir.system.files import make_folder, write_text_atomic
 
 CONFIG, STUDY, WINNER, NEAREST = "search.yaml", "study.db", "winner.yaml", "nearest.yaml"
 TRIALS, REPORT, PAGE, PICTURE = "trials.json", "report.md", "pareto.html", "pareto.png"
@@ -37,7 +37,7 @@ def recipe_of(config: SearchConfig, trial: Trial) -> Recipe:
 
 def begin(config: SearchConfig) -> Path:
     """Make the search's folder, or find it, and write what is looked for."""
-    config.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(config.folder)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
     write_text_atomic(config.folder / CONFIG, text)
     return config.folder

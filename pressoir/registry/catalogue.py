@@ -14,11 +14,14 @@ from pydantic import AliasChoices, ConfigDict, Field, FiniteFloat, ValidationErr
 from pressoir.config import Config
 from pressoir.errors import RegistryError
 from pressoir.extensions.task_name import TaskName
+from pressoir.system import reader
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 FILE = "models.json"
 SCHEMA_FILE = "models.schema.json"
+_ADVICE = "fix it, or move it away to start a new one"
+_MOST_PROBLEMS = 50  # that one message lists
 Reference = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 _ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -117,45 +120,23 @@ def read(path: Path) -> Catalogue:
     Raises:
         RegistryError: it is not JSON (the message names the line), or a field is wrong (it names the field).
     """
-    try:
-        return parse(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path} cannot be read: {error}") from error
+    return _validated(reader.read_json(path, RegistryError, _ADVICE, finite=False), path)
 
 
 def parse(text: str, path: Path) -> Catalogue:
     """The catalogue of a file's text; raises as `read`."""
-    try:
-        raw: Any = json.loads(text, object_pairs_hook=_unique)
-    except _DuplicateError as error:
-        raise RegistryError(f"{path}: the key {error} is specified twice; remove one") from error
-    except json.JSONDecodeError as error:
-        raise RegistryError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix it, or move it away to start "
-            "a new one"
-        ) from error
+    return _validated(reader.parse_json(text, str(path), RegistryError, _ADVICE, finite=False), path)
+
+
+def _validated(raw: Any, path: Path) -> Catalogue:
     try:
         return Catalogue.model_validate(raw)
     except ValidationError as error:
         problems = [
-            f"  {'.'.join(map(str, problem['loc'])) or '(file)'}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
+            f"  {reader.shown('.'.join(map(str, problem['loc'])))[1:-1] or '(file)'}: {problem['msg']}"
+            for problem in error.errors(include_url=False)[:_MOST_PROBLEMS]
         ]
         raise RegistryError("\n".join([f"{path} is not a valid registry:", *problems])) from None
-
-
-class _DuplicateError(Exception):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless a key is given twice: the first would be lost with the next write."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _DuplicateError(json.dumps(key))
-        result[key] = value
-    return result
 
 
 def check_id(id: str) -> None:

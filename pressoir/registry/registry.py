@@ -29,7 +29,7 @@ from pressoir.registry.catalogue import (
     shipped_file,
 )
 from pressoir.store.store import Store, default_home
-from pressoir.system.files import disk_errors, write_text_atomic
+from pressoir.system.files import disk_errors, make_folder, write_text_atomic
 
 Result = TypeVar("Result")
 
@@ -201,7 +201,7 @@ class Registry:
         """Nobody else changes `home`'s file inside this block."""
         Store(self.home).check_writable()
         with disk_errors(self.file):
-            (self.home / "locks").mkdir(parents=True, exist_ok=True)
+            make_folder(self.home / "locks")
             with FileLock(self.home / "locks" / f"{FILE}.lock"):
                 yield
 

@@ -33,6 +33,7 @@ from pressoir.formats.folder import Runtime, model_files, runtime_of, task_of
 from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.sources import resolve as sources
 from pressoir.store.store import Store
+from pressoir.system.reader import exists, is_folder
 
 EXTERNAL = "models:/"
 """How a model of an outer registry begins, which only a resolver of that registry can find."""
@@ -188,10 +189,8 @@ class ServingConfig(Document):
         tiers = raw.get("tiers")
         for tier in tiers.values() if isinstance(tiers, dict) else ():
             model = tier.get("model") if isinstance(tier, dict) else None
-            if isinstance(model, str) and model and not Path(model).exists():
-                beside = folder / model
-                if beside.is_dir():
-                    tier["model"] = str(beside)
+            if isinstance(model, str) and model and not exists(model) and is_folder(folder / model):
+                tier["model"] = str(folder / model)
 
     def to_yaml(self) -> str:
         """The text of a file that reads back as this configuration."""

@@ -17,14 +17,14 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from pressoir.config import Config
-from pressoir.errors import PressoirError, RegistryError
+from pressoir.errors import PressoirError, RegistryError, StoreError
 from pressoir.registry.catalogue import Entry, ServingEntry
 from pressoir.registry.registry import Registry
 from pressoir.serving.config import ServingConfig, TierConfig
 from pressoir.sources import resolve, verify
-from pressoir.store.artifact import Artifact, digest_of
+from pressoir.store.artifact import Artifact, digest_of, read_artifact
 from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST, disk_errors
+from pressoir.system.files import MANIFEST, disk_errors, make_folder
 
 
 class DeploymentError(PressoirError):
@@ -133,8 +133,8 @@ def _checked(tier: TierConfig, models: dict[str, Entry], store: Store) -> Artifa
 
 def _artifact(folder: Path) -> Artifact:
     try:
-        return Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_artifact(folder)
+    except StoreError as error:
         raise DeploymentError(f"{folder} has no readable {MANIFEST}; run its recipe again") from error
 
 
@@ -157,7 +157,7 @@ def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     """
     store.check_writable()
     with disk_errors(store.home):
-        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(store.home / "locks")
         lock = FileLock(store.home / "locks" / "deploy.lock")
         try:
             lock.acquire(timeout=0)

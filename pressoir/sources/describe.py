@@ -10,20 +10,20 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from pydantic import Field, FiniteFloat
 
 from pressoir.config import Config
-from pressoir.errors import RegistryError, SourceError
+from pressoir.errors import RegistryError, ShardError, SourceError, StoreError
 from pressoir.extensions.task_name import TaskName
-from pressoir.formats import sharding
+from pressoir.formats import onnx_weights, sharding
 from pressoir.formats.folder import check_model_folder, model_files, read_json, task_of
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
-from pressoir.store.artifact import Artifact
+from pressoir.store.artifact import Artifact, read_artifact
 from pressoir.store.store import Store
-from pressoir.system.files import MANIFEST, disk_errors, file_sha256, folder_digest
+from pressoir.system import reader
+from pressoir.system.files import disk_errors, file_sha256, folder_digest
 
 NO_LICENSE = "NOASSERTION"
 # Model cards write identifiers in lower case; these are they as SPDX does.
@@ -138,34 +138,11 @@ def check_graphs(folder: Path, reference: str) -> None:
     Raises:
         SourceError: it says which graph or file is broken, missing or outside the folder.
     """
-    graphs = sorted(folder.glob("*.onnx"))
-    if not graphs:
-        return
-    import onnx
-
-    for path in graphs:
+    for path in sorted(folder.glob("*.onnx")):
         try:
-            graph = onnx.load(path, load_external_data=False).graph
-        except Exception as error:  # protobuf's own, of a package that nothing here declares
-            raise SourceError(
-                f"model {reference!r}: {path} is not an ONNX graph ({error}); export or download it again"
-            ) from error
-        needed: dict[str, int] = {}
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if "location" in place:
-                end = int(place.get("offset", 0)) + int(place.get("length", 0))
-                needed[place["location"]] = max(end, needed.get(place["location"], 0))
-        for name, end in needed.items():
-            file = folder / name
-            if Path(name).name != name:
-                raise SourceError(f"model {reference!r}: {path} refers to a file outside its folder: {name}")
-            if not file.is_file() or file.stat().st_size < end:
-                state = "cut short" if file.is_file() else "missing"
-                raise SourceError(
-                    f"model {reference!r}: {file}, which contains weights of {path.name}, is {state}; "
-                    "export or download it again"
-                )
+            onnx_weights.check_places(onnx_weights.load(path), folder)
+        except ShardError as error:
+            raise SourceError(f"model {reference!r}: {error}") from error
 
 
 def _kept(old: Entry, new: Entry, details: Details) -> Entry:
@@ -229,10 +206,10 @@ def _quantization(folder: Path) -> str | None:
 def _license(folder: Path) -> str:
     """What the model card's front matter says, in SPDX's spelling where that is known."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8-sig")
+        text = reader.read_text(folder / "README.md", SourceError, "").removeprefix("\ufeff")
         matter = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
-        front = yaml.safe_load(matter[1]) if matter else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        front = reader.parse_yaml(matter[1], "README.md", SourceError) if matter else None
+    except SourceError:
         return NO_LICENSE
     card = front if isinstance(front, dict) else {}
     said = card.get("license")
@@ -249,8 +226,8 @@ def _lineage(folder: Path, base: str, digest: str, store: Store) -> dict[str, st
         RegistryError: the store's artifact is not what its stage made any more.
     """
     try:
-        made = Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        made = read_artifact(folder)
+    except StoreError:
         return {}
     if made.digest != digest:
         if base.startswith("store:"):

@@ -19,18 +19,17 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from pressoir.errors import SourceError, UnreachableError
 from pressoir.formats.folder import MODEL_FILES, WEIGHT_PATTERNS, check_model_folder, model_files
+from pressoir.registry.catalogue import Entry, nearest
+from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
-from pressoir.system.files import disk_errors, file_sha256, folder_digest
-
-if TYPE_CHECKING:
-    from pressoir.registry.catalogue import Entry
+from pressoir.system.files import disk_errors, file_sha256, folder_digest, make_folder
+from pressoir.system.reader import is_folder
 
 FETCHED = ("hub:", "https://", "http://")
 _LINEAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9_]+")
@@ -107,7 +106,7 @@ def locate_entry(
 def folder_of(reference: str) -> Path | None:
     """The folder of this machine that `reference` is the path of, if it is one."""
     folder = Path(os.path.expanduser(reference))  # noqa: PTH111 -- pathlib's raises for an unknown ~user
-    return folder.absolute() if reference and folder.is_dir() else None
+    return folder.absolute() if reference and is_folder(folder) else None
 
 
 def check_reference(reference: str) -> None:
@@ -138,9 +137,6 @@ def _locate(
 
     `aliases` are the catalogue's ids that led here: one that names itself means the hub's model of that name.
     """
-    from pressoir.registry.catalogue import nearest
-    from pressoir.registry.registry import Registry
-
     if (folder := folder_of(reference)) is not None:
         return folder, None
     scheme, separator, rest = reference.partition(":")
@@ -219,7 +215,7 @@ def _from_server(url: str, store: Store, fetch: bool) -> Path:
     if not fetch:
         raise UnreachableError(f"model {url!r} is not on this machine: it was not downloaded yet")
     with disk_errors(store.home):
-        (store.home / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(store.home / "locks")
         with FileLock(store.home / "locks" / f"{folder.name}.lock"):
             if not folder.is_dir():  # another process may have fetched it meanwhile
                 shards.fetch(url, folder.with_suffix(".partial")).rename(folder)

@@ -31,7 +31,7 @@ from pressoir.formats.sharding import (
 from pressoir.formats.tensor_bytes import CHUNK_BYTES
 from pressoir.sources.http_ranges import Server
 from pressoir.store.store import default_home
-from pressoir.system.files import disk_errors
+from pressoir.system.files import disk_errors, make_folder
 
 MAX_MANIFEST_BYTES = 64_000_000
 _NO_LIMIT_S = 1e9
@@ -134,7 +134,7 @@ class HttpSource(Source):
         text = self._server.read(MANIFEST, MAX_MANIFEST_BYTES)
         self.manifest = parse_manifest(text, self._server.shown(MANIFEST))
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             (folder / MANIFEST).write_bytes(text)
             for record in self.manifest.files:
                 if fault_of(folder / record.file, record):
@@ -214,7 +214,7 @@ def open_source(place: Path | str, home: Path | None = None) -> Source:
     if final.is_dir():
         return FolderSource(final)
     with disk_errors(home):
-        (home / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(home / "locks")
     # taken here, released where loading ends: another thread
     lock = FileLock(home / "locks" / f"{final.name}.lock", thread_local=False)
     # Without a limit, filelock would take a second load by one thread for a deadlock.

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pressoir.errors import StoreError
+from pressoir.system.files import MANIFEST
+from pressoir.system.reader import read_object
 
 # Packages whose version can change what a stage computes, not only how fast.
 DECISIVE_PACKAGES = (
@@ -42,6 +47,22 @@ class Artifact(BaseModel):
     """Versions of the interpreter and the decisive packages; the CPU and the threads that made it."""
     created_at: str
     """UTC time, ISO 8601."""
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The artifact that a folder's `artifact.json` describes; the other files are not looked at.
+
+    Raises:
+        StoreError: there is none, or it is damaged.
+    """
+    path, advice = folder / MANIFEST, "run its recipe again"
+    content = read_object(path, StoreError, advice, finite=False)
+    try:
+        return Artifact.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"{path} is not an artifact manifest: {place}: {first['msg']}; {advice}") from error
 
 
 class StageKey(BaseModel):

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pressoir.errors import StoreError
-from pressoir.store.artifact import Artifact, StageKey, digest_of
+from pressoir.store.artifact import Artifact, StageKey, digest_of, read_artifact
 from pressoir.system.files import (
     MANIFEST,
     copy_folder,
@@ -31,6 +31,7 @@ from pressoir.system.files import (
     files_of,
     flush,
     folder_digest,
+    make_folder,
     remove,
     replace_folder,
 )
@@ -93,8 +94,8 @@ class Store:
             elif target.exists():
                 tell(f"{key.stage}: the stored artifact {name[:12]} is damaged; rebuilding it")
                 remove(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
+            make_folder(work)
             draft = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
             draft.mkdir()
             try:
@@ -224,15 +225,15 @@ class Store:
 
     def _read(self, folder: Path) -> Artifact | None:
         try:
-            artifact = Artifact.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            artifact = read_artifact(folder)
+        except StoreError:
             return None
         matches = artifact.key == folder.name and artifact.stage == folder.parent.name
         return artifact if matches else None
 
     def _lock_path(self, name: str) -> Path:
         folder = self.home / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder / f"{name}.lock"
 
     @contextmanager
@@ -255,10 +256,10 @@ def default_home() -> Path:
 
 
 def _mtime(path: Path) -> float:
-    """When `path` was last changed; 0 where another process has just removed it."""
+    """When `path` was last changed; 0 where another process has just removed it, or a link leads nowhere."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

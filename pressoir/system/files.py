@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pressoir.errors import StoreError
+from pressoir.system.reader import named
 
 MANIFEST = "artifact.json"
 
@@ -57,9 +58,26 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        StoreError: the system cannot make it there: the message says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if _is_disk_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"the folder {named(path)} cannot be made: {reason}; use a writable folder"
+        ) from error
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary sibling is flushed to the disk, then renamed over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -75,7 +93,7 @@ def copy_folder(source: Path, target: Path) -> None:
     """Copy an artifact's folder without its manifest, atomically; files share blocks where they can."""
     with disk_errors(target):
         draft = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-        draft.mkdir(parents=True)
+        make_folder(draft)
         try:
             for path in files_of(source):
                 copy = draft / path.relative_to(source)

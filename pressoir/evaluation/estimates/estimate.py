@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from pressoir.errors import StoreError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.estimates.formula import MARGIN, estimate
 from pressoir.evaluation.jobs import Job
@@ -68,7 +69,7 @@ def for_run(job: Job, data: DataSet, *, memory_gb: float | None, probe: bool, ho
     if not probe or found.origin == "probe":
         try:
             write_text_atomic(path, found.model_dump_json(indent=2) + "\n")
-        except OSError as error:
+        except (OSError, StoreError) as error:
             log.warning(
                 "%s could not be written: %s; the estimate will be computed again next time", path, error
             )

@@ -22,19 +22,19 @@ see docs/memory.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import QUANTIZATION, Runtime
-from pressoir.formats.tensor_bytes import INDEX
+from pressoir.formats.folder import QUANTIZATION, Runtime, read_json
+from pressoir.formats.tensor_bytes import INDEX, read_index
+from pressoir.system.reader import JSON_BYTES, parse_json
 
 FLOAT = 4  # bytes of the number that everything is computed in
 MASK = 2 * FLOAT  # bytes of a pair of tokens in an attention mask: as it is made, and as it is used
-_HEADER_LIMIT = 100_000_000  # of safetensors itself
 _GRAPH_FILES = ("*.onnx", "*.onnx.data", "*.onnx_data", "shard_*.safetensors")
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 ONNX_RUNS = 2  # see the module
@@ -135,9 +135,9 @@ def header(path: Path) -> dict[str, tuple[str, int, int]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(_HEADER_LIMIT, path.stat().st_size):
+            if length > min(JSON_BYTES, path.stat().st_size):
                 return {}
-            entries = json.loads(file.read(length))
+            entries = parse_json(file.read(length), str(path), SourceError, "")
         return {
             str(name): (
                 str(entry["dtype"]),
@@ -147,14 +147,14 @@ def header(path: Path) -> dict[str, tuple[str, int, int]]:
             for name, entry in entries.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (SourceError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}
 
 
 def _indexed(folder: Path) -> set[Path]:
-    places = read_object(folder / INDEX).get("weight_map")
-    names = {str(name) for name in places.values()} if isinstance(places, dict) else set()
-    return {folder / name for name in names if Path(name).name == name}
+    with suppress(SourceError):
+        return set(read_index(folder / INDEX).values())
+    return set()
 
 
 def dynamic(folder: Path) -> bool:
@@ -305,10 +305,9 @@ def _sizes(config: Settings, name: str, default: tuple[int, ...]) -> tuple[int, 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where it is missing or damaged, which the child will tell."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except SourceError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def settings(folder: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from pressoir.evaluation.report.results import (
 )
 from pressoir.extensions.task import task
 from pressoir.system.files import disk_errors, write_text_atomic
+from pressoir.system.reader import read_object
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
 MEMORY, PAGE = "memory_stats.json", "report.md"
@@ -114,8 +115,8 @@ def read(path: Path) -> Consolidated:
         PressoirError: it is missing or not such a file.
     """
     try:
-        return Consolidated.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+        return Consolidated.model_validate(read_object(path, PressoirError, "run the evaluation again"))
+    except ValidationError as error:
         raise PressoirError(f"{path} is not a valid evaluation result: {error}") from error
 
 

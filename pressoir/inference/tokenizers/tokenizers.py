@@ -6,16 +6,18 @@ ONNX graphs does not need. The result is the same, id for id.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.errors import SourceError
+from pressoir.errors import PressoirError, SourceError
+from pressoir.formats.folder import read_json
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
+from pressoir.system.reader import is_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,17 +37,18 @@ class FastTokenizer:
     """
 
     def __init__(self, folder: Path, max_tokens: int | None = None) -> None:
-        settings, self._tokenizer = _read(folder)
-        own = int(settings.get("model_max_length") or MAX_TOKENS)
-        self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
-        pad = _content(settings.get("pad_token")) or "[PAD]"
-        self._limit = self.model_max_length
-        self._tokenizer.enable_truncation(self._limit)
-        self._tokenizer.enable_padding(
-            direction=settings.get("padding_side", "right"),
-            pad_id=self._tokenizer.token_to_id(pad) or 0,
-            pad_token=pad,
-        )
+        with _broken(folder):
+            settings, self._tokenizer = _read(folder)
+            own = int(settings.get("model_max_length") or MAX_TOKENS)
+            self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
+            pad = _content(settings.get("pad_token")) or "[PAD]"
+            self._limit = self.model_max_length
+            self._tokenizer.enable_truncation(self._limit)
+            self._tokenizer.enable_padding(
+                direction=settings.get("padding_side", "right"),
+                pad_id=self._tokenizer.token_to_id(pad) or 0,
+                pad_token=pad,
+            )
 
     def __call__(
         self, texts: Sequence[str], max_length: int | None = None, **_: Any
@@ -96,9 +99,10 @@ class LanguageModelTokenizer:
             SourceError: there is none, or it is broken.
         """
         if (folder / "tokenizer.json").exists() and (folder / "tokenizer_config.json").exists():
-            settings, tokenizer = _read(folder)
-            if _completed(tokenizer, settings):
-                return cls(tokenizer)
+            with _broken(folder):
+                settings, tokenizer = _read(folder)
+                if _completed(tokenizer, settings):
+                    return cls(tokenizer)
         from pressoir.models.loading import load_tokenizer
 
         loaded = load_tokenizer(folder)
@@ -152,10 +156,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], Any]:
     """`tokenizer_config.json`, and the `tokenizers.Tokenizer` of `tokenizer.json`."""
     from tokenizers import Tokenizer
 
+    path = folder / "tokenizer.json"
+    if not is_file(path):
+        raise SourceError(f"{path} is missing, or not a regular file; download or create the model again")
+    return read_json(folder / "tokenizer_config.json"), Tokenizer.from_file(str(path))
+
+
+@contextmanager
+def _broken(folder: Path) -> Iterator[None]:
+    """What stumbles over a tokenizer's files is a SourceError; tokenizers raises plain Exception."""
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return settings, Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises plain Exception
+        yield
+    except PressoirError:
+        raise
+    except Exception as error:
         raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error
 
 

@@ -18,7 +18,9 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pressoir.errors import SourceError
+from pressoir.formats.folder import read_json
 from pressoir.serving.errors import RequestError
+from pressoir.system import reader
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -67,7 +69,7 @@ class ChatTemplate:
 def _source(folder: Path, settings: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return reader.read_text(file, SourceError, "download the model again")
     found = settings.get("chat_template")
     if isinstance(found, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -77,10 +79,9 @@ def _source(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except SourceError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _content(token: Any) -> str:

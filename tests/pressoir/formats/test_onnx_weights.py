@@ -204,11 +204,15 @@ def test_a_constant_of_a_branch_that_lies_outside_comes_into_the_graph(tmp_path,
 @pytest.mark.parametrize(
     ("location", "offset", "message"),
     [
-        ("../model.onnx.data", 0, r"is stored in '../model\.onnx\.data', which is not in the folder"),
-        ("missing.data", 0, "which is not in the folder"),
-        ("", 0, "which is not in the folder"),
+        ("../model.onnx.data", 0, r"refers to a file outside its folder: '../model\.onnx\.data'"),
+        ("missing.data", 0, "which is not a file of the folder"),
+        ("folder.data", 0, "which is not a file of the folder"),
+        ("", 0, "refers to a file outside its folder"),
+        ("f" * 300, 0, "longer than 255 bytes"),
         ("model.onnx.data", 10**6, "tensor 'weight' ends at 1000256"),
-        ("model.onnx.data", -8, "tensor 'weight' ends at 248"),
+        ("model.onnx.data", -8, "offset is '-8', not a whole number of bytes"),
+        ("model.onnx.data", "1.0", r"offset is '1\.0', not a whole number of bytes"),
+        ("model.onnx.data", "9" * 5000, "not a whole number of bytes"),
     ],
 )
 def test_bytes_that_are_not_there_or_not_its_own_are_refused(tmp_path, cut, location, offset, message):
@@ -216,6 +220,7 @@ def test_bytes_that_are_not_there_or_not_its_own_are_refused(tmp_path, cut, loca
     source = write_graph(tmp_path / "bad", [tensor], [helper.make_node("MatMul", ["x", "weight"], ["y"])])
     (source / "model.onnx.data").write_bytes(bytes(256))
     (tmp_path / "model.onnx.data").write_bytes(bytes(256))
+    (source / "folder.data").mkdir()
     with pytest.raises(ShardError, match=message):
         cut(source)
     with pytest.raises(ShardError, match=message):

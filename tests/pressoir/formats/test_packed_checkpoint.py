@@ -120,7 +120,7 @@ def test_a_file_cut_off_is_refused(damaged):
 
 def test_a_description_that_is_not_json_is_refused(damaged):
     (damaged / "quantization.json").write_text("{")
-    with pytest.raises(SourceError, match=r"quantization\.json is not valid JSON"):
+    with pytest.raises(SourceError, match=r"quantization\.json, line 1: not valid JSON"):
         packed_checkpoint.open_packed(damaged)
 
 

@@ -191,7 +191,7 @@ def test_a_key_that_is_given_twice_is_named_and_neither_is_lost(tmp_path):
         '"version": 1', '"version": 1, "models": {}'
     )
     (tmp_path / "models.json").write_text(twice)
-    with pytest.raises(RegistryError, match=r'models\.json: the key "models" is specified twice'):
+    with pytest.raises(RegistryError, match=r"models\.json: the key 'models' is specified twice"):
         Registry(tmp_path).add(entry("other"))
     assert (tmp_path / "models.json").read_text() == twice
 

@@ -152,13 +152,13 @@ def test_a_folder_that_is_no_whole_safe_model_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("weights", "damage", "told"),
     [
-        ("../secret", None, "model.onnx refers to a file outside its folder: ../secret"),
+        ("../secret", None, r"refers to a file outside its folder: '\.\./secret'"),
         ("/etc/hostname", None, "refers to a file outside its folder"),
-        ("gone.data", None, "gone.data, which contains weights of model.onnx, is missing"),
+        ("gone.data", None, "'gone.data', which is not a file of the folder"),
         (
             "model.onnx.data",
             "model.onnx.data",
-            "model.onnx.data, which contains weights of model.onnx, is cut short",
+            r"model\.onnx\.data has 60 bytes, but the graph's tensor .* ends at",
         ),
         ("model.onnx.data", "model.onnx", "model.onnx is not an ONNX graph"),
     ],

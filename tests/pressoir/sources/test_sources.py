@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -157,26 +158,41 @@ def test_weights_that_are_not_a_whole_safetensors_file_are_refused(model, store,
     assert "model.safetensors is not a complete safetensors file" in refusal(model, store)
 
 
+def test_a_pipe_in_the_place_of_weights_is_told_and_not_waited_for(model, store):
+    (model / "model.safetensors").unlink()
+    os.mkfifo(model / "model.safetensors")
+    assert "model.safetensors is missing, or not a regular file" in refusal(model, store)
+
+
 def test_a_model_in_parts_must_have_all_of_them(model, store):
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     index = model / "model.safetensors.index.json"
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     index.write_text(json.dumps({"weight_map": parts}), encoding="utf-8")
-    assert "model-00002-of-00002.safetensors is not a complete safetensors file" in refusal(model, store)
+    assert "model-00002-of-00002.safetensors is missing, or not a regular file" in refusal(model, store)
     save_file({"b": np.zeros(3, np.float32)}, model / "model-00002-of-00002.safetensors")
     assert resolve(str(model), store).folder == model
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}'])
-def test_an_index_that_is_none_is_refused(model, store, content):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "line 1: not valid JSON"),
+        ("[]", "is not a weight index"),
+        ("{}", "is not a weight index"),
+        ('{"weight_map": []}', "is not a weight index"),
+        ('{"weight_map": {"a": 1}}', "is not a weight index"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(model, store, content, told):
     (model / "model.safetensors.index.json").write_text(content, encoding="utf-8")
-    assert "is not a weight index" in refusal(model, store)
+    assert told in refusal(model, store)
 
 
 def test_an_index_that_points_out_of_its_folder_is_refused(model, store):
     names = {"weight_map": {"a": "../../etc/passwd"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(names), encoding="utf-8")
-    assert "refers to files outside its folder: ../../etc/passwd" in refusal(model, store)
+    assert "refers to a file outside its folder: '../../etc/passwd'" in refusal(model, store)
 
 
 # --- packages ---

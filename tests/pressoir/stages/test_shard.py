@@ -322,11 +322,14 @@ def set_fields(**fields):
         (lambda f: rewrite(f, lambda m: m["shards"].pop()), "not the sum"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].update(bytes=-1)), r"shards\.0\.bytes"),
         (lambda f: rewrite(f, lambda m: m["shards"][0].pop("sha256")), r"shards\.0\.sha256"),
-        (lambda f: (f / sharding.MANIFEST).write_text("{"), "is not a shard manifest"),
+        (lambda f: (f / sharding.MANIFEST).write_text("{"), "line 1: not valid JSON"),
         (lambda f: (f / sharding.MANIFEST).write_text("[]"), "is not a shard manifest"),
-        (lambda f: (f / sharding.MANIFEST).write_bytes(b"\xff\xfe"), "is not a shard manifest"),
-        (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "is not a shard manifest"),
-        (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "cannot be read"),
+        (
+            lambda f: (f / sharding.MANIFEST).write_bytes(b"\xff\xfe"),
+            "is not valid JSON: byte 0 is not UTF-8",
+        ),
+        (lambda f: (f / sharding.MANIFEST).write_text("[" * 100_000), "has more than 64 levels"),
+        (lambda f: ((f / sharding.MANIFEST).unlink(), (f / sharding.MANIFEST).mkdir()), "not a regular file"),
     ],
 )
 def test_a_folder_that_is_not_intact_is_refused_and_never_opened(sharded, damage, message):

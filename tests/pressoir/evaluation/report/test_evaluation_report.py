@@ -216,9 +216,9 @@ def test_a_picture_is_put_in_place_whole_or_not_at_all(tmp_path):
 
 def test_reading_what_is_no_result_says_so(tmp_path):
     (tmp_path / "a.json").write_text('{"schema": 2}')
-    for path in (tmp_path / "a.json", tmp_path / "missing.json"):
-        with pytest.raises(PressoirError, match="is not a valid evaluation result"):
-            write.read(path)
+    for name, told in (("a.json", "is not a valid evaluation result"), ("missing.json", "cannot be read")):
+        with pytest.raises(PressoirError, match=told):
+            write.read(tmp_path / name)
 
 
 class TestPage:

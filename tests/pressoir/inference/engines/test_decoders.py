@@ -224,12 +224,21 @@ def test_a_session_multiplies_by_the_expanded_weights(product):
     [
         (
             lambda file, tensor: file.write_bytes(file.read_bytes()[:300]),
-            r"need 864 bytes, but 864 .* 200 exist",
+            r"weights\.data has 300 bytes, but the graph's tensor 'w' ends at 964",
         ),
-        (lambda file, tensor: file.unlink(), r"weights\.data: No such file.*download it again"),
-        (lambda file, tensor: _place(tensor, "length", "1152"), r"need 864 bytes, but 1152 are declared"),
-        (lambda file, tensor: _place(tensor, "location", "../weights.data"), "w has no data file in"),
-        (lambda file, tensor: setattr(tensor, "name", "other"), "names w, which is not in the graph"),
+        (lambda file, tensor: file.unlink(), r"'weights\.data', which is not a file of the folder"),
+        (lambda file, tensor: _place(tensor, "length", "860"), r"need 864 bytes, but 860 are declared"),
+        (
+            lambda file, tensor: _place(tensor, "location", "../weights.data"),
+            "'w' refers to a file outside its folder: '../weights.data'",
+        ),
+        (
+            lambda file, tensor: _place(tensor, "offset", "1.0"),
+            r"offset is '1\.0', not a whole number of bytes",
+        ),
+        (lambda file, tensor: (file.unlink(), file.mkdir()), r"'weights\.data', which is not a file"),
+        (lambda file, tensor: tensor.ClearField("dims"), "'w' .* has no 3-bit weights in a data file"),
+        (lambda file, tensor: setattr(tensor, "name", "other"), "names 'w', which is not in the graph"),
     ],
 )
 def test_a_damaged_stream_is_refused(product, damage, message):
