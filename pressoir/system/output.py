@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pressoir.system.files import disk_errors, flush, remove
+from pressoir.system.files import disk_errors, flush, make_folder, remove
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)
 
@@ -25,7 +25,7 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
         StoreError: the folder cannot be written, or the disk is full; `target` is as it was.
     """
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         _put_right(target, ours)
         draft = _beside(target, "new")
         draft.mkdir()
