@@ -17,7 +17,7 @@ from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
 from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
 from pressoir.data import sentences
-from pressoir.errors import PressoirError
+from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.metrics import accuracy, f1, wilson_interval
@@ -33,7 +33,7 @@ class _Contender:
     cost: Probe
     classifier: TextClassifier
     predicted: NDArray[np.int64]
-    """Class of each test sentence."""
+    """Label of each test sentence, by its place in the data's labels."""
 
 
 def compare(
@@ -49,7 +49,7 @@ def compare(
     texts, expected = list(test["text"]), np.asarray(test["label"])
     use_threads(context.threads)
 
-    contenders = _contenders(folders, texts, sentences.info(data)["labels"], context)
+    contenders = _contenders(folders, texts, data, context)
     classifiers = [contender.classifier for contender in contenders]
     sample = sentences_to_time(texts, config.latency_samples, context.seed)
     latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
@@ -90,7 +90,7 @@ def compare(
 
 
 def _contenders(
-    folders: Mapping[str, Path], texts: Sequence[str], labels: Sequence[str], context: StageContext
+    folders: Mapping[str, Path], texts: Sequence[str], data: Path, context: StageContext
 ) -> list[_Contender]:
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
     costs = []
@@ -102,13 +102,11 @@ def _contenders(
     contenders = []
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):
         classifier = TextClassifier.open(folder, context.threads)
-        reordered = set(classifier.labels) == set(labels) and classifier.labels != list(labels)
-        if len(classifier.labels) != len(labels) or reordered:
-            raise PressoirError(
-                f"{name} ({folder}) has the labels {classifier.labels}, but the data has {list(labels)}; "
-                "set data.labels to the labels of the model in its order"
-            )
-        logits = classifier.logits(texts)
+        try:
+            places = sentences.label_places(data, classifier.labels)
+        except DataError as error:
+            raise DataError(f"{name} ({folder}): {error}") from error
+        logits = classifier.logits(texts)[:, places]  # (sentences, labels of the data)
         if not np.isfinite(logits).all():
             raise PressoirError(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pressoir.errors import DataError, SourceError
+from pressoir.formats.labels import match
 from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
@@ -30,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
 EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
+ORDERED = "labels_ordered"
 Row = tuple[str, str]  # text, label name
 Record = dict[str | int, Any] | list[Any]
 
@@ -198,15 +200,38 @@ def _write(rows: Iterable[Any], path: Path) -> None:
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts."""
+    """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts.
+
+    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own.
+    """
     facts: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
     return facts
 
 
-def load_split(folder: Path, split: str) -> datasets.Dataset:
-    """One split of a saved data folder: columns `text` (str) and `label` (int)."""
+def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) -> datasets.Dataset:
+    """One split of a saved data folder: columns `text` (str) and `label` (int).
+
+    `label` is a place in the data's labels, or in those of a model, `labels`, where they are given.
+
+    Raises:
+        DataError: the model has other labels than the data.
+    """
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return _library().Dataset.from_list([json.loads(line) for line in file])
+        rows = [json.loads(line) for line in file]
+    if labels is not None:
+        places = label_places(folder, labels)
+        rows = [{**row, "label": places[row["label"]]} for row in rows]
+    return _library().Dataset.from_list(rows)
+
+
+def label_places(folder: Path, labels: Sequence[str]) -> list[int]:
+    """For each label of a saved data folder its place in `labels`, those of a model.
+
+    Raises:
+        DataError: the model has other labels than the data.
+    """
+    facts = info(folder)
+    return match(labels, facts["labels"], ordered=facts.get(ORDERED, False))
 
 
 def load_unlabelled(folder: Path) -> list[str]:

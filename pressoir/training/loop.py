@@ -41,7 +41,7 @@ from pressoir.errors import RecipeError
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
-from pressoir.models.layouts import accepted_inputs
+from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
@@ -51,8 +51,8 @@ from pressoir.training.distillation import PROJECTION, DistillationLoss, Teacher
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-    """A split as inputs that `model` takes, with `labels`, `length` (tokens) and `row` (its number)."""
-    rows, accepted = sentences.load_split(folder, split), accepted_inputs(model)
+    """A split as inputs that `model` takes, with `labels` (its own), `length` (tokens) and `row` (number)."""
+    rows, accepted = sentences.load_split(folder, split, class_names(model)), accepted_inputs(model)
     encoded = tokenizer(rows["text"][:], truncation=True)
     encoded = {name: values for name, values in encoded.items() if name in accepted}
     encoded["labels"] = rows["label"][:]
@@ -173,9 +173,9 @@ def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, split: str = "validation"
 ) -> dict[str, float]:
     """Accuracy and F1 of `model` in float32 on a split, as `{split}_accuracy` and `{split}_f1`."""
-    rows = sentences.load_split(folder, split)
-    classifier = TextClassifier(TorchEngine(model), tokenizer, sentences.info(folder)["labels"])
-    predicted = classifier.logits(rows["text"][:], batch_size=64).argmax(axis=1)
+    rows, places = sentences.load_split(folder, split), sentences.label_places(folder, class_names(model))
+    classifier = TextClassifier(TorchEngine(model), tokenizer, class_names(model))
+    predicted = classifier.logits(rows["text"][:], batch_size=64)[:, places].argmax(axis=1)
     expected = rows["label"][:]
     return {
         f"{split}_accuracy": metrics.accuracy(predicted, expected),
@@ -183,11 +183,10 @@ def evaluate(
     }
 
 
-def logits_of(
-    folder: Path, labels: list[str], texts: list[str], what: str, reporter: Reporter
-) -> NDArray[np.float32]:
-    """What the classifier in `folder` says of `texts`, (sentences, labels), told in blocks of 1,024."""
+def logits_of(folder: Path, texts: list[str], what: str, reporter: Reporter) -> NDArray[np.float32]:
+    """What the classifier in `folder` says of `texts`, (sentences, its labels), told in blocks of 1,024."""
     model = loading.load_classifier(folder)
+    labels = class_names(model)
     classifier = TextClassifier(TorchEngine(model), loading.load_tokenizer(folder), labels)
     blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
     told = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
