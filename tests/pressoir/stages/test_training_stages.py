@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from stopping import StoppedError, StopsAt
 
 from pressoir.data import sentences
-from pressoir.errors import RecipeError, SourceError
+from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.models.layouts import encoder_layers
 from pressoir.pruning import units
