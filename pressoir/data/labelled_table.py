@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pressoir.data import sentences
+from pressoir.data import sentences, tables
 from pressoir.errors import DataError
 from pressoir.formats.folder import read_json
 from pressoir.formats.labels import labels_of
@@ -17,8 +17,7 @@ def save_demo(model: Path, folder: Path) -> None:
     its first two, unless it has the same ones.
     """
     config = DataConfig()
-    splits, dropped = sentences.load(config, seed=0)
-    sentences.save(splits, dropped, folder, config.max_tokens)
+    sentences.save(sentences.load(config, seed=0), folder, config.max_tokens)
     names = labels_of(read_json(model / "config.json"))
     try:
         sentences.label_places(folder, names)
@@ -40,7 +39,7 @@ def save_table(path: Path, model: Path, folder: Path) -> None:
     known = {str(number): number for number in range(len(names))}
     known |= {name.casefold(): number for number, name in enumerate(names)}
     rows = []
-    for text, label in sentences.read_table(path):
+    for text, label in tables.read_rows(path, DataConfig()):
         if label.casefold() not in known:
             raise DataError(f"{path}: label {label!r} is not one of the model's classes {names}")
         rows.append({"text": text, "label": known[label.casefold()]})

@@ -49,9 +49,8 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         facts = sentences.info(store.path(stored))
         count, labels, ordered = facts["train_rows"], facts["labels"], facts.get(sentences.ORDERED, False)
     else:
-        splits, _ = sources.prepare("data", recipe.data, recipe.seed)
-        count, labels = len(splits["train"]), splits["train"].features["label"].names
-        ordered = recipe.data.labels is not None
+        corpus = sources.prepare("data", recipe.data, recipe.seed)
+        count, labels, ordered = len(corpus.splits["train"]), corpus.labels, corpus.ordered
     if recipe.merge is None and recipe.teacher.checkpoint is not None:
         _check_labels(sources.model(recipe.teacher.checkpoint), labels, ordered)
     return int(count)

@@ -202,6 +202,18 @@ def cases(folder):
             ),
             {},
         ),
+        "data/one-file": (
+            DataConfig(
+                source="files",
+                train=folder / "train.tsv",
+                test_fraction=0.2,
+                delimiter=";",
+                quoting="csv",
+                encoding="cp1252",
+                on_bad_row="drop",
+            ),
+            {},
+        ),
         "teacher/default": (TeacherConfig(), given("model", "data")),
         "teacher/checkpoint": (TeacherConfig(checkpoint="org/teacher"), given("model", "data")),
         "teacher/trained": (TeacherConfig(**training, epochs=1, learning_rate=3e-5), given("model", "data")),

@@ -82,7 +82,7 @@ def small_data(folder, train, validation, test, unlabelled=None, max_tokens=32):
     if unlabelled is not None:
         paths["unlabelled"] = folder / "unlabelled.txt"
         paths["unlabelled"].write_text("\n".join(unlabelled) + "\n", encoding="utf-8")
-    sentences.save(*sentences.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
+    sentences.save(sentences.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
     return folder
 
 
