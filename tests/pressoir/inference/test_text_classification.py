@@ -1,5 +1,7 @@
 """The seams every accuracy, benchmark and server goes through."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +169,39 @@ def test_the_light_tokenizer_gives_the_same_arrays_as_transformers(folders):
     found = light(texts)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({"truncation_side": "left"}, None),
+        ({"padding_side": "left"}, None),
+        ({}, {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}),
+        (
+            {"truncation_side": "right"},
+            {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+        ),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, None),
+    ],
+)
+def test_the_light_tokenizer_cuts_and_pads_on_the_sides_that_transformers_does(
+    tiny_classifier, tmp_path, settings, stored
+):
+    from pressoir.inference.tokenizers.tokenizers import FastTokenizer
+
+    folder = shutil.copytree(tiny_classifier, tmp_path / "model")
+    for name, change in (("tokenizer_config.json", settings), ("tokenizer.json", {"truncation": stored})):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(content | change), encoding="utf-8")
+    texts = ["the film was good", "the film was bad and the hotel was great " * 40]
+    light, full = FastTokenizer(folder), load_tokenizer(folder)
+    for limit in (None, 8):
+        length = {} if limit is None else {"max_length": limit}
+        expected = full(texts, padding=True, truncation=True, return_tensors="np", **length)
+        found = light(texts, **length)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
 
 
 @pytest.mark.process
