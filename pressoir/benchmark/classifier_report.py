@@ -126,6 +126,10 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """Number of batches timed per model."""
     tokenization_ms_p50: PositiveFloat
     """Median time to tokenise one sentence with the tokenizer of the first row."""
+    texts_truncated: Annotated[int, Field(ge=0)] | None = None
+    """Test sentences longer than the first model's limit of tokens; None in files of older versions."""
+    tokens_truncated: Annotated[int, Field(ge=0)] | None = None
+    """Tokens beyond that limit."""
     rows: Annotated[tuple[BenchmarkRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
@@ -229,6 +233,11 @@ def _notes(benchmark: Benchmark) -> list[str]:
         "RSS is measured in a fresh process and includes the imported libraries: "
         f"{', '.join(shares.values())}."
     )
+    if benchmark.texts_truncated:
+        notes.append(
+            f"{benchmark.texts_truncated} of {benchmark.test_sentences} test sentences are longer than the "
+            f"models take and were truncated, which loses {benchmark.tokens_truncated} tokens."
+        )
     if benchmark.latency_samples > benchmark.test_sentences:
         notes.append(
             "The test split has fewer sentences than were to be timed, so some were timed more than once."

@@ -20,6 +20,7 @@ from pressoir.data import sentences
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.tokenizers.tokenizers import truncation
 from pressoir.metrics import accuracy, f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
@@ -63,6 +64,7 @@ def compare(
         axis=1,
     )  # (models,)
 
+    cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
@@ -75,6 +77,8 @@ def compare(
         throughput_batch_size=config.throughput_batch_size,
         throughput_batches=config.throughput_batches,
         tokenization_ms_p50=float(tokenizing_ms[0]),
+        texts_truncated=cut.cut,
+        tokens_truncated=cut.lost,
         rows=_rows(contenders, expected, latency_ms, tokenizing_ms, throughput_per_s),
     )
     _write(benchmark, latency_ms, context.out_dir)

@@ -21,7 +21,8 @@ from pressoir.training.memory import training_bytes
 
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
-    """Write the fine-tuned classifier; return validation accuracy, F1 and the number of parameters.
+    """Write the fine-tuned classifier; return validation accuracy, F1, the number of parameters, and how many
+    texts and tokens of train and validation `data.max_tokens` cuts.
 
     Inputs: `model` (the base model, or the checkpoint), `data`.
 
@@ -31,6 +32,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     """
     import torch
 
+    from pressoir.inference.tokenizers.tokenizers import truncation
     from pressoir.models import loading
     from pressoir.models.layouts import count_parameters
     from pressoir.training import heads, loop
@@ -47,7 +49,13 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     loop.save_history(history, context, "teacher")
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
-    return loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
+    figures = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
+    for split in ("train", "validation"):
+        found = truncation(tokenizer, sentences.load_split(data, split)["text"][:])
+        if found.cut:
+            context.reporter.message(f"teacher: {split}: {found} (data.max_tokens)")
+        figures |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}
+    return figures
 
 
 def key(config: TeacherConfig) -> StageKeyParts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,10 +69,47 @@ class FastTokenizer:
         }
         return {name: np.asarray(rows[name], dtype=np.int64) for name in rows if name in self._names}
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, before it is cut."""
+        self._tokenizer.no_truncation()
+        encodings = self._tokenizer.encode_batch(list(texts))
+        self._truncate(self._limit)
+        return [sum(encoding.attention_mask) for encoding in encodings]
+
     def _truncate(self, limit: int) -> None:
         """Cut texts from here on to `limit` tokens, at the end or, where the tokenizer does so, the start."""
         self._limit = limit
         self._tokenizer.enable_truncation(limit, direction=self._side)
+
+
+class Truncation(NamedTuple):
+    """How much of some texts a model never sees."""
+
+    texts: int
+    cut: int
+    """Texts of more tokens than the limit."""
+    tokens: int
+    lost: int
+    """Tokens beyond the limit."""
+    limit: int
+    """Tokens of a text at most."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut} of {self.texts} texts have more than {self.limit} tokens and are truncated, which "
+            f"loses {self.lost} tokens ({self.lost / max(self.tokens, 1):.1%})"
+        )
+
+
+def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str]) -> Truncation:
+    """What cutting at the tokenizer's `model_max_length` takes from `texts`."""
+    if isinstance(tokenizer, FastTokenizer):
+        lengths = tokenizer.lengths(texts)
+    else:
+        lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    limit = int(tokenizer.model_max_length)
+    beyond = [length - limit for length in lengths if length > limit]
+    return Truncation(len(lengths), len(beyond), sum(lengths), sum(beyond), limit)
 
 
 def encode_batch(

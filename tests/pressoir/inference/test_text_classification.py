@@ -204,6 +204,22 @@ def test_the_light_tokenizer_cuts_and_pads_on_the_sides_that_transformers_does(
             np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_what_is_cut_is_counted_alike_by_both_tokenizers(tiny_classifier, tmp_path):
+    from pressoir.inference.tokenizers.tokenizers import FastTokenizer, truncation
+
+    folder = shutil.copytree(tiny_classifier, tmp_path / "model")
+    full = load_tokenizer(folder)
+    full.model_max_length = 8
+    save_tokenizer(full, folder)
+    light = FastTokenizer(folder)
+    lengths = [len(full.tokenize(text)) + 2 for text in TEXTS]  # [CLS] and [SEP]
+    for tokenizer in (light, full):
+        found = truncation(tokenizer, TEXTS)
+        assert found == (len(TEXTS), 3, sum(lengths), sum(max(n - 8, 0) for n in lengths), 8)
+        assert "3 of 5 texts have more than 8 tokens" in str(found)
+    assert light(TEXTS)["input_ids"].shape == (len(TEXTS), 8)
+
+
 @pytest.mark.process
 def test_running_a_graph_imports_no_torch(folders):
     script = (

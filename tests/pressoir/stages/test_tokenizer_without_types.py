@@ -1,4 +1,4 @@
-"""A BERT whose tokenizer gives no `token_type_ids`, as multilingual MiniLM and E5 have, through all stages."""
+"""A BERT whose tokenizer gives no `token_type_ids`, as those of multilingual MiniLM and E5, in all stages."""
 
 import dataclasses
 

@@ -9,6 +9,7 @@ import transformers
 
 from pressoir.data import sentences
 from pressoir.errors import DataError, SourceError
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import class_names
 from pressoir.recipe.sections import AugmentConfig, OutputsConfig, TeacherConfig
@@ -80,6 +81,23 @@ def test_a_perfect_checkpoint_is_perfect_whatever_the_order_of_its_classes(check
     made = loading.load_classifier(context.out_dir)
     assert class_names(made) == ["positive", "negative"]
     assert torch.equal(head(made), head(loading.load_classifier(checkpoint)))
+
+
+def test_the_longest_length_of_the_data_holds_with_a_finished_checkpoint_and_what_it_cuts_is_told(
+    checkpoint, told, context, tmp_path
+):
+    data = shutil.copytree(told, tmp_path / "short")
+    facts = sentences.info(told) | {"max_tokens": 9}
+    (data / sentences.INFO).write_text(json.dumps(facts), encoding="utf-8")
+    found = teacher.run({"model": checkpoint, "data": data}, TeacherConfig(checkpoint="x"), context)
+    own = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    lengths = [len(ids) for ids in own(sentences.load_split(data, "train")["text"][:])["input_ids"]]
+    assert found["train_texts_truncated"] == sum(length > 9 for length in lengths) > 0
+    assert found["train_tokens_truncated"] == sum(max(length - 9, 0) for length in lengths)
+    assert "train: " in context.reporter.messages[-2]
+    assert "more than 9 tokens" in context.reporter.messages[-2]
+    for tokenizer in (loading.load_tokenizer(context.out_dir), FastTokenizer(context.out_dir)):
+        assert tokenizer.model_max_length == 9
 
 
 def test_every_stage_that_follows_reads_the_labels_by_name(checkpoint, told, context):
