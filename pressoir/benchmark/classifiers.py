@@ -21,7 +21,7 @@ from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.tokenizers.tokenizers import truncation
-from pressoir.metrics import accuracy, f1, wilson_interval
+from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import describe_machine, use_threads
@@ -48,6 +48,7 @@ def compare(
     """
     test = sentences.load_split(data, "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])
+    labels = sentences.info(data)["labels"]
     use_threads(context.threads)
 
     contenders = _contenders(folders, texts, data, context)
@@ -79,7 +80,8 @@ def compare(
         tokenization_ms_p50=float(tokenizing_ms[0]),
         texts_truncated=cut.cut,
         tokens_truncated=cut.lost,
-        rows=_rows(contenders, expected, latency_ms, tokenizing_ms, throughput_per_s),
+        f1_label=labels[1] if len(labels) == 2 else None,
+        rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
     _write(benchmark, latency_ms, context.out_dir)
     context.reporter.message(headline(benchmark))
@@ -124,6 +126,7 @@ def _contenders(
 def _rows(
     contenders: Sequence[_Contender],
     expected: NDArray[np.int64],
+    classes: int,
     latency_ms: NDArray[np.float64],
     tokenizing_ms: NDArray[np.float64],
     throughput_per_s: NDArray[np.float64],
@@ -142,7 +145,8 @@ def _rows(
                 accuracy=scores[i],
                 accuracy_ci_low=low,
                 accuracy_ci_high=high,
-                f1=f1(contender.predicted, expected),
+                f1=f1(contender.predicted, expected, classes),
+                macro_f1=macro_f1(contender.predicted, expected),
                 agreement=accuracy(contender.predicted, contenders[0].predicted),
                 size_mb=sizes[i],
                 parameters=count_weights(contender.folder),

@@ -252,9 +252,14 @@ class TrainingConfig(Config):
     """Decoupled weight decay; not applied to biases and normalisation layers."""
     warmup_fraction: Fraction = 0.1
     """Fraction of the steps used for learning-rate warm-up."""
+    best_metric: Literal["auto", "accuracy", "macro_f1"] = "auto"
+    """Validation metric that selects the best epoch; `auto` means macro-averaged F1 if the most frequent
+    label of the training split has more than twice as many sentences as the rarest, otherwise accuracy."""
+    class_weights: Literal["balanced"] | dict[str, PositiveReal] | None = None
+    """Weights of the labels in the cross-entropy: by label, such as `{spam: 5}` (others have 1), or inversely
+    proportional to their frequency (`balanced`); null weights all sentences equally."""
     early_stopping_patience: Positive | None = None
-    """Stop after this many epochs without improvement in validation accuracy; null disables early
-    stopping."""
+    """Stop after this many epochs without improvement in `best_metric`; null disables early stopping."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` trains with autocast, which is faster on CPUs and GPUs with bf16 instructions."""
     checkpoint_every_steps: Positive | None = None
@@ -325,7 +330,7 @@ class DistillConfig(LearnerConfig):
     """Architecture of the student."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of students to train, with consecutive seeds from the recipe's `seed`; the one with the best
-    validation accuracy is kept."""
+    `best_metric` is kept."""
 
 
 class OutputsConfig(Config):

@@ -102,5 +102,5 @@ def int8_cost(
 
 
 STAGE = Stage(
-    name="prune", version=1, kind="model", config=PruneConfig, run=run, searchable=True, memory=training_bytes
+    name="prune", version=2, kind="model", config=PruneConfig, run=run, searchable=True, memory=training_bytes
 )

@@ -21,8 +21,8 @@ from pressoir.training.memory import training_bytes
 
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
-    """Write the fine-tuned classifier; return validation accuracy, F1, the number of parameters, and how many
-    texts and tokens of train and validation `data.max_tokens` cuts.
+    """Write the fine-tuned classifier; return validation accuracy, F1 (of two labels, the second's), macro-
+    averaged F1, the number of parameters, and how many texts and tokens `data.max_tokens` cuts.
 
     Inputs: `model` (the base model, or the checkpoint), `data`.
 
@@ -50,6 +50,8 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
     figures = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
+    if len(labels := sentences.info(data)["labels"]) == 2:
+        context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
     for split in ("train", "validation"):
         found = truncation(tokenizer, sentences.load_split(data, split)["text"][:])
         if found.cut:

@@ -27,7 +27,7 @@ from pressoir.models.layouts import (
 from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
-from pressoir.training import heads, loop
+from pressoir.training import balance, heads, loop
 from pressoir.training.distillation import DistillationLoss, TeacherOutputs
 from pressoir.training.teacher_outputs import matched_layers
 
@@ -45,13 +45,13 @@ def distill(inputs: Mapping[str, Path], config: DistillConfig, context: StageCon
     """
     tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]))
     tokenizer.model_max_length = loading.load_tokenizer(inputs["teacher"]).model_max_length
-    tried: dict[int, dict[str, float]] = {}
+    tried, chosen_by = dict[int, dict[str, float]](), balance.best_metric(config, inputs["data"])
     for seed in range(context.seed, context.seed + config.seeds):
         tried[seed] = _train(inputs, config, context, seed, tokenizer)
         if config.seeds > 1:
-            accuracy = tried[seed]["validation_accuracy"]
-            context.reporter.message(f"distill: seed {seed}: validation accuracy {accuracy:.4f}")
-    best = max(tried, key=lambda seed: tried[seed]["validation_accuracy"])  # of equals, the first
+            told = f"validation {chosen_by.replace('_', ' ')} {tried[seed][f'validation_{chosen_by}']:.4f}"
+            context.reporter.message(f"distill: seed {seed}: {told}")
+    best = max(tried, key=lambda seed: tried[seed][f"validation_{chosen_by}"])  # of equals, the first
     for path in _finished(context, best).iterdir():
         if path.name != SCORES:
             shutil.copy2(path, context.out_dir)

@@ -107,6 +107,8 @@ def cases(folder):
         "batch_size": 16,
         "weight_decay": 0.1,
         "warmup_fraction": 0.2,
+        "best_metric": "macro_f1",
+        "class_weights": {"negative": 2, "positive": 0.5},
         "early_stopping_patience": 2,
         "precision": "bfloat16",
         "checkpoint_every_steps": 50,
