@@ -27,12 +27,13 @@ def finished(folder: Path, data: Path) -> PreTrainedModel:
     """
     own = _own_labels(folder)
     try:
-        sentences.label_places(data, own)
+        places = sentences.label_places(data, own)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
     model = loading.load_classifier(folder)
     if are_numbers(own):
-        loading.rename(model.config, sentences.info(data)["labels"])
+        names = dict(zip(places, sentences.info(data)["labels"], strict=True))
+        loading.rename(model.config, [names[index] for index in range(len(own))])
     return model
 
 

@@ -1,5 +1,6 @@
 """The head of a checkpoint: kept where its classes are the wanted labels, by name; else new, or refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,8 +13,15 @@ from pressoir.errors import DataError, SourceError
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import class_names
-from pressoir.recipe.sections import AugmentConfig, OutputsConfig, TeacherConfig
-from pressoir.stages import augment, teacher, teacher_outputs
+from pressoir.recipe.sections import (
+    AugmentConfig,
+    BenchmarkConfig,
+    OutputsConfig,
+    PruneConfig,
+    QuantizeConfig,
+    TeacherConfig,
+)
+from pressoir.stages import augment, benchmark, prune, quantize, teacher, teacher_outputs
 from pressoir.training import heads, loop
 
 TRAINED = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-5}
@@ -114,6 +122,28 @@ def test_every_stage_that_follows_reads_the_labels_by_name(checkpoint, told, con
     assert labels == own.tolist()
 
 
+def test_pruning_quantising_and_measuring_read_the_labels_by_name(checkpoint, told, context, no_cold_starts):
+    def step(name, module, config, **inputs):
+        folders = context.out_dir / name, context.work_dir / name
+        for folder in folders:
+            folder.mkdir()
+        own = dataclasses.replace(context, out_dir=folders[0], work_dir=folders[1])
+        return folders[0], module.run(inputs, config, own)
+
+    _, pruned = step("prune", prune, PruneConfig(epochs=0, head_sparsity=0.25), model=checkpoint, data=told)
+    assert pruned["accuracy_before"] == 1.0
+    _, kept = step(
+        "same", prune, PruneConfig(epochs=0, ffn_sparsity=0, head_sparsity=0), model=checkpoint, data=told
+    )
+    assert kept["validation_accuracy"] == 1.0
+    small, int8 = step("int8", quantize, QuantizeConfig(max_accuracy_drop=None), model=checkpoint, data=told)
+    assert int8["validation_accuracy"] + int8["validation_accuracy_drop"] == pytest.approx(1.0)
+    config = BenchmarkConfig(latency_samples=10, warmup=0)
+    _, measured = step("benchmark", benchmark, config, data=told, teacher=checkpoint, quantize=small)
+    assert measured["reference_accuracy"] == 1.0
+    assert measured["accuracy"] > 0.5  # a random model's labels hang on a hair; swapped ones are below
+
+
 def test_training_goes_on_from_a_head_that_has_the_labels(checkpoint, told, context):
     found = teacher.run({"model": checkpoint, "data": told}, TeacherConfig(**TRAINED), context)
     assert found["validation_accuracy"] > 0.95  # a new head, or one in another order, starts from chance
@@ -149,6 +179,14 @@ def test_unnamed_classes_are_taken_by_index_where_the_data_have_an_order_of_thei
     facts = sentences.info(told) | {"labels_ordered": True}
     (data / sentences.INFO).write_text(json.dumps(facts), encoding="utf-8")
     assert class_names(heads.finished(unnamed, data)) == ["negative", "positive"]
+
+
+def test_classes_that_are_numbers_keep_them_in_another_order_of_the_data(checkpoint, told, tmp_path):
+    numbered = named(checkpoint, tmp_path / "numbered", "0", "1")
+    data = shutil.copytree(told, tmp_path / "data")
+    facts = sentences.info(told) | {"labels": ["1", "0"], "labels_ordered": True}
+    (data / sentences.INFO).write_text(json.dumps(facts), encoding="utf-8")
+    assert class_names(heads.finished(numbered, data)) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
