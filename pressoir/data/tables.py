@@ -307,6 +307,8 @@ def _parquet(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int
     names, number = [str(config.text_column), str(config.label_column)], 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if twice := [name for name in names if file.schema_arrow.names.count(name) > 1]:
+                raise DataError(f"{path} has the column {twice[0]!r} more than once; rename one")
             table.labels = _class_names(file.schema_arrow.metadata or {}, names[1])
             for batch in file.iter_batches(columns=names):
                 for row in batch.to_pylist():

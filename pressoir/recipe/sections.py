@@ -270,7 +270,8 @@ class TeacherConfig(TrainingConfig):
     """Fine-tune the base model to be the teacher, or use an existing checkpoint."""
 
     checkpoint: str | None = None
-    """A fine-tuned model (folder, hub id or package) to use as the teacher without training."""
+    """A fine-tuned model (folder, hub id or package) to use as the teacher without training; its labels are
+    matched with those of the data by name."""
 
 
 class StudentConfig(Config):

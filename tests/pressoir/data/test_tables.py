@@ -231,6 +231,12 @@ def test_a_column_that_the_header_has_twice_is_refused_if_it_is_wanted(tmp_path,
     assert read(path, text_column=2, label_column=1)[0] == [("c", "b")]
 
 
+def test_a_column_that_a_parquet_file_has_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "a.parquet has the column 'text' more than once" in refusal(tmp_path / "a.parquet")
+
+
 def test_bytes_are_no_text(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"a"], "label": ["x"]}), tmp_path / "a.parquet")
     assert "line 1: no text" in refusal(tmp_path / "a.parquet")
