@@ -184,12 +184,12 @@ def measure(
     )
     report = Benchmark.read(store.path(found) / "benchmark.json")
     use_threads(threads)
-    validation = sentences.load_split(store.path(split), "validation")
-    texts, expected = list(validation["text"]), np.asarray(validation["label"])
     by_name, seconds = {row.name: row for row in rows}, Seconds(store)
     measured = []
     for done, (test, model) in enumerate(zip(report.rows, models.values(), strict=True), start=1):
-        logits = TextClassifier.open(store.path(model), threads).logits(texts)
+        classifier = TextClassifier.open(store.path(model), threads)
+        validation = sentences.load_split(store.path(split), "validation", classifier.labels)
+        logits, expected = classifier.logits(list(validation["text"])), np.asarray(validation["label"])
         row, extra = by_name.get(test.stage), None
         if row is not None:
             more, less = seconds.of(row.steps - rows[0].steps), seconds.of(rows[0].steps - row.steps)

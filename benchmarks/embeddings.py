@@ -30,6 +30,7 @@ from pressoir.formats.int8_checkpoint import dequantized_state
 from pressoir.inference.engines.classifier import OnnxEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
+from pressoir.models.layouts import class_names
 from pressoir.quantization import hqq, rtn, symmetric
 from pressoir.quantization.int8 import word_table
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig
@@ -70,9 +71,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     use_threads(options.threads)
-    rows = sentences.load_split(options.data, options.split)
-    texts, labels = list(rows["text"]), list(rows["label"])
     model = loading.load_classifier(options.model)
+    rows = sentences.load_split(options.data, options.split, class_names(model))
+    texts, labels = list(rows["text"]), list(rows["label"])
     words = f"{word_table(model)}.weight"
     table = model.get_parameter(words).detach()
     grids(table)

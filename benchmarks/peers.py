@@ -133,7 +133,7 @@ def measure(
         PressoirError: there are none at all, or one of ours cannot be loaded.
     """
     config, test = run.recipe.benchmark, data.load_split(run.data, "test")
-    texts, expected = list(test["text"]), np.asarray(test["label"])
+    texts = list(test["text"])
     folders: dict[Contender, Path] = {}
     costs: dict[Contender, Probe] = {}
     missing: dict[str, str] = {}
@@ -155,6 +155,7 @@ def measure(
     classifiers, correct = [], []
     for done, (contender, folder) in enumerate(folders.items(), start=1):
         classifier = contender.open(folder)
+        expected = np.asarray(data.load_split(run.data, "test", classifier.labels)["label"])
         correct.append(int((classifier.logits(texts).argmax(axis=1) == expected).sum()))
         classifiers.append(classifier)
         reporter.progress(done, len(folders), "accuracy")

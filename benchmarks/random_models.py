@@ -317,8 +317,7 @@ def _text_data(folder: Path) -> Path:
     place = folder.parent / "splits"
     if not place.exists():
         place.mkdir()
-        splits, dropped = sentences.load(classification(folder.parent), SEED)
-        sentences.save(splits, dropped, place, max_tokens=64)
+        sentences.save(sentences.load(classification(folder.parent), SEED), place, max_tokens=64)
     return place
 
 

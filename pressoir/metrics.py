@@ -20,16 +20,26 @@ def accuracy(predicted: Ints, expected: Ints) -> float:
     return float(np.mean(np.asarray(predicted) == np.asarray(expected)))
 
 
-def f1(predicted: Ints, expected: Ints, classes: int | None = None) -> float:
-    """F1 of class 1 where there are two classes, else the macro average over those that occur, 0–1.
+def f1(predicted: Ints, expected: Ints, classes: int) -> float:
+    """F1 of class 1, the second, where there are two `classes`, else the macro average, 0–1.
 
-    Without `classes` their number is what occurs. A negative prediction, which is no class, is wrong.
+    A negative prediction, which is no class, is wrong.
     """
+    return _f1(predicted, expected, [1]) if classes == 2 else macro_f1(predicted, expected)
+
+
+def macro_f1(predicted: Ints, expected: Ints) -> float:
+    """Mean of the F1 of all classes that are expected or predicted, 0–1; each class counts the same.
+
+    A negative prediction, which is no class, is wrong.
+    """
+    seen = {*np.asarray(expected).tolist(), *np.asarray(predicted).tolist()}
+    return _f1(predicted, expected, sorted(one for one in seen if one >= 0))
+
+
+def _f1(predicted: Ints, expected: Ints, labels: list[int]) -> float:
     from sklearn.metrics import f1_score
 
-    seen = sorted({*np.asarray(expected).tolist(), *np.asarray(predicted).tolist()})
-    binary = set(seen) <= {0, 1} if classes is None else classes == 2
-    labels = [1] if binary else [one for one in seen if one >= 0]
     return float(f1_score(expected, predicted, labels=labels, average="macro", zero_division=0))
 
 

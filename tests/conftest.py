@@ -129,8 +129,7 @@ def _tiny_data(folder):
         lines = ["text\tlabel", *(f"{text}\t{['negative', 'positive'][label]}" for text, label in part)]
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = DataConfig(source="files", **{s: folder / f"{s}.tsv" for s in ("train", "validation", "test")})
-    splits, dropped = data.load(config, seed=0)
-    data.save(splits, dropped, folder, max_tokens=32)
+    data.save(data.load(config, seed=0), folder, max_tokens=32)
 
 
 @pytest.fixture(scope="session")

@@ -206,7 +206,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     Raises:
         DataError: a file is not text, or not a table of text and label.
     """
-    from pressoir.data import running_text, sentences
+    from pressoir.data import classes, running_text, sentences, tables
     from pressoir.formats.folder import task_of
 
     if task(task_of(model)).kind != "classifier":
@@ -219,8 +219,8 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
         return folder
     if len(files) > 1:
         raise DataError(f"--evaluate: {len(files)} files given, but a classifier is evaluated on one table")
-    rows = list(sentences.read(files[0], _columns(files[0])))
-    labels = sorted({label for _, label in rows})
+    rows = tables.read_rows(files[0], _columns(files[0]))
+    labels = classes.in_order(label for _, label in rows)
     (folder / sentences.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
     lines = (json.dumps({"text": sentence, "label": labels.index(label)}) for sentence, label in rows)
     (folder / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -190,7 +190,7 @@ def _classifier(
 
     data = _folder(context, "data", context.work_dir)
     if table is None:
-        save_demo(data)
+        save_demo(source.folder, data)
         config = config.model_copy(update={"max_accuracy_drop": None})
         context.reporter.message(
             "no labelled data given (--calibration TABLE): no layers are kept in float32 to preserve "

@@ -32,7 +32,9 @@ class BenchmarkRow(Config, allow_inf_nan=False):
     accuracy_ci_high: Fraction
     """Upper bound of that interval."""
     f1: Fraction
-    """F1 score of class 1 for two classes, macro average for more."""
+    """F1 score of the class `f1_label` for two classes, macro average for more."""
+    macro_f1: Fraction | None = None
+    """Mean of the F1 scores of all classes; None in files of older versions."""
     agreement: Fraction
     """Fraction of test sentences with the same predicted label as in the first row."""
     size_mb: PositiveFloat
@@ -126,6 +128,12 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """Number of batches timed per model."""
     tokenization_ms_p50: PositiveFloat
     """Median time to tokenise one sentence with the tokenizer of the first row."""
+    f1_label: str | None = None
+    """Label whose F1 score `f1` is; None if it is the macro average, and in files of older versions."""
+    texts_truncated: Annotated[int, Field(ge=0)] | None = None
+    """Test sentences longer than the first model's limit of tokens; None in files of older versions."""
+    tokens_truncated: Annotated[int, Field(ge=0)] | None = None
+    """Tokens beyond that limit."""
     rows: Annotated[tuple[BenchmarkRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
@@ -229,11 +237,28 @@ def _notes(benchmark: Benchmark) -> list[str]:
         "RSS is measured in a fresh process and includes the imported libraries: "
         f"{', '.join(shares.values())}."
     )
+    if first.macro_f1 is not None:
+        notes.append(_f1_note(benchmark))
+    if benchmark.texts_truncated:
+        notes.append(
+            f"{benchmark.texts_truncated} of {benchmark.test_sentences} test sentences are longer than the "
+            f"models take and were truncated, which loses {benchmark.tokens_truncated} tokens."
+        )
     if benchmark.latency_samples > benchmark.test_sentences:
         notes.append(
             "The test split has fewer sentences than were to be timed, so some were timed more than once."
         )
     return notes
+
+
+def _f1_note(benchmark: Benchmark) -> str:
+    rows = list(dict.fromkeys((benchmark.rows[0], benchmark.rows[-1])))
+    note = "Macro-averaged F1: "
+    note += ", ".join(f"{_name(row)} {_percent(row.macro_f1 or 0)}" for row in rows)
+    if benchmark.f1_label is not None:
+        note += f"; F1 of the label {benchmark.f1_label!r}: "
+        note += ", ".join(f"{_name(row)} {_percent(row.f1)}" for row in rows)
+    return note + "."
 
 
 def _accuracy_notes(first: BenchmarkRow, last: BenchmarkRow, sentences: int) -> list[str]:

@@ -17,10 +17,11 @@ from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
 from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
 from pressoir.data import sentences
-from pressoir.errors import PressoirError
+from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier
-from pressoir.metrics import accuracy, f1, wilson_interval
+from pressoir.inference.tokenizers.tokenizers import truncation
+from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
 from pressoir.system.runtime import describe_machine, use_threads
@@ -33,7 +34,7 @@ class _Contender:
     cost: Probe
     classifier: TextClassifier
     predicted: NDArray[np.int64]
-    """Class of each test sentence."""
+    """Label of each test sentence, by its place in the data's labels."""
 
 
 def compare(
@@ -47,9 +48,10 @@ def compare(
     """
     test = sentences.load_split(data, "test")
     texts, expected = list(test["text"]), np.asarray(test["label"])
+    labels = sentences.info(data)["labels"]
     use_threads(context.threads)
 
-    contenders = _contenders(folders, texts, sentences.info(data)["labels"], context)
+    contenders = _contenders(folders, texts, data, context)
     classifiers = [contender.classifier for contender in contenders]
     sample = sentences_to_time(texts, config.latency_samples, context.seed)
     latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
@@ -63,6 +65,7 @@ def compare(
         axis=1,
     )  # (models,)
 
+    cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
@@ -75,7 +78,10 @@ def compare(
         throughput_batch_size=config.throughput_batch_size,
         throughput_batches=config.throughput_batches,
         tokenization_ms_p50=float(tokenizing_ms[0]),
-        rows=_rows(contenders, expected, latency_ms, tokenizing_ms, throughput_per_s),
+        texts_truncated=cut.cut,
+        tokens_truncated=cut.lost,
+        f1_label=labels[1] if len(labels) == 2 else None,
+        rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
     _write(benchmark, latency_ms, context.out_dir)
     context.reporter.message(headline(benchmark))
@@ -90,7 +96,7 @@ def compare(
 
 
 def _contenders(
-    folders: Mapping[str, Path], texts: Sequence[str], labels: Sequence[str], context: StageContext
+    folders: Mapping[str, Path], texts: Sequence[str], data: Path, context: StageContext
 ) -> list[_Contender]:
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
     costs = []
@@ -102,13 +108,11 @@ def _contenders(
     contenders = []
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):
         classifier = TextClassifier.open(folder, context.threads)
-        reordered = set(classifier.labels) == set(labels) and classifier.labels != list(labels)
-        if len(classifier.labels) != len(labels) or reordered:
-            raise PressoirError(
-                f"{name} ({folder}) has the labels {classifier.labels}, but the data has {list(labels)}; "
-                "set data.labels to the labels of the model in its order"
-            )
-        logits = classifier.logits(texts)
+        try:
+            places = sentences.label_places(data, classifier.labels)
+        except DataError as error:
+            raise DataError(f"{name} ({folder}): {error}") from error
+        logits = classifier.logits(texts)[:, places]  # (sentences, labels of the data)
         if not np.isfinite(logits).all():
             raise PressoirError(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"
@@ -122,6 +126,7 @@ def _contenders(
 def _rows(
     contenders: Sequence[_Contender],
     expected: NDArray[np.int64],
+    classes: int,
     latency_ms: NDArray[np.float64],
     tokenizing_ms: NDArray[np.float64],
     throughput_per_s: NDArray[np.float64],
@@ -140,7 +145,8 @@ def _rows(
                 accuracy=scores[i],
                 accuracy_ci_low=low,
                 accuracy_ci_high=high,
-                f1=f1(contender.predicted, expected),
+                f1=f1(contender.predicted, expected, classes),
+                macro_f1=macro_f1(contender.predicted, expected),
                 agreement=accuracy(contender.predicted, contenders[0].predicted),
                 size_mb=sizes[i],
                 parameters=count_weights(contender.folder),

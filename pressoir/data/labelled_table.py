@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pressoir.data import sentences
+from pressoir.data import sentences, tables
 from pressoir.errors import DataError
-from pressoir.models import loading
+from pressoir.formats.folder import read_json
+from pressoir.formats.labels import labels_of
 from pressoir.recipe.sections import DataConfig
 
 
-def save_demo(folder: Path) -> None:
-    """Write the embedded reviews as a data folder, whatever the model's classes are."""
+def save_demo(model: Path, folder: Path) -> None:
+    """Write the embedded reviews as a data folder, whatever the model's classes are: their labels stand for
+    its first two, unless it has the same ones.
+    """
     config = DataConfig()
-    splits, dropped = sentences.load(config, seed=0)
-    sentences.save(splits, dropped, folder, config.max_tokens)
+    sentences.save(sentences.load(config, seed=0), folder, config.max_tokens)
+    names = labels_of(read_json(model / "config.json"))
+    try:
+        sentences.label_places(folder, names)
+    except DataError:
+        facts = sentences.info(folder) | {"labels": names}
+        (folder / sentences.INFO).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def save_table(path: Path, model: Path, folder: Path) -> None:
@@ -27,17 +35,16 @@ def save_table(path: Path, model: Path, folder: Path) -> None:
     Raises:
         DataError: the table is malformed, or has a label that the model lacks.
     """
-    names: dict[int, str] = loading.load_config(model).id2label
-    known = {name.lower(): number for number, name in names.items()} | {str(n): n for n in names}
+    names = labels_of(read_json(model / "config.json"))
+    known = {str(number): number for number in range(len(names))}
+    known |= {name.casefold(): number for number, name in enumerate(names)}
     rows = []
-    for text, label in sentences.read_table(path):
-        if label.lower() not in known:
-            raise DataError(
-                f"{path}: label {label!r} is not one of the model's classes {list(names.values())}"
-            )
-        rows.append({"text": text, "label": known[label.lower()]})
+    for text, label in tables.read_rows(path, DataConfig()):
+        if label.casefold() not in known:
+            raise DataError(f"{path}: label {label!r} is not one of the model's classes {names}")
+        rows.append({"text": text, "label": known[label.casefold()]})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for split in sentences.SPLITS:
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    info = {"labels": list(names.values()), "max_tokens": DataConfig().max_tokens}
+    info = {"labels": names, "max_tokens": DataConfig().max_tokens}
     (folder / sentences.INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")

@@ -109,7 +109,7 @@ def windows(
 
 
 def _embedded(split: str) -> str:
-    return "\n".join(sentences.load(DataConfig(), seed=0)[0][split]["text"]) + "\n"
+    return "\n".join(sentences.load(DataConfig(), seed=0).splits[split]["text"]) + "\n"
 
 
 def _read(path: Path) -> str:

@@ -9,15 +9,19 @@ alone; it shares no sentence with the others.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from pressoir.data import classes, tables
+from pressoir.data.tables import Table
 from pressoir.errors import DataError, SourceError
+from pressoir.formats.labels import match
 from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
@@ -30,8 +34,28 @@ SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
 EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
-Row = tuple[str, str]  # text, label name
-Record = dict[str | int, Any] | list[Any]
+ORDERED = "labels_ordered"
+Rows = list[dict[str, Any]]
+"""Each `{"text": str, "label": int}`, the label's place in the labels."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Checked splits, and what was found while they were read."""
+
+    splits: datasets.DatasetDict
+    counts: dict[str, int]
+    """By split: copies dropped; where there are any, rows whose text has another label too, and malformed
+    rows dropped."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know of how the files were read."""
+    ordered: bool = False
+    """Whether the order of the labels is the recipe's or the data set's own, and not merely sorted."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in their order."""
+        return tuple(self.splits["train"].features["label"].names)
 
 
 def source_digest(config: DataConfig) -> str:
@@ -51,33 +75,28 @@ def source_digest(config: DataConfig) -> str:
     return digest_of([file_sha256(path) for path in _files(config).values()])
 
 
-def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str, int]]:
-    """Read, check, split and sub-sample; return the splits and the counts of dropped copies.
+def load(config: DataConfig, seed: int) -> Corpus:
+    """Read, check, split and sub-sample.
 
     Unlabelled sentences that stand in validation or test are left out before these are sub-sampled, those of
     train after: what a sub-sample of train leaves aside may come back without its label.
 
     Raises:
-        DataError: a file is missing or has a malformed row (named with file and line), a split is too small,
-            or it holds a label that train lacks.
+        DataError: a file is missing or has malformed rows (all are named with file and line), a split is too
+            small, or it holds a label that train lacks.
         SourceError: the hub data set cannot be loaded.
     """
-    datasets = _library()
-    labels, rows, dropped = _clean(config)
+    datasets, read = _library(), _clean(config)
     features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(labels))}
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(read.labels))}
     )
-    clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in rows.items()}
+    clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in read.rows.items()}
+    if config.test_fraction is not None:
+        clean["train"], clean["test"] = _hold_out(clean["train"], "test_fraction", config.test_fraction, seed)
     if "validation" not in clean:
-        wanted = config.validation_samples
-        try:
-            parts = clean["train"].train_test_split(test_size=wanted, seed=seed, stratify_by_column="label")
-        except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
-            raise DataError(
-                f"train has {len(clean['train'])} rows, from which data.validation_samples = {wanted} "
-                f"cannot be held out so that both splits contain each of the {len(labels)} labels: {error}"
-            ) from error
-        clean["train"], clean["validation"] = parts["train"], parts["test"]
+        clean["train"], clean["validation"] = _hold_out(
+            clean["train"], "validation_samples", config.validation_samples, seed
+        )
     known = forms(clean["validation"]["text"]) | forms(clean["test"]["text"]) if config.unlabelled else set()
     sizes = {
         "train": config.train_samples,
@@ -87,13 +106,26 @@ def load(config: DataConfig, seed: int) -> tuple[datasets.DatasetDict, dict[str,
     for split, size in sizes.items():
         if size is not None and size < len(clean[split]):
             clean[split] = clean[split].shuffle(seed=seed).select(range(size))
-    result = datasets.DatasetDict({split: clean[split] for split in SPLITS})
+    result, counts = datasets.DatasetDict({split: clean[split] for split in SPLITS}), read.counts
     if config.unlabelled is not None:
-        sentences, copies = _read_unlabelled(config.unlabelled, known | forms(clean["train"]["text"]))
+        path = _existing(UNLABELLED, config.unlabelled)
+        sentences, copies = _read_unlabelled(path, config.encoding, known | forms(clean["train"]["text"]))
         text = datasets.Features({"text": datasets.Value("string")})
         result[UNLABELLED] = datasets.Dataset.from_dict({"text": sentences}, features=text)
-        dropped[f"{UNLABELLED}_copies_dropped"] = copies
-    return result, dropped
+        counts = counts | {f"{UNLABELLED}_copies_dropped": copies}
+    return Corpus(result, counts, read.remarks, read.ordered)
+
+
+def _hold_out(train: Any, field: str, size: float, seed: int) -> tuple[Any, Any]:
+    """A stratified part of train, drawn by the seed: what is left, and that part."""
+    try:
+        parts = train.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
+    except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
+        raise DataError(
+            f"train has {len(train)} rows, from which data.{field} = {size} cannot be held out so that both "
+            f"splits contain each of the {len(train.features['label'].names)} labels: {error}"
+        ) from error
+    return parts["train"], parts["test"]
 
 
 def normal_form(text: str) -> str:
@@ -106,7 +138,7 @@ def forms(texts: Iterable[str]) -> set[str]:
     return {normal_form(text) for text in texts}
 
 
-def test_rows(config: DataConfig, seed: int) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+def test_rows(config: DataConfig, seed: int) -> tuple[tuple[str, ...], Rows]:
     """Labels, and the test split of `load` as a list of `{"text": str, "label": int}`.
 
     Without the datasets library, which takes a second to import, where no random choice needs it.
@@ -114,46 +146,76 @@ def test_rows(config: DataConfig, seed: int) -> tuple[tuple[str, ...], list[dict
     Raises:
         DataError, SourceError: as `load`, for every split.
     """
-    if config.source != "hub":
-        labels, rows, _ = _clean(config)
-        if config.test_samples is None or config.test_samples >= len(rows["test"]):
-            return labels, rows["test"]
-    splits, _ = load(config, seed)
-    return tuple(splits["test"].features["label"].names), list(splits["test"])
+    if config.source != "hub" and config.test_fraction is None:
+        read = _clean(config)
+        if config.test_samples is None or config.test_samples >= len(read.rows["test"]):
+            return read.labels, read.rows["test"]
+    corpus = load(config, seed)
+    return corpus.labels, list(corpus.splits["test"])
 
 
-def _clean(config: DataConfig) -> tuple[tuple[str, ...], dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """Labels, the rows of each split without copies, and the counts of dropped copies."""
+@dataclass(frozen=True)
+class _Clean:
+    """See `Corpus`; not yet held out, sub-sampled or of the datasets library."""
+
+    labels: tuple[str, ...]
+    rows: dict[str, Rows]
+    counts: dict[str, int]
+    remarks: tuple[str, ...]
+    ordered: bool
+
+
+def _clean(config: DataConfig) -> _Clean:
+    """The rows of each split that was read, without copies."""
     raw = _read_hub(config) if config.source == "hub" else _read_files(config)
-    for split in SPLITS:
-        if not raw.get(split, True):
+    remarks = [remark for table in raw.values() for remark in table.remarks]
+    malformed = {split: table.malformed for split, table in raw.items() if table.malformed}
+    if config.on_bad_row == "error":
+        tables.refuse([text for texts in malformed.values() for text in texts])
+    remarks += [f"{split}: malformed rows dropped:\n{tables.listed(t)}" for split, t in malformed.items()]
+    labels, ordered = _labels(config, raw)
+    counts = {f"{split}_bad_rows_dropped": len(texts) for split, texts in malformed.items()}
+    known: defaultdict[str, set[str]] = defaultdict(set)  # labels by text, of the splits that go before
+    clean: dict[str, Rows] = {}
+    for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
+        kept, own, conflicts = [], defaultdict[str, set[str]](set), 0
+        for text, label in raw[split].rows:
+            form = normal_form(text)
+            copies = known.get(form, set()) | own[form]
+            conflicts += bool(copies - {label})
+            if form not in known and not (split == "train" and copies):
+                kept.append({"text": text, "label": labels.index(label)})
+            own[form].add(label)
+        if not kept:
+            raise DataError(f"the {split} split is empty: all its sentences also occur in other splits")
+        counts[f"{split}_copies_dropped"] = len(raw[split].rows) - len(kept)
+        if conflicts:
+            counts[f"{split}_label_conflicts"] = conflicts
+        for form, found in own.items():
+            known[form] |= found
+        clean[split] = kept
+    return _Clean(labels, clean, counts, tuple(remarks), ordered)
+
+
+def _labels(config: DataConfig, raw: Mapping[str, Table]) -> tuple[tuple[str, ...], bool]:
+    """The labels in class order, and whether that is the recipe's or the data set's own."""
+    for split, table in raw.items():
+        if not table.rows:
             raise DataError(f"the {split} split is empty")
-    found = {split: {label for _, label in rows} for split, rows in raw.items()}
-    labels = config.labels or tuple(sorted(found["train"]))
+    found = {split: {label for _, label in table.rows} for split, table in raw.items()}
+    given = config.labels or raw["train"].labels
+    labels = given or classes.in_order(found["train"])
     if len(labels) < 2:
         raise DataError(f"train has only the label {labels[0]!r}; a classifier needs at least two")
+    if given is None:
+        classes.in_order(set().union(*found.values()))
     for split in raw:
         if strange := sorted(found[split] - set(labels)):
             raise DataError(
                 f"the {split} split has labels that do not occur in train: {strange}; train has "
                 f"{list(labels)}"
             )
-    dropped, seen = {}, set[str]()
-    clean: dict[str, list[dict[str, Any]]] = {}
-    for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
-        kept, own = [], set[str]()
-        for text, label in raw[split]:
-            form = normal_form(text)
-            if form in seen or (split == "train" and form in own):
-                continue
-            own.add(form)
-            kept.append({"text": text, "label": labels.index(label)})
-        if not kept:
-            raise DataError(f"the {split} split is empty: all its sentences also occur in other splits")
-        dropped[f"{split}_copies_dropped"] = len(raw[split]) - len(kept)
-        seen |= own
-        clean[split] = kept
-    return labels, clean, dropped
+    return labels, given is not None
 
 
 def _library() -> Any:
@@ -164,18 +226,17 @@ def _library() -> Any:
     return datasets
 
 
-def save(
-    splits: datasets.DatasetDict, dropped: dict[str, int], folder: Path, max_tokens: int
-) -> dict[str, float]:
+def save(corpus: Corpus, folder: Path, max_tokens: int) -> dict[str, float]:
     """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `data.json`; return the counts as metrics.
 
     Where there is an `unlabelled` split it is written likewise.
     """
-    counts = {f"{split}_rows": len(rows) for split, rows in splits.items()} | dropped
-    for split, rows in splits.items():
+    counts = {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()} | corpus.counts
+    for split, rows in corpus.splits.items():
         _write(rows, folder / f"{split}.jsonl")
-    info = {"labels": splits["train"].features["label"].names, "max_tokens": max_tokens, **counts}
-    (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    ordered = {ORDERED: True} if corpus.ordered else {}
+    facts = {"labels": corpus.labels, **ordered, "max_tokens": max_tokens, **counts}
+    (folder / INFO).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
 
 
@@ -198,15 +259,38 @@ def _write(rows: Iterable[Any], path: Path) -> None:
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts."""
+    """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts.
+
+    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own.
+    """
     facts: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
     return facts
 
 
-def load_split(folder: Path, split: str) -> datasets.Dataset:
-    """One split of a saved data folder: columns `text` (str) and `label` (int)."""
+def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) -> datasets.Dataset:
+    """One split of a saved data folder: columns `text` (str) and `label` (int).
+
+    `label` is a place in the data's labels, or in those of a model, `labels`, where they are given.
+
+    Raises:
+        DataError: the model has other labels than the data.
+    """
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return _library().Dataset.from_list([json.loads(line) for line in file])
+        rows = [json.loads(line) for line in file]
+    if labels is not None:
+        places = label_places(folder, labels)
+        rows = [{**row, "label": places[row["label"]]} for row in rows]
+    return _library().Dataset.from_list(rows)
+
+
+def label_places(folder: Path, labels: Sequence[str]) -> list[int]:
+    """For each label of a saved data folder its place in `labels`, those of a model.
+
+    Raises:
+        DataError: the model has other labels than the data.
+    """
+    facts = info(folder)
+    return match(labels, facts["labels"], ordered=facts.get(ORDERED, False))
 
 
 def load_unlabelled(folder: Path) -> list[str]:
@@ -216,15 +300,6 @@ def load_unlabelled(folder: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8") as file:
         return [json.loads(line)["text"] for line in file]
-
-
-def read_table(path: Path) -> list[Row]:
-    """Text and label of every record of a TSV, CSV, JSONL or Parquet file with these two columns.
-
-    Raises:
-        DataError: a record or the file is malformed; it is named, with its line.
-    """
-    return list(read(path, DataConfig()))
 
 
 def _files(config: DataConfig) -> dict[str, Path]:
@@ -242,164 +317,29 @@ def _existing(field: str, path: Path) -> Path:
     return path
 
 
-def _read_unlabelled(path: Path, known: set[str]) -> tuple[list[str], int]:
+def _read_unlabelled(path: Path, encoding: str | None, known: set[str]) -> tuple[list[str], int]:
     """The sentences of a text file, a line each, but blank ones, copies, and those whose form is in `known`.
 
     Returns them in order, and how many were left out (blank lines not counted).
     """
     sentences, seen, lines = [], set(known), 0
-    try:
-        with _existing(UNLABELLED, path).open(encoding="utf-8-sig") as file:
-            for line in file:
-                form = normal_form(line)
-                lines += bool(form)
-                if form and form not in seen:
-                    seen.add(form)
-                    sentences.append(line.strip())
-    except UnicodeDecodeError as error:
-        raise _undecodable(path) from error
+    for line in tables.lines_of(path, encoding):
+        form = normal_form(line)
+        lines += bool(form)
+        if form and form not in seen:
+            seen.add(form)
+            sentences.append(line.strip())
     if not lines:
         raise DataError(f"data.{UNLABELLED}: {path} has no sentences; write one per line, or omit the field")
     return sentences, lines - len(sentences)
 
 
-def _read_files(config: DataConfig) -> dict[str, list[Row]]:
-    return {split: list(read(path, config)) for split, path in _files(config).items()}
+def _read_files(config: DataConfig) -> dict[str, Table]:
+    return {split: tables.read(path, config) for split, path in _files(config).items()}
 
 
-def read(path: Path, config: DataConfig) -> Iterator[Row]:
-    """Yield (text, label) of every record; the first malformed one is a `DataError` with its line."""
-    readers = {
-        ".tsv": _tsv,
-        ".txt": _tsv,
-        ".csv": _csv,
-        ".jsonl": _jsonl,
-        ".ndjson": _jsonl,
-        ".parquet": _parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unsupported file type {path.suffix!r}; use {', '.join(sorted(readers))}")
-    try:
-        for line, record in reader(path, config):
-            yield _row(record, config, f"{path}, line {line}")
-    except UnicodeDecodeError as error:
-        raise _undecodable(path) from error
-
-
-def _row(record: Record, config: DataConfig, place: str) -> Row:
-    """Text and label of one record; `place` opens the message of what is wrong with it."""
-    values = []
-    for role, key in (("text", config.text_column), ("label", config.label_column)):
-        try:
-            value = record[key]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError):
-            value = None
-        text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
-        if not text:
-            raise DataError(f"{place}: no {role} (column {key!r}); fix the row or data.{role}_column")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{place}: the {role} contains a lone surrogate (half a character); fix the row")
-        values.append(text)
-    text, label = values
-    if config.labels is not None and label not in config.labels:
-        raise DataError(f"{place}: label {label!r} is not one of {list(config.labels)}")
-    return text, label
-
-
-def _undecodable(path: Path) -> DataError:
-    """What to say of a file that is not UTF-8, with the first line that is not."""
-    content, line = path.read_bytes(), 1
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-    return DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8")
-
-
-def _table(
-    rows: Iterable[tuple[int, list[str]]], path: Path, config: DataConfig
-) -> Iterator[tuple[int, Record]]:
-    rows = iter(rows)
-    if not config.header:
-        for key in (config.text_column, config.label_column):
-            if isinstance(key, str):
-                raise DataError(
-                    f"{path} has no header, so column {key!r} cannot be found; specify data.text_column "
-                    "and data.label_column as zero-based indices"
-                )
-        yield from rows
-        return
-    names = next(rows, (0, []))[1]
-    for key in (config.text_column, config.label_column):
-        if isinstance(key, str) and key not in names:
-            raise DataError(
-                f"{path}: no column {key!r} in the header {names}; set data.text_column and "
-                "data.label_column, or set data.header: false and use column indices"
-            )
-    for line, row in rows:
-        if len(row) > len(names):
-            raise DataError(f"{path}, line {line}: {len(row)} columns, but the header has {len(names)}")
-        yield line, {**dict(zip(names, row, strict=False)), **dict(enumerate(row))}
-
-
-def _tsv(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:  # one record a line, no quoting
-        lines = ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1) if line.strip())
-        yield from _table(lines, path, config)
-
-
-def _csv(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from _table(_csv_rows(file, path), path, config)
-
-
-def _csv_rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record with the line it starts on; a quoted field may run over several."""
-    reader, start = csv.reader(file, strict=True), 1
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path}, line {start}: {error}") from error
-        if row:
-            yield start, row
-        start = reader.line_num + 1
-
-
-def _jsonl(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object")
-            yield number, record
-
-
-def _parquet(path: Path, config: DataConfig) -> Iterator[tuple[int, Record]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    names, number = [str(config.text_column), str(config.label_column)], 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
-    datasets, result = _library(), dict[str, list[Row]]()
+def _read_hub(config: DataConfig) -> dict[str, Table]:
+    datasets, result = _library(), dict[str, Table]()
     for split, part in zip(SPLITS, config.hub_splits, strict=True):
         if part is None:
             continue
@@ -419,12 +359,10 @@ def _read_hub(config: DataConfig) -> dict[str, list[Row]]:
             if column not in rows.column_names:
                 raise DataError(f"data set {config.hub_id!r} has columns {rows.column_names}, not {column!r}")
         label = rows.features[config.label_column]
-        names = dict(enumerate(label.names)) if isinstance(label, datasets.ClassLabel) else None  # −1: hidden
-        result[split] = []
+        names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+        result[split] = Table(labels=names)
         for number, row in enumerate(rows.select_columns(columns), 1):
-            if names is not None:
-                row[config.label_column] = names.get(row[config.label_column])
-            result[split].append(_row(row, config, f"{place}, row {number}"))
+            result[split].add(row, config, f"{place}, row {number}")
     return result
 
 

@@ -21,6 +21,7 @@ TASK = Task(
     metrics=(
         Metric("accuracy", form="percent"),
         Metric("f1", "F1", form="percent"),
+        Metric("macro_f1", "macro F1", form="percent"),
         Metric("accuracy_ci_low", form="percent"),
         Metric("accuracy_ci_high", form="percent"),
     ),

@@ -102,7 +102,7 @@ def recordings(config: DataSetConfig, seed: int) -> Data:
 def aligned_lines(config: DataSetConfig, seed: int) -> Data:
     """Sentences with their translations, line by line."""
     source, reference = _required(config.source), _required(config.reference)
-    sources, references = _read(source).splitlines(), _read(reference).splitlines()
+    sources, references = _lines(source), _lines(reference)
     if len(sources) != len(references):
         raise DataError(
             f"{source} has {len(sources)} lines, but {reference} has {len(references)}; the files must "
@@ -117,7 +117,7 @@ def aligned_lines(config: DataSetConfig, seed: int) -> Data:
 def graded_pairs(config: DataSetConfig, seed: int) -> Data:
     """Pairs of sentences with their similarity, by default the embedded ones."""
     path, samples = config.pairs or EMBEDDED_PAIRS, []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             first, second, similarity = line.split("\t")
             value = float(similarity)
@@ -150,6 +150,12 @@ def _required(path: Path | None) -> Path:
     if path is None:
         raise DataError("no data file is specified")
     return path
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, which end with a line break and with no other of Unicode's separators."""
+    content = _read(path)
+    return content.removesuffix("\n").split("\n") if content else []
 
 
 def _read(path: Path) -> str:

@@ -23,6 +23,7 @@ from pressoir.export.tracing import REPORT, quiet
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
+from pressoir.inference.engines.session import feed, input_names
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.simulated_int8 import load_simulated
@@ -205,8 +206,7 @@ def first_departure(
         exposed = Path(folder) / GRAPH
         onnx.save(proto, exposed)
         engine = OnnxEngine(exposed, threads)
-        feed = {name: encoded[name] for name in (value.name for value in engine.session.get_inputs())}
-        results: Any = engine.session.run(values, feed)
+        results: Any = engine.session.run(values, feed(input_names(engine.session), encoded))
     tolerance = INT8_TOLERANCE if quantised else FLOAT_TOLERANCE
     for (name, expected), actual in zip(outputs, results, strict=True):
         if actual.ndim < expected.ndim:  # of the first token only, see `pressoir.export.first_token`

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.formats.folder import Runtime, read_json
+from pressoir.formats.labels import check_single_label, labels_of
 from pressoir.inference.engines.classifier import Engine, open_engine
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
@@ -28,9 +29,10 @@ class TextClassifier:
 
     @classmethod
     def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> TextClassifier:
-        """Open a model folder; see `open_engine` for what it raises."""
-        id2label = read_json(folder / "config.json").get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        labels = [id2label[index] for index in sorted(id2label, key=int)]
+        """Open a model folder; see `open_engine` and `check_single_label` for what it raises."""
+        config = read_json(folder / "config.json")
+        check_single_label(config, str(folder))
+        labels = labels_of(config)
         engine = open_engine(folder, threads, runtime)
         if (folder / "tokenizer.json").exists():
             return cls(engine, FastTokenizer(folder), labels)

@@ -180,8 +180,8 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
             rules = {key: content.get(key) for key in ("normalizer", "pre_tokenizer")}
             return Tokenizer(ids, rules | {"kind": model.get("type"), "merges": merges})
         if (folder / "vocab.txt").exists():
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-            return Tokenizer({token: index for index, token in enumerate(lines)})
+            content = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n")
+            return Tokenizer({token: index for index, token in enumerate(content.split("\n"))})
         if (folder / "vocab.json").exists():
             return Tokenizer(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from pressoir.config import Config
@@ -213,17 +212,10 @@ def _perplexities(folder: Path | None, threads: int) -> Scorer:
 
 
 def _accuracy(folder: Path, threads: int) -> Scorer:
-    split, names = data.load_split(folder, "validation"), data.info(folder)["labels"]
-    sentences, expected = list(split["text"]), np.asarray(split["label"])
-
     def score(model: Path) -> dict[str, tuple[float, int]]:
         classifier = TextClassifier.open(model, threads, "pytorch")
-        labels = classifier.labels
-        if len(labels) != len(names):
-            raise DataError(f"the data has the labels {names}, the model {labels}")
-        # By name where the names are the same, else by position.
-        order = [labels.index(name) for name in names] if set(labels) == set(names) else range(len(names))
-        predicted = classifier.logits(sentences)[:, list(order)].argmax(axis=1)
-        return {"validation": (accuracy(predicted, expected), len(sentences))}
+        split = data.load_split(folder, "validation", classifier.labels)
+        predicted = classifier.logits(list(split["text"])).argmax(axis=1)
+        return {"validation": (accuracy(predicted, split["label"][:]), len(split))}
 
     return score

@@ -11,6 +11,7 @@ from torch import nn
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import architecture, loader
 from pressoir.extensions.architecture import EncoderArchitecture
+from pressoir.formats.labels import labels_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +22,11 @@ Module = TypeVar("Module", bound=nn.Module)
 def accepted_inputs(model: PreTrainedModel) -> set[str]:
     """Names that the model's `forward` takes: a tokenizer may give more (`token_type_ids` for DistilBERT)."""
     return set(inspect.signature(model.forward).parameters)
+
+
+def class_names(model: PreTrainedModel) -> list[str]:
+    """The labels of a classifier, in the order of its logits."""
+    return labels_of(model.config.to_dict())
 
 
 def architecture_of(model: PreTrainedModel) -> EncoderArchitecture:

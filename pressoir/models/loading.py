@@ -45,7 +45,7 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Load a sequence classifier in float32, in evaluation mode.
 
-    With `labels`, a model without a classification head (or with another number of classes) gets a new one.
+    With `labels` the model gets a new classification head for them, whatever head it has.
     Attention is scaled-dot-product (`sdpa`) where the architecture has it; `eager` asks for matrix products.
 
     Raises:
@@ -58,9 +58,8 @@ def load_classifier(
         if eager:
             config._attn_implementation = "eager"
         if labels is not None:
-            config.num_labels = len(labels)
-            config.id2label = dict(enumerate(labels))
-            config.label2id = {label: index for index, label in enumerate(labels)}
+            rename(config, labels)
+            config.problem_type = None  # of the head that goes
         if (folder / QUANTIZATION).exists() or getattr(config, "intermediate_sizes", None):
             model: PreTrainedModel = _load_special(folder, config)
         else:
@@ -74,6 +73,8 @@ def load_classifier(
                 **options,
             )
             _check_initialised(model, info, folder, new_head=labels is not None)
+            if labels is not None:
+                _forget_head(model, info)
     model.eval()
     return model
 
@@ -246,6 +247,25 @@ def _check_initialised(model: PreTrainedModel, info: dict[str, Any], folder: Pat
         raise SourceError(
             f"{folder} is missing weights of a text classifier ({', '.join(sorted(random)[:5])}); {hint}"
         )
+
+
+def _forget_head(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Make the head random, where it has weights of the checkpoint; what was missing is random already."""
+    mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    encoder = f"{model.base_model_prefix}."
+    head = {name for name in model.state_dict() if not name.startswith(encoder)}
+    if head <= {*info["missing_keys"], *mismatched}:
+        return
+    for name, module in model.named_children():
+        if name != model.base_model_prefix:
+            module.apply(model._init_weights)
+
+
+def rename(config: Any, labels: Sequence[str]) -> None:
+    """Make `labels` the names of the classes, in this order, in a transformers configuration."""
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
 
 
 def new_classifier(config: Any) -> PreTrainedModel:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pressoir.data import sentences
+from pressoir.errors import DataError
+from pressoir.formats.folder import read_json
+from pressoir.formats.labels import check_single_label, labels_of, match
 from pressoir.merging.preflight import preflight
 from pressoir.pipeline.estimates import estimate_disk_bytes
 from pressoir.pipeline.sources import Sources
@@ -22,7 +28,8 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
 
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
-        missing or has a malformed row. SourceError: a hub data set or a parent cannot be loaded.
+        missing or has a malformed row, or a finished checkpoint has other labels. SourceError: a hub data
+        set or a parent cannot be loaded, or a finished checkpoint does not choose one label of several.
         MergeError: the models cannot be merged; every finding is listed.
     """
     store = sources.store
@@ -39,15 +46,30 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         return 0
     stored = store.find(sources.key("data", recipe.data, {}, recipe.seed))
     if stored is not None:
-        return int(stored.metrics["train_rows"])
-    splits, _ = sources.prepare("data", recipe.data, recipe.seed)
-    return len(splits["train"])
+        facts = sentences.info(store.path(stored))
+        count, labels, ordered = facts["train_rows"], facts["labels"], facts.get(sentences.ORDERED, False)
+    else:
+        corpus = sources.prepare("data", recipe.data, recipe.seed)
+        count, labels, ordered = len(corpus.splits["train"]), corpus.labels, corpus.ordered
+    if recipe.merge is None and recipe.teacher.checkpoint is not None:
+        _check_labels(sources.model(recipe.teacher.checkpoint), labels, ordered)
+    return int(count)
 
 
-def check_space(recipe: Recipe, sources: Sources, base: Source, sentences: int) -> None:
+def _check_labels(checkpoint: Source, labels: Sequence[str], ordered: bool) -> None:
+    """Check that a finished checkpoint is a classifier for the labels of the data."""
+    config = read_json(checkpoint.folder / "config.json")
+    check_single_label(config, checkpoint.reference)
+    try:
+        match(labels_of(config), labels, ordered)
+    except DataError as error:
+        raise DataError(f"teacher.checkpoint {checkpoint.reference!r}: {error}") from error
+
+
+def check_space(recipe: Recipe, sources: Sources, base: Source, rows: int) -> None:
     """Check that the store has room for a run that starts from nothing.
 
     Raises:
         StoreError: it has not; the message says how much is needed.
     """
-    sources.store.check_writable(estimate_disk_bytes(recipe, base.folder, sentences))
+    sources.store.check_writable(estimate_disk_bytes(recipe, base.folder, rows))

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.models.layouts import accepted_inputs, architecture_of, encoder_layers, linear, resize_ffn
+from pressoir.models.layouts import (
+    accepted_inputs,
+    architecture_of,
+    class_names,
+    encoder_layers,
+    linear,
+    resize_ffn,
+)
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -92,7 +99,7 @@ def importance(
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
     names, layers = architecture_of(model), encoder_layers(model)
-    rows = sentences.load_split(folder, "train").shuffle(seed=context.seed)
+    rows = sentences.load_split(folder, "train", class_names(model)).shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
     seen: dict[tuple[str, int], Tensor] = {}

@@ -23,6 +23,7 @@ from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
+from pressoir.models.layouts import class_names
 from pressoir.models.simulated_int8 import quantize_input
 from pressoir.quantization import symmetric
 from pressoir.quantization.int8 import named_by, quantizable, quantize_rows, word_table
@@ -49,7 +50,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     model = loading.load_classifier(source)
     tokenizer = loading.load_tokenizer(source)
-    split = sentences.load_split(inputs["data"], "validation")
+    split = sentences.load_split(inputs["data"], "validation", class_names(model))
     texts, labels = list(split["text"]), list(split["label"])
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,15 @@ from pressoir.config import Config, Fraction, NotNegative, Positive, PositiveRea
 from pressoir.errors import ExtensionError
 from pressoir.extensions import quantizer
 from pressoir.extensions.declared_name import DeclaredName
+
+
+def _is_encoding(name: str) -> bool:
+    """Whether Python reads text files by that name."""
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name)
+    except LookupError:  # also of codecs that are not for text, such as base64
+        return False
+    return True
 
 
 class DataConfig(Config):
@@ -25,26 +35,41 @@ class DataConfig(Config):
     """Validation file; null holds out `validation_samples` sentences of the training file."""
     test: Path | None = None
     """Test file; used only by the benchmark."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold this fraction of the training split out as the test split, if there is no other."""
     unlabelled: Path | None = None
-    """UTF-8 text file with one sentence per line, for `vocabulary` and `augment`; sentences that also occur
+    """Text file with one sentence per line, for `vocabulary` and `augment`; sentences that also occur
     in the validation or test split are dropped."""
     header: bool = True
     """Whether TSV and CSV files start with a header line."""
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    """Character between the columns of TSV and CSV files; null means a tab, or a comma in `.csv` files."""
+    quoting: Literal["none", "csv"] | None = None
+    """Quotes in TSV and CSV files: `none` takes them as part of the text, one row per line; `csv` removes
+    those around a field, which may then contain line breaks. Null means `csv` for `.csv` files, otherwise
+    `none`."""
+    encoding: str | None = None
+    """Encoding of text files, such as `cp1252`; null means UTF-8, or UTF-16 or UTF-32 if a file begins like
+    it."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What to do with malformed rows, such as those without text or label: `error` lists all of them by line
+    and stops, `drop` leaves them out."""
     text_column: str | int = "text"
     """Column of the sentence: a name, or a zero-based index if there is no header."""
     label_column: str | int = "label"
     """Column of the label: a name, or a zero-based index if there is no header."""
     labels: tuple[str, ...] | None = None
-    """Label names in class order; null uses the values found, sorted."""
+    """Label names in class order; null uses the order of the data set's own class names, otherwise the labels
+    found, in numeric or alphabetic order."""
     hub_id: str | None = None
     """Data-set id, or a local folder with the same layout (source `hub`), such as `stanfordnlp/sst2`."""
     hub_config: str | None = None
     """Data-set configuration, such as `sst2` of `nyu-mll/glue`."""
     hub_revision: str | None = None
     """Branch, tag or commit of the data set."""
-    hub_splits: tuple[str, str | None, str] = ("train", None, "validation")
-    """Names of the training, validation and test splits; a null validation split is held out from training.
-    GLUE does not publish its test labels."""
+    hub_splits: tuple[str, str | None, str | None] = ("train", None, "validation")
+    """Names of the training, validation and test splits; a null validation split is held out from training,
+    and a null test split according to `test_fraction`. GLUE does not publish its test labels."""
     train_samples: Positive | None = None
     """Number of training sentences to sample, after the hold-out; null uses all."""
     validation_samples: Positive = 500
@@ -57,8 +82,16 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         problems = []
-        if self.source == "files" and (self.train is None or self.test is None):
-            problems.append("source 'files' needs both `train` and `test` paths")
+        if self.source == "files" and self.train is None:
+            problems.append("source 'files' needs a `train` path")
+        test = {"files": self.test, "hub": self.hub_splits[2]}.get(self.source, self.source)
+        if test is None and self.test_fraction is None:
+            place = "`test` path" if self.source == "files" else "test split in `hub_splits`"
+            problems.append(f"source {self.source!r} needs a {place}, or `test_fraction` to hold one out")
+        if test is not None and self.test_fraction is not None:
+            problems.append(
+                f"specify either `test_fraction` or a test split, not both (there is {str(test)!r})"
+            )
         if self.source == "hub" and self.hub_id is None:
             problems.append("source 'hub' needs `hub_id`")
         if self.source != "files" and (self.train or self.validation or self.test):
@@ -66,6 +99,8 @@ class DataConfig(Config):
         hub = [name for name in ("hub_id", "hub_config", "hub_revision") if getattr(self, name) is not None]
         if self.source != "hub" and hub:
             problems.append(f"{', '.join(hub)} specified, but source is {self.source!r}; set `source: hub`")
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            problems.append(f"`encoding` {self.encoding!r} is unknown; use a name such as utf-8 or cp1252")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("`labels` must contain at least two different labels")
         return checked(self, problems)
@@ -217,9 +252,14 @@ class TrainingConfig(Config):
     """Decoupled weight decay; not applied to biases and normalisation layers."""
     warmup_fraction: Fraction = 0.1
     """Fraction of the steps used for learning-rate warm-up."""
+    best_metric: Literal["auto", "accuracy", "macro_f1"] = "auto"
+    """Validation metric that selects the best epoch; `auto` means macro-averaged F1 if the most frequent
+    label of the training split has more than twice as many sentences as the rarest, otherwise accuracy."""
+    class_weights: Literal["balanced"] | dict[str, PositiveReal] | None = None
+    """Weights of the labels in the cross-entropy: by label, such as `{spam: 5}` (others have 1), or inversely
+    proportional to their frequency (`balanced`); null weights all sentences equally."""
     early_stopping_patience: Positive | None = None
-    """Stop after this many epochs without improvement in validation accuracy; null disables early
-    stopping."""
+    """Stop after this many epochs without improvement in `best_metric`; null disables early stopping."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` trains with autocast, which is faster on CPUs and GPUs with bf16 instructions."""
     checkpoint_every_steps: Positive | None = None
@@ -230,7 +270,8 @@ class TeacherConfig(TrainingConfig):
     """Fine-tune the base model to be the teacher, or use an existing checkpoint."""
 
     checkpoint: str | None = None
-    """A fine-tuned model (folder, hub id or package) to use as the teacher without training."""
+    """A fine-tuned model (folder, hub id or package) to use as the teacher without training; its labels are
+    matched with those of the data by name."""
 
 
 class StudentConfig(Config):
@@ -290,7 +331,7 @@ class DistillConfig(LearnerConfig):
     """Architecture of the student."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of students to train, with consecutive seeds from the recipe's `seed`; the one with the best
-    validation accuracy is kept."""
+    `best_metric` is kept."""
 
 
 class OutputsConfig(Config):

@@ -27,7 +27,7 @@ def figures(
     def make(out_dir: Path, _: Path) -> Mapping[str, float]:
         folder = store.path(sentences)
         found, classifier = measure(store.path(model), folder, conditions)
-        split = data.load_split(folder, "validation")
+        split = data.load_split(folder, "validation", classifier.labels)
         predicted = classifier.logits(list(split["text"])).argmax(axis=1)
         return {**found.model_dump(), "accuracy": accuracy(predicted, np.asarray(split["label"]))}
 

@@ -49,7 +49,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
 
 STAGE = Stage(
     name="benchmark",
-    version=3,
+    version=4,
     kind="report",
     config=BenchmarkConfig,
     run=run,

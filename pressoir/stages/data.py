@@ -13,22 +13,28 @@ from pressoir.data import sentences
 from pressoir.recipe.sections import DataConfig
 from pressoir.stage import LoggedDataset, Stage, StageContext, StageKeyParts
 
+_COUNTED = {
+    "copies_dropped": "duplicates, or also in another split",
+    "label_conflicts": "the same text also has another label",
+}
+
 
 def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -> dict[str, float]:
-    """Write the three splits, and the unlabelled sentences where a file of them is given; return their sizes
-    and the number of copies dropped from each.
+    """Write the three splits, and the unlabelled sentences where a file of them is given; return their sizes,
+    the number of copies dropped from each, and of rows whose text has another label too.
 
     Raises:
         DataError: a row is malformed, a split is too small, or the unlabelled text is missing or not UTF-8.
         SourceError: the hub data set cannot be loaded.
     """
-    splits, dropped = context.prepared or sentences.load(config, context.seed)
-    for name, count in dropped.items():
-        if count:
-            context.reporter.message(
-                f"data: {count} {name.replace('_', ' ')} (duplicates, or also in another split)"
-            )
-    return sentences.save(splits, dropped, context.out_dir, config.max_tokens)
+    corpus = context.prepared or sentences.load(config, context.seed)
+    for remark in corpus.remarks:
+        context.reporter.message(f"data: {remark}")
+    for name, count in corpus.counts.items():
+        for kind, meaning in _COUNTED.items():
+            if count and name.endswith(kind):
+                context.reporter.message(f"data: {count} {name.replace('_', ' ')} ({meaning})")
+    return sentences.save(corpus, context.out_dir, config.max_tokens)
 
 
 def key(config: DataConfig) -> StageKeyParts:
@@ -49,7 +55,7 @@ def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
 
 STAGE = Stage(
     name="data",
-    version=1,
+    version=2,
     kind="dataset",
     config=DataConfig,
     run=run,

@@ -38,7 +38,7 @@ def key(config: DistillConfig) -> StageKeyParts:
 
 STAGE = Stage(
     name="distill",
-    version=1,
+    version=2,
     kind="model",
     config=DistillConfig,
     run=run,

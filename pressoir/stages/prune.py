@@ -103,7 +103,7 @@ def int8_cost(
 
 STAGE = Stage(
     name="prune",
-    version=1,
+    version=2,
     kind="model",
     config=PruneConfig,
     run=run,

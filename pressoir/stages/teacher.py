@@ -1,5 +1,8 @@
 """Teacher: fine-tune the base model on the training split, or take a finished checkpoint as it is.
 
+A finished checkpoint keeps its head and the order of its classes, which go with the labels of the data by
+name; so does a base model that is trained further on the labels it has. Any other base model gets a new head.
+
 The teacher sets the accuracy that every later stage is measured against, and its outputs are what the student
 learns. It costs the most time of all stages: three passes over the data with the full model.
 
@@ -12,48 +15,49 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir.data import sentences
-from pressoir.errors import SourceError
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
 from pressoir.training.memory import training_bytes
 
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
-    """Write the fine-tuned classifier; return validation accuracy, F1 and the number of parameters.
+    """Write the fine-tuned classifier; return validation accuracy, F1 (of two labels, the second's), macro-
+    averaged F1, the number of parameters, and how many texts and tokens `data.max_tokens` cuts.
 
     Inputs: `model` (the base model, or the checkpoint), `data`.
 
     Raises:
-        SourceError: the checkpoint classifies into other labels than the data's.
+        DataError: the checkpoint has other labels than the data.
+        SourceError: the checkpoint does not choose one label of several for a text.
     """
     import torch
 
+    from pressoir.inference.tokenizers.tokenizers import truncation
     from pressoir.models import loading
     from pressoir.models.layouts import count_parameters
-    from pressoir.training import loop
+    from pressoir.training import heads, loop
 
     torch.manual_seed(context.seed)
-    facts = sentences.info(inputs["data"])
-    labels = facts["labels"]
+    data = inputs["data"]
     tokenizer = loading.load_tokenizer(inputs["model"])
+    tokenizer.model_max_length = min(tokenizer.model_max_length, sentences.info(data)["max_tokens"])
     if config.checkpoint is not None:
-        model = loading.load_classifier(inputs["model"])
-        if model.config.num_labels != len(labels):
-            raise SourceError(
-                f"checkpoint {config.checkpoint!r} has {model.config.num_labels} classes, but the data has "
-                f"{labels}"
-            )
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: index for index, label in enumerate(labels)}
-        history = []
+        model, history = heads.finished(inputs["model"], data), []
     else:
-        model = loading.load_classifier(inputs["model"], labels=labels)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
-        history = loop.fit(model, tokenizer, inputs["data"], config, context, what="teacher: steps")
+        model = heads.to_train(inputs["model"], data, context.reporter.message)
+        history = loop.fit(model, tokenizer, data, config, context, what="teacher: steps")
     loop.save_history(history, context, "teacher")
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
-    return loop.evaluate(model, tokenizer, inputs["data"]) | {"parameters": count_parameters(model)}
+    figures = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
+    if len(labels := sentences.info(data)["labels"]) == 2:
+        context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
+    for split in ("train", "validation"):
+        found = truncation(tokenizer, sentences.load_split(data, split)["text"][:])
+        if found.cut:
+            context.reporter.message(f"teacher: {split}: {found} (data.max_tokens)")
+        figures |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}
+    return figures
 
 
 def key(config: TeacherConfig) -> StageKeyParts:
@@ -68,4 +72,4 @@ def memory(config: TeacherConfig, size: ModelSize) -> int:
     return training_bytes(config, size) if config.checkpoint is None else two_models(config, size)
 
 
-STAGE = Stage(name="teacher", version=1, kind="model", config=TeacherConfig, run=run, key=key, memory=memory)
+STAGE = Stage(name="teacher", version=2, kind="model", config=TeacherConfig, run=run, key=key, memory=memory)

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pressoir.data import sentences
 from pressoir.errors import RecipeError, SourceError
+from pressoir.formats.folder import read_json
+from pressoir.formats.labels import labels_of
 from pressoir.models import loading
 from pressoir.recipe.sections import AugmentConfig
 from pressoir.reporting import track
@@ -63,13 +65,14 @@ def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageCont
     spans = _spans(texts, config.spans, taken, context.seed)
     new = [text for _, text in copies] + spans + unlabelled
     asked = [*texts, *new] if copies else new
-    logits = loop.logits_of(inputs["teacher"], facts["labels"], asked, "augment: labels", context.reporter)
-    labels = logits.argmax(axis=1)
+    logits = loop.logits_of(inputs["teacher"], asked, "augment: labels", context.reporter)
+    own = labels_of(read_json(inputs["teacher"] / "config.json"))
+    labels = logits[:, sentences.label_places(inputs["data"], own)].argmax(axis=1)
     if copies:
-        own = np.array([row["label"] for row in rows])
-        figures["teacher_agreement_before"] = float((labels[: len(rows)] == own).mean())
+        given = np.array([row["label"] for row in rows])
+        figures["teacher_agreement_before"] = float((labels[: len(rows)] == given).mean())
         labels = labels[len(rows) :]
-        expected = own[[source for source, _ in copies]]
+        expected = given[[source for source, _ in copies]]
         figures["teacher_agreement"] = float((labels[: len(copies)] == expected).mean())
     added = [{"text": text, "label": int(label)} for text, label in zip(new, labels, strict=True)]
     sentences.save_extended(inputs["data"], [*rows, *added], context.out_dir)

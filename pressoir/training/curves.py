@@ -64,4 +64,4 @@ def _curve(
 
 
 def _pretty(name: str) -> str:
-    return "F1" if name == "f1" else name.replace("_", " ")
+    return name.replace("_", " ").replace("f1", "F1")

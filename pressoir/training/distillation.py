@@ -94,6 +94,7 @@ class DistillationLoss:
         mask: Tensor | None = None,
         vectors: Tensor | None = None,
         teacher_vectors: Tensor | None = None,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """Scalar loss.
 
@@ -105,6 +106,7 @@ class DistillationLoss:
             mask: 1 for tokens, 0 for padding, (batch, seq).
             vectors: the student's queries, keys and values, (batch, seq, 3, width); `teacher_vectors`
                 likewise, of a width of its own.
+            class_weights: of the labels in the cross-entropy, (labels,).
         """
         logits, scale = logits.float(), self.temperature
         soft = F.kl_div(
@@ -112,7 +114,8 @@ class DistillationLoss:
             F.softmax(teacher_logits.float() / scale, dim=-1),
             reduction="batchmean",
         )
-        loss = self.alpha * scale**2 * soft + (1 - self.alpha) * F.cross_entropy(logits, labels)
+        hard = F.cross_entropy(logits, labels, class_weights)
+        loss = self.alpha * scale**2 * soft + (1 - self.alpha) * hard
         if hidden is not None and teacher_hidden is not None and mask is not None:
             difference = (
                 torch.stack(hidden, dim=2).float() - teacher_hidden.float()

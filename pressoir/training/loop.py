@@ -17,11 +17,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -41,20 +43,21 @@ from pressoir.errors import RecipeError
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
-from pressoir.models.layouts import accepted_inputs
+from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
-from pressoir.training import quantization_aware, relations
+from pressoir.training import balance, quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 
 _EPOCH = "epoch.npz"
+SCORES = ("accuracy", "f1", "macro_f1")
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-    """A split as inputs that `model` takes, with `labels`, `length` (tokens) and `row` (its number)."""
-    rows, accepted = sentences.load_split(folder, split), accepted_inputs(model)
+    """A split as inputs that `model` takes, with `labels` (its own), `length` (tokens) and `row` (number)."""
+    rows, accepted = sentences.load_split(folder, split, class_names(model)), accepted_inputs(model)
     encoded = tokenizer(rows["text"][:], truncation=True)
     encoded = {name: values for name, values in encoded.items() if name in accepted}
     encoded["labels"] = rows["label"][:]
@@ -84,7 +87,8 @@ def fit(
     best epoch compute as int8 will; the model that is left is a float one all the same.
 
     Raises:
-        RecipeError: what the teacher said cannot be compared with what this model says.
+        RecipeError: what the teacher said cannot be compared with what this model says, or `class_weights`
+            names a label that the data lack.
     """
     if config.epochs == 0:
         return []
@@ -102,33 +106,10 @@ def fit(
         context.reporter.message(f"{what}: attention relations of the last layer in {heads} heads")
     elif outputs is not None:
         outputs = replace(outputs, relations=None)  # stored for another stage
-    checkpoints = context.work_dir / "checkpoints"
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_ratio=config.warmup_fraction,
-        lr_scheduler_type="linear",
-        group_by_length=True,
-        length_column_name="length",
-        bf16=config.precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=context.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        restore_callback_states_from_checkpoint=True,  # the epochs without progress are counted on
-        metric_for_best_model="accuracy",
-        logging_strategy="epoch",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
+    checkpoints, chosen_by = context.work_dir / "checkpoints", balance.best_metric(config, folder)
+    if chosen_by != "accuracy":
+        context.reporter.message(f"{what}: the best epoch is that with the best macro-averaged F1")
+    arguments = _arguments(config, checkpoints, chosen_by, context.seed)
     progress = _Progress(context.reporter, what, config.checkpoint_every_steps, after_step)
     callbacks: list[TrainerCallback] = [progress]
     if config.early_stopping_patience is not None:
@@ -139,10 +120,15 @@ def fit(
         train_dataset=train,
         eval_dataset=validation,
         data_collator=_Collator(tokenizer, outputs),
-        compute_metrics=_scores,
+        compute_metrics=partial(_scores, places=sentences.label_places(folder, class_names(model))),
         callbacks=callbacks,
     )
     trainer.distillation, progress.trainer = loss, trainer
+    trainer.class_weights = balance.class_weights(config, folder, class_names(model))
+    if trainer.class_weights is not None:
+        told = zip(class_names(model), trainer.class_weights.tolist(), strict=True)
+        listed = ", ".join(f"{name} {weight:.3g}" for name, weight in told)
+        context.reporter.message(f"{what}: weights of the labels: {listed}")
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole_checkpoint(checkpoints)
     if checkpoint is not None:
@@ -164,6 +150,35 @@ def fit(
     return _history(trainer.state.log_history)
 
 
+def _arguments(config: TrainingConfig, checkpoints: Path, best_metric: str, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_ratio=config.warmup_fraction,
+        lr_scheduler_type="linear",
+        group_by_length=True,
+        length_column_name="length",
+        bf16=config.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # the epochs without progress are counted on
+        metric_for_best_model=best_metric,
+        logging_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
 def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContextManager[None]:
     """What is in force while `model` trains: simulated int8, where `config` asks for it."""
     if not isinstance(config, LearnerConfig) or config.quantization_aware is None:
@@ -177,22 +192,22 @@ def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContext
 def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, split: str = "validation"
 ) -> dict[str, float]:
-    """Accuracy and F1 of `model` in float32 on a split, as `{split}_accuracy` and `{split}_f1`."""
-    rows = sentences.load_split(folder, split)
-    classifier = TextClassifier(TorchEngine(model), tokenizer, sentences.info(folder)["labels"])
-    predicted = classifier.logits(rows["text"][:], batch_size=64).argmax(axis=1)
+    """Accuracy, F1 and macro-averaged F1 of `model` in float32 on a split, as `{split}_accuracy` and so on.
+
+    Of two labels `f1` is that of the data's second.
+    """
+    rows, places = sentences.load_split(folder, split), sentences.label_places(folder, class_names(model))
+    classifier = TextClassifier(TorchEngine(model), tokenizer, class_names(model))
+    predicted = classifier.logits(rows["text"][:], batch_size=64)[:, places].argmax(axis=1)
     expected = rows["label"][:]
-    return {
-        f"{split}_accuracy": metrics.accuracy(predicted, expected),
-        f"{split}_f1": metrics.f1(predicted, expected),
-    }
+    scores = _figures(predicted, expected, len(places))
+    return {f"{split}_{name}": value for name, value in scores.items()}
 
 
-def logits_of(
-    folder: Path, labels: list[str], texts: list[str], what: str, reporter: Reporter
-) -> NDArray[np.float32]:
-    """What the classifier in `folder` says of `texts`, (sentences, labels), told in blocks of 1,024."""
+def logits_of(folder: Path, texts: list[str], what: str, reporter: Reporter) -> NDArray[np.float32]:
+    """What the classifier in `folder` says of `texts`, (sentences, its labels), told in blocks of 1,024."""
     model = loading.load_classifier(folder)
+    labels = class_names(model)
     classifier = TextClassifier(TorchEngine(model), loading.load_tokenizer(folder), labels)
     blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
     told = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
@@ -231,13 +246,14 @@ def save_history(history: list[dict[str, float]], context: StageContext, title: 
 def report_epochs(history: list[dict[str, float]], reporter: Reporter) -> None:
     """Report the validation figures of epochs, each at its number."""
     for epoch in history:
-        for name in ("loss", "accuracy", "f1"):
+        for name in ("loss", *SCORES):
             reporter.metric(f"validation_{name}", epoch[name], step=round(epoch["epoch"]))
 
 
 class _Trainer(Trainer):
     distillation: DistillationLoss | None = None
     vectors: dict[str, Tensor] | None = None
+    class_weights: Tensor | None = None
     losses, steps = torch.zeros(()), 0
     """Sum of the losses since the last log, and of how many steps; `Trainer` forgets it at a checkpoint."""
 
@@ -262,9 +278,13 @@ class _Trainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The distillation loss while training, cross-entropy on the labels otherwise."""
+        weights = None if self.class_weights is None else self.class_weights.to(inputs["labels"].device)
         if self.distillation is None or not model.training:
             outputs = model(**{k: v for k, v in inputs.items() if not k.startswith("teacher_")})
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
+            loss = outputs.loss
+            if weights is not None and model.training:
+                loss = F.cross_entropy(outputs.logits.float(), inputs["labels"], weights)
+            return (loss, outputs) if return_outputs else loss
         teacher_logits = inputs.pop("teacher_logits")
         teacher_hidden = inputs.pop("teacher_hidden", None)
         teacher_vectors = inputs.pop("teacher_relations", None)
@@ -284,6 +304,7 @@ class _Trainer(Trainer):
             mask=inputs["attention_mask"],
             vectors=relations.stacked(self.vectors) if self.vectors is not None else None,
             teacher_vectors=teacher_vectors,
+            class_weights=weights,
         )
         return (loss, outputs) if return_outputs else loss
 
@@ -353,14 +374,21 @@ def _ends_epoch(state: Any) -> bool:
     return bool(state.global_step % (state.max_steps // state.num_train_epochs) == 0)
 
 
-def _scores(prediction: Any) -> dict[str, float]:
+def _scores(prediction: Any, places: list[int]) -> dict[str, float]:
+    """Of an evaluation of Trainer's; `places` are those of the data's labels among the model's."""
     logits = (
         prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     )
-    predicted = logits.argmax(axis=-1)
+    expected = np.argsort(places)[prediction.label_ids]  # from the model's order to the data's
+    return _figures(logits[:, places].argmax(axis=-1), expected, len(places))
+
+
+def _figures(predicted: Any, expected: Any, classes: int) -> dict[str, float]:
+    """By the names in `SCORES`; of two labels `f1` is that of the data's second."""
     return {
-        "accuracy": metrics.accuracy(predicted, prediction.label_ids),
-        "f1": metrics.f1(predicted, prediction.label_ids),
+        "accuracy": metrics.accuracy(predicted, expected),
+        "f1": metrics.f1(predicted, expected, classes),
+        "macro_f1": metrics.macro_f1(predicted, expected),
     }
 
 
@@ -368,12 +396,8 @@ def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
     epochs: dict[float, dict[str, float]] = {}
     for entry in log:
         row = epochs.setdefault(entry["epoch"], {"epoch": entry["epoch"]})
-        for source, name in (
-            ("loss", "train_loss"),
-            ("eval_loss", "loss"),
-            ("eval_accuracy", "accuracy"),
-            ("eval_f1", "f1"),
-        ):
+        names = {"loss": "train_loss", "eval_loss": "loss", **{f"eval_{name}": name for name in SCORES}}
+        for source, name in names.items():
             if source in entry:
                 row[name] = float(entry[source])
     return [row for row in epochs.values() if "accuracy" in row]

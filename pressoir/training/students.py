@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pressoir.data import sentences
 from pressoir.errors import RecipeError
 from pressoir.models import loading
-from pressoir.models.layouts import architecture_of, count_parameters, encoder_layers, replace_layers
+from pressoir.models.layouts import (
+    architecture_of,
+    class_names,
+    count_parameters,
+    encoder_layers,
+    replace_layers,
+)
 from pressoir.recipe.sections import DistillConfig, StudentConfig
 from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
-from pressoir.training import loop
+from pressoir.training import balance, heads, loop
 from pressoir.training.distillation import DistillationLoss, TeacherOutputs
 from pressoir.training.teacher_outputs import matched_layers
 
@@ -40,13 +45,13 @@ def distill(inputs: Mapping[str, Path], config: DistillConfig, context: StageCon
     """
     tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]))
     tokenizer.model_max_length = loading.load_tokenizer(inputs["teacher"]).model_max_length
-    tried: dict[int, dict[str, float]] = {}
+    tried, chosen_by = dict[int, dict[str, float]](), balance.best_metric(config, inputs["data"])
     for seed in range(context.seed, context.seed + config.seeds):
         tried[seed] = _train(inputs, config, context, seed, tokenizer)
         if config.seeds > 1:
-            accuracy = tried[seed]["validation_accuracy"]
-            context.reporter.message(f"distill: seed {seed}: validation accuracy {accuracy:.4f}")
-    best = max(tried, key=lambda seed: tried[seed]["validation_accuracy"])  # of equals, the first
+            told = f"validation {chosen_by.replace('_', ' ')} {tried[seed][f'validation_{chosen_by}']:.4f}"
+            context.reporter.message(f"distill: seed {seed}: {told}")
+    best = max(tried, key=lambda seed: tried[seed][f"validation_{chosen_by}"])  # of equals, the first
     for path in _finished(context, best).iterdir():
         if path.name != SCORES:
             shutil.copy2(path, context.out_dir)
@@ -75,9 +80,7 @@ def _train(
     done.mkdir(parents=True)
     torch.manual_seed(seed)
     teacher = loading.load_classifier(inputs["teacher"])
-    student = make_student(
-        teacher, config.student, sentences.info(inputs["data"])["labels"], inputs.get("student")
-    )
+    student = make_student(teacher, config.student, inputs.get("student"), context.reporter.message)
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
     loss = DistillationLoss.from_config(config)
@@ -101,17 +104,17 @@ def _train(
 
 
 def make_student(
-    teacher: PreTrainedModel, config: StudentConfig, labels: list[str], folder: Path | None
+    teacher: PreTrainedModel, config: StudentConfig, folder: Path | None, tell: Callable[[str], None]
 ) -> PreTrainedModel:
-    """The untrained student: teacher layers, a checkpoint (`folder`) with a new head, or a smaller random
-    model.
+    """The untrained student: teacher layers, a checkpoint (`folder`, see `heads.to_distill`), or a smaller
+    random model. Its classes are the teacher's, in the same order.
 
     Raises:
         RecipeError: a field of `config.config` does not exist in the architecture, or the sizes do not fit
         together.
     """
     if folder is not None:
-        return loading.load_classifier(folder, labels=labels)
+        return heads.to_distill(folder, class_names(teacher), tell)
     if config.config is not None:
         unknown = [name for name in config.config if not hasattr(teacher.config, name)]
         if unknown:

@@ -81,14 +81,10 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     for array in kept.values():
         array.flush()
     if reference is not None:
-        facts, texts = (
-            sentences.info(inputs["data"]),
-            sentences.load_split(inputs["data"], "train")["text"][:],
-        )
+        texts = sentences.load_split(inputs["data"], "train")["text"][:]
         ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         logits[ascending] = loop.logits_of(
             reference,
-            facts["labels"],
             [texts[row] for row in ascending],
             "teacher outputs: logits",
             context.reporter,

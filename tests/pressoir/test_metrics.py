@@ -23,14 +23,17 @@ def test_accuracy_is_the_part_of_equal_labels():
     assert metrics.accuracy([0, 1, 1, 2], [0, 1, 0, 0]) == 0.5
 
 
-def test_f1_of_two_classes_is_that_of_class_1():
+def test_f1_of_two_classes_is_that_of_the_second_and_the_macro_average_that_of_both():
     # 2 true positives, 1 false positive, 1 false negative
-    assert metrics.f1([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    predicted, expected = [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]
+    assert metrics.f1(predicted, expected, 2) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert metrics.macro_f1(predicted, expected) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-def test_f1_of_more_classes_is_the_macro_average():
+def test_f1_of_more_classes_is_the_macro_average_even_where_two_of_them_occur():
     # class 0: 1; class 1: 2/3 (one of two found); class 2: 2/3 (one wrongly claimed)
-    assert metrics.f1([0, 1, 2, 2], [0, 1, 1, 2]) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert metrics.f1([0, 1, 2, 2], [0, 1, 1, 2], 3) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert metrics.f1([0, 0, 1, 1], [0, 0, 0, 1], 3) == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
 def test_f1_with_the_number_of_classes_counts_an_answer_that_is_none_as_wrong():
@@ -41,4 +44,4 @@ def test_f1_with_the_number_of_classes_counts_an_answer_that_is_none_as_wrong():
 
 
 def test_f1_without_any_positive_is_zero_and_warns_nobody():
-    assert metrics.f1([0, 0], [0, 0]) == 0.0
+    assert metrics.f1([0, 0], [0, 0], 2) == 0.0

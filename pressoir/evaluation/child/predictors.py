@@ -27,12 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.data import running_text
-from pressoir.errors import DataError, PressoirError, RecipeError
+from pressoir.errors import PressoirError, RecipeError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.formats.folder import runtime_of
+from pressoir.formats.labels import match
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
@@ -239,7 +240,8 @@ class Similarity:
 def classification(job: Job, data: DataSet) -> Loaded:
     """A classifier."""
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
-    return Classification(classifier, _columns(classifier.labels, data.labels)), classifier.engine
+    columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
+    return Classification(classifier, columns), classifier.engine
 
 
 def recognition(job: Job, data: DataSet) -> Loaded:
@@ -277,18 +279,6 @@ def similarity(job: Job, data: DataSet) -> Loaded:
     """A sentence encoder."""
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
     return Similarity(encoder), encoder.engine
-
-
-def _columns(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where a model has each label of the data: by name, else in the same order."""
-    if len(own) != len(wanted):
-        raise DataError(
-            f"the model has {len(own)} labels ({', '.join(own[:8])}), but the data have {len(wanted)} "
-            f"({', '.join(wanted[:8])}); use a data set with the same labels"
-        )
-    names = [name.casefold() for name in own]
-    asked = [name.casefold() for name in wanted]
-    return [names.index(name) for name in asked] if set(names) == set(asked) else list(range(len(own)))
 
 
 def _finite(values: NDArray[Any], what: str) -> NDArray[Any]:

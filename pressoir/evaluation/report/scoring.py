@@ -3,7 +3,7 @@
 ==============================  ===========================================================================
 task                            metrics, the main one first
 ==============================  ===========================================================================
-`text-classification`           `accuracy` with its Wilson 95 % interval, `f1`; fractions 0–1
+`text-classification`           `accuracy` with its Wilson 95 % interval, `f1`, `macro_f1`; fractions 0–1
 `automatic-speech-recognition`  `wer`, `cer`; fractions, 0 is perfect
 `translation`                   `bleu`, `chrf`; 0–100
 `causal-lm`                     `perplexity`, and `perplexity/<text>` where there are several texts
@@ -130,6 +130,7 @@ def classification(data: DataSet, found: Predictions) -> Score:
         {
             "accuracy": right / len(expected),
             "f1": f1,
+            "macro_f1": metrics.macro_f1(answers, expected),
             "accuracy_ci_low": low,
             "accuracy_ci_high": high,
         },

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.formats.folder import GRAPH, QUANTIZATION, Runtime, runtime_of
-from pressoir.inference.engines.session import batch_invariant, make_session, verify_shards
+from pressoir.inference.engines.session import batch_invariant, feed, input_names, make_session, verify_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,12 +66,11 @@ class OnnxEngine:
     def __init__(self, graph: Path, threads: int, batch_invariant: bool = True) -> None:
         self.batch_invariant = batch_invariant
         self.session = make_session(graph, threads)
-        self._accepted = {value.name for value in self.session.get_inputs()}
+        self._taken = input_names(self.session)
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """See `Engine.run`."""
-        feed = {name: array for name, array in inputs.items() if name in self._accepted}
-        logits: Any = self.session.run(["logits"], feed)[0]
+        logits: Any = self.session.run(["logits"], feed(self._taken, inputs))[0]
         return np.asarray(logits, dtype=np.float32)
 
 

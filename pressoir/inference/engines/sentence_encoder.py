@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime
-from pressoir.inference.engines.session import batch_invariant, make_session
+from pressoir.inference.engines.session import batch_invariant, feed, input_names, make_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ class OnnxEncoder:
     def __init__(self, folder: Path, threads: int) -> None:
         self.batch_invariant = batch_invariant(folder)
         self.session = make_session(folder / GRAPH, threads)
-        self._accepted = {value.name for value in self.session.get_inputs()}
+        self._taken = input_names(self.session)
         given = [value.name for value in self.session.get_outputs()]
         self._output = next((name for name in _HIDDEN_STATES if name in given), None)
         if self._output is None:
@@ -72,6 +72,5 @@ class OnnxEncoder:
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> HiddenStates:
         """See `TorchEncoder.run`."""
-        feed = {name: array for name, array in inputs.items() if name in self._accepted}
-        states: Any = self.session.run([self._output], feed)[0]
+        states: Any = self.session.run([self._output], feed(self._taken, inputs))[0]
         return np.asarray(states, dtype=np.float32)

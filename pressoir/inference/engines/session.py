@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import QUANTIZATION, SHARD_MANIFEST, read_json
@@ -34,6 +37,23 @@ def make_session(graph: Path, threads: int, weights: Mapping[str, Any] | None = 
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise SourceError(f"{graph} cannot be opened ({error}); export the model again") from error
+
+
+def input_names(session: Any) -> tuple[str, ...]:
+    """What a graph takes."""
+    return tuple(value.name for value in session.get_inputs())
+
+
+def feed(taken: Collection[str], inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Those of the tokenizer's arrays, each (batch, seq), that an encoder's graph takes.
+
+    Some tokenizers of BERT models (multilingual MiniLM and E5) give no `token_type_ids`: they are zeros, as
+    transformers' own BERT has them then.
+    """
+    given = {name: inputs[name] for name in taken if name in inputs}
+    if "token_type_ids" in taken and "token_type_ids" not in given:
+        given["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+    return given
 
 
 def batch_invariant(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
 # Tokens before the first new one that decide how it is written (a leading space, half a character).
 _BEFORE = 8
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
 
 
 class FastTokenizer:
-    """The `tokenizer.json` of an encoder; pads to the longest sentence, cuts at `model_max_length`.
+    """The `tokenizer.json` of an encoder; pads to the longest sentence, cuts at `model_max_length`, on the
+    sides that transformers does.
 
     `max_tokens` is a limit beside the tokenizer's and the model's own.
     """
@@ -41,11 +43,13 @@ class FastTokenizer:
             settings, self._tokenizer = _read(folder)
             own = int(settings.get("model_max_length") or MAX_TOKENS)
             self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
+            self._names = settings.get("model_input_names") or _INPUTS
             pad = _content(settings.get("pad_token")) or "[PAD]"
-            self._limit = self.model_max_length
-            self._tokenizer.enable_truncation(self._limit)
+            cut, padded = self._tokenizer.truncation or {}, self._tokenizer.padding or {}  # of tokenizer.json
+            self._side = str(settings.get("truncation_side") or cut.get("direction", "right"))
+            self._truncate(self.model_max_length)
             self._tokenizer.enable_padding(
-                direction=settings.get("padding_side", "right"),
+                direction=settings.get("padding_side") or padded.get("direction", "right"),
                 pad_id=self._tokenizer.token_to_id(pad) or 0,
                 pad_token=pad,
             )
@@ -53,20 +57,63 @@ class FastTokenizer:
     def __call__(
         self, texts: Sequence[str], max_length: int | None = None, **_: Any
     ) -> dict[str, NDArray[np.int64]]:
-        """`input_ids`, `attention_mask` and `token_type_ids`, each (sentences, longest sentence).
+        """`input_ids`, `attention_mask` and, where the tokenizer gives them to its model, `token_type_ids`,
+        each (sentences, longest sentence).
 
         `max_length` truncates earlier than `model_max_length`.
         """
         limit = min(max_length or self.model_max_length, self.model_max_length)
         if limit != self._limit:
-            self._limit = limit
-            self._tokenizer.enable_truncation(limit)
+            self._truncate(limit)
         encodings = self._tokenizer.encode_batch(list(texts))
-        return {
-            "input_ids": np.asarray([encoding.ids for encoding in encodings], dtype=np.int64),
-            "attention_mask": np.asarray([encoding.attention_mask for encoding in encodings], dtype=np.int64),
-            "token_type_ids": np.asarray([encoding.type_ids for encoding in encodings], dtype=np.int64),
+        rows = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
+        return {name: np.asarray(rows[name], dtype=np.int64) for name in rows if name in self._names}
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, before it is cut."""
+        self._tokenizer.no_truncation()
+        encodings = self._tokenizer.encode_batch(list(texts))
+        self._truncate(self._limit)
+        return [sum(encoding.attention_mask) for encoding in encodings]
+
+    def _truncate(self, limit: int) -> None:
+        """Cut texts from here on to `limit` tokens, at the end or, where the tokenizer does so, the start."""
+        self._limit = limit
+        self._tokenizer.enable_truncation(limit, direction=self._side)
+
+
+class Truncation(NamedTuple):
+    """How much of some texts a model never sees."""
+
+    texts: int
+    cut: int
+    """Texts of more tokens than the limit."""
+    tokens: int
+    lost: int
+    """Tokens beyond the limit."""
+    limit: int
+    """Tokens of a text at most."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut} of {self.texts} texts have more than {self.limit} tokens and are truncated, which "
+            f"loses {self.lost} tokens ({self.lost / max(self.tokens, 1):.1%})"
+        )
+
+
+def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str]) -> Truncation:
+    """What cutting at the tokenizer's `model_max_length` takes from `texts`."""
+    if isinstance(tokenizer, FastTokenizer):
+        lengths = tokenizer.lengths(texts)
+    else:
+        lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    limit = int(tokenizer.model_max_length)
+    beyond = [length - limit for length in lengths if length > limit]
+    return Truncation(len(lengths), len(beyond), sum(lengths), sum(beyond), limit)
 
 
 def encode_batch(

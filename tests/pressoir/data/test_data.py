@@ -66,6 +66,12 @@ def many(count, classes=("a", "b")):
     return [(f"sentence number {index}", classes[index % len(classes)]) for index in range(count)]
 
 
+def loaded(config, seed):
+    """The splits, and the counts."""
+    corpus = sentences.load(config, seed)
+    return corpus.splits, corpus.counts
+
+
 def refusal(config):
     with pytest.raises(DataError) as caught:
         sentences.load(config, seed=0)
@@ -77,7 +83,7 @@ def refusal(config):
 
 @pytest.mark.parametrize("kind", [*KINDS, "txt", "ndjson"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
-    splits, _ = sentences.load(config_of(tmp_path, kind), seed=0)
+    splits, _ = loaded(config_of(tmp_path, kind), seed=0)
     assert list(splits) == ["train", "validation", "test"]
     assert pairs(splits, "train") == ROWS
     assert pairs(splits, "test") == TEST_ROWS
@@ -87,7 +93,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_are_found_by_the_names_the_recipe_gives(tmp_path, kind):
     config = config_of(tmp_path, kind, header=("phrase", "class"), text_column="phrase", label_column="class")
-    assert pairs(sentences.load(config, seed=0)[0], "train") == ROWS
+    assert pairs(loaded(config, seed=0)[0], "train") == ROWS
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv"])
@@ -102,14 +108,14 @@ def test_files_without_a_header_are_read_by_position(tmp_path, kind):
         text_column=2,
         label_column=0,
     )
-    splits, _ = sentences.load(config, seed=0)
+    splits, _ = loaded(config, seed=0)
     assert sorted([*pairs(splits, "train"), *pairs(splits, "validation")]) == sorted(ROWS)
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv"])
 def test_positions_work_beside_a_header_too(tmp_path, kind):
     config = config_of(tmp_path, kind, header=("x", "y"), text_column=0, label_column=1)
-    assert pairs(sentences.load(config, seed=0)[0], "train") == ROWS
+    assert pairs(loaded(config, seed=0)[0], "train") == ROWS
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv"])
@@ -121,12 +127,12 @@ def test_names_without_a_header_are_refused_with_what_to_write(tmp_path, kind):
 
 def test_quotes_in_a_tsv_are_part_of_the_sentence(tmp_path):
     rows = [('"Good', "positive"), ('bad", he said', "negative"), ('""', "negative")]
-    assert pairs(sentences.load(config_of(tmp_path, "tsv", rows), seed=0)[0], "train") == rows
+    assert pairs(loaded(config_of(tmp_path, "tsv", rows), seed=0)[0], "train") == rows
 
 
 def test_a_csv_keeps_line_breaks_commas_and_doubled_quotes_within_quotes(tmp_path):
     rows = [('first line\nsecond, "quoted" line', "positive"), ("bad", "negative")]
-    assert pairs(sentences.load(config_of(tmp_path, "csv", rows), seed=0)[0], "train") == rows
+    assert pairs(loaded(config_of(tmp_path, "csv", rows), seed=0)[0], "train") == rows
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
@@ -134,34 +140,34 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_pat
     train = write(tmp_path / f"windows.{kind}", ROWS)
     text = train.read_text(encoding="utf-8").replace("\r\n", "\n").replace("\n", "\r\n")
     train.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert pairs(sentences.load(config_of(tmp_path, kind, train), seed=0)[0], "train") == ROWS
+    assert pairs(loaded(config_of(tmp_path, kind, train), seed=0)[0], "train") == ROWS
 
 
 def test_blank_lines_and_surrounding_spaces_are_dropped(tmp_path):
     train = tmp_path / "t.tsv"
     train.write_text("text\tlabel\n\n  good  \tpositive \n\t\nbad\tnegative\n\n", encoding="utf-8")
-    splits, _ = sentences.load(config_of(tmp_path, train=train), seed=0)
+    splits, _ = loaded(config_of(tmp_path, train=train), seed=0)
     assert pairs(splits, "train") == [("good", "positive"), ("bad", "negative")]
 
 
 def test_sentences_in_any_script_survive(tmp_path):
     rows = [("C’était très bon 👍\u2028fin", "positive"), ("とても悪い", "negative")]
     for kind in KINDS:
-        assert pairs(sentences.load(config_of(tmp_path, kind, rows), seed=0)[0], "train") == rows
+        assert pairs(loaded(config_of(tmp_path, kind, rows), seed=0)[0], "train") == rows
 
 
 def test_numbers_and_booleans_serve_as_labels(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', encoding="utf-8")
     config = config_of(tmp_path, train=train, validation=[("c", "0")], test=[("d", "1")])
-    assert pairs(sentences.load(config, seed=0)[0], "train") == [("a", "0"), ("b", "1")]
+    assert pairs(loaded(config, seed=0)[0], "train") == [("a", "0"), ("b", "1")]
 
 
 # --- labels ---
 
 
 def test_given_labels_decide_the_order_of_the_classes(tmp_path):
-    splits, _ = sentences.load(config_of(tmp_path, labels=("positive", "negative", "neutral")), seed=0)
+    splits, _ = loaded(config_of(tmp_path, labels=("positive", "negative", "neutral")), seed=0)
     assert splits["train"].features["label"].names == ["positive", "negative", "neutral"]
     assert splits["train"]["label"][:2] == [0, 1]
     assert pairs(splits, "train") == ROWS
@@ -301,7 +307,7 @@ def test_a_split_whose_rows_are_all_copies_is_refused(tmp_path):
 def test_copies_are_dropped_from_the_larger_side_and_counted(tmp_path):
     train = [*ROWS, ("It  was GOOD", "positive"), ("Lovely ", "positive"), ("NICE", "positive")]
     validation = [("nice", "positive"), ("lovely", "positive"), ("so-so", "negative")]
-    splits, dropped = sentences.load(config_of(tmp_path, train=train, validation=validation), seed=0)
+    splits, dropped = loaded(config_of(tmp_path, train=train, validation=validation), seed=0)
     assert pairs(splits, "test") == TEST_ROWS
     assert pairs(splits, "validation") == [("nice", "positive"), ("so-so", "negative")]
     assert pairs(splits, "train") == ROWS
@@ -312,12 +318,12 @@ def test_what_is_held_out_is_stratified_disjoint_and_drawn_by_the_seed(tmp_path)
     rows = [(f"sentence {index}", "a" if index % 4 else "b") for index in range(400)]
     test = [("x", "a"), ("y", "b")]
     config = config_of(tmp_path, train=rows, validation=None, test=test, validation_samples=100)
-    splits, _ = sentences.load(config, seed=1)
+    splits, _ = loaded(config, seed=1)
     validation, train = pairs(splits, "validation"), pairs(splits, "train")
     assert Counter(label for _, label in validation) == {"a": 75, "b": 25}
     assert sorted(validation + train) == sorted(rows)
-    assert pairs(sentences.load(config, seed=1)[0], "validation") == validation
-    assert pairs(sentences.load(config, seed=2)[0], "validation") != validation
+    assert pairs(loaded(config, seed=1)[0], "validation") == validation
+    assert pairs(loaded(config, seed=2)[0], "validation") != validation
 
 
 @pytest.mark.parametrize(
@@ -343,7 +349,7 @@ def test_a_given_label_without_a_sentence_does_not_hinder_the_hold_out(tmp_path)
     config = config_of(
         tmp_path, train=many(40), validation=None, test=test, validation_samples=10, labels=("a", "b", "c")
     )
-    assert len(sentences.load(config, seed=0)[0]["validation"]) == 10
+    assert len(loaded(config, seed=0)[0]["validation"]) == 10
 
 
 def test_sub_samples_are_drawn_by_the_seed(tmp_path):
@@ -356,7 +362,7 @@ def test_sub_samples_are_drawn_by_the_seed(tmp_path):
         validation_samples=20,
         test_samples=10,
     )
-    one, same, other = (sentences.load(config, seed=seed)[0] for seed in (1, 1, 2))
+    one, same, other = (loaded(config, seed=seed)[0] for seed in (1, 1, 2))
     assert {split: len(one[split]) for split in one} == {"train": 50, "validation": 20, "test": 10}
     for split in one:
         assert pairs(one, split) == pairs(same, split)
@@ -401,14 +407,14 @@ def test_the_source_digest_of_a_local_hub_data_set_changes_with_content_and_file
 
 def test_what_is_saved_is_read_back(tmp_path):
     rows = [('a "quoted"\nline\u2028here', "positive"), ("très bien", "negative")]
-    splits, dropped = sentences.load(config_of(tmp_path, "jsonl", rows), seed=0)
+    corpus = sentences.load(config_of(tmp_path, "jsonl", rows), seed=0)
     out = tmp_path / "out"
     out.mkdir()
-    metrics = sentences.save(splits, dropped, out, max_tokens=64)
+    metrics = sentences.save(corpus, out, max_tokens=64)
     assert metrics["train_rows"] == 2.0
     assert metrics["train_copies_dropped"] == 0.0
     for split in sentences.SPLITS:
-        assert sentences.load_split(out, split).to_list() == splits[split].to_list()
+        assert sentences.load_split(out, split).to_list() == corpus.splits[split].to_list()
     facts = sentences.info(out)
     assert (facts["labels"], facts["max_tokens"]) == (["negative", "positive"], 64)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -423,7 +429,7 @@ def test_the_same_data_is_saved_as_the_same_bytes(tmp_path):
     )
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        sentences.save(*sentences.load(config, seed=3), tmp_path / name, max_tokens=64)
+        sentences.save(sentences.load(config, seed=3), tmp_path / name, max_tokens=64)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
@@ -441,17 +447,17 @@ def test_unlabelled_sentences_are_a_split_of_their_own_without_blanks_copies_or_
     own = ["a new one", "and another"]
     known = [ROWS[0][0].upper(), "So-so", TEST_ROWS[0][0], "A  NEW one"]
     config = unlabelled_config(tmp_path, ["", own[0], *known, "   ", f"  {own[1]} ", ""])
-    splits, dropped = sentences.load(config, seed=0)
+    splits, dropped = loaded(config, seed=0)
     assert splits["unlabelled"]["text"][:] == own
     assert splits["unlabelled"].column_names == ["text"]
     assert dropped["unlabelled_copies_dropped"] == 4
     assert pairs(splits, "train") == ROWS
-    assert "unlabelled" not in sentences.load(config_of(tmp_path), seed=0)[0]
+    assert "unlabelled" not in loaded(config_of(tmp_path), seed=0)[0]
 
 
 def test_unlabelled_text_may_have_a_byte_order_mark_windows_line_ends_and_any_script(tmp_path):
     content = b"\xef\xbb\xbf" + "C\u2019\u00e9tait bon\u2028fin\r\n\u3068\u3066\u3082\u60aa\u3044".encode()
-    splits, _ = sentences.load(unlabelled_config(tmp_path, content), seed=0)
+    splits, _ = loaded(unlabelled_config(tmp_path, content), seed=0)
     assert splits["unlabelled"]["text"][:] == [
         "C\u2019\u00e9tait bon\u2028fin",
         "\u3068\u3066\u3082\u60aa\u3044",
@@ -470,7 +476,7 @@ def test_no_sentence_of_validation_or_test_comes_in_even_where_these_are_sub_sam
         validation_samples=5,
         test_samples=5,
     )
-    splits, dropped = sentences.load(config, seed=0)
+    splits, dropped = loaded(config, seed=0)
     train = set(splits["train"]["text"])
     left_aside = [text for text, _ in many(40) if text not in train]
     assert len(left_aside) == 10
@@ -484,13 +490,13 @@ def test_no_sentence_of_a_validation_split_that_train_gave_comes_in(tmp_path):
     config = unlabelled_config(
         tmp_path, [*lines, "new"], train=many(40), validation=None, test=test, validation_samples=10
     )
-    assert sentences.load(config, seed=0)[0]["unlabelled"]["text"][:] == ["new"]
+    assert loaded(config, seed=0)[0]["unlabelled"]["text"][:] == ["new"]
 
 
 def test_unlabelled_sentences_go_beside_any_source(tmp_path):
     (tmp_path / "more.txt").write_text("a sentence of mine\n", encoding="utf-8")
     config = DataConfig(unlabelled=tmp_path / "more.txt")
-    assert sentences.load(config, seed=0)[0]["unlabelled"]["text"][:] == ["a sentence of mine"]
+    assert loaded(config, seed=0)[0]["unlabelled"]["text"][:] == ["a sentence of mine"]
     assert sentences.source_digest(config) != sentences.source_digest(DataConfig())
 
 
@@ -524,14 +530,14 @@ def test_an_unlabelled_text_without_a_sentence_is_refused(tmp_path, content):
 
 
 def test_unlabelled_sentences_are_saved_counted_and_read_back(tmp_path):
-    splits, dropped = sentences.load(unlabelled_config(tmp_path, ["one \u2028 more", "two", "TWO"]), seed=0)
+    corpus = sentences.load(unlabelled_config(tmp_path, ["one \u2028 more", "two", "TWO"]), seed=0)
     out = tmp_path / "out"
     out.mkdir()
-    metrics = sentences.save(splits, dropped, out, max_tokens=64)
+    metrics = sentences.save(corpus, out, max_tokens=64)
     assert (metrics["unlabelled_rows"], metrics["unlabelled_copies_dropped"]) == (2.0, 1.0)
     assert sentences.info(out)["unlabelled_rows"] == 2
     assert sentences.load_unlabelled(out) == ["one \u2028 more", "two"]
-    sentences.save(*sentences.load(config_of(tmp_path), seed=0), tmp_path, max_tokens=64)
+    sentences.save(sentences.load(config_of(tmp_path), seed=0), tmp_path, max_tokens=64)
     assert sentences.load_unlabelled(tmp_path) == []
 
 
@@ -539,7 +545,7 @@ def test_an_extended_folder_differs_in_its_training_split_alone(tmp_path):
     out, extended = tmp_path / "out", tmp_path / "extended"
     out.mkdir()
     extended.mkdir()
-    sentences.save(*sentences.load(unlabelled_config(tmp_path, ["one"]), seed=0), out, max_tokens=64)
+    sentences.save(sentences.load(unlabelled_config(tmp_path, ["one"]), seed=0), out, max_tokens=64)
     rows = [*sentences.load_split(out, "train"), {"text": "one", "label": 1}]
     sentences.save_extended(out, rows, extended)
     for split in ("validation", "test"):
@@ -575,7 +581,7 @@ def local_hub(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_local_folder_of_the_hubs_form_is_a_data_set(local_hub, kind):
-    splits, _ = sentences.load(local_hub(kind), seed=0)
+    splits, _ = loaded(local_hub(kind), seed=0)
     assert pairs(splits, "test") == TEST_ROWS
     assert sorted([*pairs(splits, "train"), *pairs(splits, "validation")]) == sorted(ROWS)
 
@@ -592,7 +598,7 @@ def test_the_class_names_of_a_hub_data_set_are_its_labels(local_hub):
     config = local_hub("parquet")
     labelled(config.hub_id, "train", [("a", 1), ("b", 0), ("c", 1), ("d", 0)])
     labelled(config.hub_id, "validation", [("e", 1), ("f", 0)])
-    assert pairs(sentences.load(config, seed=0)[0], "test") == [("e", "good"), ("f", "bad")]
+    assert pairs(loaded(config, seed=0)[0], "test") == [("e", "good"), ("f", "bad")]
 
 
 def test_hidden_labels_of_a_hub_data_set_are_refused_with_the_row(local_hub):
@@ -632,7 +638,7 @@ def test_a_hub_data_set_that_cannot_be_fetched_offline_says_what_to_do(local_hub
 @pytest.mark.parametrize("options", [{}, {"test_samples": 5}, {"validation_samples": 10}])
 def test_the_test_split_alone_is_that_of_all_splits(options):
     config = DataConfig(**options)
-    splits, _ = sentences.load(config, 3)
+    splits, _ = loaded(config, 3)
     labels, rows = sentences.test_rows(config, 3)
     assert list(labels) == splits["test"].features["label"].names
     assert rows == list(splits["test"])

@@ -150,7 +150,8 @@ def test_no_word_gives_the_label_away_too_cheaply():
 
 
 def test_it_loads_without_dropping_a_copy():
-    splits, dropped = sentences.load(DataConfig(), seed=0)
+    corpus = sentences.load(DataConfig(), seed=0)
+    splits, dropped = corpus.splits, corpus.counts
     assert set(dropped.values()) == {0}
     assert {split: len(splits[split]) for split in splits} == {
         split: len(rows) for split, rows in CORPUS.items()

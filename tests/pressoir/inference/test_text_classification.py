@@ -1,5 +1,7 @@
 """The seams every accuracy, benchmark and server goes through."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +169,55 @@ def test_the_light_tokenizer_gives_the_same_arrays_as_transformers(folders):
     found = light(texts)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({"truncation_side": "left"}, None),
+        ({"padding_side": "left"}, None),
+        ({}, {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}),
+        (
+            {"truncation_side": "right"},
+            {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+        ),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, None),
+    ],
+)
+def test_the_light_tokenizer_cuts_and_pads_on_the_sides_that_transformers_does(
+    tiny_classifier, tmp_path, settings, stored
+):
+    from pressoir.inference.tokenizers.tokenizers import FastTokenizer
+
+    folder = shutil.copytree(tiny_classifier, tmp_path / "model")
+    for name, change in (("tokenizer_config.json", settings), ("tokenizer.json", {"truncation": stored})):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(content | change), encoding="utf-8")
+    texts = ["the film was good", "the film was bad and the hotel was great " * 40]
+    light, full = FastTokenizer(folder), load_tokenizer(folder)
+    for limit in (None, 8):
+        length = {} if limit is None else {"max_length": limit}
+        expected = full(texts, padding=True, truncation=True, return_tensors="np", **length)
+        found = light(texts, **length)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_what_is_cut_is_counted_alike_by_both_tokenizers(tiny_classifier, tmp_path):
+    from pressoir.inference.tokenizers.tokenizers import FastTokenizer, truncation
+
+    folder = shutil.copytree(tiny_classifier, tmp_path / "model")
+    full = load_tokenizer(folder)
+    full.model_max_length = 8
+    save_tokenizer(full, folder)
+    light = FastTokenizer(folder)
+    lengths = [len(full.tokenize(text)) + 2 for text in TEXTS]  # [CLS] and [SEP]
+    for tokenizer in (light, full):
+        found = truncation(tokenizer, TEXTS)
+        assert found == (len(TEXTS), 3, sum(lengths), sum(max(n - 8, 0) for n in lengths), 8)
+        assert "3 of 5 texts have more than 8 tokens" in str(found)
+    assert light(TEXTS)["input_ids"].shape == (len(TEXTS), 8)
 
 
 @pytest.mark.process

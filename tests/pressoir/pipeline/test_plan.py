@@ -52,6 +52,20 @@ def test_of_a_named_model_only_the_digest_counts():
     assert student("./a") == student("./b") != student(None)
 
 
+def test_a_checkpoint_with_other_labels_than_the_data_is_refused_before_any_work(
+    tmp_path, tiny_bert, tiny_data
+):
+    from pressoir.models import loading
+
+    model = loading.load_classifier(tiny_bert, labels=["spam", "ham"])
+    loading.save_model(model, tmp_path / "mail")
+    loading.save_tokenizer(loading.load_tokenizer(tiny_bert), tmp_path / "mail")
+    files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}
+    raw = {"data": {"source": "files", **files}, "teacher": {"checkpoint": str(tmp_path / "mail")}}
+    with pytest.raises(DataError, match=r"teacher\.checkpoint .*mail.*'spam', 'ham'.*'negative', 'positive'"):
+        check_inputs(Recipe.from_dict(raw), Sources(Store(tmp_path / "home")))
+
+
 def test_store_registry_and_data_are_checked_before_any_work(tmp_path, tiny_data):
     store = Store(tmp_path / "home")
     files = {split: str(tiny_data / f"{split}.tsv") for split in SPLITS}

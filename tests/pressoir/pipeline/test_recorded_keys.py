@@ -64,6 +64,9 @@ VERSIONS = {
     "optimum-onnx": "0.0.5",
     "safetensors": "0.0.6",
     "mergekit": None,
+    "tokenizers": "0.0.7",
+    "numpy": "0.0.8",
+    "datasets": "0.0.9",
 }
 # The contents alone go into keys, so they need not be of use to anybody.
 FILES = {
@@ -107,6 +110,8 @@ def cases(folder):
         "batch_size": 16,
         "weight_decay": 0.1,
         "warmup_fraction": 0.2,
+        "best_metric": "macro_f1",
+        "class_weights": {"negative": 2, "positive": 0.5},
         "early_stopping_patience": 2,
         "precision": "bfloat16",
         "checkpoint_every_steps": 50,
@@ -199,6 +204,18 @@ def cases(folder):
                 validation_samples=50,
                 test_samples=25,
                 max_tokens=64,
+            ),
+            {},
+        ),
+        "data/one-file": (
+            DataConfig(
+                source="files",
+                train=folder / "train.tsv",
+                test_fraction=0.2,
+                delimiter=";",
+                quoting="csv",
+                encoding="cp1252",
+                on_bad_row="drop",
             ),
             {},
         ),

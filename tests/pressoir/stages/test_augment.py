@@ -73,13 +73,16 @@ def small_data(folder, train, validation, test, unlabelled=None, max_tokens=32):
     folder.mkdir()
     paths = {}
     for split, texts in zip(SPLITS, (train, validation, test), strict=True):
-        lines = [json.dumps({"text": text, "label": "np"[i % 2]}) for i, text in enumerate(texts)]
+        lines = [
+            json.dumps({"text": text, "label": ("negative", "positive")[i % 2]})
+            for i, text in enumerate(texts)
+        ]
         paths[split] = folder / f"{split}-source.jsonl"
         paths[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if unlabelled is not None:
         paths["unlabelled"] = folder / "unlabelled.txt"
         paths["unlabelled"].write_text("\n".join(unlabelled) + "\n", encoding="utf-8")
-    sentences.save(*sentences.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
+    sentences.save(sentences.load(DataConfig(source="files", **paths), seed=0), folder, max_tokens)
     return folder
 
 

@@ -20,7 +20,7 @@ from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_mar
 from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import sentences_to_time, time_in_turn, turns
 from pressoir.data import sentences
-from pressoir.errors import PressoirError
+from pressoir.errors import DataError, PressoirError
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
@@ -389,12 +389,28 @@ def test_logits_that_are_not_numbers_are_refused(folders, tmp_path, context, no_
         benchmark.run({"data": folders["data"], "prune": tmp_path / "broken"}, CONFIG, context)
 
 
-def test_labels_in_another_order_than_the_datas_are_refused(folders, tmp_path, context, no_cold_starts):
+def test_a_model_with_its_labels_in_another_order_has_the_same_accuracy(
+    folders, tmp_path, context, no_cold_starts
+):
     model = loading.load_classifier(folders["teacher"])
-    model.config.id2label = {0: "positive", 1: "negative"}
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter.flip(0))
+    loading.rename(model.config, ["positive", "negative"])
     save(model, folders["teacher"], tmp_path / "swapped")
-    with pytest.raises(PressoirError, match=r"\['positive', 'negative'\], but the data has \['negative', 'p"):
-        benchmark.run({"data": folders["data"], "teacher": tmp_path / "swapped"}, CONFIG, context)
+    inputs = {"data": folders["data"], "teacher": folders["teacher"], "distill": tmp_path / "swapped"}
+    benchmark.run(inputs, CONFIG, context)
+    first, last = Benchmark.read(context.out_dir / "benchmark.json").rows
+    assert (last.accuracy, last.f1, last.agreement) == (first.accuracy, first.f1, 1.0)
+
+
+def test_a_model_with_other_labels_is_refused_with_both_lists(folders, tmp_path, context, no_cold_starts):
+    model = loading.load_classifier(folders["teacher"])
+    loading.rename(model.config, ["ham", "spam"])
+    save(model, folders["teacher"], tmp_path / "strange")
+    both = r"prune .*strange.*\('ham', 'spam'\), but the data have 2 \('negative', 'positive'\)"
+    with pytest.raises(DataError, match=both):
+        benchmark.run({"data": folders["data"], "prune": tmp_path / "strange"}, CONFIG, context)
 
 
 def test_no_model_at_all_is_refused(tiny_data, context):

@@ -357,7 +357,7 @@ def test_pruned_models_export_in_float32_and_int8(heads, classifier, tiny_data, 
 def other_architecture(kind, folder, tokenizer):
     import transformers
 
-    sizes = {"vocab_size": len(tokenizer), "num_labels": 2}
+    sizes = {"vocab_size": len(tokenizer), "id2label": {0: "negative", 1: "positive"}}
     if kind == "distilbert":
         config = transformers.DistilBertConfig(
             dim=32, hidden_dim=64, n_heads=4, n_layers=2, max_position_embeddings=64, **sizes

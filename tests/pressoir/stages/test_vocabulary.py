@@ -79,7 +79,7 @@ def lessons(tmp_path_factory):
                 files["unlabelled"].write_text(unlabelled + "\n")
             config = DataConfig(source="files", max_tokens=max_tokens, **files)
             (folder / "data").mkdir()
-            sentences.save(*sentences.load(config, 0), folder / "data", max_tokens)
+            sentences.save(sentences.load(config, 0), folder / "data", max_tokens)
             made[unlabelled, max_tokens] = folder / "data"
         return made[unlabelled, max_tokens]
 

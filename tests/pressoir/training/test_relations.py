@@ -285,7 +285,7 @@ def test_a_model_whose_heads_were_pruned_learns_the_relations(inputs, context, o
         loading.load_classifier(inputs["teacher"]),
         StudentConfig(config={"num_hidden_layers": 1}),
     )
-    model = make_student(teacher, fresh, ["negative", "positive"], None)
+    model = make_student(teacher, fresh, None, print)
     model.prune_heads({0: [1]})
     before = apart(model, inputs)
     config = PruneConfig(**INTENSE, relation_weight=100, **options)

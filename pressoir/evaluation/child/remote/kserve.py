@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ class _Tensor(BaseModel):
     datatype: str
     shape: list[int]
     data: Any = None
+
+
+_COUNTED = re.compile(r"(LABEL_)?\d+")  # what a class is called that has no name
 
 
 class _Metadata(BaseModel):
@@ -62,7 +66,8 @@ class KServe(RemoteModel):
         values = next((self.finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
         names = [self._texts(one)[0] for one in _of(outputs, "BYTES") if math.prod(one.shape) == 1]
         named = [place for place in map(self.label, names) if place >= 0]
-        if not named and values is None:
+        strange = len(names) == 1 and not named and not _COUNTED.fullmatch(names[0])
+        if not named and (values is None or strange):
             if not names:
                 raise self._unexpected(
                     f"FP32 (1, {len(self.labels)}), or BYTES (1,) with a label name", outputs

@@ -333,8 +333,9 @@ class TestKServe:
         label, logits = prediction
         assert predict(reviews, samples=1) == [{"label": label, "logits": logits}]
 
-    def test_a_label_that_the_data_lack_is_an_error(self, server, predict, reviews):
-        server.outputs = [tensor("label", "BYTES", [1], ["neutral"])]
+    @pytest.mark.parametrize("probabilities", [[], [tensor("p", "FP32", [1, 2], [0.2, 0.8])]])
+    def test_a_label_that_the_data_lack_is_an_error(self, server, predict, reviews, probabilities):
+        server.outputs = [tensor("label", "BYTES", [1], ["neutral"]), *probabilities]
         with pytest.raises(
             DataError, match=r"returned 'neutral', but the labels of the data are negative, positive"
         ):
