@@ -320,9 +320,11 @@ def test_select_units_keeps_the_best_and_never_empties_a_layer():
 
 
 def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_path):
-    for step, state in ((10, "{}"), (9, "{}"), (20, None), (30, "{broken")):
+    for step, state in ((10, "{}"), (9, "{}"), (20, None), (30, "{broken"), (40, "{}")):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        if step != 40:
+            np.savez(folder / "epoch.npz", steps=3)
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert loop.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
