@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pressoir.errors import ShardError
 from pressoir.formats.folder import GRAPH, SHARD_MANIFEST
+from pressoir.formats.tensor_bytes import read_header
 from pressoir.system.files import file_sha256
 from pressoir.system.reader import parse_json, read_bytes
 
@@ -166,6 +167,8 @@ def verify(folder: Path) -> ShardManifest:
     links = manifest.kind == "checkpoint"
     for record in [*manifest.shards, *manifest.files]:
         faults += fault_of(folder / record.file, record, links=links)
+    if not faults:
+        faults = [fault for record in manifest.shards for fault in _header_faults(folder, record)]
     if faults:
         raise ShardError("\n".join(faults))
     return manifest
@@ -185,6 +188,20 @@ def fault_of(path: Path, record: FileRecord, *, links: bool = True, content: boo
     if content and file_sha256(path) != record.sha256:
         return [altered(path)]
     return []
+
+
+def _header_faults(folder: Path, record: ShardRecord) -> list[str]:
+    """Where the manifest says otherwise than a shard's own header, and so would swap weights."""
+    stored = {t.name: (t.dtype, list(t.shape), t.offset, t.length) for t in read_header(folder / record.file)}
+    listed = {t.name: (t.dtype, t.shape, t.offset, t.bytes) for t in record.tensors}
+    odd = sorted(name for name in stored.keys() | listed.keys() if stored.get(name) != listed.get(name))
+    if not odd:
+        return []
+    return [
+        f"{folder / MANIFEST} and the header of {record.file} differ in {len(odd)} tensors, the first is "
+        f"{odd[0]!r} (type, shape, offset, bytes): {listed.get(odd[0], 'none')} and "
+        f"{stored.get(odd[0], 'none')}; {ADVICE}"
+    ]
 
 
 def altered(path: Path | str) -> str:

@@ -324,3 +324,24 @@ def test_a_hubs_cache_of_links_is_intact(tiny_llama, cut, tmp_path):
     for path in folder.iterdir():
         (cache / path.name).symlink_to(path)
     assert verify(cache) == verify(folder)
+
+
+@pytest.mark.parametrize("field", ["offset", "shape", "dtype", "name"])
+def test_a_manifest_that_says_otherwise_than_the_shards_headers_is_refused(field, tiny_bert, cut, whole):
+    """Two tensors of one length change places in the manifest: every hash is right, every weight wrong."""
+    folder = cut(tiny_bert, shards=2)
+    manifest = json.loads((folder / "shard_manifest.json").read_text(encoding="utf-8"))
+    tensors = manifest["shards"][0]["tensors"]
+    pairs = itertools.combinations(tensors, 2)
+    one, other = next(p for p in pairs if p[0]["bytes"] == p[1]["bytes"] and len(p[0]["shape"]) == 2)
+    if field == "shape":
+        one["shape"] = one["shape"][::-1] if one["shape"][0] != one["shape"][1] else [1, *one["shape"]]
+    elif field == "dtype":
+        one["dtype"] = "I32"
+    else:
+        one[field], other[field] = other[field], one[field]
+    (folder / "shard_manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    read_manifest(folder)  # it does not contradict itself
+    for use in (verify, whole):
+        with pytest.raises(ShardError, match=r"the header of shard_00.safetensors differ in [12] tensors"):
+            use(folder)
