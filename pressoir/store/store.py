@@ -101,7 +101,12 @@ class Store:
             try:
                 metrics = dict(make(draft, work))
                 artifact = self._publish(draft, target, key, name, metrics, machine or {})
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Exception) and not draft.is_dir() and not target.is_dir():
+                    raise StoreError(
+                        f"{self.home} was renamed, moved or emptied while {key.stage} was being built; set "
+                        "PRESSOIR_HOME to its current location and run again: completed steps are kept"
+                    ) from error
                 remove(draft)
                 raise
             remove(work)

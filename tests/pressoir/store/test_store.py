@@ -848,3 +848,19 @@ def test_home_is_the_environments_or_beside_the_work(monkeypatch, tmp_path):
     monkeypatch.setenv("PRESSOIR_HOME", "")
     monkeypatch.chdir(tmp_path)
     assert Store().home == tmp_path / ".pressoir"
+
+
+def test_a_home_that_is_renamed_in_the_midst_is_an_error_that_says_so(tmp_path):
+    """The stage writes on, or reads what it was given, and finds neither."""
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    key = StageKey(stage="x", version=1, kind="model", config={}, inputs={}, seed=0)
+
+    def make(out, work):
+        home.rename(moved)
+        (out / "weights").write_text("new")
+        return {}
+
+    with pytest.raises(StoreError, match="was renamed, moved or emptied while x was being built"):
+        Store(home).build(key, make)
+    made, cached = Store(moved).build(key, lambda out, work: {})
+    assert (cached, Store(moved).verify(made)) == (False, True)
