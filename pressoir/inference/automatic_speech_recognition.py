@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import GRAPH, Runtime, read_json, runtime_of
+from pressoir.inference.arguments import opened
 from pressoir.inference.audio import SAMPLING_RATE, LogMel, Waveform, check_waveforms
 from pressoir.inference.engines.classifier import Engine, OnnxEngine, TorchEngine
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
@@ -33,12 +34,15 @@ class SpeechRecognizer:
         self.model, self.sampling_rate = model, sampling_rate
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> SpeechRecognizer:
+    def open(
+        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
+    ) -> SpeechRecognizer:
         """Open a model folder: ONNX Runtime where it has the graphs, else PyTorch; `runtime` insists.
 
         Raises:
             SourceError: the folder has no such model, no features' settings or no vocabulary.
         """
+        folder, threads = opened(folder, threads)
         config = read_json(folder / "config.json")
         rate = int(read_json(folder / "preprocessor_config.json").get("sampling_rate", SAMPLING_RATE))
         if str((config.get("architectures") or [""])[0]).endswith("ForCTC"):

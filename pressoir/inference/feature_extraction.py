@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import SourceError
 from pressoir.formats.folder import QUANTIZATION, Runtime, read_json, runtime_of
+from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
 from pressoir.inference.engines.session import verify_shards
 from pressoir.inference.token_groups import split_inputs
@@ -41,7 +42,9 @@ class SentenceEncoder:
         self.engine, self.tokenizer, self.pooling = engine, tokenizer, pooling
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> SentenceEncoder:
+    def open(
+        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
+    ) -> SentenceEncoder:
         """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
 
         Raises:
@@ -49,6 +52,7 @@ class SentenceEncoder:
                 one of mean, cls and max.
             ShardError: a shard is missing, truncated or altered.
         """
+        folder, threads = opened(folder, threads)
         verify_shards(folder)
         pooling = _pooling(folder)
         return cls(_engine(folder, threads, runtime_of(folder, runtime)), _tokenizer(folder), pooling)
@@ -57,12 +61,13 @@ class SentenceEncoder:
         """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
         return encode_batch(self.tokenizer, texts, max_length)
 
-    def embed(self, texts: Sequence[str], batch_size: int = 8) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str] | str, batch_size: int = 8) -> NDArray[np.float32]:
         """Embeddings (texts, hidden) in the order of `texts`; their lengths are not normalised.
 
         Sentences of like length are batched together. An engine whose result depends on the batch is run
         one sentence at a time.
         """
+        texts = listed(texts)
         size = batch_size if self.engine.batch_invariant else 1
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rows: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(texts)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.formats.labels import check_single_label, labels_of
+from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.classifier import Engine, open_engine
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
@@ -28,8 +29,11 @@ class TextClassifier:
         self.engine, self.tokenizer, self.labels = engine, tokenizer, list(labels)
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> TextClassifier:
+    def open(
+        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
+    ) -> TextClassifier:
         """Open a model folder; see `open_engine` and `check_single_label` for what it raises."""
+        folder, threads = opened(folder, threads)
         config = read_json(folder / "config.json")
         check_single_label(config, str(folder))
         labels = labels_of(config)
@@ -69,8 +73,9 @@ class TextClassifier:
         for rows, inputs in split_inputs(self.encode(texts, max_length), max_tokens):
             yield rows, self.engine.run(inputs)
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, float]]:
+    def predict(self, texts: Sequence[str] | str) -> list[dict[str, float]]:
         """Probability of each label, for each sentence."""
+        texts = listed(texts)
         probabilities = softmax(self.logits(texts))
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities]
 

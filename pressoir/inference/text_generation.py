@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime
+from pressoir.inference.arguments import opened
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.engines.decoder_protocol import Decoder
 from pressoir.inference.generation.sampling import Sampler
@@ -42,8 +43,11 @@ class TextGenerator:
         self.decoder, self.tokenizer = decoder, tokenizer
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> TextGenerator:
+    def open(
+        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
+    ) -> TextGenerator:
         """Open a model folder; see `open_decoder` for what it raises."""
+        folder, threads = opened(folder, threads)
         return cls(open_decoder(folder, threads, runtime), LanguageModelTokenizer.open(folder))
 
     def generate(

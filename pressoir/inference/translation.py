@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, read_json
+from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.token_groups import token_groups
 from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
@@ -110,12 +111,15 @@ class Translator:
         self.defaults = defaults
 
     @classmethod
-    def open(cls, folder: Path, threads: int, runtime: Runtime | None = None) -> Translator:
+    def open(
+        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
+    ) -> Translator:
         """Open a model folder: ONNX Runtime where it has the graphs, else PyTorch; `runtime` insists.
 
         Raises:
             SourceError: the folder has no such model, or no tokenizer.
         """
+        folder, threads = opened(folder, threads)
         engine = open_sequence_to_sequence(folder, threads, runtime)
         path = folder / "tokenizer_config.json"
         settings = read_json(path) if path.exists() else {}
@@ -138,7 +142,7 @@ class Translator:
 
     def translate(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | str,
         source_language: str | None = None,
         target_language: str | None = None,
         max_new_tokens: int | None = None,
@@ -154,6 +158,7 @@ class Translator:
         Raises:
             RecipeError: a language is unknown, missing, or given to a model that translates one pair.
         """
+        texts = listed(texts)
         size = batch_size if self.engine.batch_invariant else 1
         encoded, forced = self.encode(texts, source_language, target_language)
         order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
