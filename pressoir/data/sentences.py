@@ -71,8 +71,23 @@ def source_digest(config: DataConfig) -> str:
         folder = Path(config.hub_id or "")
         if folder.is_dir():
             return folder_digest(folder)[0]
-        return digest_of([config.hub_id, config.hub_config, config.hub_revision])
+        return digest_of([config.hub_id, config.hub_config, _commit(config)])
     return digest_of([file_sha256(path) for path in _files(config).values()])
+
+
+def _commit(config: DataConfig) -> str | None:
+    """Commit that a hub data set's branch or tag is at now.
+
+    Where the hub does not answer it is the revision as specified, of which `datasets` may have a copy.
+    """
+    from huggingface_hub import HfApi
+
+    if Path(config.hub_id or "").is_dir():
+        return None
+    try:
+        return HfApi().dataset_info(str(config.hub_id), revision=config.hub_revision, timeout=10).sha
+    except Exception:  # the hub client has many; what is wrong with the data set, loading it says
+        return config.hub_revision
 
 
 def load(config: DataConfig, seed: int) -> Corpus:
@@ -346,7 +361,7 @@ def _read_hub(config: DataConfig) -> dict[str, Table]:
         place = f"data set {config.hub_id!r}, split {part!r}"
         try:
             rows = datasets.load_dataset(
-                config.hub_id, config.hub_config, revision=config.hub_revision, split=part
+                config.hub_id, config.hub_config, revision=_commit(config), split=part
             )
         except Exception as error:  # the hub client, fsspec and pyarrow each raise their own
             state = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE") else ""

@@ -392,6 +392,48 @@ def test_the_source_digest_of_a_hub_data_set_changes_with_its_id_configuration_a
     assert len(digests) == 4
 
 
+def test_the_source_digest_of_a_hub_data_set_is_that_of_the_commit_its_branch_is_at(monkeypatch):
+    """A branch moves: a server of the hub's form tells the real client of another commit."""
+    import http.server
+    import threading
+
+    import huggingface_hub
+    from huggingface_hub.utils._http import reset_sessions
+
+    commits = {"main": "a" * 40, "old": "b" * 40}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            revision = self.path.partition("?")[0].rpartition("/revision/")[2]
+            commit = commits[revision] if revision in commits else commits["main"]
+            body = json.dumps({"id": "org/name", "sha": commit, "siblings": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    def digest(revision=None):
+        return sentences.source_digest(DataConfig(source="hub", hub_id="org/name", hub_revision=revision))
+
+    offline = digest()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{hub.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        reset_sessions()
+        first = digest()
+        assert digest("main") == first not in (digest("old"), offline)
+        commits["main"] = "c" * 40
+        assert digest() != first
+        hub.shutdown()
+    reset_sessions()
+
+
 def test_the_source_digest_of_a_local_hub_data_set_changes_with_content_and_file_names(tmp_path):
     def digest(name, files):
         (tmp_path / name).mkdir()
