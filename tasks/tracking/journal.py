@@ -82,6 +82,10 @@ class Journal:
     _pause_s: float = 0.0
     _not_before: float = 0.0
 
+    def __deepcopy__(self, memo: Any) -> Journal:
+        """Itself: what a transaction of Prefect keeps is given back as a copy, and this is one folder."""
+        return self
+
     @property
     def client(self) -> mlflow.MlflowClient:
         """A client of the store that holds the runs."""
