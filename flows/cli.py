@@ -122,14 +122,12 @@ def store() -> None:
 @store.command("ls")
 def store_ls() -> None:
     """List all artifacts."""
-    table = Table("stage", "key", "kind", "MB", "created (UTC)", box=None)
-    table.add_column("metrics", no_wrap=True, overflow="ellipsis")
+    table = Table("stage", "key", "MB", "created (UTC)", box=None, expand=True)
+    table.add_column("metrics", no_wrap=True, ratio=1)  # the rest of the line
     for artifact in Store().artifacts():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
         size = f"{artifact.size_bytes / 1e6:.1f}"
-        table.add_row(
-            artifact.stage, artifact.key[:12], artifact.kind, size, artifact.created_at[:16], figures
-        )
+        table.add_row(artifact.stage, artifact.key[:12], size, artifact.created_at[:16], figures)
     console.print(table)
 
 

@@ -280,4 +280,6 @@ def test_each_artifact_is_one_line_of_80_columns(tmp_path, monkeypatch):
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stdout
+    for word in ("teacher_outputs", key.hash()[:12], "0.0", "a_long_name_of_a"):
+        assert word in lines[1]
     assert max(map(len, lines)) <= 80
