@@ -76,9 +76,9 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
     read = []
     load_split = sentences.load_split
 
-    def watched(folder, split):
+    def watched(folder, split, labels=None):
         read.append(split)
-        return load_split(folder, split)
+        return load_split(folder, split, labels)
 
     monkeypatch.setattr(sentences, "load_split", watched)
     result = search(values)
