@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -228,7 +229,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             np.load(checkpoint / _EPOCH).close()
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             shutil.rmtree(checkpoint, ignore_errors=True)
             continue
         return checkpoint
