@@ -325,12 +325,12 @@ def test_half_written_checkpoints_are_removed_and_the_last_whole_one_found(tmp_p
         folder.mkdir()
         if step != 40:
             np.savez(folder / "epoch.npz", steps=3)
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
     for step, written in ((50, b""), (60, b"PK\x03\x04 broken off")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         (tmp_path / f"checkpoint-{step}" / "epoch.npz").write_bytes(written)
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
     assert loop.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
