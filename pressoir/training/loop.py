@@ -228,7 +228,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     for checkpoint in found:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            np.load(checkpoint / _EPOCH).close()
+            with (checkpoint / _EPOCH).open("rb") as file:  # which a broken one would leave open
+                np.load(file).close()
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             shutil.rmtree(checkpoint, ignore_errors=True)
             continue
