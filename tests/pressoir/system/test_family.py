@@ -1,5 +1,6 @@
 """What a process started ends with it when it is killed, and not when it ends by itself."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,15 +27,14 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def family():
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    below = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
-    yield parent, below
-    parent.kill()
-    parent.communicate()
-    for process in below:
-        process.kill() if process.is_running() else None
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        below = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+        yield parent, below
+        parent.kill()
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def alive(processes):
@@ -59,7 +59,7 @@ def test_children_and_theirs_end_with_a_process_that_is_killed(family, number):
 def test_a_process_that_ends_by_itself_leaves_what_it_meant_to_leave(family):
     parent, below = family
     (guardian,) = [each for each in psutil.Process(parent.pid).children() if each not in below]
-    parent.communicate("\n")
-    assert parent.returncode == 0
+    parent.stdin.close()  # not communicate(): its output stays open in what it left
+    assert parent.wait() == 0
     assert alive([guardian]) == []
     assert alive(below) == below
