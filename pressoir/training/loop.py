@@ -219,8 +219,8 @@ def logits_of(folder: Path, texts: list[str], what: str, reporter: Reporter) -> 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones are removed.
 
-    `Trainer` writes `trainer_state.json` last, and we then what is known of the epoch: where both can be
-    read, a checkpoint is whole.
+    `Trainer` writes `trainer_state.json` last, after what we know of the epoch: where both can be read, a
+    checkpoint is whole.
     """
     found = sorted(
         folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
@@ -258,6 +258,8 @@ class _Trainer(Trainer):
     class_weights: Tensor | None = None
     losses, steps = torch.zeros(()), 0
     """Sum of the losses since the last log, and of how many steps; `Trainer` forgets it at a checkpoint."""
+    began: Tensor
+    """State of torch's generator when the epoch began."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Note the loss of each step."""
@@ -271,6 +273,20 @@ class _Trainer(Trainer):
             logs["loss"] = round(self.losses.item() / self.steps, 4)
             self.losses, self.steps = torch.zeros(()), 0
         super().log(logs, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Keep with a checkpoint what is known of its epoch: what its order is drawn from, and its losses.
+
+        Here, so that `trainer_state.json` is still the file that a checkpoint ends with.
+        """
+        super()._save_rng_state(output_dir)  # type: ignore[no-untyped-call]
+        order = torch.get_rng_state() if _ends_epoch(self.state) else self.began
+        np.savez(
+            Path(output_dir) / _EPOCH,
+            order=order.numpy(),
+            losses=self.losses.numpy(),
+            steps=self.steps,
+        )
 
     def compute_loss(
         self,
@@ -356,16 +372,7 @@ class _Progress(TrainerCallback):
         """Draw the order of the batches that the interrupted epoch had."""
         if self.order is not None:
             torch.set_rng_state(self.order)
-        self.order, self._began = None, torch.get_rng_state()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep with a checkpoint what is known of its epoch: what its order is drawn from, and its losses."""
-        np.savez(
-            Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EPOCH,
-            order=(torch.get_rng_state() if _ends_epoch(state) else self._began).numpy(),
-            losses=self.trainer.losses.numpy(),
-            steps=self.trainer.steps,
-        )
+        self.order, self.trainer.began = None, torch.get_rng_state()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the epoch's figures."""
