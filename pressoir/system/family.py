@@ -19,19 +19,6 @@ from pathlib import Path
 
 _PREFIX = "PRESSOIR_FAMILY_"
 _PROC = Path("/proc")
-# It starts in milliseconds: the interpreter alone, without site packages.
-_GUARDIAN = """
-import os, signal, sys
-if not sys.stdin.buffer.read(1):
-    for again in range(3):  # one may be starting another meanwhile
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if sys.argv[1].encode() in file.read():
-                        os.kill(int(name), signal.SIGKILL)
-            except OSError:
-                pass
-"""
 _guardian: subprocess.Popen[bytes] | None = None
 _mark: str | None = None
 
@@ -43,7 +30,7 @@ def guard() -> None:
         return
     _mark = f"{_PREFIX}{uuid.uuid4().hex}"
     _guardian = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _GUARDIAN, f"{_mark}=1"],
+        [sys.executable, "-I", "-S", __file__, _mark],  # in milliseconds, without site packages
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -55,11 +42,14 @@ def guard() -> None:
 
 def end_family() -> None:
     """Kill the processes that carry this one's mark."""
-    if _mark is None:
-        return
+    if _mark is not None:
+        _kill(_mark)
+
+
+def _kill(mark: str) -> None:
     for environment in _PROC.glob("[0-9]*/environ"):
         with suppress(OSError):
-            if f"{_mark}=1".encode() in environment.read_bytes():
+            if f"{mark}=1".encode() in environment.read_bytes():
                 os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
@@ -71,3 +61,8 @@ def _dismiss() -> None:
         _guardian.stdin.write(b"x")
         _guardian.stdin.close()
     _guardian.wait()
+
+
+if __name__ == "__main__" and not sys.stdin.buffer.read(1):
+    for _ in range(3):  # one may be starting another meanwhile
+        _kill(sys.argv[1])
