@@ -9,11 +9,10 @@ from which a server takes it by name: it then looks nothing up, and refuses othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from pressoir.config import Config
@@ -25,6 +24,7 @@ from pressoir.sources import resolve, verify
 from pressoir.store.artifact import Artifact, digest_of, read_artifact
 from pressoir.store.store import Store
 from pressoir.system.files import MANIFEST, disk_errors, make_folder
+from pressoir.system.locks import patient
 
 
 class DeploymentError(PressoirError):
@@ -156,15 +156,14 @@ def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
         StoreError: the home cannot be written.
     """
     store.check_writable()
-    with disk_errors(store.home):
-        make_folder(store.home / "locks")
-        lock = FileLock(store.home / "locks" / "deploy.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say("another deployment is in progress; waiting until it ends")
-            lock.acquire()
-    try:
+    with ExitStack() as held:
+        with disk_errors(store.home):
+            make_folder(store.home / "locks")
+            held.enter_context(
+                patient(
+                    store.home / "locks" / "deploy.lock",
+                    lambda: "another deployment is in progress; waiting until it ends",
+                    say,
+                )
+            )
         yield
-    finally:
-        lock.release()

@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from pressoir.system.files import (
     remove,
     replace_folder,
 )
+from pressoir.system.locks import patient
 
 
 class Store:
@@ -241,18 +242,12 @@ class Store:
         make_folder(folder)
         return folder / f"{name}.lock"
 
-    @contextmanager
-    def _lock(self, name: str, tell: Callable[[str], None]) -> Iterator[None]:
-        lock = FileLock(self._lock_path(name))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell("another process is building this step; waiting for its result")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self, name: str, tell: Callable[[str], None]) -> AbstractContextManager[None]:
+        return patient(
+            self._lock_path(name),
+            lambda: "another process is building this step; waiting for its result",
+            tell,
+        )
 
 
 def default_home() -> Path:

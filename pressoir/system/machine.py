@@ -8,9 +8,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from pressoir.system.locks import patient
 
 SIDE_BY_SIDE = "PRESSOIR_SIDE_BY_SIDE"
 """Variable of the environment: `1` lets runs be side by side."""
@@ -18,30 +19,21 @@ SIDE_BY_SIDE = "PRESSOIR_SIDE_BY_SIDE"
 
 @contextmanager
 def alone(what: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Wait for the runs of this user on this machine to end, saying so; others then wait for the block.
-
-    The system lets go of the lock however a process ends.
-    """
+    """Wait for the runs of this user on this machine to end, saying so; others then wait for the block."""
     if os.environ.get(SIDE_BY_SIDE) == "1":
         yield
         return
-    lock = FileLock(Path(tempfile.gettempdir(), f"pressoir-{getpass.getuser()}.lock"))
-    note = Path(lock.lock_file).with_suffix(".json")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tell(f"waiting for {_holder(note)} to end on this machine; {SIDE_BY_SIDE}=1 runs beside it")
-        lock.acquire(poll_interval=0.5)
-    try:
+    path = Path(tempfile.gettempdir(), f"pressoir-{getpass.getuser()}.lock")
+    note = path.with_suffix(".json")
+    with patient(path, partial(_waiting, note), tell):
         note.write_text(json.dumps({"pid": os.getpid(), "what": what}), encoding="utf-8")
         yield
-    finally:
-        lock.release()
 
 
-def _holder(note: Path) -> str:
+def _waiting(note: Path) -> str:
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
-        return f"{found['what']} (process {found['pid']})"
+        holder = f"{found['what']} (process {found['pid']})"
     except (OSError, ValueError, LookupError, TypeError):
-        return "another run"
+        holder = "another run"
+    return f"waiting for {holder} to end on this machine; {SIDE_BY_SIDE}=1 runs beside it"
