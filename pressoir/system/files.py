@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -15,6 +16,7 @@ from pressoir.errors import StoreError
 from pressoir.system.reader import named
 
 MANIFEST = "artifact.json"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)
 
 
 def file_sha256(path: Path) -> str:
@@ -107,17 +109,33 @@ def copy_folder(source: Path, target: Path) -> None:
 
 def replace_folder(draft: Path, target: Path) -> None:
     """Put a finished draft in the place of `target`, which may exist; nobody sees a mixture of both."""
+    old = swap_folder(draft, target)
+    if old is not None:
+        remove(old)
+
+
+def swap_folder(draft: Path, target: Path) -> Path | None:
+    """As `replace_folder`; where `target` existed, returns where its previous content now is, beside it."""
     if not target.exists():
         draft.rename(target)
-        return
-    old = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+        return None
+    if _exchange(draft, target):
+        return draft
+    old = target.parent / f".{target.name}-old-{uuid.uuid4().hex[:8]}"
     target.rename(old)
     try:
         draft.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    remove(old)
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, where the system and the file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pressoir.system.files import disk_errors, flush, make_folder, remove
-
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)
+from pressoir.system.files import disk_errors, flush, make_folder, remove, swap_folder
 
 
 @contextmanager
@@ -27,33 +24,17 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
     with disk_errors(target):
         make_folder(target.parent)
         _put_right(target, ours)
-        draft = _beside(target, "new")
+        draft = target.parent / f".{target.name}-new-{uuid.uuid4().hex[:8]}"
         draft.mkdir()
         try:
             yield draft
             flush(draft)
-            _swap(draft, target)
+            swap_folder(draft, target)
         except BaseException:
             remove(draft)
             raise
         flush(target.parent)
         _put_right(target, ours)
-
-
-def _swap(draft: Path, target: Path) -> None:
-    """Put the draft into the place of `target`, and that, where there was one, beside it."""
-    if not target.exists():
-        draft.rename(target)
-    elif not _exchange(draft, target):
-        target.rename(_beside(target, "old"))
-        draft.rename(target)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, where the system and the file system can."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    paths = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
-    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
 
 
 def _put_right(target: Path, ours: Collection[str]) -> None:
@@ -67,7 +48,3 @@ def _put_right(target: Path, ours: Collection[str]) -> None:
                 if path.name not in ours and not os.path.lexists(target / path.name):
                     path.rename(target / path.name)
             remove(left)
-
-
-def _beside(target: Path, kind: str) -> Path:
-    return target.parent / f".{target.name}-{kind}-{uuid.uuid4().hex[:8]}"

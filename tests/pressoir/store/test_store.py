@@ -47,6 +47,8 @@ from pathlib import Path
 from pressoir.store import store as module
 from pressoir.store.artifact import Artifact, StageKey
 from pressoir.store.store import Store
+from pressoir.system import files
+from pressoir.system import files
 
 home, point, flags = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 told = []
@@ -92,6 +94,7 @@ elif point == "between_renames":
             die()
         return rename(path, target)
     Path.rename = second
+    files._exchange = lambda one, other: False
 
 key = StageKey(stage="prune", version=1, kind="model", config={"a": 1, "b": 2}, inputs={}, seed=0)
 made, hit = Store(home).build(key, make, refresh=point == "between_renames", tell=tell)
@@ -149,7 +152,7 @@ def disk_calls(monkeypatch):
 
     The calls are carried out; a flushed path is that of the handle when it was flushed.
     """
-    calls, fsync = [], os.fsync
+    calls, fsync, exchange = [], os.fsync, files._exchange
 
     def record_fsync(handle):
         path, status = Path(f"/proc/self/fd/{handle}").readlink(), os.fstat(handle)
@@ -163,6 +166,11 @@ def disk_calls(monkeypatch):
 
         return record
 
+    def record_exchange(source, target):
+        calls.append(("rename", source, target))
+        return exchange(source, target)
+
+    monkeypatch.setattr(files, "_exchange", record_exchange)
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "rename", recording(os.rename))
     monkeypatch.setattr(os, "replace", recording(os.replace))
@@ -795,6 +803,7 @@ def test_a_home_below_somebody_elses_closed_folder_is_refused(tmp_path):
 import os
 from pathlib import Path
 from pressoir.store.store import Store
+from pressoir.system import files
 from pressoir.errors import StoreError
 os.setuid(65534)
 try:

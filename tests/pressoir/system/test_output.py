@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pressoir.system import output
+from pressoir.system import files
 from pressoir.system.output import replaced
 
 OURS = ("model", "recipe.yaml")
@@ -26,7 +26,7 @@ def content(target):
 @pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
 def swaps(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr(output, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     return request.param
 
 
@@ -44,7 +44,7 @@ def test_the_system_exchanges_two_folders_in_one_step(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert output._exchange(tmp_path / "a", tmp_path / "b")
+    assert files._exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "b").exists()
 
 
@@ -67,7 +67,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_output import fill
-from pressoir.system import output
+from pressoir.system import files
 left = int(sys.argv[2])
 
 def dies(event, arguments):  # before every call that changes a folder
@@ -78,7 +78,7 @@ def dies(event, arguments):  # before every call that changes a folder
             os._exit(9)
 
 if sys.argv[4] == "two renames":
-    output._exchange = lambda one, other: False
+    files._exchange = lambda one, other: False
 sys.addaudithook(dies)
 fill(Path(sys.argv[1]), "second")
 """
