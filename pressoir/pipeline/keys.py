@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pressoir.extensions import loader
 from pressoir.stage import GROUP, StageKeyParts, load_stage
 from pressoir.store.artifact import StageKey
+from pressoir.system.runtime import machine_of
 
 
 def stage_key(
@@ -18,15 +19,15 @@ def stage_key(
     seed: int,
     parts: StageKeyParts | None = None,
     origins: Sequence[str] = (),
-    machine: Mapping[str, str] | None = None,
+    threads: int | None = None,
 ) -> StageKey:
     """The store's key of a stage, from its configuration and the digests of its inputs.
 
     Paths and model references are left out of the configuration, since the digest of what they name is among
-    the inputs. Threads and CPU (`machine`) are left out too, but where times decide the result. The key of
-    another package's stage has its distribution and version, and so has that of a stage whose input is a
-    model of another package's architecture or task (`origins`). `parts` are those of `config`, where they are
-    known: they may have taken hashing files.
+    the inputs. CPU and `threads` are left out too, but where times decide the result. The key of another
+    package's stage has its distribution and version, and so has that of a stage whose input is a model of
+    another package's architecture or task (`origins`). `parts` are those of `config`, where they are known:
+    they may have taken hashing files.
 
     Raises:
         ExtensionError: there is no such stage. DataError: a data file does not exist.
@@ -38,8 +39,8 @@ def stage_key(
         values = {**values, "from": str(origin)}
     if origins:
         values = {**values, "model from": list(origins)}
-    if machine is not None and declared.measures(config):
-        values = {**values, "machine": dict(machine)}
+    if threads is not None and declared.measures(config):
+        values = {**values, "machine": machine_of(threads)}
     return StageKey(
         stage=declared.name,
         version=declared.version,

@@ -21,7 +21,6 @@ from pressoir.sources.resolve import Source
 from pressoir.stage import StageKeyParts, load_stage
 from pressoir.store.artifact import StageKey
 from pressoir.store.store import Store
-from pressoir.system.runtime import machine_of
 
 _shared: ContextVar[Sources | None] = ContextVar("sources", default=None)
 
@@ -63,8 +62,7 @@ class Sources:
         if place not in self._parts:
             self._parts[place] = load_stage(stage).key(config)
         origins = sorted({str(origin) for folder in folders for origin in declared_by(folder)})
-        machine = None if threads is None else machine_of(threads)
-        return stage_key(stage, config, inputs, seed, self._parts[place], origins, machine)
+        return stage_key(stage, config, inputs, seed, self._parts[place], origins, threads)
 
     def prepare(self, stage: str, config: BaseModel, seed: int) -> Any:
         """What `Stage.prepare` returns, kept until the stage runs; None where it has none."""
