@@ -36,7 +36,6 @@ def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    terminate = signal.signal(signal.SIGTERM, _interrupt)
     stopped, unwound = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -51,13 +50,13 @@ def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        with sigterm_as_interrupt():
+            yield
     finally:
         unwound.set()
         if stopped.is_set():  # the thread ends the process, with the signal's exit code
             watcher.join()
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGTERM, terminate)
         os.close(writer)
         watcher.join()
         os.close(reader)
@@ -74,5 +73,15 @@ def _say(text: str) -> None:
     os.dup2(nowhere, 2)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in the main thread, as SIGINT does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,9 +16,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 from pressoir.errors import PressoirError, RecipeError
+from pressoir.flows.commands.stopping import sigterm_as_interrupt
 from pressoir.store.store import Store
 from pressoir.tasks.tracking.database import (
     MLFLOW_PORT,
@@ -55,7 +55,7 @@ def serve_ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -
     servers = [_prefect(prefect_port), _mlflow(mlflow_port, Store())]
     for server in servers:
         _check_free(server)
-    with _sigterm_as_interrupt(), ExitStack() as stack:
+    with sigterm_as_interrupt(), ExitStack() as stack:
         try:
             processes = [stack.enter_context(_running(server)) for server in servers]
             for server, process in zip(servers, processes, strict=True):
@@ -166,18 +166,6 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
