@@ -48,7 +48,6 @@ from pressoir.store import store as module
 from pressoir.store.artifact import Artifact, StageKey
 from pressoir.store.store import Store
 from pressoir.system import files
-from pressoir.system import files
 
 home, point, flags = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 told = []
@@ -803,7 +802,6 @@ def test_a_home_below_somebody_elses_closed_folder_is_refused(tmp_path):
 import os
 from pathlib import Path
 from pressoir.store.store import Store
-from pressoir.system import files
 from pressoir.errors import StoreError
 os.setuid(65534)
 try:
