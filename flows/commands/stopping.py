@@ -67,10 +67,10 @@ def _say(text: str) -> None:
     with suppress(OSError, ValueError):
         cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
         sys.stdout.flush()
-        os.write(2, f"{cursor}{text}\n".encode())
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+        terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        os.write(terminal, f"{cursor}{text}\n".encode())
 
 
 @contextmanager
