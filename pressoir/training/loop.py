@@ -93,6 +93,7 @@ def fit(
     """
     if config.epochs == 0:
         return []
+    model.config.problem_type = "single_label_classification"  # as training leaves it, begun or only resumed
     train = tokenize(folder, "train", tokenizer, model)
     validation = tokenize(folder, "validation", tokenizer, model).remove_columns("row")
     if loss is not None and outputs is not None and outputs.hidden is not None:

@@ -403,6 +403,15 @@ def test_a_resumed_training_reports_every_epoch_once_as_one_that_was_not_stopped
     assert [step for name, _, step in whole if name == "validation_accuracy"] == [1, 2, 3]
 
 
+def test_a_training_that_was_finished_but_not_published_gives_the_same(tiny_bert, tiny_data, context):
+    inputs, first = {"model": tiny_bert, "data": tiny_data}, fresh(context, "first")
+    second = dataclasses.replace(fresh(context, "second"), work_dir=first.work_dir)
+    for own in (first, second):
+        teacher.run(inputs, TeacherConfig(**FAST), own)
+    assert any("resuming from checkpoint-50" in text for text in context.reporter.messages)
+    assert folder_digest(first.out_dir) == folder_digest(second.out_dir)
+
+
 def test_bfloat16_training_leaves_a_float32_model(tiny_bert, tiny_data, context):
     config = TeacherConfig(epochs=1, batch_size=16, precision="bfloat16")
     teacher.run({"model": tiny_bert, "data": tiny_data}, config, context)
