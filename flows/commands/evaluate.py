@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,15 +183,17 @@ def _print_survey(seen: Survey) -> None:
 def _print_estimates(prepared: Prepared) -> None:
     from pressoir.evaluation.planner import GB
 
-    table = Table(
-        _whole("model"), "task", "runtime", "fixed GB", "GB/sample", "peak GB", "estimated by", box=None
-    )
-    for name in prepared.names:
-        if name in prepared.refused:
-            continue
-        one, job = prepared.estimates[name], prepared.jobs[name]
-        figures = (one.fixed_bytes, one.per_sample_bytes, one.peak_bytes(job.batch_size))
-        table.add_row(name, job.task, job.runs_in, *(f"{figure / GB:.3f}" for figure in figures), one.origin)
+    table = Table(_whole("model"), "runtime", box=None, pad_edge=False)
+    for heading in ("fixed\nGB", "sample\nGB", "peak\nGB"):
+        table.add_column(heading, justify="right")
+    table.add_column("estimated\nby")
+    estimated = [name for name in prepared.names if name not in prepared.refused]
+    for task, names in itertools.groupby(estimated, lambda name: prepared.jobs[name].task):
+        table.add_row(f"[dim]{task}[/]")
+        for name in names:
+            one, job = prepared.estimates[name], prepared.jobs[name]
+            figures = (one.fixed_bytes, one.per_sample_bytes, one.peak_bytes(job.batch_size))
+            table.add_row(name, job.runs_in, *(f"{figure / GB:.3f}" for figure in figures), one.origin)
     console.print()
     console.print(table)
     for name, outcome in prepared.refused.items():

@@ -139,6 +139,8 @@ class TestLooking:
         for word in ("RAM", "limit", "available", "swap", "GPU", "CPUs", "strategy", "budget     3.00 GB"):
             assert word in result.output, word
         assert "lm.good" in result.output
+        assert max(len(line.rstrip()) for line in result.output.splitlines()) <= 80
+        assert {"text-classification", "causal-lm"} <= {line.strip() for line in result.output.splitlines()}
         assert "nothing was run" in result.output
         assert not (tmp_path / "results").exists()
 
