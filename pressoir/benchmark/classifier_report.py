@@ -11,11 +11,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError
 
-from pressoir.config import Config, Fraction
+from pressoir.config import Config, Fraction, NotNegative
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime, read_json
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+BUSY_CPUS, BUSY_DRIFT = 0.2, 0.25
+"""CPUs that other programs take from a benchmark's threads, and drift of its medians, above which its times
+are not reliable."""
 
 
 class BenchmarkRow(Config, allow_inf_nan=False):
@@ -85,6 +88,29 @@ class Conditions(Config, allow_inf_nan=False):
     seed: int
     """Random seed, which for example selects the timed sentences."""
 
+    other_cpus: NotNegative | None = None
+    """Mean number of CPUs that other programs used while the models were timed; None in files of older
+    versions."""
+    drift: NotNegative | None = None
+    """How much the medians of successive fifths of a model's timings differ, as a fraction of its median; the
+    largest of all models. None in files of older versions."""
+
+    def busy(self) -> str | None:
+        """Why the times are not to be relied on, where the machine had other work or they drifted."""
+        cpus, reasons = int(self.machine.get("cpus", 0)) or self.threads, []
+        if self.other_cpus is not None and self.other_cpus > cpus - self.threads + BUSY_CPUS:
+            reasons.append(f"other programs used {self.other_cpus:.1f} of {cpus} CPUs")
+        if self.drift is not None and self.drift > BUSY_DRIFT:
+            reasons.append(
+                f"a model's median time varied by {100 * self.drift:.0f} % between fifths of its timings"
+            )
+        if not reasons:
+            return None
+        return (
+            f"The machine was busy: {' and '.join(reasons)}. Times and speed-ups are not reliable; measure "
+            "again on a quiet machine."
+        )
+
     def write(self, path: Path) -> None:
         """Write as JSON, in full precision."""
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -138,6 +164,12 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """One row per model and runtime; the last is the final model."""
 
 
+def busy_lines(conditions: Conditions) -> list[str]:
+    """What a report says under its headline of a machine that was busy."""
+    reason = conditions.busy()
+    return [] if reason is None else [f"**{reason}**", ""]
+
+
 def headline(benchmark: Benchmark) -> str:
     """The final row against the first, in one line: `10.4× faster, 5.6× smaller, −0.9 points of accuracy`."""
     first, last = benchmark.rows[0], benchmark.rows[-1]
@@ -170,6 +202,7 @@ def to_markdown(benchmark: Benchmark) -> str:
     lines = [
         f"**{headline(benchmark)}**",
         "",
+        *busy_lines(benchmark),
         f"| {' | '.join(columns)} |",
         f"|---|---|{'---:|' * (len(columns) - 2)}",
         *(f"| {' | '.join(_cells(row, benchmark.rows[0]))} |" for row in benchmark.rows),

@@ -15,7 +15,14 @@ from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, headli
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
-from pressoir.benchmark.timing import TOKENIZED, in_turn, sentences_to_time, time_classifiers, tokenization_ms
+from pressoir.benchmark.timing import (
+    TOKENIZED,
+    drift,
+    in_turn,
+    sentences_to_time,
+    time_classifiers,
+    tokenization_ms,
+)
 from pressoir.data import sentences
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
@@ -24,6 +31,7 @@ from pressoir.inference.tokenizers.tokenizers import truncation
 from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
+from pressoir.system.load import OtherLoad
 from pressoir.system.runtime import describe_machine, use_threads
 
 
@@ -54,6 +62,7 @@ def compare(
     contenders = _contenders(folders, texts, data, context)
     classifiers = [contender.classifier for contender in contenders]
     sample = sentences_to_time(texts, config.latency_samples, context.seed)
+    load = OtherLoad()
     latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
     tokenizing_ms: NDArray[np.float64] = np.median(
         in_turn(
@@ -65,6 +74,7 @@ def compare(
         axis=1,
     )  # (models,)
 
+    other_cpus = load.cpus()
     cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,11 +90,15 @@ def compare(
         tokenization_ms_p50=float(tokenizing_ms[0]),
         texts_truncated=cut.cut,
         tokens_truncated=cut.lost,
+        other_cpus=other_cpus,
+        drift=drift(latency_ms),
         f1_label=labels[1] if len(labels) == 2 else None,
         rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
     _write(benchmark, latency_ms, context.out_dir)
     context.reporter.message(headline(benchmark))
+    if (busy := benchmark.busy()) is not None:
+        context.reporter.message(f"WARNING: {busy}")
     first, last = benchmark.rows[0], benchmark.rows[-1]
     figures = last.model_dump(exclude={"stage", "runtime"})
     return {

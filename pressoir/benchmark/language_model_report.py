@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pressoir.benchmark.classifier_report import Conditions, PositiveFloat, times
+from pressoir.benchmark.classifier_report import Conditions, PositiveFloat, busy_lines, times
 from pressoir.config import Config, NotNegative
 from pressoir.formats.folder import Runtime
 
@@ -115,6 +115,7 @@ def to_markdown(benchmark: GenerationBenchmark) -> str:
     lines = [
         f"**{headline(benchmark)}**",
         "",
+        *busy_lines(benchmark),
         f"| {' | '.join(columns)} |",
         f"|---|---|{'---:|' * (len(columns) - 2)}",
         *(f"| {' | '.join(_cells(row, benchmark))} |" for row in benchmark.rows),

@@ -32,7 +32,7 @@ from pressoir.benchmark.language_model_report import GenerationBenchmark, Genera
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import size_mb
-from pressoir.benchmark.timing import in_turn
+from pressoir.benchmark.timing import drift, in_turn
 from pressoir.data import running_text
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json, runtime_of
@@ -41,6 +41,7 @@ from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
+from pressoir.system.load import OtherLoad
 from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def compare(
     use_threads(context.threads)
     contenders = _contenders(folders, texts, cut, context)
     prompts = _prompts(contenders, next(iter(texts.values())), config)
+    load = OtherLoad()
     times = time_in_turn(
         [contender.generator.decoder for contender in contenders],
         prompts,
@@ -99,6 +101,7 @@ def compare(
         config.warmup,
         lambda done, total: context.reporter.progress(done, total, "prompts timed"),
     )
+    other_cpus = load.cpus()
     benchmark = GenerationBenchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
@@ -111,10 +114,14 @@ def compare(
         prompt_tokens=config.prompt_tokens,
         new_tokens=config.new_tokens,
         warmup=config.warmup,
+        other_cpus=other_cpus,
+        drift=drift(np.array([[prompt.decode_ms for prompt in own] for own in times])),
         rows=_rows(contenders, times, config),
     )
     _write(benchmark, times, context.out_dir)
     context.reporter.message(headline(benchmark))
+    if (busy := benchmark.busy()) is not None:
+        context.reporter.message(f"WARNING: {busy}")
     first, last = benchmark.rows[0], benchmark.rows[-1]
     figures = last.model_dump(exclude={"stage", "runtime", "perplexities"})
     return {

@@ -124,6 +124,19 @@ def turns(count: int) -> list[list[int]]:
     return rows if count % 2 == 0 else rows + [row[::-1] for row in rows]
 
 
+def drift(times: NDArray[np.float64]) -> float:
+    """How much a model's median changes with time; of several models the largest.
+
+    Of successive fifths of its `times` (models, items), the largest median less the smallest, as a fraction
+    of the median of all. 0 where there are fewer than ten items, of which nothing can be said.
+    """
+    blocks = min(5, times.shape[1] // 5)
+    if blocks < 2:
+        return 0.0
+    medians = np.stack([np.median(part, axis=1) for part in np.array_split(times, blocks, axis=1)])
+    return float(((medians.max(axis=0) - medians.min(axis=0)) / np.median(times, axis=1)).max())
+
+
 def sentences_to_time(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` sentences in random order, each once before any twice."""
     rng, chosen = np.random.default_rng(seed), list[int]()

@@ -15,7 +15,7 @@ def row(stage, runtime="pytorch", **changes):
     return BenchmarkRow(stage=stage, runtime=runtime, **{**figures, **changes})
 
 
-def notes(*rows):
+def notes(*rows, **more):
     conditions = {
         **{
             "recorded_at": "2026-01-01T00:00:00+00:00",
@@ -27,7 +27,7 @@ def notes(*rows):
         **{"test_sentences": 500, "warmup": 1, "latency_samples": 100, "throughput_batch_size": 32},
         **{"throughput_batches": 3, "tokenization_ms_p50": 0.1},
     }
-    return to_markdown(Benchmark(rows=rows, **conditions))
+    return to_markdown(Benchmark(rows=rows, **{**conditions, **more}))
 
 
 SMALL = {"parameters": 11_000_000, "size_mb": 45.0, "compression": 2.0}
@@ -54,3 +54,22 @@ def test_the_student_is_compared_with_the_cut_model():
         row("teacher"), row("vocabulary", latency_ms_p50=15.0, **SMALL), row("distill", latency_ms_p50=14.9)
     )
     assert "distill (pytorch) is no faster than vocabulary (pytorch) (14.90 against 15.00 ms)." in text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "conditions", "said"),
+    [
+        ("2", {"other_cpus": 1.0}, "other programs used 1.0 of 2 CPUs"),
+        ("2", {"other_cpus": 0.1, "drift": 0.1}, None),
+        ("4", {"other_cpus": 1.5}, None),  # two of four CPUs were free for the two threads
+        ("2", {"drift": 0.6}, "a model's median time varied by 60 % between fifths of its timings"),
+        ("2", {}, None),  # of an older version
+    ],
+)
+def test_a_busy_machine_is_said_right_under_the_headline(cpus, conditions, said):
+    text = notes(row("teacher"), row("export", "onnxruntime"), machine={"cpus": cpus}, **conditions)
+    line = text.splitlines()[2]
+    if said is None:
+        assert "busy" not in text
+    else:
+        assert line.startswith(f"**The machine was busy: {said}.")

@@ -18,7 +18,7 @@ from pressoir.benchmark import classifiers
 from pressoir.benchmark import probe as probing
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
 from pressoir.benchmark.size import size_mb
-from pressoir.benchmark.timing import sentences_to_time, time_in_turn, turns
+from pressoir.benchmark.timing import drift, sentences_to_time, time_in_turn, turns
 from pressoir.data import sentences
 from pressoir.errors import DataError, PressoirError
 from pressoir.inference.text_classification import TextClassifier
@@ -103,6 +103,16 @@ def test_every_model_comes_right_after_every_other_equally_often(count):
     followed = Counter(pair for order in orders for pair in itertools.pairwise(order))
     assert len(followed) == count * (count - 1)
     assert len(set(followed.values())) <= 1
+
+
+def test_drift_is_the_range_of_medians_of_successive_fifths():
+    steady, slower = np.ones((1, 100)), np.ones((1, 100))
+    steady[0, ::10] = 50  # single calls that were disturbed
+    slower[0, 80:] = 1.5
+    assert drift(steady) == 0
+    assert drift(slower) == 0.5
+    assert drift(np.concatenate([steady, slower])) == 0.5
+    assert drift(np.array([[1.0, 2.0, 3.0]])) == 0, "too few to tell"
 
 
 def test_garbage_collection_waits_for_the_timing_and_comes_back_after_a_failure(fakes):
