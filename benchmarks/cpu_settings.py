@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +38,8 @@ from pressoir.system.runtime import (
 )
 
 BATCH, TOKENS, WARMUP = 8, 64, 3
+SENTENCES = (16, 24)
+"""A batch in training, whose sentences are short: threads wait for each other more often."""
 _CLEARED = thread_environment(1, side_by_side=True).keys()
 
 
@@ -45,11 +49,13 @@ class Case:
 
     name: str
     work: str
-    """`grad`, `no_grad`, `inference_mode`, `mapped`, `copied` or `release`."""
+    """`grad`, `no_grad`, `inference_mode`, `train`, `mapped`, `copied` or `release`."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables set for the child, on top of ours without any thread limit."""
     children: int = 1
     """Processes that do it side by side."""
+    hogs: int = 0
+    """Other programs, each of which keeps a CPU of its own busy."""
 
 
 def main() -> None:
@@ -58,6 +64,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="WORD", help="the tables whose title contains it")
     parser.add_argument("--batches", type=int, default=40, help=f"of {BATCH} × {TOKENS} tokens, a process")
     parser.add_argument("--hidden", type=int, default=384, help="width of the model")
     parser.add_argument("--layers", type=int, default=6)
@@ -70,7 +77,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.model = Path(folder)
         finish([start("make", options, {})])
-        tables = measure(sections(available_cpus()), options)
+        chosen = {k: v for k, v in sections(available_cpus()).items() if options.only.lower() in k.lower()}
+        tables = measure(chosen, options)
     machine = describe_machine(available_cpus())
     console.print(
         f"{machine['cpu']}, {machine['cpus']} CPUs available, {machine['system']}, Python "
@@ -89,6 +97,7 @@ def sections(cpus: int) -> dict[str, list[Case]]:
     """The tables, each with its rows."""
     limited, each = thread_environment(cpus), thread_environment(max(cpus // 2, 1))
     passive, active = thread_environment(cpus, side_by_side=True), {"OMP_WAIT_POLICY": "ACTIVE"}
+    brief = {"GOMP_SPINCOUNT": "100000"}
     host = thread_environment(4 * cpus)
     threads = [
         Case("libraries' own choice", "inference_mode"),
@@ -103,11 +112,21 @@ def sections(cpus: int) -> dict[str, list[Case]]:
     ]
     waiting = [
         Case("one process, unset", "inference_mode", limited),
+        Case("one process, spinning briefly", "inference_mode", limited | brief),
         Case("one process, PASSIVE", "inference_mode", passive),
         Case("one process, ACTIVE", "inference_mode", limited | active),
         Case("two processes of all CPUs each, unset", "inference_mode", limited, 2),
         Case("two processes of all CPUs each, PASSIVE", "inference_mode", passive, 2),
         Case("two processes of all CPUs each, ACTIVE", "inference_mode", limited | active, 2),
+    ]
+    training = [
+        Case(f"{name}, {'another program on each CPU' if hogs else 'alone'}", "train", environment, hogs=hogs)
+        for hogs in (0, cpus)
+        for name, environment in {
+            "unset": limited,
+            "spinning briefly": limited | brief,
+            "PASSIVE": passive,
+        }.items()
     ]
     modes = [Case(mode, mode, limited) for mode in ("grad", "no_grad", "inference_mode")]
     loading = [
@@ -118,6 +137,7 @@ def sections(cpus: int) -> dict[str, list[Case]]:
         "Threads, one process": threads,
         "Threads, two processes side by side": side_by_side,
         "OMP_WAIT_POLICY": waiting,
+        "Training beside other programs": training,
         "Inference mode": modes,
         "Loading": loading,
         "Giving back": [Case("release_memory", "release", limited)],
@@ -153,7 +173,8 @@ def measure(tables: dict[str, list[Case]], options: argparse.Namespace) -> list[
 
 def run(case: Case, options: argparse.Namespace) -> dict[str, float]:
     """One round of one case; of processes side by side the slowest time, and the sum of CPU and memory."""
-    answers = finish([start(case.work, options, case.environment) for _ in range(case.children)])
+    children = [start(case.work, options, case.environment) for _ in range(case.children)]
+    answers = finish(children, case.hogs)
     if "CPU s" not in answers[0]:
         return answers[0]
     slowest = max(answer["ms a batch"] for answer in answers)
@@ -164,6 +185,15 @@ def run(case: Case, options: argparse.Namespace) -> dict[str, float]:
         "CPU s": used,
         "peak RSS MB": sum(answer["peak RSS MB"] for answer in answers),
     }
+
+
+@contextmanager
+def _hog(cpu: int) -> Iterator[None]:
+    """Another program that keeps a CPU busy."""
+    words = f"import os\nos.sched_setaffinity(0, [{cpu}])\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", words]) as process:
+        yield
+        process.kill()
 
 
 def start(work: str, options: argparse.Namespace, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -180,16 +210,19 @@ def start(work: str, options: argparse.Namespace, environment: dict[str, str]) -
     )
 
 
-def finish(children: list[subprocess.Popen[str]]) -> list[dict[str, float]]:
+def finish(children: list[subprocess.Popen[str]], hogs: int = 0) -> list[dict[str, float]]:
     """Let children that have all come to their measurement go at once; return what they found."""
     for child in children:
         if child.stdout is None or child.stdout.readline() != "ready\n":
             raise SystemExit(f"a child failed:\n{child.communicate()[1]}")
-    for child in children:
-        if child.stdin is not None:
-            child.stdin.write("go\n")
-            child.stdin.flush()
-    return [json.loads(child.communicate()[0]) for child in children]
+    with ExitStack() as beside:
+        for cpu in sorted(os.sched_getaffinity(0))[:hogs]:
+            beside.enter_context(_hog(cpu))
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.write("go\n")
+                child.stdin.flush()
+        return [json.loads(child.communicate()[0]) for child in children]
 
 
 def do(work: str, options: argparse.Namespace) -> dict[str, float]:
@@ -264,18 +297,22 @@ def load(folder: Path, copied: bool = False) -> Any:
 
 
 def run_batches(model: Any, batches: int, mode: str) -> None:
-    """So many forward passes on (BATCH, TOKENS) ids; `grad` keeps what a backward pass would need."""
+    """So many forward passes; `grad` keeps what a backward pass would need, `train` makes it."""
     import torch
 
     contexts: dict[str, Any] = {
         "grad": torch.enable_grad,
+        "train": torch.enable_grad,
         "no_grad": torch.no_grad,
         "inference_mode": inference_mode,
     }
-    ids = torch.randint(0, model.config.vocab_size, (BATCH, TOKENS))
+    shape = SENTENCES if mode == "train" else (BATCH, TOKENS)
+    ids = torch.randint(0, model.config.vocab_size, shape)
     for _ in range(batches):
         with contexts[mode]():
-            model(input_ids=ids)
+            logits = model(input_ids=ids).logits
+        if mode == "train":
+            logits.square().mean().backward()
 
 
 def go() -> float:

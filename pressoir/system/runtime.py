@@ -6,6 +6,9 @@ What each setting buys is measured by `benchmarks/cpu_settings.py`.
   is what every child process starts with, `limit_threads` what a program calls before its imports,
   `use_threads` what sets torch once it is there. The default is `available_cpus`: libraries count the host's
   CPUs, a container may use fewer.
+- **Waiting.** OpenMP's threads spin while they wait for each other: for long they take the CPU from the very
+  thread they wait for as soon as another program wants it, not at all they fall asleep between two operators.
+  `spin_briefly` is in between; processes side by side do not spin.
 - **Inference.** `inference_mode` keeps no graph for a backward pass.
 - **Loading.** `LOW_MEMORY_LOADING` are the options of `from_pretrained` that never hold the weights twice.
 - **Giving back.** `release_memory` between two models in one process. What a process does not give back,
@@ -33,6 +36,7 @@ from typing import Any
 from pressoir.system.cgroups import cpu_limit
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SPINS = "GOMP_SPINCOUNT"
 _CPU_FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
@@ -59,10 +63,19 @@ def thread_environment(threads: int, *, side_by_side: bool = False) -> dict[str,
     """The variables that limit the numeric libraries of a process to `threads` CPU threads.
 
     `side_by_side`: other processes want the same CPUs. OpenMP's threads then sleep while they wait for each
-    other; by default they spin, and take the CPU from the very thread they wait for.
+    other.
     """
     limits = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
-    return {**limits, "OMP_WAIT_POLICY": "PASSIVE"} if side_by_side else limits
+    return {**limits, "OMP_WAIT_POLICY": "PASSIVE", _SPINS: "0"} if side_by_side else limits
+
+
+def spin_briefly() -> None:
+    """Have GNU OpenMP's threads spin a third as long as they do by themselves, unless the user has said how.
+
+    Call it before torch is imported. `benchmarks/cpu_settings.py` measures it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(_SPINS, "100000")
 
 
 def child_environment(threads: int, *, side_by_side: bool = False) -> dict[str, str]:

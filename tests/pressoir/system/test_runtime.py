@@ -113,7 +113,24 @@ def test_a_childs_environment_is_ours_with_the_limits(monkeypatch):
 def test_children_side_by_side_do_not_spin_while_they_wait(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert "OMP_WAIT_POLICY" not in runtime.child_environment(2)
-    assert runtime.child_environment(2, side_by_side=True)["OMP_WAIT_POLICY"] == "PASSIVE"
+    environment = runtime.child_environment(2, side_by_side=True)
+    assert (environment["OMP_WAIT_POLICY"], environment["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "100000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+)
+def test_flows_let_threads_spin_briefly_unless_the_user_has_said_how(given, spins):
+    program = (
+        "import os, sys; import pressoir.flows\n"
+        "assert 'torch' not in sys.modules, 'too late'\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    out = subprocess.run([sys.executable, "-c", program], env=kept | given, capture_output=True, text=True)
+    assert out.stdout.strip() == str(spins), out.stderr
 
 
 def test_inference_mode_keeps_no_graph():
