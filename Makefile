@@ -24,7 +24,7 @@ check: lint ## check style, formatting and types, then run the fast tests (about
 	$(PYTEST) -m "$(FAST)"
 
 # Coverage is that of the fast tests: they alone stay in one process.
-test: .venv/.dev ## install, then run all tests, with the coverage of the fast ones (about 16 minutes on two cores)
+test: .venv/.dev ## install, then run all tests, with the coverage of the fast ones (up to an hour on two cores)
 	$(PYTEST) -m "$(FAST)" --durations 25 --cov --cov-report term:skip-covered
 	$(PYTEST) -m "not ($(FAST))" --durations 25
 
