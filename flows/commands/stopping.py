@@ -64,12 +64,18 @@ def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
 
 def _say(text: str) -> None:
     """Print the last line, and nothing after it."""
-    with suppress(OSError, ValueError):
-        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    cursor = ""
+    with suppress(OSError, ValueError):  # either may be closed
         sys.stdout.flush()
-        terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
+        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        terminal = os.dup(2)
+    except OSError:
+        terminal = nowhere
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    with suppress(OSError):
         os.write(terminal, f"{cursor}{text}\n".encode())
 
 
