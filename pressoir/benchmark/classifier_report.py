@@ -87,19 +87,18 @@ class Conditions(Config, allow_inf_nan=False):
     """Number of CPU threads, the same for every row."""
     seed: int
     """Random seed, which for example selects the timed sentences."""
-
-    other_cpus: NotNegative | None = None
-    """Mean number of CPUs that other programs used while the models were timed; None in files of older
-    versions."""
+    free_cpus: NotNegative | None = None
+    """Mean number of the machine's CPUs that other programs left free while the models were timed; None in
+    files of older versions."""
     drift: NotNegative | None = None
     """How much the medians of successive fifths of a model's timings differ, as a fraction of its median; the
     largest of all models. None in files of older versions."""
 
     def busy(self) -> str | None:
         """Why the times are not to be relied on, where the machine had other work or they drifted."""
-        cpus, reasons = int(self.machine.get("cpus", 0)) or self.threads, []
-        if self.other_cpus is not None and self.other_cpus > cpus - self.threads + BUSY_CPUS:
-            reasons.append(f"other programs used {self.other_cpus:.1f} of {cpus} CPUs")
+        reasons = []
+        if self.free_cpus is not None and self.free_cpus < self.threads - BUSY_CPUS:
+            reasons.append(f"other programs left {self.free_cpus:.1f} CPUs to {self.threads} threads")
         if self.drift is not None and self.drift > BUSY_DRIFT:
             reasons.append(
                 f"a model's median time varied by {100 * self.drift:.0f} % between fifths of its timings"

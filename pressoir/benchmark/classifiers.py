@@ -31,7 +31,7 @@ from pressoir.inference.tokenizers.tokenizers import truncation
 from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
-from pressoir.system.load import OtherLoad
+from pressoir.system.load import FreeCpus
 from pressoir.system.runtime import describe_machine, use_threads
 
 
@@ -62,7 +62,7 @@ def compare(
     contenders = _contenders(folders, texts, data, context)
     classifiers = [contender.classifier for contender in contenders]
     sample = sentences_to_time(texts, config.latency_samples, context.seed)
-    load = OtherLoad()
+    free = FreeCpus()
     latency_ms, throughput_per_s = time_classifiers(classifiers, sample, texts, config, context.reporter)
     tokenizing_ms: NDArray[np.float64] = np.median(
         in_turn(
@@ -74,7 +74,7 @@ def compare(
         axis=1,
     )  # (models,)
 
-    other_cpus = load.cpus()
+    free_cpus = free.mean()
     cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -90,7 +90,7 @@ def compare(
         tokenization_ms_p50=float(tokenizing_ms[0]),
         texts_truncated=cut.cut,
         tokens_truncated=cut.lost,
-        other_cpus=other_cpus,
+        free_cpus=free_cpus,
         drift=drift(latency_ms),
         f1_label=labels[1] if len(labels) == 2 else None,
         rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),

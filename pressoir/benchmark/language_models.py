@@ -41,7 +41,7 @@ from pressoir.models import layouts
 from pressoir.recipe.sections import BenchmarkConfig, TextConfig
 from pressoir.reporting import Reporter
 from pressoir.stage import StageContext
-from pressoir.system.load import OtherLoad
+from pressoir.system.load import FreeCpus
 from pressoir.system.runtime import describe_machine, use_threads
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def compare(
     use_threads(context.threads)
     contenders = _contenders(folders, texts, cut, context)
     prompts = _prompts(contenders, next(iter(texts.values())), config)
-    load = OtherLoad()
+    free = FreeCpus()
     times = time_in_turn(
         [contender.generator.decoder for contender in contenders],
         prompts,
@@ -101,7 +101,7 @@ def compare(
         config.warmup,
         lambda done, total: context.reporter.progress(done, total, "prompts timed"),
     )
-    other_cpus = load.cpus()
+    free_cpus = free.mean()
     benchmark = GenerationBenchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(context.threads),
@@ -114,7 +114,7 @@ def compare(
         prompt_tokens=config.prompt_tokens,
         new_tokens=config.new_tokens,
         warmup=config.warmup,
-        other_cpus=other_cpus,
+        free_cpus=free_cpus,
         drift=drift(np.array([[prompt.decode_ms for prompt in own] for own in times])),
         rows=_rows(contenders, times, config),
     )

@@ -7,8 +7,8 @@ import time
 import psutil
 
 
-class OtherLoad:
-    """CPUs that other programs use from now on.
+class FreeCpus:
+    """CPUs of the machine that other programs leave free from now on.
 
     Other virtual machines on the same hardware count where the system is told of them (steal time). The
     counters are those of the whole machine, also inside a container; they tick a hundred times a second.
@@ -17,10 +17,11 @@ class OtherLoad:
     def __init__(self) -> None:
         self._began, self._used = time.monotonic(), _used_by_others()
 
-    def cpus(self) -> float:
-        """Mean number of CPUs, since this was made."""
+    def mean(self) -> float:
+        """Mean number of CPUs, since this was made; what this process uses of them counts as free."""
         passed = max(time.monotonic() - self._began, 1e-3)
-        return max(0.0, (_used_by_others() - self._used) / passed)
+        used = max(0.0, (_used_by_others() - self._used) / passed)
+        return max(0.0, (psutil.cpu_count() or 1) - used)
 
 
 def _used_by_others() -> float:

@@ -59,7 +59,8 @@ RECORD = Path(__file__).with_name("recorded_outputs.json")
 TOLERANCE = {"computed": 1e-6, "trained": 1e-4, "half": 1e-4, "gptq": 1e-3}
 # Measured, or of the machine and the installed libraries.
 VOLATILE = re.compile(
-    r"_ms|per_s|rss|load_s|speedup|_at$|machine|version|_name_or_path|parity|drift|other_cpus|max_logit|published|digest|sha256|^bytes$"
+    r"_ms|per_s|rss|load_s|speedup|drift|free_cpus|_at$|machine|(?<!format_)version|_name_or_path|digest|sha256"
+    r"|parity|max_logit|published|^bytes$"
 )
 SENTENCES = ["the soup was awful", "a dull and weak book", "the song was superb", "fine"]
 FEW = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
