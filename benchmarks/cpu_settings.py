@@ -29,6 +29,7 @@ from typing import Any
 
 from pressoir.flows.commands.terminal import console, progress
 from pressoir.system.runtime import (
+    BRIEF_SPINNING,
     LOW_MEMORY_LOADING,
     available_cpus,
     describe_machine,
@@ -97,7 +98,7 @@ def sections(cpus: int) -> dict[str, list[Case]]:
     """The tables, each with its rows."""
     limited, each = thread_environment(cpus), thread_environment(max(cpus // 2, 1))
     passive, active = thread_environment(cpus, side_by_side=True), {"OMP_WAIT_POLICY": "ACTIVE"}
-    brief = {"GOMP_SPINCOUNT": "100000"}
+    brief = dict(BRIEF_SPINNING)
     host = thread_environment(4 * cpus)
     threads = [
         Case("libraries' own choice", "inference_mode"),

@@ -36,12 +36,13 @@ from typing import Any
 from pressoir.system.cgroups import cpu_limit
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_SPINS = "GOMP_SPINCOUNT"
 _CPU_FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
 )
 
+BRIEF_SPINNING: Mapping[str, str] = {"GOMP_SPINCOUNT": "100000"}
+"""Variable that has GNU OpenMP's threads spin a third as long as they do by themselves."""
 LOW_MEMORY_LOADING: Mapping[str, Any] = {"use_safetensors": True}
 """Options of `from_pretrained`. The architecture is built without memory and its weights are mapped from the
 safetensors file, so they are not copied and count as pages of the file. Pickled weights would be read whole
@@ -66,16 +67,17 @@ def thread_environment(threads: int, *, side_by_side: bool = False) -> dict[str,
     other.
     """
     limits = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
-    return {**limits, "OMP_WAIT_POLICY": "PASSIVE", _SPINS: "0"} if side_by_side else limits
+    return {**limits, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"} if side_by_side else limits
 
 
 def spin_briefly() -> None:
-    """Have GNU OpenMP's threads spin a third as long as they do by themselves, unless the user has said how.
+    """Set `BRIEF_SPINNING` for this process and its children, unless the user has said how to wait.
 
     Call it before torch is imported. `benchmarks/cpu_settings.py` measures it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(_SPINS, "100000")
+        for name, value in BRIEF_SPINNING.items():
+            os.environ.setdefault(name, value)
 
 
 def child_environment(threads: int, *, side_by_side: bool = False) -> dict[str, str]:
