@@ -58,9 +58,7 @@ class Home:
 
     def __init__(self, folder, values):
         self.folder, self.home = folder, folder / "home"
-        self.values = {name: {**value, "results": str(folder / "results")} for name, value in values.items()}
-        for name, value in self.values.items():
-            value = value if name in ("search", "evaluate") else values[name]
+        for name, value in values.items():
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
 
     def words(self, command):
@@ -99,11 +97,8 @@ class Home:
 
     def drafts(self):
         """What is about to be published: folders and files that are renamed when they are whole."""
-        places = (self.home / "store", self.home, self.folder)
-        found = set()
-        for place, pattern in zip(places, ("*/.*", ".*", ".*"), strict=True):
-            found |= {str(path) for path in place.glob(pattern)}
-        return found
+        patterns = ("home/store/*/.*", "home/.*", ".*")
+        return {str(path) for pattern in patterns for path in self.folder.glob(pattern)}
 
     def running(self):
         """Processes that the last command has started, or that these have."""
@@ -125,11 +120,16 @@ class Home:
         }
 
     def checkpoints(self):
-        """The last whole checkpoint of each training."""
-        found = {}
+        """The last whole checkpoint of each training whose result is not published."""
+        published, found = {key for _, key in self.published()}, {}
         for path in self.home.glob("work/**/checkpoint-*/trainer_state.json"):
-            number = int(path.parent.name.rpartition("-")[2])
-            found[path.parents[1]] = max(number, found.get(path.parents[1], 0))
+            if published.intersection(path.parts):  # stopped before what it worked with was removed
+                continue
+            try:
+                step = json.loads(path.read_text(encoding="utf-8"))["global_step"]
+            except ValueError:  # stopped while it was being written
+                continue
+            found[path.parents[1]] = max(step, found.get(path.parents[1], 0))
         return found
 
     def results(self, command):
@@ -143,7 +143,9 @@ class Home:
             served = json.loads((self.home / "models.json").read_text())["serving"]
             return {name: one["config"]["tiers"] for name, one in served.items()}
         results = {key: digest for key, (digest, _) in self.published().items()}
-        return results | {"out": command == "compress" and folder_digest(self.folder / "out" / "model")}
+        if command == "compress":
+            results["out"] = folder_digest(self.folder / "out" / "model")
+        return results
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,7 @@ def values(tiny_bert, tiny_data, tiny_classifier, tiny_llama, tiny_text, tmp_pat
         "model": str(tiny_bert),
         "threads": 1,
         "data": {"source": "files", **files},
-        "teacher": {**brief, "checkpoint_every_steps": 5},
+        "teacher": brief,
         "distill": {**brief, "student": {"layers": 2}},
         "prune": {**brief, "calibration_samples": 16},
         "quantize": {"max_accuracy_drop": None},
@@ -175,9 +177,11 @@ def values(tiny_bert, tiny_data, tiny_classifier, tiny_llama, tiny_text, tmp_pat
             "trials": 2,
             "proxy": {"epochs": 1, "slack": 1.0},
             "latency_samples": 10,
+            "results": "results",
         },
         "evaluate": {
             "name": "killed",
+            "results": "results",
             "models": [
                 {"id": "encoder", "model": str(tiny_bert), "data": "pairs", "batch_size": 1},
                 {"id": "llama", "model": str(tiny_llama), "data": "text", "batch_size": 1},
