@@ -49,7 +49,19 @@ def test_commands_parse(document):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
-    assert targets == {"help", "demo", "serve", "check", "test", "fuzz", "kills", "lint", "docs", "ui", "clean"}
+    assert targets == {
+        "help",
+        "demo",
+        "serve",
+        "check",
+        "test",
+        "fuzz",
+        "kills",
+        "lint",
+        "docs",
+        "ui",
+        "clean",
+    }
     assert set(re.findall(r"`make ([a-z]+)`", README)) <= targets
 
 
