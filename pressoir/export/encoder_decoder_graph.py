@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DATA = f"{GRAPH}.data"
+# Types that optimum does not know, and the one with the same inputs and outputs that it does.
+_DESCRIBED_AS = {"umt5": "t5"}
 # Smaller tensors stay inside the graph; larger ones are aligned as ONNX Runtime's vector loads like it.
 INLINE_BYTES, ALIGNMENT = 1024, 64
 
@@ -75,12 +77,13 @@ def trace(
     graphs: dict[str, onnx.ModelProto] = {}
     with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         try:
+            kind = model.config.model_type
             constructor = TasksManager.get_exporter_config_constructor(
-                "onnx", model, task=task, library_name="transformers"
+                "onnx", task=task, library_name="transformers", model_type=_DESCRIBED_AS.get(kind, kind)
             )
             config = constructor(model.config, task=task, **({"use_past": True} if encoder_decoder else {}))
         except (KeyError, ValueError) as error:
-            raise ParityError(f"optimum cannot export a {model.config.model_type} model: {error}") from error
+            raise ParityError(f"optimum cannot export a {kind} model: {error}") from error
         parts: dict[str, tuple[Any, Any]] = {GRAPH: (model, config)}
         if encoder_decoder:
             parts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +34,12 @@ SHARD_MANIFEST = "shard_manifest.json"
 
 
 def task_of(folder: Path) -> TaskName:
-    """The task of a model, from the class that its configuration names.
+    """The task of a model, the first of its `tasks_of`."""
+    return tasks_of(folder)[0]
+
+
+def tasks_of(folder: Path) -> tuple[TaskName, ...]:
+    """What a model can do, from the class that its configuration names: mostly one task.
 
     A model without a head is for feature extraction.
 
@@ -47,7 +53,31 @@ def task_of(folder: Path) -> TaskName:
             f'{folder / "config.json"} specifies no architecture; add "architectures", such as '
             '["LlamaForCausalLM"]'
         )
-    return task.task_of_architecture(str(names[0])).name
+    return tuple(one.name for one in task.tasks_of_architecture(str(names[0])))
+
+
+def model_type_of(folder: Path) -> str:
+    """The `model_type` of a model's configuration; empty where it names none.
+
+    Raises:
+        SourceError: `config.json` is missing or broken.
+    """
+    return str(read_json(folder / "config.json").get("model_type") or "")
+
+
+def is_ctc(folder: Path) -> bool:
+    """Whether a model has a CTC head, which gives each moment of a sound a letter.
+
+    Raises:
+        SourceError: `config.json` is missing or broken.
+    """
+    return has_ctc_head(read_json(folder / "config.json"))
+
+
+def has_ctc_head(config: Mapping[str, Any]) -> bool:
+    """The same, of a model's configuration."""
+    names = config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]).endswith("ForCTC")
 
 
 def declared_by(folder: Path) -> set[Origin]:

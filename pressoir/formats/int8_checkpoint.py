@@ -27,7 +27,7 @@ from torch import Tensor
 from pressoir.errors import SourceError
 from pressoir.formats import packing, symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION, read_json
-from pressoir.system.reader import is_file
+from pressoir.system.reader import is_file, shown
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -120,7 +120,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     for field, known in (("format_version", FORMAT_VERSION), ("scheme", "int8"), ("activations", "dynamic")):
         if description.get(field) != known:
             raise SourceError(
-                f"{path}: {field} is {description.get(field)!r}, but this version of Pressoir supports "
+                f"{path}: {field} is {shown(description.get(field))}, but this version of Pressoir supports "
                 f"{known!r}; use the version that wrote it, or {_ADVICE}"
             )
     layers = description.get("layers")
@@ -140,8 +140,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
         blocks = kind == "embedding" and bits == symmetric_blocks.BITS and isinstance(size, int) and size > 0
         if not blocks and (kind not in ("linear", "embedding") or bits != 8):
             raise SourceError(
-                f"{path}, layer {name}: kind {kind!r} with {bits!r} bits is not supported (linear or "
-                f"embedding of 8 bits, embedding of 4 bits with its block_size); {_ADVICE}"
+                f"{path}, layer {name}: kind {shown(kind)} with {shown(bits)} bits is not supported (linear "
+                f"or embedding of 8 bits, embedding of 4 bits with its block_size); {_ADVICE}"
             )
         shape = layer.get("shape")
         if _expected(shape, size if blocks else None) != (

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pressoir.errors import ShardError
 from pressoir.formats.tensor_bytes import TensorBytes
@@ -71,7 +71,22 @@ def load(path: Path) -> onnx.ModelProto:
         raise ShardError(f"{path} is not an ONNX graph: {error}; export the model again") from error
     if not model.graph.node:
         raise ShardError(f"{path} is an empty ONNX graph; export the model again")
+    if (name := _undecoded(model)) is not None:
+        raise ShardError(f"{path}: {shown(name)} is not UTF-8 text; export the model again")
     return model
+
+
+def _undecoded(message: Any) -> bytes | None:
+    """A text of a protobuf message that is not UTF-8: protobuf does not refuse it, and returns bytes."""
+    for entry, value in message.ListFields():
+        if entry.type not in (entry.TYPE_STRING, entry.TYPE_MESSAGE):
+            continue
+        alone = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+        for one in (value,) if alone else value:
+            found = _undecoded(one) if entry.type == entry.TYPE_MESSAGE else one
+            if isinstance(found, bytes):
+                return found
+    return None
 
 
 def weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:

@@ -7,7 +7,7 @@ features here are the same numbers without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +30,17 @@ _MALLOC_FAILED = 17  # SFE_MALLOC_FAILED: libsndfile found no memory
 # (RFC 3533, 6: the last page says that it is the last).
 _SIZES = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_END = re.compile(r"^Ogg ?: .*(?:lacks an end-of-stream|without an End-Of-Stream)", re.MULTILINE)
+_CANCELLED = 0.1  # part of the power that independent channels would leave
 _UNKNOWN_SIZE = 0x7FFF_0000  # who writes to a pipe announces a size near the field's, or its sign's, limit
 
 
 def read_audio(path: Path, sampling_rate: int) -> Waveform:
     """Sound of a WAV, FLAC, OGG, MP3, AIFF or other file that libsndfile reads, as a model hears it.
 
-    Integers become fractions of their format's range; channels are averaged; where the file has another rate
-    it is resampled to `sampling_rate` Hz by libsoxr at its high quality, which keeps the length to half a
-    sample and what lies below 0.91 of the lower rate's Nyquist frequency.
+    Integers become fractions of their format's range; channels are averaged, or, where they nearly cancel
+    each other out, the loudest is taken; where the file has another rate it is resampled to `sampling_rate`
+    Hz by libsoxr at its high quality, which keeps the length to half a sample and what lies below 0.91 of the
+    lower rate's Nyquist frequency.
 
     Raises:
         DataError: the file is missing, is not sound, is cut off (MP3 without a count of its frames does
@@ -69,11 +71,22 @@ def read_audio(path: Path, sampling_rate: int) -> Waveform:
         raise DataError(
             f"{path} has samples that are not finite (NaN or infinite); record or convert it again"
         )
-    mono: Waveform = samples.mean(axis=1, dtype=np.float32)
+    mono = _mono(samples)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
     if not mono.size:
         raise DataError(f"{path} has no samples; download it again, or remove it from the list")
+    return mono
+
+
+def _mono(samples: NDArray[np.float32]) -> Waveform:
+    """The mean of the channels of `samples` (frames, channels); the loudest where that is nearly silent."""
+    mono: Waveform = samples.mean(axis=1, dtype=np.float32)
+    if samples.shape[1] > 1 and samples.size:
+        powers = np.square(samples, dtype=np.float64).mean(axis=0)
+        # Channels that have nothing in common leave a mean of powers.mean() / channels.
+        if np.square(mono, dtype=np.float64).mean() < _CANCELLED * powers.mean() / samples.shape[1]:
+            return np.ascontiguousarray(samples[:, powers.argmax()])
     return mono
 
 
@@ -125,13 +138,21 @@ class LogMel:
 
     def __call__(self, samples: Waveform) -> NDArray[np.float32]:
         """Features (bins, window / hop) of at most one window; shorter sound is padded with silence."""
-        padded = np.zeros(self.window, dtype=np.float64)
+        padded = np.zeros(self.window, dtype=np.float32)
         padded[: len(samples)] = samples[: self.window]
-        half = self.fft // 2
-        framed = np.lib.stride_tricks.sliding_window_view(np.pad(padded, half, mode="reflect"), self.fft)
+        return self.spectrum(padded)
+
+    def spectrum(self, samples: Waveform) -> NDArray[np.float32]:
+        """Features (bins, samples / hop) of a sound of any length from half of `fft` samples on."""
+        half, block = self.fft // 2, self.window // self.hop  # frames at a time: an hour has gigabytes
+        padded = np.pad(samples.astype(np.float64), half, mode="reflect")
+        framed = np.lib.stride_tricks.sliding_window_view(padded, self.fft)[:: self.hop][:-1]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.fft) / self.fft)
-        power = np.abs(np.fft.rfft(framed[:: self.hop][:-1] * hann)) ** 2  # (frames, frequencies)
-        logarithm = np.log10(np.maximum(self.filters @ power.T, 1e-10))
+        blocks = [
+            self.filters @ (np.abs(np.fft.rfft(framed[start : start + block] * hann)) ** 2).T
+            for start in range(0, len(framed), block)
+        ]
+        logarithm = np.log10(np.maximum(np.concatenate(blocks, axis=1), 1e-10))
         floored = np.maximum(logarithm, logarithm.max() - 8)
         features: NDArray[np.float32] = ((floored + 4) / 4).astype(np.float32)
         return features
@@ -154,3 +175,8 @@ def mel_filters(bins: int, fft: int, sampling_rate: int) -> NDArray[np.float64]:
     triangles = np.maximum(0, np.minimum(-slopes[:-2] / widths[:-1], slopes[2:] / widths[1:]))
     filters: NDArray[np.float64] = triangles * (2 / (edges[2:] - edges[:-2]))[:, None]
     return filters
+
+
+def join_windows(transcripts: Iterable[str]) -> str:
+    """One transcript of those of consecutive windows."""
+    return " ".join(filter(None, transcripts))

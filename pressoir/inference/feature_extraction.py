@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.errors import SourceError
+from pressoir.errors import DataError, SourceError
 from pressoir.formats.folder import QUANTIZATION, Runtime, read_json, runtime_of
 from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
 from pressoir.inference.engines.session import verify_shards
 from pressoir.inference.token_groups import split_inputs
+from pressoir.inference.tokenizers.steps import Encoded, iter_encoded
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
 if TYPE_CHECKING:
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 
 POOLING = Path("1_Pooling") / "config.json"
 _SETTINGS = "sentence_bert_config.json"
+
+
+class Embeddings(NamedTuple):
+    """What an encoder gives for some of several texts."""
+
+    rows: list[int]
+    """Which of the texts they are."""
+    vectors: NDArray[np.float32]
+    """(rows, hidden)"""
+    tokens: list[int]
+    """How many the model was given, of each text."""
+    truncated: list[bool]
+    """Whether a text has more tokens than that."""
 
 
 class SentenceEncoder:
@@ -38,8 +52,11 @@ class SentenceEncoder:
         engine: TorchEncoder | OnnxEncoder,
         tokenizer: FastTokenizer | PreTrainedTokenizerBase,
         pooling: str = "mean",
+        vocabulary_size: int = 0,
+        pad_id: int = 0,
     ) -> None:
         self.engine, self.tokenizer, self.pooling = engine, tokenizer, pooling
+        self.vocabulary_size, self.pad_id = vocabulary_size, pad_id
 
     @classmethod
     def open(
@@ -54,12 +71,36 @@ class SentenceEncoder:
         """
         folder, threads = opened(folder, threads)
         verify_shards(folder)
-        pooling = _pooling(folder)
-        return cls(_engine(folder, threads, runtime_of(folder, runtime)), _tokenizer(folder), pooling)
+        engine = _engine(folder, threads, runtime_of(folder, runtime))
+        config = read_json(folder / "config.json")
+        size, pad = int(config.get("vocab_size") or 0), int(config.get("pad_token_id") or 0)
+        return cls(engine, _tokenizer(folder), _pooling(folder), size, pad)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
         return encode_batch(self.tokenizer, texts, max_length)
+
+    def pad(
+        self, ids: Sequence[Sequence[int]], max_length: int | None = None
+    ) -> dict[str, NDArray[np.int64]]:
+        """The same, of texts that are token ids already; they are taken as they are, special ones included.
+
+        Raises:
+            DataError: a list is empty or longer than the model or `max_length` allows (cutting it would lose
+                its last special token), or an id is none of the model's.
+        """
+        limit = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length)
+        for index, row in enumerate(ids):
+            if not 1 <= len(row) <= limit:
+                raise DataError(f"input {index} has {len(row)} token ids; expected 1 to {limit}")
+            if not 0 <= min(row) <= max(row) < self.vocabulary_size:
+                raise DataError(f"input {index}: token ids are 0 to {self.vocabulary_size - 1}")
+        shape = len(ids), max(map(len, ids))
+        padded, mask = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for index, row in enumerate(ids):
+            padded[index, : len(row)], mask[index, : len(row)] = row, 1
+        known = {"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+        return {name: known[name] for name in self.encode(["a"])}  # the inputs that this model has
 
     def embed(self, texts: Sequence[str] | str, batch_size: int = 8) -> NDArray[np.float32]:
         """Embeddings (texts, hidden) in the order of `texts`; their lengths are not normalised.
@@ -80,13 +121,28 @@ class SentenceEncoder:
 
     def iter_embeddings(
         self, texts: Sequence[str], max_length: int | None = None, max_tokens: int = 0
-    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Embeddings (rows, hidden) of a group of texts after another, and which rows of `texts` they are.
+    ) -> Iterator[Embeddings | None]:
+        """Embeddings of a group of texts after another; None after a step of tokenising, see `iter_encoded`.
 
         A group has at most `max_tokens` tokens, see `token_groups`; with 0 each text is run alone.
         """
-        for rows, inputs in split_inputs(self.encode(texts, max_length), max_tokens):
-            yield rows, self._run(inputs)
+        for encoded in iter_encoded(self.tokenizer, texts, max_length):
+            yield from [None] if encoded is None else self._groups(encoded, max_tokens)
+
+    def iter_embeddings_of_ids(
+        self, ids: Sequence[Sequence[int]], max_length: int | None = None, max_tokens: int = 0
+    ) -> Iterator[Embeddings]:
+        """The same, of texts that are token ids already; see `pad`."""
+        encoded = Encoded(list(range(len(ids))), self.pad(ids, max_length), [False] * len(ids))
+        yield from self._groups(encoded, max_tokens)
+
+    def _groups(self, encoded: Encoded, max_tokens: int) -> Iterator[Embeddings]:
+        for rows, inputs in split_inputs(encoded.inputs, max_tokens):
+            tokens, cut = (
+                inputs["attention_mask"].sum(axis=1).tolist(),
+                [encoded.truncated[row] for row in rows],
+            )
+            yield Embeddings([encoded.rows[row] for row in rows], self._run(inputs), tokens, cut)
 
     def _run(self, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         return POOLINGS[self.pooling](self.engine.run(inputs), inputs["attention_mask"])

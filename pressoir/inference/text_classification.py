@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,22 @@ from pressoir.formats.labels import check_single_label, labels_of
 from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.classifier import Engine, open_engine
 from pressoir.inference.token_groups import split_inputs
+from pressoir.inference.tokenizers.steps import iter_encoded
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Logits(NamedTuple):
+    """What a classifier gives for some of several texts."""
+
+    rows: list[int]
+    """Which of the texts they are."""
+    values: NDArray[np.float32]
+    """(rows, labels)"""
+    truncated: list[bool]
+    """Whether a text has more tokens than the model was given."""
 
 
 class TextClassifier:
@@ -65,13 +77,18 @@ class TextClassifier:
 
     def iter_logits(
         self, texts: Sequence[str], max_length: int | None = None, max_tokens: int = 0
-    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Logits (rows, labels) of a group of texts after another, and which rows of `texts` they are.
+    ) -> Iterator[Logits | None]:
+        """Logits of a group of texts after another; None after a step of tokenising, see `iter_encoded`.
 
         A group has at most `max_tokens` tokens, see `token_groups`; with 0 each text is run alone.
         """
-        for rows, inputs in split_inputs(self.encode(texts, max_length), max_tokens):
-            yield rows, self.engine.run(inputs)
+        for encoded in iter_encoded(self.tokenizer, texts, max_length):
+            if encoded is None:
+                yield None
+                continue
+            for rows, inputs in split_inputs(encoded.inputs, max_tokens):
+                found, cut = self.engine.run(inputs), [encoded.truncated[row] for row in rows]
+                yield Logits([encoded.rows[row] for row in rows], found, cut)
 
     def predict(self, texts: Sequence[str] | str) -> list[dict[str, float]]:
         """Probability of each label, for each sentence."""

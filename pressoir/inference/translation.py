@@ -1,36 +1,39 @@
 """Translation over any encoder-decoder: texts in, texts out; languages by their common codes.
 
-=================  =================  ===================================================================
-model              source language    target language
-=================  =================  ===================================================================
-NLLB, M2M100       first token        first generated token
-Marian             fixed by training  fixed, or a token such as `>>fra<<` before the text
-T5                 task prefix ("translate English to French: "), for both
-=================  =================  ===================================================================
+====================  =================  ================================================================
+model                 source language    target language
+====================  =================  ================================================================
+NLLB, M2M100, mBART   token beside text  first generated token
+mBART-cc25            token after text   the decoder's start token
+Marian                fixed by training  fixed, or a token such as `>>fra<<` before the text
+T5                    task prefix ("translate English to French: "), for both
+BART, Pegasus         none: they write what they were trained to write, such as a summary
+====================  =================  ================================================================
 
-A folder with a `tokenizer.json` needs no transformers and no torch. Marian's and M2M100's tokenizers exist
-only in Python (SentencePiece), and bring both.
+Where the tokens stand is what transformers' tokenizer of the model says. A folder of graphs needs no
+transformers and no torch, see `pressoir.inference.tokenizers.encoder_decoder`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, read_json
+from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_source_tokens
 from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.token_groups import token_groups
 from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
-
-MAX_SOURCE_TOKENS = 512  # where the model's own limit is not given
+from pressoir.inference.tokenizers.shortening import finished, shortened
+from pressoir.inference.tokenizers.steps import STEP
 
 T5_TYPES = ("t5", "mt5", "umt5")
 
@@ -84,8 +87,36 @@ LANGUAGES: dict[str, tuple[str, str]] = {
     "zh": ("zho_Hans", "Chinese"),
 }
 
-# How a language stands in a vocabulary: NLLB, M2M100, and Marian's models of several targets.
-_TOKENS = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})|__([a-z]{2,3})__|>>(\w+)<<")
+# How a language stands in a vocabulary: NLLB, mBART, M2M100, and Marian's models of several targets.
+_TOKENS = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})|([a-z]{2}_[A-Z]{2})|__([a-z]{2,3})__|>>(\w+)<<")
+
+
+class DecoderStart(NamedTuple):
+    """How a translation begins; see `SequenceToSequence.generate`."""
+
+    forced_first: int | None = None
+    prompt: tuple[int, ...] = ()
+
+
+class Framing(NamedTuple):
+    """What stands around the texts of a request."""
+
+    prefix: str
+    before: list[int]
+    after: list[int]
+    room: int
+    """Tokens of a text at most."""
+    start: DecoderStart
+
+
+class Translations(NamedTuple):
+    """Translations of some of several texts."""
+
+    rows: list[int]
+    """Which of the texts they are."""
+    texts: list[str]
+    truncated: list[bool]
+    """Whether a text has more tokens than the model was given."""
 
 
 class Translator:
@@ -97,14 +128,16 @@ class Translator:
         vocabulary: Seq2SeqTokenizer,
         model_type: str,
         defaults: tuple[str | None, str | None] = (None, None),
-        max_source_tokens: int = MAX_SOURCE_TOKENS,
+        max_source_tokens: int = MAX_TOKENS,
     ) -> None:
         self.engine, self.vocabulary, self.model_type = engine, vocabulary, model_type
         self.max_source_tokens = max_source_tokens
-        self._tokens = {}  # language code: its token
+        self._tokens: dict[str, str] = {}  # language code: its token
         for token in vocabulary.special:
             if found := _TOKENS.fullmatch(token):
                 self._tokens[next(filter(None, found.groups()))] = token
+        self._frame = vocabulary.frame()
+        self._language_ids = {vocabulary.id(token) for token in self._tokens.values()}
         self._prefixes: dict[str, dict[str, Any]] = (
             engine.generation.settings.get("task_specific_params") or {}
         )
@@ -123,17 +156,13 @@ class Translator:
         engine = open_sequence_to_sequence(folder, threads, runtime)
         path = folder / "tokenizer_config.json"
         settings = read_json(path) if path.exists() else {}
-        limits = [
-            settings.get("model_max_length") or MAX_SOURCE_TOKENS,
-            engine.generation.settings.get("max_position_embeddings") or MAX_SOURCE_TOKENS,
-            MAX_SOURCE_TOKENS,
-        ]
+        limit = most_source_tokens(engine.generation.settings, settings)
         defaults = (
             settings.get("src_lang") or settings.get("source_lang"),
             settings.get("tgt_lang") or settings.get("target_lang"),
         )
         kind = str(engine.generation.settings.get("model_type"))
-        return cls(engine, open_vocabulary(folder), kind, defaults, int(min(limits)))
+        return cls(engine, open_vocabulary(folder, engine.runtime), kind, defaults, limit)
 
     @property
     def languages(self) -> list[str]:
@@ -160,12 +189,12 @@ class Translator:
         """
         texts = listed(texts)
         size = batch_size if self.engine.batch_invariant else 1
-        encoded, forced = self.encode(texts, source_language, target_language)
+        encoded, begin = self.encode(texts, source_language, target_language)
         order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
         results = [""] * len(texts)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            found = self._generate([encoded[index] for index in chosen], forced, max_new_tokens, num_beams)
+            found = self._generate([encoded[index] for index in chosen], begin, max_new_tokens, num_beams)
             for index, text in zip(chosen, found, strict=True):
                 results[index] = text
         return results
@@ -180,26 +209,37 @@ class Translator:
         max_new_tokens: int | None = None,
         num_beams: int = 1,
         max_tokens: int = 0,
-    ) -> Iterator[tuple[list[int], list[str]]]:
-        """Translations of a group of texts after another, and which rows of `texts` they are.
+    ) -> Iterator[Translations | None]:
+        """Translations of a group of texts after another; None after a step of tokenising.
 
         A group has at most `max_tokens` source tokens, see `token_groups`; with 0, or if the engine's result
         depends on the batch, each text is run alone. `max_length` truncates a text earlier than
         `max_source_tokens`. The rest is as in `translate`.
         """
-        encoded, forced = self.encode(texts, source_language, target_language, max_length)
+        framing = self._framing(source_language, target_language, max_length)
+        encoded, cut, characters = list[list[int]](), list[bool](), 0
+        for text in texts:
+            ids, truncated = yield from self._encoded(text, framing)
+            encoded.append(ids)
+            cut.append(truncated)
+            characters += len(text)
+            if characters > STEP:
+                yield None
+                characters = 0
         budget = max_tokens if self.engine.batch_invariant else 0
         for rows in token_groups([len(ids) for ids in encoded], budget):
-            yield rows, self._generate([encoded[row] for row in rows], forced, max_new_tokens, num_beams)
+            found = self._generate([encoded[row] for row in rows], framing.start, max_new_tokens, num_beams)
+            yield Translations(rows, found, [cut[row] for row in rows])
 
     def _generate(
-        self, encoded: Sequence[list[int]], forced: int | None, max_new_tokens: int | None, num_beams: int
+        self, encoded: Sequence[list[int]], begin: DecoderStart, max_new_tokens: int | None, num_beams: int
     ) -> list[str]:
-        generated = self.engine.generate(
-            self.batch(encoded), max_new_tokens=max_new_tokens, num_beams=num_beams, forced_first=forced
-        )
+        options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, **begin._asdict()}
         # The language is not special to every tokenizer that has it.
-        return [self.vocabulary.decode(ids[1:] if ids[:1] == [forced] else ids) for ids in generated]
+        return [
+            self.vocabulary.decode(ids[1:] if ids[:1] == [begin.forced_first] else ids)
+            for ids in self.engine.generate(self.batch(encoded), **options)
+        ]
 
     def encode(
         self,
@@ -207,33 +247,64 @@ class Translator:
         source_language: str | None = None,
         target_language: str | None = None,
         max_length: int | None = None,
-    ) -> tuple[list[list[int]], int | None]:
-        """Source token ids of each text, and the token that the translation must begin with, if any.
+    ) -> tuple[list[list[int]], DecoderStart]:
+        """Source token ids of each text, and how its translation begins.
 
         Texts are truncated at `max_source_tokens`, or at `max_length` if that is less.
 
         Raises:
             RecipeError: as in `translate`.
         """
-        eos = min(self.engine.generation.rules.eos_ids)
-        before: list[int] = []
-        prefix, forced = "", None
-        if self.model_type in T5_TYPES:
-            prefix = self._task_prefix(source_language, target_language)
-        elif self._marian_targets:
-            prefix = f"{self._language_token(target_language, 'target_language', None)} "
-        elif self._tokens:
-            source = self._language_token(source_language, "source_language", self.defaults[0])
-            target = self.engine.generation.rules.forced_first
-            if target_language or self.defaults[1] or target is None:
-                token = self._language_token(target_language, "target_language", self.defaults[1])
-                target = self.vocabulary.id(token)
-            before, forced = [self.vocabulary.id(source)], target
-        else:
-            self._check_pair(source_language, target_language)
+        framing = self._framing(source_language, target_language, max_length)
+        return [finished(self._encoded(text, framing))[0] for text in texts], framing.start
+
+    def _framing(self, source: str | None, target: str | None, max_length: int | None) -> Framing:
+        before, after = self._frame
+        prefix, start = self.instruction(source, target), DecoderStart()
+        if self._beside:
+            before, after, start = self._between(source, target)
         limit = min(max_length or self.max_source_tokens, self.max_source_tokens)
-        room = limit - len(before) - 1
-        return [[*before, *self.vocabulary.encode(prefix + text)[:room], eos] for text in texts], forced
+        return Framing(prefix, before, after, max(limit - len(before) - len(after), 0), start)
+
+    def _encoded(self, text: str, framing: Framing) -> Generator[None, None, tuple[list[int], bool]]:
+        """Token ids of a text within its frame, and whether some were cut off; in steps, see `shortened`."""
+        text, room, left = framing.prefix + text, framing.room, self.vocabulary.truncation_side == "left"
+        ids = self.vocabulary.encode((yield from shortened(self.vocabulary.encode, text, room, left=left)))
+        kept = ids[max(len(ids) - room, 0) :] if left else ids[:room]
+        return [*framing.before, *kept, *framing.after], len(ids) > room
+
+    def instruction(self, source_language: str | None, target_language: str | None) -> str:
+        """What is written before a text: T5's sentence, Marian's target, or nothing.
+
+        Raises:
+            RecipeError: as in `translate`.
+        """
+        if self.model_type in T5_TYPES:
+            return self._task_prefix(source_language, target_language)
+        if self._marian_targets:
+            return f"{self._language_token(target_language, 'target_language', None)} "
+        if not self._tokens:
+            self._check_pair(source_language, target_language)
+        return ""
+
+    def _between(self, source: str | None, target: str | None) -> tuple[list[int], list[int], DecoderStart]:
+        """What stands around a text in one language, and how its translation into another begins."""
+        before, after = self._frame
+        if self._language_ids.intersection([*before, *after]):
+            code = self.vocabulary.id(self._language_token(source, "source_language", self.defaults[0]))
+            before, after = (
+                [code if token in self._language_ids else token for token in part] for part in (before, after)
+            )
+        elif source is not None:
+            raise RecipeError(
+                f"source_language is {source!r}, but this model's tokenizer writes no language; omit it"
+            )
+        generation = self.engine.generation
+        starts = self.model_type == "mbart" and bool(self._language_ids.intersection(after))  # mBART-cc25
+        stated = generation.decoder_start if starts else generation.rules.forced_first
+        if target or self.defaults[1] or stated not in self._language_ids:
+            stated = self.vocabulary.id(self._language_token(target, "target_language", self.defaults[1]))
+        return before, after, DecoderStart(prompt=(stated,)) if starts else DecoderStart(forced_first=stated)
 
     def batch(self, rows: Sequence[list[int]]) -> dict[str, NDArray[np.int64]]:
         """`input_ids` and `attention_mask` (rows, longest), padded on the right."""
@@ -244,6 +315,19 @@ class Translator:
             ids[index, : len(row)], mask[index, : len(row)] = row, 1
         return {"input_ids": ids, "attention_mask": mask}
 
+    def find_language(self, code: str) -> str | None:
+        """The model's own code of a language; None where it has none, or several."""
+        for candidate in spellings(code):
+            own = [name for name in self._tokens if name.partition("_")[0] == candidate]  # mBART: fr_XX
+            if candidate in self._tokens or len(own) == 1:
+                return candidate if candidate in self._tokens else own[0]
+        return None
+
+    @property
+    def _beside(self) -> bool:
+        """Whether languages are tokens beside a text."""
+        return bool(self._tokens) and self.model_type not in T5_TYPES and not self._marian_targets
+
     @property
     def _marian_targets(self) -> bool:
         return any(token.startswith(">>") for token in self._tokens.values())
@@ -253,19 +337,16 @@ class Translator:
         asked = (("source_language", source), ("target_language", target))
         for (field, code), fixed in zip(asked, self.defaults, strict=True):
             if code is not None and (fixed is None or fixed not in spellings(code)):
-                pair = f", {self.defaults[0]} to {self.defaults[1]}" if all(self.defaults) else ""
-                raise RecipeError(
-                    f"{field} is {code!r}, but this model translates one fixed language pair{pair}; omit it"
-                )
+                pair = f" pair, {self.defaults[0]} to {self.defaults[1]}" if all(self.defaults) else "s"
+                raise RecipeError(f"{field} is {code!r}, but this model has fixed language{pair}; omit it")
 
     def _language_token(self, code: str | None, field: str, default: str | None) -> str:
         code = code or default
         known = self.languages
         if code is None:
             raise RecipeError(f"{field} is required; this model supports {', '.join(known)}")
-        for candidate in spellings(code):
-            if candidate in self._tokens:
-                return self._tokens[candidate]
+        if (found := self.find_language(code)) is not None:
+            return self._tokens[found]
         near = difflib.get_close_matches(code, known, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise RecipeError(

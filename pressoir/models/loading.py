@@ -10,8 +10,10 @@ quantised one (`quantization.json`), whose codes are expanded to float32 on the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForCTC,
@@ -37,7 +40,12 @@ from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions import architecture
 from pressoir.formats.folder import QUANTIZATION, read_json
 from pressoir.formats.tokenizer_limit import most_tokens
+from pressoir.models.gemma3n import without_vision
 from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
+from pressoir.system.reader import shown
+
+MOST_LAYERS, MOST_LABELS = 1_000, 1_000_000
+_COUNT = re.compile(r".*(layers?|blocks|depth)|num_labels")
 
 
 def load_classifier(
@@ -125,6 +133,45 @@ def load_encoder_decoder(folder: Path) -> PreTrainedModel:
     return _load_whole(auto, folder, "an encoder-decoder")
 
 
+def load_feature_extractor(folder: Path) -> Callable[[Any], dict[str, Any]]:
+    """What transformers makes of mono samples at the model's rate: arrays (1, …) by the model's input names.
+
+    Raises:
+        SourceError: the folder has none.
+    """
+    with _loading(folder, "a feature extractor"):
+        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+
+    def extract(samples: Any) -> dict[str, Any]:
+        found = extractor(
+            [samples],  # a batch: some do not take an array for one
+            sampling_rate=extractor.sampling_rate,
+            return_tensors="np",
+            return_attention_mask=True,
+        )
+        return dict(found)
+
+    return extract
+
+
+def load_text_to_text(folder: Path) -> PreTrainedModel:
+    """Load the text half of a SeamlessM4T; raises as `load_encoder_decoder`."""
+    return _load_whole(AutoModelForSeq2SeqLM, folder, "an encoder-decoder for text")
+
+
+def load_gemma3n(folder: Path) -> PreTrainedModel:
+    """Load Gemma 3n for text and sound in float32, without the tower that sees, which needs timm.
+
+    Raises:
+        SourceError: the folder does not hold one, or lacks some of its weights.
+    """
+    from transformers import Gemma3nForConditionalGeneration  # a large module
+
+    with _loading(folder, "a Gemma 3n"):
+        config = without_vision(load_config(folder))
+    return _load_whole(Gemma3nForConditionalGeneration, folder, "a Gemma 3n", config=config)
+
+
 def load_masked_lm(folder: Path) -> PreTrainedModel:
     """Load a masked language model in float32, in evaluation mode.
 
@@ -154,7 +201,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     return _load_whole(AutoModel, folder, "an encoder", optional="pooler.")
 
 
-_SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "speech-encoder-decoder")
+_SPEECH_ENCODER_DECODERS = ("whisper", "speech_to_text", "moonshine", "seamless_m4t", "seamless_m4t_v2")
 
 
 @contextmanager
@@ -175,7 +222,9 @@ def _loading(folder: Path, what: str) -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None) -> PreTrainedModel:
+def _load_whole(
+    auto: Any, folder: Path, what: str, optional: str | None = None, **options: Any
+) -> PreTrainedModel:
     """Load by one of transformers' auto classes; weights whose names begin with `optional` may be missing."""
     _register(folder)
     with _loading(folder, what):
@@ -186,6 +235,7 @@ def _load_whole(auto: Any, folder: Path, what: str, optional: str | None = None)
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
+            **options,
         )
     mismatched = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     random = {*info["missing_keys"], *mismatched}
@@ -225,9 +275,25 @@ def _load_packed(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMod
 
 
 def _register(folder: Path) -> None:
-    """Make transformers know the folder's model type, where another package brings its classes."""
-    with suppress(SourceError):  # a configuration that cannot be read is refused by what needs it
-        architecture.register(read_json(folder / "config.json").get("model_type"))
+    """Make transformers know the folder's model type, where another package brings its classes.
+
+    Raises:
+        SourceError: `config.json` is broken, or declares more layers or labels than transformers can make
+            without filling the memory: it makes them before it looks at the weights.
+    """
+    path = folder / "config.json"
+    if not path.exists():  # a tokenizer needs none, and what does says so
+        return
+    config = read_json(path)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in part.items():
+            most = MOST_LABELS if key == "num_labels" else MOST_LAYERS
+            if _COUNT.fullmatch(key) and isinstance(value, int | float) and value > most:
+                raise SourceError(
+                    f"{path}: {key} is {shown(value)}, and {most} are supported at most; "
+                    "download or create the model again"
+                )
+    architecture.register(config.get("model_type"))
 
 
 def _tied(model: PreTrainedModel) -> set[str]:
@@ -301,9 +367,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     _register(folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with warnings.catch_warnings():
+            # Marian's would normalise punctuation with it, which its models do without.
+            warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # see `_loading`
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     tokenizer.model_max_length = min(tokenizer.model_max_length, most_tokens(folder))

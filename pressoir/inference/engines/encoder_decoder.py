@@ -13,6 +13,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import DECODER, ENCODER, Runtime, read_json, runtime_of
 from pressoir.inference.engines.session import batch_invariant, make_session, verify_shards
-from pressoir.inference.generation.beam_search import Rules, beam, greedy
+from pressoir.inference.generation.beam_search import beam, greedy
+from pressoir.inference.generation.rules import Rules, Timestamps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,40 +49,53 @@ class Generation:
     """Everything that the two files say, the generation's file first."""
 
     @classmethod
-    def read(cls, folder: Path) -> Generation:
-        """Read a model folder.
+    def read(cls, folder: Path, model: PreTrainedModel | None = None) -> Generation:
+        """Read a model folder; what a loaded `model` says counts where there is no generation_config.json.
 
         Raises:
-            SourceError: a file is broken, or names no token to start or end with.
+            SourceError: a file is broken, names no token to start or end with, or has a setting that would
+                change the text and is not supported.
         """
-        config = read_json(folder / "config.json")
-        path = folder / "generation_config.json"
-        generation = read_json(path) if path.exists() else {}
-        settings = {**config, **{name: value for name, value in generation.items() if value is not None}}
-        start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
-        eos = settings.get("eos_token_id")
+        config, path = read_json(folder / "config.json"), folder / "generation_config.json"
+        if path.exists():
+            own = {name: value for name, value in read_json(path).items() if value is not None}
+        else:
+            legacy = None if model is None else model.generation_config
+            own = config if legacy is None else legacy.to_diff_dict()
+        settings = {**config, **own}
+        # Not of config.json beside generation_config.json, where transformers does not look for them.
+        start, eos = own.get("decoder_start_token_id", own.get("bos_token_id")), own.get("eos_token_id")
         if start is None or eos is None:
             raise SourceError(
-                f"{folder}: neither generation_config.json nor config.json specifies "
-                "decoder_start_token_id and eos_token_id; is it an encoder-decoder model?"
+                f"{folder}: {path.name if path.exists() else 'config.json'} specifies no "
+                "decoder_start_token_id and eos_token_id to generate with; is it an encoder-decoder model?"
             )
-        eos_ids = frozenset(eos) if isinstance(eos, list) else frozenset([eos])
-        # Words of one token; longer ones are rare and would need the whole sequence.
-        bad = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
-        pad = settings.get("pad_token_id")
-        rules = Rules(
-            eos_ids=eos_ids,
-            pad_id=min(eos_ids) if pad is None else pad,
-            suppressed=(*(settings.get("suppress_tokens") or ()), *bad),
-            suppressed_first=tuple(settings.get("begin_suppress_tokens") or ()),
-            forced_first=settings.get("forced_bos_token_id"),
-            forced_last=settings.get("forced_eos_token_id"),
-            length_penalty=float(settings.get("length_penalty", 1.0)),
-            early_stopping=settings.get("early_stopping") or False,
+        eos_ids, pad = (
+            frozenset(eos) if isinstance(eos, list) else frozenset([eos]),
+            settings.get("pad_token_id"),
         )
+        try:
+            # Not of config.json beside generation_config.json, where transformers does not look for rules.
+            rules = Rules.read(own, eos_ids, min(eos_ids) if pad is None else pad)
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{path if path.exists() else folder / 'config.json'}: {error}") from error
         context = settings.get("max_target_positions", settings.get("max_position_embeddings"))
-        limit = settings.get("max_new_tokens") or settings.get("max_length", DEFAULT_NEW_TOKENS + 1) - 1
+        limit = own.get("max_new_tokens") or own.get("max_length", DEFAULT_NEW_TOKENS + 1) - 1
         return cls(start, limit, context, rules, settings)
+
+    @property
+    def first_stamp(self) -> int | None:
+        """Whisper's token of the time 0.00 s; None where the files name none."""
+        plain = self.settings.get("no_timestamps_token_id")
+        return None if plain is None else int(plain) + 1
+
+    def rules_of(self, timestamps: bool) -> Rules:
+        """The rules, with those of Whisper's time stamps where it writes them."""
+        if not timestamps:
+            return self.rules
+        assert self.first_stamp is not None
+        latest = self.settings.get("max_initial_timestamp_index")
+        return replace(self.rules, timestamps=Timestamps(self.first_stamp, min(self.rules.eos_ids), latest))
 
     def limit(self, max_new_tokens: int | None, prompt: int) -> int:
         """How many tokens to generate at most after a prompt of `prompt` tokens."""
@@ -105,11 +120,13 @@ class SequenceToSequence(Protocol):
         num_beams: int = 1,
         forced_first: int | None = None,
         prompt: tuple[int, ...] = (),
+        timestamps: bool = False,
     ) -> list[list[int]]:
         """Generated tokens of each row, greedily or with `num_beams` beams; prompt and end tokens left out.
 
         `prompt` replaces the decoder's start token; `forced_first` is the token that must follow it, else
-        the configuration's. Nothing is sampled, and rules against repetition are not applied.
+        the configuration's, whose other rules are obeyed, see `Rules`. Nothing is sampled. `timestamps` are
+        Whisper's, see `Timestamps`; the files must name them.
         """
 
     def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -133,24 +150,26 @@ class TorchSequenceToSequence:
         num_beams: int = 1,
         forced_first: int | None = None,
         prompt: tuple[int, ...] = (),
+        timestamps: bool = False,
     ) -> list[list[int]]:
         """See `SequenceToSequence.generate`."""
         import torch
         from transformers import GenerationMixin
 
         start, batch = prompt or (self.generation.decoder_start,), len(next(iter(inputs.values())))
-        rules = self.generation.rules
+        rules = self.generation.rules_of(timestamps)
         config: Any = copy.deepcopy(self.model.generation_config)
         settings = {
             "max_length": len(start) + self.generation.limit(max_new_tokens, len(start)),
             "num_beams": num_beams,
+            "num_return_sequences": 1,
+            "return_dict_in_generate": False,
             "do_sample": False,
             "forced_bos_token_id": rules.forced_first if forced_first is None else forced_first,
-            # The prompt holds what these would force; repetition is left to the model.
-            "forced_decoder_ids": None,
+            "forced_decoder_ids": None,  # the prompt holds what these would force
             "max_new_tokens": None,
-            "no_repeat_ngram_size": 0,
-            "repetition_penalty": 1.0,
+            "eos_token_id": sorted(rules.eos_ids),
+            "pad_token_id": rules.pad_id,
         }
         for name, value in settings.items():
             setattr(config, name, value)
@@ -163,9 +182,10 @@ class TorchSequenceToSequence:
                 **_tensors(inputs, self.model.device),
                 decoder_input_ids=torch.tensor([start] * batch, device=self.model.device),
                 generation_config=config,
+                logits_processor=_stamps(rules.timestamps, len(start)),
                 use_model_defaults=False,  # else a setting that is the library's default is replaced again
             )
-        return [_until(row[len(start) :], rules.eos_ids) for row in output.tolist()]
+        return [until(row[len(start) :], rules.eos_ids) for row in output.tolist()]
 
     def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `SequenceToSequence.forced_logits`."""
@@ -208,18 +228,22 @@ class OnnxSequenceToSequence:
         num_beams: int = 1,
         forced_first: int | None = None,
         prompt: tuple[int, ...] = (),
+        timestamps: bool = False,
     ) -> list[list[int]]:
         """See `SequenceToSequence.generate`."""
-        start, rules = prompt or (self.generation.decoder_start,), self.generation.rules
+        start, rules = prompt or (self.generation.decoder_start,), self.generation.rules_of(timestamps)
         if forced_first is not None:
             rules = replace(rules, forced_first=forced_first)
         limit, batch = self.generation.limit(max_new_tokens, len(start)), len(next(iter(inputs.values())))
         if num_beams == 1:
             tokens = np.tile(np.asarray(start, dtype=np.int64), (batch, 1))
-            return greedy(self._decoding(inputs), tokens, rules, limit)
+            return greedy(self._decoding(inputs), tokens, rules, limit, _sources(inputs))
         tokens = np.tile(np.asarray(start, dtype=np.int64), (num_beams, 1))
         rows = ({name: array[row : row + 1] for name, array in inputs.items()} for row in range(batch))
-        return [beam(self._decoding(row, copies=num_beams), tokens, rules, limit) for row in rows]
+        return [
+            beam(self._decoding(row, copies=num_beams), tokens, rules, limit, *(_sources(row) or ()))
+            for row in rows
+        ]
 
     def forced_logits(self, inputs: Inputs, decoder_input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `SequenceToSequence.forced_logits`."""
@@ -279,13 +303,13 @@ def open_sequence_to_sequence(
         SourceError: the folder has no model for that runtime.
         ShardError: a shard is missing, truncated or altered.
     """
-    generation = Generation.read(folder)
     if runtime_of(folder, runtime) == "onnxruntime":
         verify_shards(folder)
-        return OnnxSequenceToSequence(folder, threads, generation, batch_invariant(folder))
+        return OnnxSequenceToSequence(folder, threads, Generation.read(folder), batch_invariant(folder))
     from pressoir.models.loading import load_encoder_decoder
 
-    return TorchSequenceToSequence(load_encoder_decoder(folder), generation)
+    model = load_encoder_decoder(folder)
+    return TorchSequenceToSequence(model, Generation.read(folder, model))
 
 
 def _value(array: NDArray[Any]) -> Any:
@@ -294,13 +318,35 @@ def _value(array: NDArray[Any]) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
+def _sources(inputs: Inputs) -> list[list[int]] | None:
+    """The source tokens of each row without padding; None where the source is sound."""
+    if "input_ids" not in inputs:
+        return None
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [ids[mask > 0].tolist() for ids, mask in rows]
+
+
 def _tensors(inputs: Inputs, device: Any) -> dict[str, Any]:
     import torch
 
     return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
-def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:
+def _stamps(rules: Timestamps | None, prompt: int) -> list[Any]:
+    """transformers' own processor of Whisper's time stamps after a prompt of `prompt` tokens."""
+    if rules is None:
+        return []
+    from transformers import WhisperTimeStampLogitsProcessor
+
+    config: Any = SimpleNamespace(
+        no_timestamps_token_id=rules.first - 1,
+        eos_token_id=rules.end,
+        max_initial_timestamp_index=rules.latest_first,
+    )
+    return [WhisperTimeStampLogitsProcessor(config, begin_index=prompt)]
+
+
+def until(tokens: list[int], ends: frozenset[int]) -> list[int]:
     """The tokens before the first end token."""
     end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[:end]

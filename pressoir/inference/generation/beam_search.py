@@ -1,8 +1,7 @@
 """Search for a sequence, token by token, where a runtime gives only the next token's logits.
 
-Greedy and beam search in numpy, with the rules that a model's `generation_config.json` sets (forced first and
-last tokens, tokens never or not at first allowed). Both give what transformers' `generate` gives without
-sampling; rules against repetition are left out in every runtime.
+Greedy and beam search in numpy, with the rules that a model's `generation_config.json` sets. Both give what
+transformers' `generate` gives without sampling.
 
 Beam search follows Graves, arXiv:1211.3711, with the length normalisation of Wu et al., arXiv:1609.08144,
 eq. 14, in the simpler form that transformers uses: log-probability / length^penalty.
@@ -11,52 +10,13 @@ eq. 14, in the simpler form that transformers uses: log-probability / length^pen
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Rules:
-    """What may be generated, and when it ends."""
-
-    eos_ids: frozenset[int]
-    """Tokens that end a sequence."""
-    pad_id: int = 0
-    """Fed to a finished row of a batch."""
-    suppressed: tuple[int, ...] = ()
-    """Never generated."""
-    suppressed_first: tuple[int, ...] = ()
-    """Not generated as the first free token."""
-    forced_first: int | None = None
-    """The first token, such as the target language."""
-    forced_last: int | None = None
-    """The token at the length limit."""
-    length_penalty: float = 1.0
-    """Beam search: a sequence's log-probability is divided by its length to this power."""
-    early_stopping: bool | Literal["never"] = False
-    """Beam search: stop at the first `width` finished sequences; False: when no better one is likely."""
-
-    def apply(
-        self, scores: NDArray[np.float32], generated: int, limit: int, prompt: int = 1
-    ) -> NDArray[np.float32]:
-        """`scores` (rows, vocabulary) with what is not allowed set to −inf.
-
-        `generated` tokens stand after the prompt of `prompt` tokens; at most `limit` may.
-        """
-        scores = scores.copy()
-        # As in transformers: a forced first token (which only a prompt of one leaves room for) is not free.
-        forces_first = self.forced_first is not None and prompt == 1
-        scores[:, list(self.suppressed)] = -np.inf
-        if generated == int(forces_first):
-            scores[:, list(self.suppressed_first)] = -np.inf
-        if forces_first and generated == 0:
-            return _only(scores, self.forced_first)
-        if self.forced_last is not None and generated == limit - 1:
-            return _only(scores, self.forced_last)
-        return scores
+from pressoir.inference.generation.rules import Rules, Tokens, log_softmax
 
 
 class Decoding(Protocol):
@@ -69,17 +29,25 @@ class Decoding(Protocol):
         """Go on with these rows' caches; a row may be taken several times."""
 
 
-def greedy(decoding: Decoding, prompt: NDArray[np.int64], rules: Rules, limit: int) -> list[list[int]]:
+def greedy(
+    decoding: Decoding,
+    prompt: NDArray[np.int64],
+    rules: Rules,
+    limit: int,
+    sources: Sequence[Tokens] | None = None,
+) -> list[list[int]]:
     """The most probable token each time: for each row of `prompt` (rows, n) at most `limit` new tokens.
 
-    The end token is not part of the result.
+    The end token is not part of the result. For `sources` see `Rules.apply`.
     """
     results: list[list[int]] = [[] for _ in prompt]
     running = np.ones(len(prompt), dtype=bool)
-    tokens = prompt
+    tokens, sequences = prompt, prompt.tolist()
     ends = np.asarray(sorted(rules.eos_ids), dtype=np.int64)
-    for generated in range(limit):
-        scores = rules.apply(decoding.step(tokens), generated, limit, prompt.shape[1])
+    for _ in range(limit):
+        scores = rules.apply(
+            decoding.step(tokens), sequences, prompt=prompt.shape[1], limit=limit, sources=sources
+        )
         chosen = scores.argmax(axis=1)
         running &= ~np.isin(chosen, ends)
         for row in np.flatnonzero(running):
@@ -87,15 +55,20 @@ def greedy(decoding: Decoding, prompt: NDArray[np.int64], rules: Rules, limit: i
         if not running.any():
             break
         tokens = np.where(running, chosen, rules.pad_id).astype(np.int64)[:, None]
+        for sequence, token in zip(sequences, tokens[:, 0], strict=True):
+            sequence.append(int(token))
     return results
 
 
-def beam(decoding: Decoding, prompt: NDArray[np.int64], rules: Rules, limit: int) -> list[int]:
+def beam(
+    decoding: Decoding, prompt: NDArray[np.int64], rules: Rules, limit: int, source: Tokens | None = None
+) -> list[int]:
     """The best sequence that `width` beams find; `prompt` (width, n) is the same sequence in every row.
 
-    The end token is not part of the result.
+    The end token is not part of the result. `source` is the one sequence's, see `Rules.apply`.
     """
     width, length = prompt.shape
+    start, sources = prompt[0].tolist(), None if source is None else [source] * width
     beams: list[tuple[int, ...]] = [()] * width
     # Only the first beam counts at first: the others are copies of it.
     totals = np.full(width, -1e9, dtype=np.float64)
@@ -103,8 +76,13 @@ def beam(decoding: Decoding, prompt: NDArray[np.int64], rules: Rules, limit: int
     finished: list[tuple[float, int, tuple[int, ...]]] = []  # a heap: the worst first; of equals, the latest
     tokens = prompt
     for generated in range(limit):
-        log_probabilities = _log_softmax(decoding.step(tokens))
-        allowed = rules.apply(log_probabilities, generated, limit, length).astype(np.float64)
+        allowed = rules.apply(
+            log_softmax(decoding.step(tokens)),
+            [[*start, *sequence] for sequence in beams],
+            prompt=length,
+            limit=limit,
+            sources=sources,
+        ).astype(np.float64)
         vocabulary = allowed.shape[1]
         flat = (totals[:, None] + allowed).reshape(-1)
         count = min(max(2, 1 + len(rules.eos_ids)) * width, flat.size)
@@ -150,15 +128,3 @@ def _done(
     longest = limit if rules.early_stopping == "never" and rules.length_penalty > 0 else size
     possible: float = best_running / longest**rules.length_penalty
     return finished[0][0] >= possible
-
-
-def _only(scores: NDArray[np.float32], token: int | None) -> NDArray[np.float32]:
-    scores[:] = -np.inf
-    scores[:, token] = 0.0
-    return scores
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

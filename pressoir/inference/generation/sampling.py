@@ -1,6 +1,7 @@
-"""Choose the next token from logits: greedily, or drawn from the likeliest (temperature, top-k, top-p).
+"""Choose the next token from logits: greedily, or drawn by temperature, top-k, top-p and min-p.
 
-Source of top-p: A. Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751).
+Sources. Top-p: A. Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751);
+min-p: Nguyen et al. 2024, "Turning Up the Heat" (arXiv:2407.01082).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Sampler:
     top_p: float = 1.0
     """Draw from the fewest likeliest tokens that have this probability together."""
     seed: int = 0
+    min_p: float = 0.0
+    """Leave out tokens less probable than this fraction of the likeliest one's probability; 0: none."""
     _rng: np.random.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -36,6 +39,7 @@ class Sampler:
             "top_k": (self.top_k >= 0, "at least 0 (0: all)"),
             "top_p": (0 < self.top_p <= 1, "greater than 0 and at most 1 (1: all)"),
             "seed": (self.seed >= 0, "0 or more"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 (all) to 1"),
         }
         wrong = [
             f"{name} is {getattr(self, name)}; expected {accepted}"
@@ -62,5 +66,8 @@ class Sampler:
             order = np.argsort(-probabilities, kind="stable")
             before = np.cumsum(probabilities[order]) - probabilities[order]  # of all that are likelier
             probabilities[order[before >= self.top_p]] = 0
+            probabilities /= probabilities.sum()
+        if self.min_p > 0:
+            probabilities[probabilities < self.min_p * probabilities.max()] = 0
             probabilities /= probabilities.sum()
         return int(self._rng.choice(len(probabilities), p=probabilities))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pressoir.errors import PressoirError, SourceError
 from pressoir.formats.folder import read_json
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
+from pressoir.inference.tokenizers.token_bytes import TokenBytes
 from pressoir.system.reader import is_file
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "G
 _BEFORE = 8
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
+# transformers' `clean_up_tokenization_spaces`: blanks that English does not write.
+_CLEANED = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
+    *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
 
 
 class FastTokenizer:
@@ -44,9 +51,9 @@ class FastTokenizer:
             own = int(settings.get("model_max_length") or MAX_TOKENS)
             self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
             self._names = settings.get("model_input_names") or _INPUTS
-            pad = _content(settings.get("pad_token")) or "[PAD]"
+            pad = content(settings.get("pad_token")) or "[PAD]"
             cut, padded = self._tokenizer.truncation or {}, self._tokenizer.padding or {}  # of tokenizer.json
-            self._side = str(settings.get("truncation_side") or cut.get("direction", "right"))
+            self.truncation_side = str(settings.get("truncation_side") or cut.get("direction", "right"))
             self._truncate(self.model_max_length)
             self._tokenizer.enable_padding(
                 direction=settings.get("padding_side") or padded.get("direction", "right"),
@@ -80,10 +87,22 @@ class FastTokenizer:
         self._truncate(self._limit)
         return [sum(encoding.attention_mask) for encoding in encodings]
 
+    @property
+    def special_tokens(self) -> int:
+        """How many stand around a text."""
+        return int(self._tokenizer.num_special_tokens_to_add(False))
+
+    def whole(self, text: str) -> list[int]:
+        """Token ids of a text, without special ones around it, before it is cut."""
+        self._tokenizer.no_truncation()
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        self._truncate(self._limit)
+        return ids
+
     def _truncate(self, limit: int) -> None:
         """Cut texts from here on to `limit` tokens, at the end or, where the tokenizer does so, the start."""
         self._limit = limit
-        self._tokenizer.enable_truncation(limit, direction=self._side)
+        self._tokenizer.enable_truncation(limit, direction=self.truncation_side)
 
 
 class Truncation(NamedTuple):
@@ -155,7 +174,14 @@ class LanguageModelTokenizer:
         loaded = load_tokenizer(folder)
         if not loaded.is_fast:
             raise SourceError(f"{folder} has no fast tokenizer; save it as tokenizer.json")
+        with _broken(folder):
+            _try(loaded.backend_tokenizer)
         return cls(loaded.backend_tokenizer)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token stands for."""
+        return TokenBytes(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the whole text, with a beginning-of-text token where the tokenizer adds one."""
@@ -194,8 +220,12 @@ class TextStream:
         return piece
 
     def _start(self) -> None:
-        self._ids = self._ids[-_BEFORE:]
-        self._text = self._tokenizer.decode(self._ids)
+        # Not within a character: byte fallback would then replace all bytes that follow each other.
+        for count in range(_BEFORE, 2 * _BEFORE):
+            self._text = self._tokenizer.decode(self._ids[-count:])
+            if not self._text.startswith(_REPLACEMENT):
+                break
+        self._ids = self._ids[-count:]
         self._told = len(self._text)
 
 
@@ -206,17 +236,25 @@ def _read(folder: Path) -> tuple[dict[str, Any], Any]:
     path = folder / "tokenizer.json"
     if not is_file(path):
         raise SourceError(f"{path} is missing, or not a regular file; download or create the model again")
-    return read_json(folder / "tokenizer_config.json"), Tokenizer.from_file(str(path))
+    return read_json(folder / "tokenizer_config.json"), _try(Tokenizer.from_file(str(path)))
+
+
+def _try(tokenizer: Any) -> Any:
+    """The tokenizer, once it has encoded something: only then does it look for the tokens that it adds."""
+    tokenizer.encode("a")
+    return tokenizer
 
 
 @contextmanager
 def _broken(folder: Path) -> Iterator[None]:
-    """What stumbles over a tokenizer's files is a SourceError; tokenizers raises plain Exception."""
+    """What stumbles over a tokenizer's files is a SourceError; tokenizers raises Exception, or panics."""
     try:
         yield
     except PressoirError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error
 
 
@@ -225,8 +263,8 @@ def _completed(tokenizer: Any, settings: dict[str, Any]) -> bool:
     if "tokenizer_class" not in settings:
         return False  # the model's type decides
     family = str(settings["tokenizer_class"]).removesuffix("Fast").removesuffix("Tokenizer")
-    added = [_content(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
-    added += [_content(settings.get(name)) for name in ("bos_token", "eos_token")]
+    added = [content(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
+    added += [content(settings.get(name)) for name in ("bos_token", "eos_token")]
     if any(token is not None and tokenizer.token_to_id(token) is None for token in added):
         return False
     prefix_space = settings.get("add_prefix_space")
@@ -242,8 +280,8 @@ def _completed(tokenizer: Any, settings: dict[str, Any]) -> bool:
 def _post_process(tokenizer: Any, settings: dict[str, Any], adds_bos: bool) -> bool:
     from tokenizers.processors import TemplateProcessing
 
-    bos = _content(settings.get("bos_token")) if settings.get("add_bos_token", adds_bos) else None
-    eos = _content(settings.get("eos_token")) if settings.get("add_eos_token", False) else None
+    bos = content(settings.get("bos_token")) if settings.get("add_bos_token", adds_bos) else None
+    eos = content(settings.get("eos_token")) if settings.get("add_eos_token", False) else None
     if (settings.get("add_bos_token", adds_bos) and bos is None) or (
         settings.get("add_eos_token", False) and eos is None
     ):
@@ -254,6 +292,13 @@ def _post_process(tokenizer: Any, settings: dict[str, Any], adds_bos: bool) -> b
     return True
 
 
-def _content(token: Any) -> Any:
+def clean_up(text: str) -> str:
+    """What transformers makes of a decoded text with `clean_up_tokenization_spaces`."""
+    for apart, together in _CLEANED:
+        text = text.replace(apart, together)
+    return text
+
+
+def content(token: Any) -> Any:
     """The text of a special token, which a configuration gives as such or as an object."""
     return token["content"] if isinstance(token, dict) else token

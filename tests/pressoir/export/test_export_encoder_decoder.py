@@ -22,7 +22,10 @@ from pressoir.inference.translation import Translator
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 
-ENCODER_DECODERS = ["tiny_nllb", "tiny_marian", "tiny_t5", "tiny_first_t5", "tiny_whisper"]
+ENCODER_DECODERS = [
+    *("tiny_nllb", "tiny_m2m100", "tiny_mbart", "tiny_mbart50", "tiny_marian", "tiny_bart", "tiny_pegasus"),
+    *("tiny_t5", "tiny_first_t5", "tiny_mt5", "tiny_umt5", "tiny_whisper"),
+]
 ALL = [*ENCODER_DECODERS, "tiny_wav2vec2"]
 
 
@@ -182,6 +185,77 @@ def test_other_tokens_with_equal_logits_are_a_fault_of_the_search(exported, tiny
     monkeypatch.setattr(OnnxSequenceToSequence, "generate", generate)
     with pytest.raises(ParityError, match=r"input \d decodes to different tokens"):
         encoder_decoder.check_parity(tiny_nllb, exported("tiny_nllb")[0], ExportConfig(), context, int8=False)
+
+
+def changed(folder, copy, name, **values):
+    """A copy of a folder in one of whose JSON files some values are other ones."""
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps({**content, **values}))
+    return copy
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", ["tiny_bart", "tiny_mbart", "tiny_mbart50", "tiny_pegasus", "tiny_t5"])
+def test_texts_must_have_the_tokens_that_transformers_gives(exported, request, context, tmp_path, name, int8):
+    folder = changed(exported(name, int8)[0], tmp_path / "copy", "tokenizer.json", post_processor=None)
+    config = ExportConfig(min_label_agreement=0.5)
+    with pytest.raises(ParityError, match="texts have other tokens than transformers gives"):
+        encoder_decoder.check_parity(request.getfixturevalue(name), folder, config, context, int8)
+
+
+def test_tokens_must_become_the_text_that_transformers_makes(exported, tiny_bart, context, tmp_path):
+    other = {"type": "ByteFallback"}
+    folder = changed(exported("tiny_bart")[0], tmp_path / "copy", "tokenizer.json", decoder=other)
+    with pytest.raises(ParityError, match="tokens become another text than transformers makes of them"):
+        encoder_decoder.check_parity(tiny_bart, folder, ExportConfig(), context, int8=False)
+
+
+@pytest.mark.parametrize("rule", [{"min_length": 0}, {"no_repeat_ngram_size": 0}])
+def test_graphs_that_do_not_obey_a_rule_of_the_generation_settings_are_refused(
+    exported, tiny_bart, context, tmp_path, rule
+):
+    ends = {"sequence_bias": [[[2], 3.0]]}
+    source = changed(tiny_bart, tmp_path / "source", "generation_config.json", **ends)
+    obedient = changed(exported("tiny_bart")[0], tmp_path / "good", "generation_config.json", **ends)
+    encoder_decoder.check_parity(source, obedient, ExportConfig(), context, int8=False)
+    folder = changed(obedient, tmp_path / "bad", "generation_config.json", **rule)
+    with pytest.raises(ParityError, match=r"input \d decodes to different tokens|beams find another text"):
+        encoder_decoder.check_parity(source, folder, ExportConfig(), context, int8=False)
+
+
+def test_beams_that_find_another_text_are_a_fault_of_the_search(exported, tiny_bart, context, monkeypatch):
+    real = OnnxSequenceToSequence.generate
+
+    def generate(self, inputs, num_beams=1, **options):
+        return [tokens[:: -1 if num_beams > 1 else 1] for tokens in real(self, inputs, **options)]
+
+    monkeypatch.setattr(OnnxSequenceToSequence, "generate", generate)
+    with pytest.raises(ParityError, match="4 beams find another text of input 0, whose scores are"):
+        encoder_decoder.check_parity(tiny_bart, exported("tiny_bart")[0], ExportConfig(), context, int8=False)
+
+
+def test_a_tokenizer_file_that_frames_texts_otherwise_than_transformers_is_replaced(
+    exported, tiny_nllb, tmp_path, context
+):
+    source = changed(tiny_nllb, tmp_path / "source", "tokenizer.json", post_processor=None)
+    encoder_decoder.run({"model": source}, ExportConfig(), context)
+    texts = ["the film was good"]
+    expected = Translator.open(tiny_nllb, 1).encode(texts)
+    assert Translator.open(context.out_dir, 1, "onnxruntime").encode(texts) == expected
+
+
+def test_what_a_class_adds_to_the_generation_settings_is_exported(exported, tiny_bart, context, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bart, source)
+    (source / "generation_config.json").unlink()
+    config = json.loads((source / "config.json").read_text())
+    for name in ("forced_eos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        config.pop(name, None)
+    (source / "config.json").write_text(json.dumps(config))
+    encoder_decoder.run({"model": source}, ExportConfig(), context)
+    generation = Translator.open(context.out_dir, 1, "onnxruntime").engine.generation
+    assert (generation.decoder_start, generation.rules.forced_last, generation.rules.pad_id) == (2, 2, 1)
 
 
 def test_a_model_for_another_task_is_refused(tiny_classifier, context):

@@ -234,6 +234,15 @@ def test_a_file_that_is_no_graph_is_told(source, cut, content):
         cut(source)
 
 
+@pytest.mark.parametrize("text", [b"weight", b"model.onnx.data", b"100", b"MatMul"])
+def test_a_text_of_a_graph_that_is_not_utf8_is_refused(source, text):
+    """protobuf reads it, and gives bytes where a text is due."""
+    path = source / "model.onnx"
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" + text[1:]))
+    with pytest.raises(ShardError, match=r"model\.onnx: b'\\xff.*' is not UTF-8 text; export"):
+        onnx_weights.load(path)
+
+
 def test_a_damaged_stream_is_not_opened(source, cut, tmp_path):
     folder = shutil.copytree(cut(source, shards=3), tmp_path / "copy")
     file = folder / places(folder)["stream"]["location"]

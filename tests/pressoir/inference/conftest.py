@@ -6,6 +6,18 @@ from pressoir.recipe.sections import ExportConfig
 from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext
 
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Torch computes on one thread: tiny models gain nothing from more, which wait actively."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 TINY = ("tiny_llama", "tiny_gpt2", "tiny_qwen2")
 
 

@@ -71,6 +71,22 @@ def test_channels_are_averaged(tmp_path, tone, write_wav):
     np.testing.assert_allclose(found, (left + right) / 2, atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [-0.99, -0.97, -0.8])
+def test_channels_that_cancel_each_other_out_are_not_silence(tmp_path, tone, write_wav, share):
+    samples = tone(0.1)
+    stereo = write_wav(tmp_path / "a.wav", np.stack([share * samples, samples], axis=1))
+    np.testing.assert_allclose(read_audio(stereo, RATE), samples, atol=1e-4)
+
+
+def test_a_silent_channel_and_independent_ones_are_averaged(tmp_path, tone, write_wav):
+    samples = tone(0.1)
+    half = write_wav(tmp_path / "a.wav", np.stack([samples, 0 * samples], axis=1))
+    np.testing.assert_allclose(read_audio(half, RATE), samples / 2, atol=1e-4)
+    noise = 0.2 * np.random.default_rng(0).standard_normal((RATE, 6)).clip(-4, 4)
+    many = write_wav(tmp_path / "b.wav", noise)
+    np.testing.assert_allclose(read_audio(many, RATE), noise.mean(axis=1), atol=1e-4)
+
+
 def test_a_wav_that_was_written_to_a_pipe_does_not_know_its_size(tmp_path, tone, write_wav):
     path = write_wav(tmp_path / "a.wav", tone(0.1))
     content = path.read_bytes()

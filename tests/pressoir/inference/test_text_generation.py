@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from pressoir.errors import DataError, PressoirError, SourceError
+from pressoir.inference.generation.penalties import Penalties
 from pressoir.inference.generation.sampling import Sampler
-from pressoir.inference.text_generation import TextGenerator, negative_log_likelihood
+from pressoir.inference.text_generation import TextGenerator, _until, negative_log_likelihood
 from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.models.loading import load_causal_lm
 
@@ -119,6 +121,22 @@ def test_the_stop_text_that_begins_first_ends_the_text(writing):
     assert "".join(writing("abababac").generate("the", stop=["ababac"])) == "ab"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_text_ends_at_the_first_stop_text_that_is_complete_however_it_is_cut_into_pieces(seed):
+    draw = random.Random(seed)
+    text = "".join(draw.choices("ab", k=60))
+    stops = ["".join(draw.choices("ab", k=draw.randint(1, 7))) for _ in range(draw.randint(1, 4))]
+    ends = [(text.index(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
+    end, size = min(ends, default=(len(text), 0))
+    pieces, rest = [], text
+    while rest:
+        count = draw.randint(1, 9)
+        pieces, rest = [*pieces, rest[:count]], rest[count:]
+    found = list(_until(iter(pieces), stops))
+    assert "".join(found) == text[: end + size]
+    assert all(found), "no empty pieces"
+
+
 def test_what_only_began_like_a_stop_text_is_given_at_the_end(writing):
     assert "".join(writing("one EN").generate("the", stop=["END"])) == "one EN"
 
@@ -207,13 +225,16 @@ def _allowed(logits, draws=3000, **options):
     return {sampler(logits) for _ in range(draws)}
 
 
-@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.7}])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.7}, {"min_p": 0.2}]
+)
 def test_the_tokens_drawn_from_are_those_of_transformers(options):
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = np.random.default_rng(0).normal(size=30, scale=1.5).astype(np.float32)
     scores = torch.from_numpy(logits)[None]
-    for name, warper in (("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper)):
+    warpers = (("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper), ("min_p", MinPLogitsWarper))
+    for name, warper in warpers:
         if name in options:
             scores = warper(options[name])(None, scores)
     expected = {int(token) for token in torch.isfinite(scores[0]).nonzero()}
@@ -242,6 +263,126 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(generator):
 def test_the_limits_of_sampling_are_greedy(generator, options):
     ids = generator.tokenizer.encode("the film")
     assert list(generator.generate_ids(ids, 12, **options)) == list(generator.generate_ids(ids, 12))
+
+
+# Penalties
+
+
+def test_penalties_are_those_of_transformers_and_of_openais_formula():
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    logits = np.random.default_rng(0).normal(size=30, scale=2).astype(np.float32)
+    prompt, generated = [3, 4, 4], [7, 9, 7, 7]
+    before = logits.copy()
+    for penalty in (1.3, 0.7):
+        processor = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
+        expected = processor(torch.tensor([prompt + generated]), torch.from_numpy(logits)[None])[0].numpy()
+        assert (expected != logits).sum() == 4
+        np.testing.assert_array_equal(Penalties(repetition=penalty)(logits, prompt, generated), expected)
+    counts = torch.bincount(torch.tensor(generated), minlength=30).numpy()
+    expected = logits - counts * 0.5 - (counts > 0) * 0.25
+    expected[2] += 3
+    found = Penalties(frequency=0.5, presence=0.25, bias={2: 3})(logits, prompt, generated)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_a_text_under_a_repetition_penalty_is_transformers_own(generator, lm_and_graph):
+    model, tokenizer = load_causal_lm(lm_and_graph[0]), AutoTokenizer.from_pretrained(lm_and_graph[0])
+    given = tokenizer("the film was", return_tensors="pt")
+    options = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 2, "repetition_penalty": 1.5}
+    expected = model.generate(**given, **options)[0].tolist()
+    plain = "".join(generator.generate("the film was", max_new_tokens=30))
+    found = "".join(
+        generator.generate("the film was", max_new_tokens=30, penalties=Penalties(repetition=1.5))
+    )
+    assert "the film was" + found == tokenizer.decode(expected, skip_special_tokens=True)
+    assert found != plain
+
+
+def test_a_bias_chooses_or_forbids_a_token(generator):
+    ids = generator.tokenizer.encode("the film")
+    token = next(iter(generator.generate_ids(ids, 1)))
+    for bias, chosen in (({70: 100.0}, {70}), ({token: -100.0}, set(range(320)) - {token})):
+        continuation = generator.generate(ids, max_new_tokens=1, penalties=Penalties(bias=bias), top_scores=0)
+        list(continuation)
+        [scored] = continuation.take_scored()
+        assert bytes(scored["bytes"]) in {generator.tokenizer.token_bytes[one] for one in chosen}
+    with pytest.raises(PressoirError, match="the model has no token 320; its tokens are 0 to 319"):
+        generator.generate("the", penalties=Penalties(bias={320: 1.0}))
+
+
+# Scores of tokens
+
+
+def test_scores_of_generated_tokens_are_the_log_softmax_of_transformers_logits(generator, lm_and_graph):
+    model, tokenizer = load_causal_lm(lm_and_graph[0]), AutoTokenizer.from_pretrained(lm_and_graph[0])
+    given = tokenizer("the film was", return_tensors="pt")["input_ids"]
+    # These change the tokens (none is special), and not their scores.
+    penalties = Penalties(frequency=1.5, bias=dict.fromkeys(range(3), -100.0))
+    continuation = generator.generate(
+        "the film was", max_new_tokens=12, temperature=2.0, penalties=penalties, top_scores=3
+    )
+    text = "".join(continuation)
+    scored = continuation.take_scored()
+    assert len(scored) == 12
+    assert "".join(token["text"] for token in scored) == text
+    assert bytes(byte for token in scored for byte in token["bytes"]).decode(errors="replace") == text
+    names = [generator.tokenizer.token_bytes[id] for id in range(320)]
+    ids = given[0].tolist()
+    for token in scored:
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
+        values, tokens = expected.topk(3)
+        found = [value for _, _, value in token["likeliest"]]
+        assert found == pytest.approx(values.tolist(), abs=1e-4)
+        assert [bytes(one) for _, one, _ in token["likeliest"]] == [names[id] for id in tokens.tolist()]
+        id = names.index(bytes(token["bytes"]))
+        assert token["log_probability"] == pytest.approx(expected[id].item(), abs=1e-4)
+        ids.append(id)
+
+
+def test_the_tokens_of_a_stop_text_have_no_scores_and_an_end_token_has(writing):
+    continuation = writing("one two three").generate("the", stop=["two"], top_scores=0)
+    assert "".join(continuation) == "one "
+    assert "".join(token["text"] for token in continuation.take_scored()).startswith("one")
+    continuation = writing("one").generate("the", top_scores=0)
+    pieces, taken = [], []
+    for piece in continuation:
+        pieces.append(piece)
+        taken += continuation.take_scored()
+        assert "".join(token["text"] for token in taken) == "".join(pieces)
+    [end] = continuation.take_scored()
+    assert end["text"] == ""
+    assert end["bytes"] == []
+    assert end["start"] == len("one")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_the_bytes_of_tokens_are_what_they_decode_to(tokenizer, kind):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    if kind == "byte fallback":
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "é"]
+        model = models.BPE({word: id for id, word in enumerate(words)}, [("▁", "a")], byte_fallback=True)
+        backend = Tokenizer(model)
+        backend.normalizer, backend.decoder = normalizers.Replace(" ", "▁"), decoders.Sequence(steps)
+        backend.add_special_tokens(["</s>"])
+        backend.add_tokens([AddedToken("<tool>", special=False)])
+        tokenizer = LanguageModelTokenizer(backend)
+    found = tokenizer.token_bytes
+    assert found.exact
+    for text in ("a film a", "é 🍇 ü\n\x00", "a" * 9):
+        ids = tokenizer.encode(text)
+        assert b"".join(found[id] for id in ids).decode() == text
+        assert tokenizer.decode(ids) == text
+    for id in range(len(found)):
+        if id not in found.special:
+            assert found[id].decode(errors="replace") == tokenizer.decode([id])
+    assert all(found[id] == b"" for id in found.special)
+    [first, *_] = [id for id in range(len(found)) if found[id] == "🍇".encode()[:1]]
+    assert found.name(first) == "bytes:\\xf0"
 
 
 # Perplexity

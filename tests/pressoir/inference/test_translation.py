@@ -9,12 +9,23 @@ import pytest
 
 from pressoir.errors import RecipeError, ShardError, SourceError
 from pressoir.inference.engines.encoder_decoder import Generation
-from pressoir.inference.generation.beam_search import Rules
-from pressoir.inference.tokenizers.encoder_decoder import open_vocabulary
-from pressoir.inference.translation import LANGUAGES, Translator
+from pressoir.inference.generation.rules import Rules
+from pressoir.inference.translation import LANGUAGES, T5_TYPES, Translator
 
 TEXTS = ["the film was good", "the phone was awful and the soup was not", "meal", "the song was lovely"]
-MODELS = {"tiny_nllb": ("eng_Latn", "fra_Latn"), "tiny_marian": (None, None), "tiny_t5": ("en", "fr")}
+MODELS = {
+    "tiny_nllb": ("eng_Latn", "fra_Latn"),
+    "tiny_m2m100": ("en", "fr"),
+    "tiny_mbart": ("en", "ro"),
+    "tiny_mbart50": ("en", "fr"),
+    "tiny_marian": (None, None),
+    "tiny_bart": (None, None),
+    "tiny_pegasus": (None, None),
+    "tiny_t5": ("en", "fr"),
+    "tiny_mt5": ("en", "fr"),
+    "tiny_umt5": ("en", "fr"),
+}
+TARGETS = {"tiny_nllb": "fra_Latn", "tiny_m2m100": "__fr__", "tiny_mbart50": "fr_XX"}
 
 
 @pytest.fixture(params=MODELS)
@@ -38,9 +49,9 @@ def by_transformers(folder, texts, num_beams=1, **options):
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    prefix = "french: " if model.config.model_type == "t5" else ""
-    if model.config.model_type == "m2m_100":
-        options["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids("fra_Latn")
+    prefix = "french: " if model.config.model_type in T5_TYPES else ""
+    if target := TARGETS.get(folder.name.replace("-", "_")):
+        options["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(target)
     results = []
     for text in texts:
         inputs = tokenizer(prefix + text, return_tensors="pt")
@@ -79,20 +90,51 @@ def test_beams_follow_the_models_own_configuration(tiny_t5, exported, tmp_path, 
         assert Translator.open(folder, 1).translate(TEXTS, "en", "fr", num_beams=4) == expected
 
 
-def test_decoding_is_greedy_whatever_the_configuration_would_rather_do(tiny_t5, exported, tmp_path):
-    rather = {"num_beams": 3, "do_sample": True, "repetition_penalty": 3.0, "no_repeat_ngram_size": 2}
-    plain = Translator.open(tiny_t5, 1).translate(TEXTS, "en", "fr")
-    for number, source in enumerate((tiny_t5, exported("tiny_t5")[0])):
-        folder = tmp_path / str(number)
+END = {"sequence_bias": [[[2], 2.0]]}  # what a random model would not write
+RULES = [
+    {"repetition_penalty": 3.0},
+    {"no_repeat_ngram_size": 2, "num_beams": 3, "do_sample": True},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"min_length": 16, **END},
+    {"exponential_decay_length_penalty": [4, 1.5]},
+    {"bad_words_ids": [[18, 18, 18], [6, 6]], "suppress_tokens": [28]},
+]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: next(iter(rules)))
+def test_rules_of_the_generation_settings_are_obeyed(tiny_mbart50, exported, tmp_path, rules, num_beams):
+    languages, name = MODELS["tiny_mbart50"], "tiny-mbart50"
+    tested, *other = rules
+    without, checkpoint, graphs = (tmp_path / part / name for part in ("without", "checkpoint", "graphs"))
+    for source, folder in (
+        (tiny_mbart50, without),
+        (tiny_mbart50, checkpoint),
+        (exported("tiny_mbart50")[0], graphs),
+    ):
         shutil.copytree(source, folder)
         settings = json.loads((folder / "generation_config.json").read_text())
-        (folder / "generation_config.json").write_text(json.dumps({**settings, **rather}))
-        assert Translator.open(folder, 1).translate(TEXTS, "en", "fr") == plain
+        changed = {key: rules[key] for key in (other if folder == without else rules)}
+        (folder / "generation_config.json").write_text(json.dumps({**settings, **changed}))
+    expected = by_transformers(checkpoint, TEXTS, num_beams)
+    assert expected != by_transformers(without, TEXTS, num_beams), tested
+    for folder in (checkpoint, graphs):
+        assert Translator.open(folder, 1).translate(TEXTS, *languages, num_beams=num_beams) == expected
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_a_setting_that_would_change_the_text_is_refused_by_name(tiny_t5, exported, tmp_path, runtime):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_t5 if runtime == "pytorch" else exported("tiny_t5")[0], folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "penalty_alpha": 0.6, "top_k": 4}))
+    with pytest.raises(SourceError, match=r"generation_config.json: penalty_alpha: 0.6 is not supported"):
+        Translator.open(folder, 1)
 
 
 def test_max_new_tokens_limits_the_translation(exported, checkpoint, name):
-    short = Translator.open(exported(name)[0], 1).translate(TEXTS, *MODELS[name], max_new_tokens=4)
-    assert short == by_transformers(checkpoint, TEXTS, max_new_tokens=4)
+    short = Translator.open(exported(name)[0], 1).translate(TEXTS, *MODELS[name], max_new_tokens=9)
+    assert short == by_transformers(checkpoint, TEXTS, max_new_tokens=9)
 
 
 def test_results_come_in_the_order_of_the_texts_whatever_the_batches(exported, name):
@@ -117,10 +159,9 @@ def test_source_tokens_are_those_of_transformers(checkpoint, name):
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     translator = Translator.open(checkpoint, 1)
-    prefix = "french: " if name == "tiny_t5" else ""
-    encoded, forced = translator.encode(TEXTS, *MODELS[name])
+    prefix = "french: " if translator.model_type in T5_TYPES else ""
+    encoded, _ = translator.encode(TEXTS, *MODELS[name])
     assert encoded == tokenizer([prefix + text for text in TEXTS])["input_ids"]
-    assert forced == (tokenizer.convert_tokens_to_ids("fra_Latn") if name == "tiny_nllb" else None)
 
 
 def test_a_long_text_is_cut_and_still_ends_with_the_end_token(exported):
@@ -131,12 +172,35 @@ def test_a_long_text_is_cut_and_still_ends_with_the_end_token(exported):
     assert translator.translate(["the film was good " * 100])
 
 
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_a_long_text_is_cut_on_the_tokenizers_side(exported, checkpoint, name, runtime, tmp_path):
+    from pressoir.models import loading
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint if runtime == "pytorch" else exported(name)[0], folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    changed = {**settings, "truncation_side": "left", "model_max_length": 7}
+    (folder / "tokenizer_config.json").write_text(json.dumps(changed))
+    translator = Translator.open(folder, 1)
+    prefix = "french: " if translator.model_type in T5_TYPES else ""
+    texts = [prefix + text for text in TEXTS]
+    expected = loading.load_tokenizer(folder)(texts, truncation=True)["input_ids"]
+    assert translator.encode(TEXTS, *MODELS[name])[0] == expected
+
+
 # Languages
 
 
 def translator(tokens, model_type="m2m_100", defaults=(None, None), **settings):
     """A translator of which only the vocabulary's special tokens matter."""
-    vocabulary = SimpleNamespace(special=tokens, encode=lambda text: [ord(c) for c in text], id=tokens.index)
+    language = [3] if any("_" in token for token in tokens) else []
+    vocabulary = SimpleNamespace(
+        special=tokens,
+        truncation_side="right",
+        frame=lambda: (language, [1]),
+        encode=lambda text: [ord(c) for c in text],
+        id=tokens.index,
+    )
     generation = Generation(0, 8, None, Rules(frozenset([1])), settings)
     return Translator(SimpleNamespace(generation=generation), vocabulary, model_type, defaults)
 
@@ -148,7 +212,7 @@ M2M100 = ["<s>", "</s>", "__de__", "__en__", "__fr__", "__zh__"]
 @pytest.mark.parametrize("tokens", [NLLB, M2M100], ids=["NLLB", "M2M100"])
 @pytest.mark.parametrize(("source", "target"), [("en", "fr"), ("eng_Latn", "fra_Latn"), ("eng_Latn", "fr")])
 def test_languages_go_by_the_models_codes_or_by_common_ones(tokens, source, target):
-    assert translator(tokens).encode(["a"], source, target) == ([[3, ord("a"), 1]], 4)
+    assert translator(tokens).encode(["a"], source, target) == ([[3, ord("a"), 1]], (4, ()))
 
 
 def test_an_unknown_language_is_refused_with_the_known_ones():
@@ -169,26 +233,28 @@ def test_a_missing_language_is_asked_for(languages, field):
 
 def test_the_tokenizers_own_languages_are_the_defaults():
     both = translator(NLLB, defaults=("eng_Latn", "fra_Latn"))
-    assert both.encode(["a"]) == ([[3, ord("a"), 1]], 4)
-    assert both.encode(["a"], "de", "en") == ([[2, ord("a"), 1]], 3)
+    assert both.encode(["a"]) == ([[3, ord("a"), 1]], (4, ()))
+    assert both.encode(["a"], "de", "en") == ([[2, ord("a"), 1]], (3, ()))
 
 
 def test_the_configurations_first_token_stands_where_no_target_is_named():
     model = translator(NLLB, defaults=("eng_Latn", None))
     model.engine.generation = Generation(0, 8, None, Rules(frozenset([1]), forced_first=5), {})
-    assert model.encode(["a"]) == ([[3, ord("a"), 1]], 5)
-    assert model.encode(["a"], None, "de")[1] == 2
+    assert model.encode(["a"]) == ([[3, ord("a"), 1]], (5, ()))
+    assert model.encode(["a"], None, "de")[1] == (2, ())
 
 
 def test_a_model_of_one_pair_takes_that_pair_or_none():
     marian = translator(["</s>", "<unk>"], "marian", ("en", "fr"))
     assert marian.languages == []
     for pair in ((None, None), ("en", "fr"), ("eng_Latn", None)):
-        assert marian.encode(["a"], *pair) == ([[ord("a"), 1]], None)
-    with pytest.raises(RecipeError, match=r"target_language is 'de', but .* one fixed language pair, en to"):
+        assert marian.encode(["a"], *pair) == ([[ord("a"), 1]], (None, ()))
+    with pytest.raises(
+        RecipeError, match=r"target_language is 'de', but .* fixed language pair, en to fr; omit"
+    ):
         marian.encode(["a"], "en", "de")
     with pytest.raises(
-        RecipeError, match="source_language is 'en', but this model translates one fixed language pair"
+        RecipeError, match="source_language is 'en', but this model has fixed languages; omit it"
     ):
         translator(["</s>"], "marian").encode(["a"], "en")
 
@@ -197,9 +263,9 @@ def test_a_model_of_one_pair_takes_that_pair_or_none():
 def test_a_marian_model_of_several_targets_is_told_by_a_token_before_the_text(code):
     marian = translator([">>fra<<", "</s>", ">>spa<<"], "marian")
     assert marian.languages == ["fra", "spa"]
-    ids, forced = marian.encode(["a"], None, code)
+    ids, begin = marian.encode(["a"], None, code)
     assert "".join(map(chr, ids[0][:-1])) == ">>fra<< a"
-    assert forced is None
+    assert begin == (None, ())
 
 
 def test_t5_is_told_by_a_sentence():
@@ -221,32 +287,39 @@ def test_the_table_of_languages_is_one_to_one():
     assert all(len(code) == 2 for code in LANGUAGES)
 
 
-def test_m2m100s_tokenizer_which_exists_only_in_python_serves_too(tmp_path, sentencepiece_model):
-    from transformers import M2M100Tokenizer
-
-    pieces = sentencepiece_model(tmp_path / "spm.model")
-    names = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece in pieces if not piece.startswith("<"))]
-    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
-    folder = tmp_path / "saved"
-    tokenizer = M2M100Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "spm.model"), src_lang="en")
-    tokenizer.save_pretrained(folder)
-    vocabulary = open_vocabulary(folder)
-    generation = Generation(2, 8, None, Rules(frozenset([2])), {})
-    model = Translator(SimpleNamespace(generation=generation), vocabulary, "m2m_100")
-    assert {"en", "fr", "zh"} <= set(model.languages)
-    ids, forced = model.encode(TEXTS, "en", "fra_Latn")
-    assert ids == tokenizer(TEXTS)["input_ids"]
-    assert forced == tokenizer.get_lang_id("fr")
-    assert vocabulary.decode(ids[0][1:]) == TEXTS[0]
-
-
 # Folders
 
 
 def test_a_folder_without_start_and_end_tokens_is_no_encoder_decoder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(SourceError, match="specifies decoder_start_token_id and eos_token_id"):
+    (tmp_path / "encoder_model.onnx").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"config\.json specifies no decoder_start_token_id and"):
         Translator.open(tmp_path, 1)
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
+def test_a_translation_starts_as_the_generation_settings_say_or_is_refused(
+    tiny_nllb, exported, tmp_path, runtime
+):
+    """Where `generation_config.json` exists, transformers does not look for these in `config.json`."""
+    source = tmp_path / "tiny-nllb"
+    shutil.copytree(tiny_nllb, source)
+    folder = source
+    if runtime == "onnxruntime":
+        folder = tmp_path / "graphs"
+        shutil.copytree(exported("tiny_nllb")[0], folder)
+    settings = json.loads((source / "generation_config.json").read_text())
+    expected = {}
+    for start in (settings.pop("decoder_start_token_id"), None):  # then `bos_token_id`
+        if start is None:
+            for place in (source, folder):
+                (place / "generation_config.json").write_text(json.dumps(settings))
+        expected[start] = by_transformers(source, TEXTS)
+        assert Translator.open(folder, 1).translate(TEXTS) == expected[start]
+    assert expected[None] != expected[2]
+    (folder / "generation_config.json").write_text(json.dumps({"max_length": 12}))
+    with pytest.raises(SourceError, match=r"generation_config\.json specifies no decoder_start_token_id"):
+        Translator.open(folder, 1)
 
 
 def test_a_broken_tokenizer_is_named(exported, tmp_path):

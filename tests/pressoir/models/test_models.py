@@ -10,7 +10,7 @@ from transformers import GPT2Config
 from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import SourceError
-from pressoir.inference.tokenizers.tokenizers import FastTokenizer
+from pressoir.inference.tokenizers.tokenizers import FastTokenizer, LanguageModelTokenizer
 from pressoir.models import loading
 from pressoir.models.layouts import architecture_of, count_parameters, encoder_layers, resize_ffn
 
@@ -186,6 +186,15 @@ def test_an_unknown_model_type_is_refused(copy, load):
         load(copy)
 
 
+@pytest.mark.parametrize("load", [loading.load_classifier, loading.load_config, loading.load_tokenizer])
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**12}, {"num_labels": 10**9}, {"n_layer": 1e12}])
+def test_counts_that_would_fill_the_memory_are_refused_before_anything_is_made(copy, load, changes):
+    """transformers makes every layer, and a name of every label, before it looks at the weights."""
+    edit_config(copy, **changes)
+    with pytest.raises(SourceError, match=rf"config\.json: {next(iter(changes))} is 10+.*supported at most"):
+        load(copy)
+
+
 def test_a_config_that_asks_for_its_own_code_is_refused(copy):
     edit_config(copy, model_type="own", auto_map={"AutoConfig": "own.Config"})
     (copy / "own.py").write_text("raise AssertionError('foreign code was run')", encoding="utf-8")
@@ -288,6 +297,18 @@ def test_a_missing_or_broken_tokenizer_is_refused(copy, damage):
         (copy / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(SourceError, match="has no tokenizer that transformers can load"):
         loading.load_tokenizer(copy)
+
+
+@pytest.mark.parametrize("tokenizer", [FastTokenizer, LanguageModelTokenizer.open])
+def test_a_tokenizer_that_lacks_the_tokens_it_adds_is_refused(copy, tokenizer, capfd):
+    """The `tokenizers` library panics at the first text, with an exception that is not an `Exception`."""
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"]["special_tokens"].popitem()
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(SourceError, match="has no tokenizer that can be loaded"):
+        tokenizer(copy)
+    capfd.readouterr()  # the panic's own lines
 
 
 # --- architectures ---

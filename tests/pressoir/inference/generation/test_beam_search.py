@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pressoir.inference.generation.beam_search import Rules, beam, greedy
+from pressoir.inference.generation.beam_search import beam, greedy
+from pressoir.inference.generation.rules import Rules
 
 VOCABULARY, EOS, START = 5, 0, 4
 
@@ -77,35 +78,6 @@ def test_a_row_that_ended_does_not_stop_the_others():
     chain = Two(2)
     assert greedy(chain, prompts(2), Rules(frozenset([EOS]), pad_id=3), limit=3) == [[], [2, 2, 2]]
     assert chain.rows[0] == [START, START, 3, 3]
-
-
-def scores():
-    return np.arange(VOCABULARY, dtype=np.float32)[None]
-
-
-def allowed(rules, generated, limit=9, prompt=1):
-    return set(np.flatnonzero(np.isfinite(rules.apply(scores(), generated, limit, prompt)[0])))
-
-
-def test_rules_say_which_tokens_are_allowed_where():
-    rules = Rules(frozenset([EOS]), suppressed=(1,), suppressed_first=(2,), forced_last=EOS)
-    assert allowed(rules, generated=0) == {0, 3, 4}
-    assert allowed(rules, generated=1) == {0, 2, 3, 4}
-    assert allowed(rules, generated=8) == {EOS}
-
-
-def test_a_forced_first_token_is_not_free_so_the_next_one_is_the_first():
-    rules = Rules(frozenset([EOS]), suppressed_first=(2,), forced_first=3)
-    assert allowed(rules, generated=0) == {3}
-    assert allowed(rules, generated=1) == {0, 1, 3, 4}
-    assert allowed(rules, generated=2) == {0, 1, 2, 3, 4}
-    assert allowed(rules, generated=0, prompt=2) == {0, 1, 3, 4}, "a longer prompt has its first token"
-
-
-def test_rules_leave_the_scores_they_were_given_alone():
-    given = scores()
-    Rules(frozenset([EOS]), suppressed=(1,)).apply(given, 0, 9)
-    np.testing.assert_array_equal(given, scores())
 
 
 @pytest.mark.parametrize(("early", "found", "steps"), [(True, [], 1), (False, [], 1), ("never", [1], 2)])
