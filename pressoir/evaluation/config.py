@@ -13,6 +13,7 @@ from pressoir.config import Config, Document, Fraction, Positive, PositiveReal, 
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
+from pressoir.metrics import BleuTokenizer, Normaliser
 from pressoir.recipe.sections import DataConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -53,6 +54,13 @@ class DataSetConfig(Config):
     model's own notation, such as `eng_Latn` or `en`."""
     target_language: str | None = None
     """translation: language code of the target language."""
+    bleu_tokenizer: BleuTokenizer | None = None
+    """translation: sacrebleu's tokenizer for BLEU; null chooses it by the target language (or by the script
+    of the references): `ja-mecab`, `ko-mecab` (extras `ja` and `ko`), `zh`, otherwise `13a`. sacrebleu
+    downloads those of FLORES when they are first used."""
+    normaliser: Normaliser | None = None
+    """automatic-speech-recognition: how texts are normalised for WER and CER; null chooses it by
+    `source_language`: `french` or `basic`."""
     text: Path | None = None
     """causal-lm: text file; by default the test split of the embedded reviews."""
     pairs: Path | None = None

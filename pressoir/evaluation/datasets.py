@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pressoir import metrics
 from pressoir.data import running_text, sentences
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
@@ -21,6 +22,9 @@ EMBEDDED_PAIRS = Path(__file__).parents[1] / "data" / "demo" / "pairs.tsv"
 contradictions at 1.5."""
 
 
+_RECORDINGS = 'is not a list of {"audio": file, "text": transcription}'
+
+
 @dataclass(frozen=True)
 class DataSet:
     """What a model is asked, and what would be right."""
@@ -32,10 +36,16 @@ class DataSet:
     """SHA-256 of all ids, inputs and references; of audio, of the files' content."""
     labels: tuple[str, ...] = ()
     """Names of the classes, in their order; none where the task has no classes."""
+    language: str | None = None
+    """Of the references: a translation's target, or the speech's; None where it is not given."""
+    bleu_tokenizer: metrics.BleuTokenizer | None = None
+    normaliser: metrics.Normaliser | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores must know about the data."""
 
 
 Data = tuple[tuple[str, ...], list[EvaluationSample]]
-"""What a task's reader gives: names of the classes, and all samples."""
+"""What a task's reader gives: names of the classes, and all samples, of which equal ones count once."""
 
 
 def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> DataSet:
@@ -49,8 +59,22 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
     labels, samples = found
     if not samples:
         raise DataError(f"the data set for {config.task} has no samples; specify a file that has some")
-    chosen = samples if declared.windows else samples[:limit]
-    return DataSet(config.task, tuple(chosen), _fingerprint(declared, chosen), labels)
+    different: dict[str, EvaluationSample] = {}
+    for sample in samples:
+        if different.setdefault(sample.id, sample) != sample:
+            raise DataError(f"{sample.id} is listed twice with different references; keep one of them")
+    chosen = list(different.values()) if declared.windows else list(different.values())[:limit]
+    repeated = len(samples) - len(different)
+    return DataSet(
+        config.task,
+        tuple(chosen),
+        _fingerprint(declared, chosen),
+        labels,
+        config.target_language or config.source_language,
+        config.bleu_tokenizer,
+        config.normaliser,
+        (f"{repeated} samples are listed more than once and count once",) if repeated else (),
+    )
 
 
 def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
@@ -76,12 +100,15 @@ def recordings(config: DataSetConfig, seed: int) -> Data:
     """Files of sound with their transcriptions, as a manifest lists them."""
     manifest = _required(config.manifest)
     entries = reader.read_json(manifest, DataError, "specify a list of recordings")
-    try:
-        rows = [(str(entry["audio"]), str(entry["text"])) for entry in entries]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f'{manifest} is not a list of {{"audio": file, "text": transcription}} ({error!r})'
-        ) from error
+    if not isinstance(entries, list):
+        raise DataError(f"{manifest} {_RECORDINGS}")
+    rows: list[tuple[str, str]] = []
+    for index, entry in enumerate(entries):
+        match entry:
+            case {"audio": str(name), "text": str(transcription)}:
+                rows.append((name, transcription))
+            case _:
+                raise DataError(f"{manifest} {_RECORDINGS}; entry {index} is {reader.shown(entry)}")
     missing = [name for name, _ in rows if not reader.is_file(manifest.parent / name)]
     if missing:
         raise DataError(
@@ -108,6 +135,9 @@ def aligned_lines(config: DataSetConfig, seed: int) -> Data:
             f"{source} has {len(sources)} lines, but {reference} has {len(references)}; the files must "
             "have the same number of lines"
         )
+    metrics.check_bleu_tokenizer(
+        config.bleu_tokenizer or metrics.bleu_tokenizer(config.target_language, references)
+    )
     return (), [
         EvaluationSample(id=str(i), input=line, reference=right, length=len(line))
         for i, (line, right) in enumerate(zip(sources, references, strict=True))

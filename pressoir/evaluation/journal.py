@@ -22,7 +22,7 @@ from typing import Any
 from pressoir.errors import StoreError
 from pressoir.store.artifact import digest_of
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever a prediction of the same model on the same sample would change."""
 _BUSY_S = 60.0
 

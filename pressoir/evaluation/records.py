@@ -51,6 +51,7 @@ Verdict = Literal[
     "damaged",
     "exception",
     "unreachable",
+    "unsupported",
 ]
 
 

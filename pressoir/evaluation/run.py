@@ -5,7 +5,7 @@ the reserve, and never more than `memory.budget_gb`.
 
 **Prepare.** Every data set is read and every model looked up before anything runs; all mistakes of the
 configuration are told at once. A model that is there but broken, or that cannot be fetched, is no mistake of
-the configuration: it becomes an outcome, and the others run.
+the configuration: it becomes an outcome, and the others run; so does one of an unsupported type.
 
 **The folder.** `results/<run>/` has `config.yaml` and `plan.json`, the journal, and `jobs/` with what each
 child was told and its log; then the results. Resuming takes the plan that is there, so that a run that was
@@ -38,8 +38,8 @@ from pressoir.evaluation.records import Estimate, RunOutcome
 from pressoir.evaluation.report import scoring
 from pressoir.evaluation.report.results import EvaluationOutcome, EvaluationRow
 from pressoir.extensions.task import task
-from pressoir.formats import folder as model_kinds
-from pressoir.formats.folder import runtime_of
+from pressoir.formats.folder import runtime_of, tasks_of
+from pressoir.formats.supported import decoding_note, unsupported
 from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.files import disk_errors, make_folder, write_text_atomic
@@ -88,7 +88,7 @@ class Prepared:
     estimates: dict[str, Estimate]
     plan: EvaluationPlan
     refused: dict[str, RunOutcome]
-    """Models that are damaged, or cannot be reached."""
+    """Models that are damaged or unsupported, or cannot be reached."""
 
     def dataset(self, run: str) -> DataSet:
         """What a run is asked."""
@@ -141,28 +141,38 @@ def prepare(
     batches: Sequence[str] = (),
     seen: Survey | None = None,
     fetch: bool = True,
+    resumed: bool = False,
 ) -> Prepared:
     """Look up all models and data, estimate, and plan; only the named `batches`, if any.
 
-    Without `fetch`, models that would have to be fetched are refused as unreachable instead.
+    Without `fetch`, models that would have to be fetched are refused as unreachable instead. Where a run is
+    `resumed`, a model that has vanished since it began is refused alone.
 
     Raises:
         RecipeError: a model does not exist, or does not go with its data, or there is no such batch; all
             mistakes are listed. DataError: a data set is missing or malformed. RegistryError: `models.json`
             is not valid.
     """
+    check_batches(config, batches)
     seen = seen or survey(config)
     data = _load(config)
     names = {run: (model.id, name) for model in config.models for name, run in model.run_ids().items()}
     jobs, estimates, refused, problems = {}, {}, dict[str, RunOutcome](), list[str]()
     for model in config.models:
-        found = _find(model, store, fetch, problems)
+        missing = list[str]()
+        found = _find(model, store, fetch, missing)
+        if resumed and missing:
+            found = RunOutcome(model=model.id, verdict="damaged", detail=missing[0])
+        else:
+            problems += missing
         for name, run in model.run_ids().items():
             if isinstance(found, RunOutcome):
                 refused[run] = found.model_copy(update={"model": run, "task": config.data[name].task})
             elif found is not None:
                 job = _job(run, model, name, config, data[name], found, seen.batch_size, problems)
-                if job is not None:
+                if isinstance(job, RunOutcome):
+                    refused[run] = job
+                elif job is not None:
                     jobs[run] = job
     if problems:
         raise RecipeError(
@@ -187,30 +197,49 @@ def prepare(
     return only(prepared, batches) if batches else prepared
 
 
+def check_batches(config: EvaluationConfig, batches: Sequence[str]) -> None:
+    """Refuse names that no plan of a configuration can have.
+
+    Raises:
+        RecipeError: there is no such batch.
+    """
+    for name in batches:
+        base = re.sub(r"-\d+$", "", name)  # a batch that does not fit is split
+        if base != "batch" and not {name, base} & set(config.batches):
+            known = ", ".join(config.batches) or "batch-1, batch-2, … (`--list-batches` shows them)"
+            raise RecipeError(f"no batch {name!r}; the configuration has: {known}")
+
+
 def only(prepared: Prepared, batches: Sequence[str]) -> Prepared:
     """The part of a run that is in the named batches; of a batch that was split, all its parts.
+
+    Of a batch of the configuration, its models that are skipped or refused, too.
 
     Raises:
         RecipeError: there is no such batch.
     """
     known = {batch.name: batch for batch in prepared.plan.batches}
-    chosen = dict[str, planner.Batch]()
+    chosen, asked = dict[str, planner.Batch](), set[str]()
     for name in batches:
         parts = {n: b for n, b in known.items() if n == name or re.fullmatch(f"{re.escape(name)}-\\d+", n)}
-        if not parts:
+        if not parts and name not in prepared.config.batches:
             raise RecipeError(f"no batch {name!r}; the plan has: {', '.join(known) or 'none'}")
         chosen |= parts
+        asked.update(prepared.config.batches.get(name, ()))
+    idle = {run for run, (model, _) in prepared.names.items() if model in asked}
+    skipped = tuple(one for one in prepared.plan.skipped if one.model in idle)
     plan = prepared.plan.model_copy(
-        update={"batches": tuple(b for n, b in known.items() if n in chosen), "skipped": ()}
+        update={"batches": tuple(b for n, b in known.items() if n in chosen), "skipped": skipped}
     )
     members = {one.model for batch in plan.batches for one in batch.placements}
+    members |= {one.model for one in skipped} | (idle & prepared.refused.keys())
     return replace(
         prepared,
         plan=plan,
         names={run: name for run, name in prepared.names.items() if run in members},
         jobs={run: job for run, job in prepared.jobs.items() if run in members},
         estimates={run: one for run, one in prepared.estimates.items() if run in members},
-        refused={},
+        refused={run: one for run, one in prepared.refused.items() if run in members},
     )
 
 
@@ -403,16 +432,17 @@ def _job(
     found: _Found,
     preset: int,
     problems: list[str],
-) -> Job | None:
+) -> Job | RunOutcome | None:
+    """The job of a model on a data set, or how it ended before it began; None: one of the `problems`."""
     asked = config.data[name]
     if found.remote is None:
-        try:
-            own = model_kinds.task_of(found.folder)
-        except SourceError as error:
-            problems.append(f"{model.id}: {error}")
-            return None
-        if own != asked.task:
-            problems.append(f"{model.id} is a model for {own}, but the data set {name} is for {asked.task}")
+        if (reason := unsupported(found.folder, asked.task)) is not None:
+            return RunOutcome(model=run, task=asked.task, verdict="unsupported", detail=reason)
+        own = tasks_of(found.folder)
+        if asked.task not in own:
+            problems.append(
+                f"{model.id} is a model for {' and '.join(own)}, but the data set {name} is for {asked.task}"
+            )
             return None
     settings = (
         {"task": asked.task, "generation": model.generation.model_dump(mode="json"), "data": asked.task}
@@ -488,10 +518,10 @@ def scored(prepared: Prepared, name: str, outcome: RunOutcome) -> EvaluationOutc
     job, asked = prepared.jobs.get(name), prepared.dataset(name)
     found = predictions(job, asked) if job is not None else []
     score = scoring.score(asked, {one.sample: one.value for one in found})
-    scored = outcome.model_copy(
-        update={"metrics": score.metrics, "notes": (*outcome.notes, *score.notes), "samples": len(found)}
-    )
-    return EvaluationOutcome(name, model, data, asked, scored, found)
+    greedy = decoding_note(job.folder) if job is not None and job.remote is None else None
+    notes = (*outcome.notes, *score.notes, *filter(None, [greedy]))
+    scored = outcome.model_copy(update={"metrics": score.metrics, "notes": notes, "samples": len(found)})
+    return EvaluationOutcome(name, model, data, asked, scored, found, score)
 
 
 def conditions(prepared: Prepared) -> dict[str, Any]:

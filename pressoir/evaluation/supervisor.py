@@ -136,7 +136,7 @@ def ended_well(journal: Journal, job: Job) -> RunOutcome | None:
     for stored in reversed(journal.outcomes(job.model, job.attempt_key)):
         with suppress(ValidationError):
             outcome = RunOutcome.model_validate_json(stored or "null")
-            if outcome.verdict == "ok":
+            if outcome.verdict == "ok" and outcome.samples == outcome.total:
                 return outcome
     return None
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pressoir.errors import QuantizationError, ShardError, SourceError, UnreachableError
+from pressoir.errors import QuantizationError, ShardError, SourceError, StoreError, UnreachableError
 from pressoir.system.allowance import (
     BatchSize,
     data_limit,
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 LOCK_S = 60.0
 _TRACEBACK_LINES, _COLUMNS = 12, 300
+_FAILURES = 3  # first samples that all fail: then it is not their fault
+_STREAK = 20  # so many in a row that fail after others worked: the model or the machine is broken now
+_SHOWN = 3
 
 Open = Callable[["Job", "DataSet"], "BatchPredictor"]
 Tell = Callable[["Message"], None]
@@ -116,6 +119,8 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
         else:
             verdict, detail = "exception", _end_of_traceback(error)
             traceback.print_exc()
+    if verdict == "ok" and figures.failed:
+        detail = _failures(figures.failed)
     return End.model_validate(
         {
             "verdict": verdict,
@@ -130,8 +135,11 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
 class _Figures:
     """What is known of an attempt however it ends."""
 
-    seconds = 0.0
-    batch_size: int | None = None
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.batch_size: int | None = None
+        self.failed: dict[str, str] = {}
+        """Samples that failed on their own, and why."""
 
 
 def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_model: Open | None) -> None:
@@ -154,7 +162,7 @@ def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_mod
     lengths = {sample.id: predictor.length(sample) for sample in samples}
     with data_limit(job.allowance_bytes, job.folder):
         _predict(job, predictor, waiting, lengths, journal, figures, tell)
-    tell(Progress(done=len(samples), total=len(samples), batch_size=0))
+    tell(Progress(done=len(samples) - len(figures.failed), total=len(samples), batch_size=0))
 
 
 def _predict(
@@ -166,16 +174,21 @@ def _predict(
     figures: _Figures,
     tell: Tell,
 ) -> None:
-    """Predict and commit batch by batch."""
+    """Predict and commit batch by batch; of a batch that fails, each sample is tried on its own.
+
+    A sample that fails on its own has no prediction. Where the first ones all do, or many in a row, it is not
+    their fault.
+    """
     from pressoir.evaluation.jobs import Progress
     from pressoir.evaluation.journal import Prediction
 
-    total, longest = len(length_of), max(length_of.values())
+    total, longest, alone = len(length_of), max(length_of.values()), 0
+    anything, streak = len(waiting) < total, 0
     waiting = sorted(waiting, key=lambda one: -length_of[one.id])
     lengths = [length_of[one.id] for one in waiting]
     size = BatchSize(job.batch_size, longest, job.max_batch_size)
     while waiting:
-        batch = size.take(waiting, lengths)
+        batch = waiting[:1] if alone else size.take(waiting, lengths)
         together = len(batch) if predictor.together else 1
         tell(Progress(done=total - len(waiting), total=total, batch_size=together))
         start = time.perf_counter()
@@ -184,9 +197,21 @@ def _predict(
         try:
             values = predictor.predict(batch)
         except Exception as error:
-            if job.remote is not None or not is_out_of_memory(error):  # a server's words are not about us
+            if isinstance(error, UnreachableError | StoreError):
                 raise
-            problem = _short(error)
+            if job.remote is None and is_out_of_memory(error):  # a server's words are not about us
+                problem = _short(error)
+            elif len(batch) > 1:
+                alone = len(batch)
+                continue
+            else:
+                figures.failed[batch[0].id] = _short(error)
+                print(f"{batch[0].id} failed: {_short(error)}", file=sys.stderr, flush=True)
+                streak += 1
+                if streak == (_STREAK if anything else _FAILURES) or (not anything and len(waiting) == 1):
+                    raise
+                waiting, lengths, alone = waiting[1:], lengths[1:], max(0, alone - 1)
+                continue
         # Out here nothing holds the failed batch's arrays any more, as its traceback did.
         if problem:
             map_large_blocks()
@@ -208,6 +233,7 @@ def _predict(
         )
         figures.seconds += seconds
         figures.batch_size = max(together, figures.batch_size or 1)
+        anything, streak, alone = True, 0, max(0, alone - 1)
         size.worked(len(batch), lengths[0])
         waiting, lengths = waiting[len(batch) :], lengths[len(batch) :]
 
@@ -251,6 +277,12 @@ def _start_threads() -> None:
     """Start torch's thread pool: under a limit, OpenMP ends the process if it cannot start a thread."""
     if torch := sys.modules.get("torch"):
         torch.ones(1 << 20).exp()
+
+
+def _failures(failed: dict[str, str]) -> str:
+    shown = "; ".join(f"{sample}: {reason}" for sample, reason in list(failed.items())[:_SHOWN])
+    more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+    return f"{len(failed)} samples failed on their own and are not scored: {shown}{more}"
 
 
 def _short(error: BaseException) -> str:

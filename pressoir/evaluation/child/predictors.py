@@ -32,7 +32,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
-from pressoir.formats.folder import runtime_of
+from pressoir.formats.folder import model_type_of, runtime_of
 from pressoir.formats.labels import match
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.feature_extraction import SentenceEncoder
@@ -154,12 +154,16 @@ class Recognition:
 
     def _windows_together(self, sounds: Sequence[NDArray[np.float32]]) -> list[str]:
         """Whisper: windows that the decoder is prompted alike for, as many together as there are sounds."""
+        from pressoir.inference.audio import join_windows
+
         model, limit = self._recognizer.model, len(sounds)
-        windows = [(index, part) for index, sound in enumerate(sounds) for part in model.features(sound)]
+        windows: list[tuple[int, NDArray[np.float32]]] = []
         alike: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, features) in enumerate(windows):
-            prompt = model.prompt({"input_features": features[None]}, self._language)
-            alike.setdefault(prompt, []).append(place)
+        for index, sound in enumerate(sounds):
+            parts = model.features(sound)
+            prompt = model.prompt({"input_features": parts[0][None]}, self._language)
+            alike.setdefault(prompt, []).extend(range(len(windows), len(windows) + len(parts)))
+            windows += [(index, part) for part in parts]
         texts = [""] * len(windows)
         for prompt, places in alike.items():
             for start in range(0, len(places), limit):
@@ -167,20 +171,20 @@ class Recognition:
                 inputs = {"input_features": np.stack([windows[place][1] for place in chosen])}
                 for place, tokens in zip(chosen, model.engine.generate(inputs, prompt=prompt), strict=True):
                     texts[place] = model.vocabulary.decode(tokens)
-        parts: list[list[str]] = [[] for _ in sounds]
+        heard: list[list[str]] = [[] for _ in sounds]
         for (index, _), text in zip(windows, texts, strict=True):
-            parts[index].append(text)
-        return [" ".join(filter(None, one)) for one in parts]
+            heard[index].append(text)
+        return [join_windows(one) for one in heard]
 
 
 class Translation:
     """Text to text."""
 
-    def __init__(self, translator: Any, job: Job) -> None:
+    def __init__(self, translator: Any, job: Job, together: bool) -> None:
         self._translator = translator
         self._languages = job.data.source_language, job.data.target_language
         self._generation = job.generation
-        self.together = bool(translator.engine.batch_invariant)
+        self.together = together
 
     def length(self, sample: EvaluationSample) -> int:
         """Tokens of the source, and of the longest translation."""
@@ -245,13 +249,15 @@ def classification(job: Job, data: DataSet) -> Loaded:
 
 
 def recognition(job: Job, data: DataSet) -> Loaded:
-    """Whisper or a CTC model."""
-    from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, WhisperModel
+    """A speech recogniser of any kind."""
+    from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
+    from pressoir.inference.whisper import WhisperModel
 
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
     model = recognizer.model
     if not isinstance(model, WhisperModel):
-        return Recognition(recognizer, None, together=False), model.engine
+        language = job.data.source_language if model.takes_language else None
+        return Recognition(recognizer, language, together=False), model.engine
     # The data may be for models of one language, too: those are not told which.
     multilingual = bool(model.engine.generation.settings.get("lang_to_id"))
     language = job.data.source_language if multilingual else None
@@ -260,8 +266,13 @@ def recognition(job: Job, data: DataSet) -> Loaded:
 
 def translation(job: Job, data: DataSet) -> Loaded:
     """A translator."""
+    if model_type_of(job.folder) in task(job.task).evaluated_only:
+        from pressoir.inference.transformers_speech import SeamlessTranslator
+
+        seamless = SeamlessTranslator.open(job.folder, job.threads)
+        return Translation(seamless, job, together=False), seamless.engine
     translator = Translator.open(job.folder, job.threads, job.runtime)
-    return Translation(translator, job), translator.engine
+    return Translation(translator, job, bool(translator.engine.batch_invariant)), translator.engine
 
 
 def perplexity(job: Job, data: DataSet) -> Loaded:

@@ -37,7 +37,7 @@ from pressoir.system.files import write_text_atomic
 from pressoir.system.memory import effective_memory
 
 FOLDER = "estimates"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a formula changes, so that no stored figure of an older one is taken."""
 COMMAND: Sequence[str] = (sys.executable, "-m", "pressoir.evaluation.child")
 _PROBE_S, _POLL_S = 600.0, 0.05

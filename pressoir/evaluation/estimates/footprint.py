@@ -65,16 +65,18 @@ class Work(NamedTuple):
 # --- weights ------------------------------------------------------------------------------------------------
 
 
-def weights(folder: Path, runtime: Runtime, config: Settings) -> Weights:
+def weights(folder: Path, runtime: Runtime, config: Settings, unused: tuple[str, ...] = ()) -> Weights:
     """What a folder's weights take in a runtime; of damaged files, what they announce or hold.
+
+    Those whose names begin with one of `unused` are not loaded.
 
     Raises:
         SourceError: there are none for that runtime.
     """
-    return _graph(folder, config) if runtime == "onnxruntime" else _checkpoint(folder)
+    return _graph(folder, config) if runtime == "onnxruntime" else _checkpoint(folder, unused)
 
 
-def _checkpoint(folder: Path) -> Weights:
+def _checkpoint(folder: Path, unused: tuple[str, ...] = ()) -> Weights:
     """PyTorch computes in float32.
 
     Weights that are stored so are mapped: pages of the file, no copies. Others are copied one by one while
@@ -91,6 +93,8 @@ def _checkpoint(folder: Path) -> Weights:
         if not tensors:
             resident += path.stat().st_size
         for name, (dtype, elements, length) in tensors.items():
+            if unused and name.startswith(unused):
+                continue
             if name.rpartition(".")[0] in packed:
                 resident += FLOAT * packed[name.rpartition(".")[0]] if name.endswith(".weight") else 0
                 continue
@@ -223,7 +227,7 @@ def translation(config: Settings, source: int, target: int, beams: int, runtime:
     scores = 3 if "t5" in str(config.get("model_type")) else 0
     reading = _layer(config, "encoder")
     once = reading.work(source, scores) + MASK * source**2 + FLOAT * 2 * source * reading.hidden
-    row = _decoder(config, source, target, beams > 1)
+    row = decoder_row(config, source, target, beams > 1)
     if runtime == "pytorch":
         return Work(0, once + beams * row)
     once = ONNX_RUNS * reading.work(source, 2)
@@ -238,7 +242,7 @@ def whisper(config: Settings, target: int, runtime: Runtime) -> Work:
     convolved = FLOAT * 2 * window * layer.hidden * 3
     reading = max(convolved, layer.work(window, 0 if runtime == "pytorch" else 2))
     reading *= 1 if runtime == "pytorch" else ONNX_RUNS
-    return Work(2 * window * MEL_FRAME, 2 * features + reading + _decoder(config, window, target, False))
+    return Work(2 * window * MEL_FRAME, 2 * features + reading + decoder_row(config, window, target, False))
 
 
 def ctc(config: Settings, samples: int, runtime: Runtime) -> Work:
@@ -260,7 +264,7 @@ def ctc(config: Settings, samples: int, runtime: Runtime) -> Work:
     return Work(ONNX_RUNS * max(convolved * 21 // 10, layer.work(length, 2)), 0)
 
 
-def _decoder(config: Settings, source: int, target: int, searching: bool) -> int:
+def decoder_row(config: Settings, source: int, target: int, searching: bool) -> int:
     """Bytes of one row in decoding: keys and values of both attentions, the encoder's states, logits.
 
     A step's cache is the last one's and one token more: for a moment both are there. Searching among beams,

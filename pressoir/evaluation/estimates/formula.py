@@ -23,7 +23,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import Estimate
 from pressoir.extensions.task import task
 from pressoir.formats.folder import runtime_of
-from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER
+from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER, needs_transformers
 
 REMOTE = 90 * MB  # a process without any of the libraries that run models, with an HTTP client
 REQUEST = 4  # of a sound in a request to a server, times what it takes as an array: numbers, and their text
@@ -53,10 +53,10 @@ def estimate(job: Job, data: DataSet) -> Estimate:
         each = MB + REQUEST * memory.held()
         return _assemble(job, {"process": REMOTE, "data": _data_bytes(data)}, 0, each, 0, 0)
     runtime, config = runtime_of(job.folder, job.runtime), footprint.settings(job.folder)
-    weights = footprint.weights(job.folder, runtime, config)
+    weights = footprint.weights(job.folder, runtime, config, memory.unused)
     work = memory.work(runtime, config)
     fast = (job.folder / TOKENIZER).exists()
-    torch = runtime == "pytorch" or (not fast and memory.needs_tokenizer)
+    torch = runtime == "pytorch" or (memory.needs_tokenizer and needs_transformers(job.folder))
     parts = {
         "process": (TORCH if torch else ONNX) + memory.process(torch),
         "tokenizer": TOKENIZER_FACTOR * _tokenizer_bytes(job.folder),

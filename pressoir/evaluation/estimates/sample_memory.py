@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pressoir.evaluation.datasets import DataSet
-from pressoir.evaluation.estimates import footprint
+from pressoir.evaluation.estimates import footprint, speech_footprint
 from pressoir.evaluation.estimates.footprint import FLOAT, Work
 from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import EvaluationSample
-from pressoir.formats.folder import Runtime
-from pressoir.formats.tokenizer_limit import MAX_TOKENS
+from pressoir.extensions.task import task
+from pressoir.formats.folder import Runtime, has_ctc_head
+from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_source_tokens
+from pressoir.inference.ctc import CHUNK_S
 from pressoir.inference.engines.encoder_decoder import DEFAULT_NEW_TOKENS
 from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER
 
@@ -48,6 +50,8 @@ class TaskMemory(ABC):
 
     needs_tokenizer = True
     """Without a fast one, the child imports transformers for it."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of the names of weights that are not loaded."""
 
     def __init__(self, job: Job, data: DataSet) -> None:
         self.job, self.data, self.folder = job, data, job.folder
@@ -129,6 +133,13 @@ class WindowMemory(TaskMemory):
 class TranslationMemory(TaskMemory):
     """Texts through an encoder, and their translations out of a decoder."""
 
+    unused = speech_footprint.NOT_FOR_TEXT
+
+    def longest(self, config: dict[str, Any]) -> int:
+        """See `TaskMemory.longest`; as `Translator.open` has it."""
+        tokenizer = footprint.read_object(self.folder / "tokenizer_config.json")
+        return tokens(self.folder, self.data, most_source_tokens(config, tokenizer))
+
     def work(self, runtime: Runtime, config: dict[str, Any]) -> Work:
         """See `TaskMemory.work`."""
         generation = self.job.generation
@@ -136,34 +147,49 @@ class TranslationMemory(TaskMemory):
         target = min(generation.max_new_tokens, context) + 1
         return footprint.translation(config, self.longest(config), target, generation.num_beams, runtime)
 
+    def together(self, runtime: Runtime) -> bool:
+        """See `TaskMemory.together`; SeamlessM4T translates one text at a time."""
+        kind = footprint.read_object(self.folder / "config.json").get("model_type")
+        return kind not in task(self.job.task).evaluated_only and super().together(runtime)
+
 
 class SpeechMemory(TaskMemory):
-    """Sounds through Whisper, or through an encoder with a CTC head."""
+    """Sounds through Whisper, an encoder with a CTC head, or a model that transformers runs itself."""
 
     needs_tokenizer = False
+    unused = speech_footprint.NOT_FOR_SOUND
 
     def process(self, torch: bool) -> int:
         """See `TaskMemory.process`."""
-        return SPEECH + (CONVOLUTIONS if torch and self._is_ctc() else 0)
+        return SPEECH + (CONVOLUTIONS if torch and has_ctc_head(footprint.settings(self.folder)) else 0)
 
     def work(self, runtime: Runtime, config: dict[str, Any]) -> Work:
         """See `TaskMemory.work`."""
-        if self._is_ctc():
-            return footprint.ctc(config, round(longest_s(self.data) * _rate(self.folder)), runtime)
-        work = footprint.whisper(config, _answer(self.folder, config), runtime)
-        return Work(work.alone, work.each + self.held())
+        heard = round(min(longest_s(self.data), CHUNK_S) * _rate(self.folder))
+        whole = footprint.read_object(
+            self.folder / "config.json"
+        )  # in `config`, what is about text stands on top
+        if self._in_pytorch_only(whole):
+            work = speech_footprint.work(whole, heard, _answer(self.folder, whole))
+        elif has_ctc_head(config):
+            work = footprint.ctc(config, heard, runtime)
+        else:
+            work = footprint.whisper(config, _answer(self.folder, config), runtime)
+            return Work(work.alone, work.each + self.held())
+        return Work(work.alone + self.held(), 0)
 
     def together(self, runtime: Runtime) -> bool:
         """See `TaskMemory.together`; padding of a CTC model would be heard."""
-        return not self._is_ctc() and super().together(runtime)
+        config = footprint.read_object(self.folder / "config.json")
+        alone = has_ctc_head(config) or self._in_pytorch_only(config)
+        return not alone and super().together(runtime)
+
+    def _in_pytorch_only(self, config: dict[str, Any]) -> bool:
+        return config.get("model_type") in task(self.job.task).pytorch_only
 
     def held(self) -> int:
         """Its sound, read, averaged and resampled."""
         return round(4 * FLOAT * longest_s(self.data) * _rate(self.folder))
-
-    def _is_ctc(self) -> bool:
-        names = footprint.settings(self.folder).get("architectures")
-        return isinstance(names, list) and bool(names) and str(names[0]).endswith("ForCTC")
 
 
 def _answer(folder: Path, config: dict[str, Any]) -> int:
@@ -202,8 +228,8 @@ def tokens(folder: Path, data: DataSet, limit: int) -> int:
     texts = [text for sample in data.samples for text in texts_of(sample)]
     settings = footprint.read_object(folder / "tokenizer_config.json")
     sentence = footprint.read_object(folder / "sentence_bert_config.json")
-    own = footprint.number(settings, "model_max_length", default=MAX_TOKENS)
-    limit = min(limit, own, footprint.number(sentence, "max_seq_length", default=MAX_TOKENS))
+    own = footprint.number(settings, "model_max_length", default=limit)
+    limit = min(limit, own, footprint.number(sentence, "max_seq_length", default=limit))
     longest = sorted(texts, key=len, reverse=True)[:_LOOKED_AT]
     counted = _count(folder / TOKENIZER, longest)
     if counted is None:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.text import Annotation
 
-from pressoir.evaluation.report.page import factor
+from pressoir.evaluation.report.content import factor
 from pressoir.evaluation.report.results import clipped, rate
 from pressoir.evaluation.report.scoring import figure_of, name_of
 from pressoir.extensions.task import task
@@ -61,17 +61,20 @@ def metrics(rows: Sequence[EvaluationRow], path: Path) -> None:
         known = [(row, row.result.metrics[name]) for row in group if row.main_metric]
         known.sort(key=lambda pair: (not pair[0].whole, pair[1] if lower else -pair[1]))
         for place, (row, value) in enumerate(known):
-            found, reach = row.result.metrics, value
-            if "accuracy_ci_high" in found:
-                reach = found["accuracy_ci_high"]
-                spread = scale * np.asarray([[value - found["accuracy_ci_low"]], [reach - value]])
+            reach = value
+            if interval := row.result.intervals.get(name):
+                low, high = interval
+                reach = max(value, high)
+                spread = scale * np.asarray([[max(value - low, 0)], [reach - value]])
                 axes.errorbar(scale * value, place, xerr=spread, color=INK, linewidth=1.1, capsize=3)
             _bar(axes, place, scale * value, row, figure_of(name, value), reach=scale * reach)
         _name_and_fail(axes, [row for row, _ in known], group)
         if name == "accuracy":  # there is no more than 100, though the axis goes on
             axes.set_xticks([0, 20, 40, 60, 80, 100])
         title = f"{_first_upper(name_of(name))}{', %' if scale == 100 else ''}: {group[0].result.data}"
-        set_title(axes, title, f"{'lower' if lower else 'higher'} is better" + _interval(name))
+        bars = "; error bars: 95 % confidence intervals"
+        drawn = any(name in row.result.intervals for row, _ in known)
+        set_title(axes, title, f"{'lower' if lower else 'higher'} is better" + bars * drawn)
 
     _panels([(group, panel) for group in _groups(rows)], path)
 
@@ -361,10 +364,6 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
 
 def _colour(runtime: str) -> str:
     return COLOURS.get(runtime, _REMOTE if runtime == "remote" else MUTED)
-
-
-def _interval(metric: str) -> str:
-    return "; error bars: 95 % Wilson confidence intervals" if metric == "accuracy" else ""
 
 
 def _first_upper(text: str) -> str:

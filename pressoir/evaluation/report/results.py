@@ -14,6 +14,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.journal import Prediction
 from pressoir.evaluation.planner import Placement
 from pressoir.evaluation.records import RunOutcome, Verdict
+from pressoir.evaluation.report.scoring import Score
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime
@@ -32,6 +33,8 @@ class EvaluationOutcome:
     """With `metrics` and `notes` of `scoring.score`."""
     predictions: Sequence[Prediction]
     """Those that were asked for, in any order."""
+    score: Score
+    """Of these predictions."""
 
 
 class ModelResult(Config):
@@ -54,7 +57,30 @@ class ModelResult(Config):
     """Part of them that has a prediction, 0–1."""
     metrics: dict[str, float]
     """The main one first; to `scoring.DIGITS` digits."""
+    intervals: dict[str, tuple[float, float]] = {}  # noqa: RUF012 — pydantic copies defaults
+    """95 % confidence intervals of metrics: by bootstrap over the samples, accuracy's is Wilson's."""
     notes: tuple[str, ...]
+
+
+class Comparison(Config):
+    """Two models on the samples of a data set that both answered, by one metric."""
+
+    task: TaskName
+    data: str
+    metric: str
+    model: str
+    """Id of a run."""
+    against: str
+    """Id of the run that it is compared with, which has the better main metric."""
+    samples: int
+    """Answered by both."""
+    difference: float
+    """The model's metric less the other's, on these samples."""
+    low: float
+    """Of the difference's 95 % interval."""
+    high: float
+    p_value: float
+    """Two-sided, see `pressoir.evaluation.report.significance`."""
 
 
 class Measured(Config):
@@ -85,6 +111,8 @@ class Consolidated(Config):
     """The configuration's."""
     models: tuple[ModelResult, ...]
     """In the configuration's order."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Of models on the same data."""
     measured: dict[str, Measured]
     """By run id."""
     context: dict[str, Any]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
+from pressoir.evaluation.report import worst
+from pressoir.evaluation.report.worst import WorstSample
 from pressoir.extensions.task import Metric, task, tasks
+from pressoir.metrics import Statistic
 
 DIGITS = 6
 """Significant digits of the floats in a raw prediction."""
@@ -42,6 +45,14 @@ class Score:
     metrics: dict[str, float]
     """Empty where nothing could be scored; finite."""
     notes: tuple[str, ...]
+    samples: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Ids of what was scored."""
+    statistics: Mapping[str, Statistic] = field(default_factory=dict, compare=False, repr=False)
+    """By metric, its rows those of `samples`: of metrics that are sums over independent samples."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False, repr=False)
+    """95 % confidence intervals of metrics that have a formula; others are resampled from `statistics`."""
+    worst: tuple[WorstSample, ...] = field(default=(), compare=False, repr=False)
+    """Those furthest from what would be right, the worst first."""
 
 
 def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
@@ -55,7 +66,7 @@ def score(data: DataSet, predictions: Mapping[str, Any]) -> Score:
     if not found:
         return Score({}, ("no predictions to score",))
     result: Score = declared.part("score")(data, found)
-    return result
+    return replace(result, samples=tuple(found))
 
 
 def audio_seconds(values: Sequence[Any]) -> float:
@@ -107,6 +118,18 @@ def figure_of(metric: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
+def difference_of(metric: str, value: float) -> str:
+    """A difference of two values of a metric, in the metric's unit or in points: `+1.2`, `−0.53`."""
+    figure = f"{100 * value:+.1f}" if _metric(metric).form == "percent" else f"{value:+.2f}"
+    return figure.replace("-", "−")
+
+
+def interval_of(metric: str, low: float, high: float) -> str:
+    """An interval of a metric's values, in the metric's unit: `40.2–46.1`."""
+    scale, digits = (100, 1) if _metric(metric).form == "percent" else (1, 2)
+    return f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
+
+
 def _metric(name: str) -> Metric:
     return next((one for each in tasks() for one in each.metrics if one.name == name), Metric(name))
 
@@ -114,7 +137,8 @@ def _metric(name: str) -> Metric:
 def classification(data: DataSet, found: Predictions) -> Score:
     """Accuracy with Wilson's interval, and F1."""
     answers, expected = [value["label"] for value in found.values()], _expected(data, found)
-    right = sum(one == other for one, other in zip(answers, expected, strict=True))
+    correct = [one == other for one, other in zip(answers, expected, strict=True)]
+    right = sum(correct)
     low, high = metrics.wilson_interval(right, len(expected))
     count = max(len(data.labels), 2)
     f1 = metrics.f1(answers, expected, count)
@@ -135,19 +159,28 @@ def classification(data: DataSet, found: Predictions) -> Score:
             "accuracy_ci_high": high,
         },
         tuple(notes),
+        statistics={"accuracy": Statistic.of_ratio(correct, [1] * len(correct))},
+        intervals={"accuracy": (low, high)},
+        worst=worst.labels(data, found),
     )
 
 
 def recognition(data: DataSet, found: Predictions) -> Score:
     """Word and character error rates."""
     texts, expected = [value["text"] for value in found.values()], _expected(data, found)
-    return _signed(wer=metrics.wer(texts, expected), cer=metrics.cer(texts, expected))
+    normaliser = data.normaliser or metrics.normaliser_of(data.language)
+    wer, cer = (rate(texts, expected, normaliser) for rate in (metrics.wer, metrics.cer))
+    score = _signed(data, wer=wer, cer=cer)
+    return replace(score, worst=worst.transcripts(data, found, wer.statistic, normaliser))
 
 
 def translation(data: DataSet, found: Predictions) -> Score:
     """BLEU and chrF."""
     texts, expected = [value["text"] for value in found.values()], _expected(data, found)
-    return _signed(bleu=metrics.bleu(texts, expected), chrf=metrics.chrf(texts, expected))
+    tokenizer = data.bleu_tokenizer or metrics.bleu_tokenizer(data.language, expected)
+    bleu, chrf = metrics.bleu(texts, expected, tokenizer), metrics.chrf(texts, expected)
+    score = _signed(data, bleu=bleu, chrf=chrf)
+    return replace(score, worst=worst.translations(data, found, chrf.statistic))
 
 
 def perplexity(data: DataSet, found: Predictions) -> Score:
@@ -187,9 +220,11 @@ def _expected(data: DataSet, found: Predictions) -> list[Any]:
     return [sample.reference for sample in data.samples if sample.id in found]
 
 
-def _signed(**scores: metrics.TextScore) -> Score:
+def _signed(data: DataSet, **scores: metrics.TextScore) -> Score:
     return Score(
-        {name: one.value for name, one in scores.items()}, tuple(one.signature for one in scores.values())
+        {name: score.value for name, score in scores.items()},
+        (*(score.signature for score in scores.values()), *data.notes),
+        statistics={name: score.statistic for name, score in scores.items()},
     )
 
 

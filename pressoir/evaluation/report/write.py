@@ -8,6 +8,7 @@ file                           content
 `batch_<n>_results.json`       `BatchResult`: who ran together, and how each ended
 `memory_stats.json`            `memory_log.MemoryStats`
 `report.md`                    the table, and what has to be said of it
+`report.html`                  the same with the pictures and the worst samples, in one file
 `*.png`                        see `pressoir.evaluation.report.plots`
 =============================  ============================================================================
 
@@ -32,7 +33,7 @@ from pressoir.config import Config
 from pressoir.errors import PressoirError
 from pressoir.evaluation.memory_log import MemoryStats
 from pressoir.evaluation.planner import EvaluationPlan
-from pressoir.evaluation.report import scoring
+from pressoir.evaluation.report import scoring, significance
 from pressoir.evaluation.report.results import (
     BatchResult,
     Consolidated,
@@ -47,7 +48,7 @@ from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.reader import read_object
 
 CONSOLIDATED, DETAILED = "consolidated_results.json", "consolidated_detailed.jsonl"
-MEMORY, PAGE = "memory_stats.json", "report.md"
+MEMORY, PAGE, HTML = "memory_stats.json", "report.md", "report.html"
 PICTURES = ("metrics.png", "speed.png", "peaks.png", "memory.png")
 
 
@@ -66,17 +67,19 @@ def write(
     Raises:
         StoreError: the folder is full, or cannot be written.
     """
-    from pressoir.evaluation.report import page, plots
+    from pressoir.evaluation.report import content, html, page, plots
 
     rows = tuple(EvaluationRow(_result(one), _measured(one)) for one in results)
     consolidated = Consolidated(
         run=folder.name,
         name=str(context.get("name", folder.name)),
         models=tuple(row.result for row in rows),
+        comparisons=significance.compare(results),
         measured={row.result.id: row.measured for row in rows},
         context=dict(context),
     )
     batches = _batches(results, plan, log)
+    said = content.gather(consolidated, batches, log, plan)
     pictures: dict[str, Callable[[Path], None]] = {}
     if any(row.main_metric for row in rows):
         pictures["metrics.png"] = lambda path: plots.metrics(rows, path)
@@ -91,20 +94,22 @@ def write(
         DETAILED: "".join(line for one in results for line in _detailed(one)),
         MEMORY: _json(log),
         **{f"batch_{one.batch}_results.json": _json(one) for one in batches},
-        PAGE: page.to_markdown(consolidated, batches, log, plan, tuple(pictures)),
+        PAGE: page.to_markdown(said, tuple(pictures)),
     }
     with disk_errors(folder):
         for name, text in texts.items():
             write_text_atomic(folder / name, text)
         for name, draw in pictures.items():
             _draw_atomic(folder / name, draw)
+        shown = [folder / name for name in pictures]
+        write_text_atomic(folder / HTML, html.to_html(said, results, shown))
         stale = {*folder.glob("batch_*_results.json"), *(folder / name for name in PICTURES)}
         for path in stale - {folder / name for name in (*texts, *pictures)}:
             path.unlink(missing_ok=True)  # of an earlier plan, which had more
     return Report(
-        paths=tuple(folder / name for name in (*texts, *pictures)),
+        paths=tuple(folder / name for name in (*texts, HTML, *pictures)),
         rows=rows,
-        headline=page.headline(rows, log, plan),
+        headline=said.headline,
     )
 
 
@@ -128,6 +133,8 @@ def _result(one: EvaluationOutcome) -> ModelResult:
     notes = list(outcome.notes)
     if 0 < samples < total:
         notes.append(f"only {samples} of {total} {declared.unit} have predictions")
+    if outcome.verdict == "ok" and outcome.detail:
+        notes.append(outcome.detail)
     return ModelResult(
         id=one.run_id,
         model=one.model,
@@ -140,6 +147,7 @@ def _result(one: EvaluationOutcome) -> ModelResult:
         total=total,
         success_rate=scoring.rounded(samples / total) if total else 0.0,
         metrics=scoring.rounded(outcome.metrics),
+        intervals=significance.intervals(one.score),
         notes=tuple(notes),
     )
 

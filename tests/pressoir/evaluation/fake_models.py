@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pressoir.errors import SourceError, StoreError
 from pressoir.evaluation.child import __main__ as child
 from pressoir.system.runtime import limit_threads
 
@@ -85,7 +86,7 @@ class FakePredictor:
         time.sleep(self.behaviour.get("sleep_s", 0))
         for sample in samples:
             if sample.id == self.behaviour.get("raise_at"):
-                raise ValueError(f"no prediction for {sample.id}")
+                raise StoreError(f"no prediction for {sample.id}")  # not the sample's fault
             if sample.id == self.behaviour.get("signal_at"):
                 os.kill(os.getpid(), self.behaviour["signal"])
             if sample.id == self.behaviour.get("hang_at"):
@@ -110,8 +111,6 @@ class FakePredictor:
 
 
 def open_fake(job, data):
-    from pressoir.errors import SourceError
-
     behaviour = json.loads((job.folder / "behaviour.json").read_text())
     if message := behaviour.get("source_error"):
         raise SourceError(message)

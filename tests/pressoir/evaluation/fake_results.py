@@ -97,6 +97,7 @@ def make_result(
         data=data,
         outcome=RunOutcome(**fields | outcome),
         predictions=[Prediction(sample, value, seconds, 4) for sample, value in raw],
+        score=score,
     )
 
 
@@ -194,3 +195,25 @@ def write_log(folder, lines=LINES):
     """The stats of a run's folder whose log has these lines."""
     (folder / memory_log.SAMPLES).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return memory_log.stats(folder)
+
+
+def hostile_results(texts):
+    """Runs whose data, labels, predictions and reasons are these texts, and one sample that failed."""
+    outcomes = []
+    for task, answer in (
+        ("translation", lambda i: {"text": f"no {texts[i]}"}),
+        ("automatic-speech-recognition", lambda i: {"text": f"no {texts[i]}", "audio_s": 1.0}),
+        ("text-classification", lambda i: {"label": 1 - i % 2, "logits": [0.1, 0.2]}),
+    ):
+        classes = task == "text-classification"
+        asked = tuple(
+            EvaluationSample(id=str(i), input=text, reference=i % 2 if classes else text, length=1)
+            for i, text in enumerate((*texts, texts[0]))
+        )
+        data = DataSet(task, asked, "f", tuple(texts[:2]) if classes else ())
+        raw = {str(i): answer(i) for i in range(len(texts))}
+        found = scoring.score(data, raw)
+        ended = RunOutcome(model=task, verdict="ok", detail=" ".join(texts), metrics=found.metrics)
+        predictions = [Prediction(sample, value, 0.01, 1) for sample, value in raw.items()]
+        outcomes.append(EvaluationOutcome(task, task, "data", data, ended, predictions, found))
+    return outcomes

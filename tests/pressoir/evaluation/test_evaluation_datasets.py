@@ -55,6 +55,45 @@ def test_translations_are_aligned_lines(tmp_path):
         datasets.load(config)
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\r"])
+def test_only_a_line_feed_ends_a_line(tmp_path, inside):
+    source, reference = write(tmp_path / "s", f"a{inside}b\nc\n"), write(tmp_path / "r", "x\r\ny\r\n")
+    source.write_bytes(b"\xef\xbb\xbf" + f"a{inside}b\nc\n".encode())
+    config = DataSetConfig(task="translation", source=source, reference=reference)
+    assert [(one.input, one.reference) for one in datasets.load(config).samples] == [
+        (f"a{inside}b", "x"),
+        ("c", "y"),
+    ]
+
+
+def test_a_bleu_tokenizer_that_is_not_there_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    source, reference = write(tmp_path / "s", "a dog\n"), write(tmp_path / "r", "犬がいる\n")
+    for language in ("ja", None):
+        config = DataSetConfig(
+            task="translation", source=source, reference=reference, target_language=language
+        )
+        with pytest.raises(
+            DataError, match=r"'ja-mecab' is not available here: run: pip install 'pressoir-ml\[ja"
+        ):
+            datasets.load(config)
+    chosen = DataSetConfig(task="translation", source=source, reference=reference, bleu_tokenizer="char")
+    assert datasets.load(chosen).bleu_tokenizer == "char"
+
+
+def test_a_file_that_is_listed_twice_counts_once(speech):
+    entries = json.loads(speech.read_text())
+    write(speech, json.dumps([*entries, entries[0]]))
+    config = DataSetConfig(task="automatic-speech-recognition", manifest=speech, source_language="fr")
+    found = datasets.load(config)
+    assert [one.id for one in found.samples] == ["a.wav", "b.wav"]
+    assert found.notes == ("1 samples are listed more than once and count once",)
+    assert found.language == "fr"
+    write(speech, json.dumps([*entries, {"audio": "a.wav", "text": "other"}]))
+    with pytest.raises(DataError, match=r"a\.wav is listed twice with different references"):
+        datasets.load(config)
+
+
 def test_pairs_have_a_similarity(tmp_path):
     path = write(tmp_path / "p.tsv", 'a "b\tc\t0.5\nd\te\t1\n')
     found = datasets.load(DataSetConfig(task="feature-extraction", pairs=path))
@@ -79,7 +118,11 @@ def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "{}", '[{"audio": "x.wav"}]', '[{"audio": "x.wav", "text": "a"}]', "[1]"]
+    "content",
+    [
+        *("{", "{}", '[{"audio": "x.wav"}]', '[{"audio": "x.wav", "text": "a"}]', "[1]"),
+        *('[{"audio": "x.wav", "text": null}]', '[{"audio": 1, "text": "a"}]'),
+    ],
 )
 def test_a_broken_manifest_is_refused(content, tmp_path):
     path = write(tmp_path / "m.json", content)

@@ -87,6 +87,41 @@ class TestPrepare:
         assert next(iter(prepared.names)) == "broken"
         assert prepared.jobs.keys() == {"classifier", "lm.good", "lm.bad"}
 
+    def test_a_model_that_is_not_run_costs_itself_alone(self, values, store, tiny_llama, tmp_path):
+        for name, change in (("image", ["LlavaForConditionalGeneration"]), ("bare", None)):
+            other = shutil.copytree(tiny_llama, tmp_path / name)
+            config = json.loads((other / "config.json").read_text())
+            config |= {"architectures": change, "model_type": "llava", "vision_config": {}}
+            (other / "config.json").write_text(json.dumps(config))
+            values["models"].insert(0, {"id": name, "model": str(other), "data": ["good", "bad"]})
+        values["batches"] = {"pictures": ["image"], "texts": ["lm", "bare"]}
+        prepared = prepare(values, store, fetch=False)
+        assert prepared.jobs.keys() == {"classifier", "lm.good", "lm.bad"}
+        refused = prepared.refused
+        assert refused.keys() == {"image.good", "image.bad", "bare.good", "bare.bad"}
+        assert {one.verdict for one in refused.values()} == {"unsupported"}
+        assert "'llava'), which works with images, is not supported" in refused["image.good"].detail
+        assert "specifies no architecture" in refused["bare.bad"].detail
+
+        texts = prepare(values, store, batches=["texts"])
+        assert texts.names.keys() == {"lm.good", "lm.bad", "bare.good", "bare.bad"}
+        assert texts.refused.keys() == {"bare.good", "bare.bad"}
+        pictures = prepare(values, store, batches=["pictures"])
+        assert not pictures.jobs
+        assert pictures.refused.keys() == {"image.good", "image.bad"}
+
+    def test_a_folder_that_vanished_is_its_models_outcome_when_a_run_is_resumed(
+        self, values, store, tiny_classifier, tmp_path
+    ):
+        gone = shutil.copytree(tiny_classifier, tmp_path / "gone")
+        values["models"].insert(0, {"id": "gone", "model": str(gone), "data": "reviews"})
+        assert "gone" in prepare(values, store).jobs
+        shutil.rmtree(gone)
+        prepared = prepare(values, store, resumed=True)
+        assert prepared.refused["gone"].verdict == "damaged"
+        assert "no such folder" in prepared.refused["gone"].detail
+        assert prepared.jobs.keys() == {"classifier", "lm.good", "lm.bad"}
+
     def test_what_is_not_on_this_machine_is_not_fetched_to_look_at_the_plan(self, values, store):
         values["models"] += [{"id": "far", "model": "hub:some/model", "data": "reviews"}]
         prepared = prepare(values, store, fetch=False)
@@ -106,7 +141,7 @@ class TestPrepare:
         part = prepare(values, store, batches=["texts"])
         assert [batch.name for batch in part.plan.batches] == ["texts-1", "texts-2"]
         assert part.names.keys() == part.jobs.keys() == {"lm.good", "lm.bad"}
-        with pytest.raises(RecipeError, match=r"no batch 'text'; the plan has: texts-1, texts-2, first"):
+        with pytest.raises(RecipeError, match=r"no batch 'text'; the configuration has: texts, first"):
             prepare(values, store, batches=["text"])
 
     def test_memory_that_was_given_is_planned_with(self, values, store):

@@ -107,7 +107,7 @@ def test_four_ways_to_fail_are_told_apart_and_the_others_finish(tmp_path):
     assert "SIGKILL, after 8 of 12 samples, at batch size 4" in found["killed"].detail
     assert "after 4 of 12 samples" in found["hangs"].detail
     assert "model.safetensors" in found["damaged"].detail
-    assert found["raises"].detail.endswith("ValueError: no prediction for 8")
+    assert found["raises"].detail.endswith("StoreError: no prediction for 8")
     assert [found[model].samples for model in models] == [12, 8, 4, 0, 8, 12]
     assert stored(run, "raises") == {str(i): expected(str(i)) for i in range(8)}
 

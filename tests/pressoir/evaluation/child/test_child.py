@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pressoir.errors import PressoirError, ShardError
+from pressoir.errors import DataError, PressoirError, ShardError, UnreachableError
 from pressoir.evaluation.child import __main__ as child
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.jobs import (
@@ -153,12 +153,57 @@ class TestAttempt:
         assert [one.sample for one in stored(job)] == ["0", "1"]
 
     def test_another_error_ends_it_with_the_end_of_its_traceback(self, make_job):
-        job, model = make_job([10] * 6), Recorded(most=1, error=ValueError("wrong shape"))
+        job, model = make_job([10] * 6), Recorded(most=0, error=ValueError("wrong shape"))
         end, _ = attempt(job, model)
         assert end.verdict == "exception"
         assert end.detail.endswith("ValueError: wrong shape")
         assert "in predict" in end.detail
-        assert len(model.tried) == 1, "it is not tried again"
+        assert list(map(len, model.tried)) == [4, 1, 1, 1], "three samples fail alone, too"
+
+    def test_a_bad_sample_costs_itself_alone(self, make_job):
+        class Picky(Recorded):
+            def predict(self, samples):
+                self.tried.append([sample.id for sample in samples])
+                if bad := {"2", "9"} & {sample.id for sample in samples}:
+                    raise DataError(f"{min(bad)}.wav is damaged")
+                return [{"similarity": 0.5} for _ in samples]
+
+        job, model = make_job([10] * 10), Picky()
+        end, told = attempt(job, model)
+        assert end.verdict == "ok"
+        assert end.detail == (
+            "2 samples failed on their own and are not scored: "
+            "2: DataError: 2.wav is damaged; 9: DataError: 9.wav is damaged"
+        )
+        assert [one.sample for one in stored(job)] == list("01345678")
+        assert (told[-1].done, told[-1].total) == (8, 10)
+        assert model.tried == [list("0123"), *map(list, "0123"), list("4567"), list("89"), ["8"], ["9"]]
+
+    def test_first_samples_that_all_fail_do_not_end_it_where_others_worked_before(self, make_job):
+        job, model = make_job([10] * 5), Recorded(most=0, error=ValueError("wrong shape"))
+        journal = Journal(job.journal)
+        journal.add(job.key, 0, [Prediction("1", {"similarity": 7}, 0.1, 1)])
+        journal.close()
+        end, _ = attempt(job, model)
+        assert end.verdict == "ok"
+        assert end.detail.startswith("4 samples failed on their own")
+        assert end.detail.endswith("; and 1 more")
+
+    def test_many_in_a_row_that_fail_end_it(self, make_job):
+        class Breaking(Recorded):
+            def predict(self, samples):
+                if len(self.tried) >= 2:
+                    raise ValueError("device-side assert")
+                return super().predict(samples)
+
+        end, _ = attempt(make_job([10] * 40), Breaking())
+        assert end.verdict == "exception"
+        assert end.detail.endswith("ValueError: device-side assert")
+
+    def test_a_server_that_is_gone_ends_it_at_once(self, make_job):
+        model = Recorded(most=0, error=UnreachableError("no answer"))
+        end, _ = attempt(make_job([10] * 5), model)
+        assert (end.verdict, len(model.tried)) == ("unreachable", 1)
 
     def test_a_servers_want_of_memory_is_not_the_childs(self, make_job):
         remote = Remote(url="http://127.0.0.1:1", model="m")

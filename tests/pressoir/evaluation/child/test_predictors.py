@@ -249,3 +249,26 @@ def test_a_gpu_that_is_not_there_cannot_be_asked_for(make_job, tiny_bert, pairs,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="finds no GPU"):
         open_predictor(make_job(tiny_bert, pairs, device="cuda"), datasets.load(pairs))
+
+
+@pytest.mark.parametrize("name", ["tiny_whisper", "tiny_wav2vec2"])
+def test_a_recording_that_is_empty_or_damaged_costs_itself_alone(
+    make_job, request, tmp_path, tone, write_wav, name
+):
+    for number in range(5):
+        write_wav(tmp_path / f"{number}.wav", tone(0.5, pitch=200 + 50 * number))
+    write_wav(tmp_path / "1.wav", [])
+    damaged = (tmp_path / "3.wav").read_bytes()
+    (tmp_path / "3.wav").write_bytes(damaged[: len(damaged) // 2])
+    entries = [{"audio": f"{number}.wav", "text": "one"} for number in range(5)]
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+    data = DataSetConfig(task="automatic-speech-recognition", manifest=tmp_path / "m.json")
+    job = make_job(request.getfixturevalue(name), data)
+    end = child.run(job, lambda _: None)
+    assert end.verdict == "ok"
+    assert end.detail.startswith("2 samples failed on their own and are not scored: ")
+    assert "1.wav" in end.detail
+    assert "3.wav is truncated" in end.detail
+    journal = Journal(job.journal)
+    assert journal.done(job.key) == {"0.wav", "2.wav", "4.wav"}
+    journal.close()

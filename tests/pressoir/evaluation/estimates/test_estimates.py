@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +13,10 @@ import pytest
 from pressoir.errors import SourceError
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig
-from pressoir.evaluation.estimates import estimate, footprint, formula, sample_memory
+from pressoir.evaluation.estimates import estimate, footprint, formula, sample_memory, speech_footprint
 from pressoir.evaluation.estimates.footprint import Weights, Work
 from pressoir.evaluation.jobs import Job, Remote
+from pressoir.extensions.task import task
 from pressoir.recipe.sections import DataConfig
 
 MB = 10**6
@@ -340,6 +342,31 @@ class TestEstimate:
         assert sample_memory.tokens(job.folder, data, 20) == 20
         assert sample_memory.bound("ab日本") == 3
 
+    def test_texts_to_translate_count_as_far_as_the_translator_takes_them(self, tiny_t5, tmp_path):
+        from pressoir.inference.translation import Translator
+
+        folder = shutil.copytree(tiny_t5, tmp_path / "t5")
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 1024}))
+        files = {name: tmp_path / name for name in ("source", "reference")}
+        files["source"].write_text("the film was good " * 400 + "\n")
+        files["reference"].write_text("good\n")
+        given = DataSetConfig(task="translation", source_language="en", target_language="fr", **files)
+        job = Job(
+            model="m",
+            folder=folder,
+            key="k",
+            journal=tmp_path / "j",
+            batch_size=1,
+            task=given.task,
+            data=given,
+        )
+        data = datasets.load(given)
+        [ids], _ = Translator.open(folder, 1).encode([data.samples[0].input], "en", "fr")
+        assert len(ids) == 1024
+        config = json.loads((folder / "config.json").read_text())
+        assert sample_memory.TranslationMemory(job, data).longest(config) == len(ids)
+
     @pytest.mark.parametrize("content", ["", "[]", "{", '{"hidden_size": "x", "num_attention_heads": -1}'])
     def test_a_damaged_configuration_still_gives_an_estimate(self, make, content):
         job, data = make()
@@ -353,6 +380,36 @@ class TestEstimate:
         job, data = make()
         (job.folder / name).write_bytes(b"\xff{")
         assert estimate.estimate(job, data).details["weights"] == MB
+
+    def test_a_long_sound_takes_a_chunk_of_a_ctc_model_and_its_own_samples(self, make):
+        config = {**CTC, "hidden_size": 1024, "conv_dim": [512] * 2, "num_attention_heads": 16}
+        short, long = (
+            estimate.estimate(*make("automatic-speech-recognition", config, (seconds * 16_000,)))
+            for seconds in (30, 600)
+        )
+        samples = 4 * 4 * 570 * 16_000
+        grown = long.peak_bytes(1) - short.peak_bytes(1)
+        assert samples <= grown <= 3 * samples
+
+    @pytest.mark.parametrize("kind", task("automatic-speech-recognition").pytorch_only)
+    def test_what_transformers_runs_takes_more_for_more_sound_and_is_run_alone(self, make, kind):
+        head = "Wav2Vec2BertForCTC" if kind == "wav2vec2-bert" else "MoonshineForConditionalGeneration"
+        config = {"architectures": [head], "model_type": kind, "hidden_size": 64, "d_model": 64}
+        config |= {"vocab_size": 100, "text_config": {"hidden_size": 64, "num_hidden_layers": 2}}
+        found = []
+        for seconds in (5, 30, 300):
+            job, data = make("automatic-speech-recognition", config, (seconds * 16_000,))
+            memory = sample_memory.SpeechMemory(job, data)
+            assert not memory.together("pytorch")
+            found.append(memory.work("pytorch", footprint.settings(job.folder)).alone - memory.held())
+        assert found[0] < found[1] == found[2]
+
+    def test_weights_that_a_task_does_not_load_are_not_counted(self, tmp_path):
+        tensors = {"shared.weight": ("F32", (1000, 100)), "vocoder.weight": ("F32", (500, 100))}
+        write_tensors(tmp_path / "model.safetensors", tensors)
+        assert footprint.weights(tmp_path, "pytorch", {}).resident == 600_000
+        unused = speech_footprint.NOT_FOR_SOUND
+        assert footprint.weights(tmp_path, "pytorch", {}, unused).resident == 400_000
 
     def test_a_damaged_sound_counts_by_its_size(self, make, tmp_path):
         job, _ = make("automatic-speech-recognition", CTC, (16_000,))

@@ -68,9 +68,7 @@ def test_models_are_compared_within_their_task_and_data(panels):
     ]
     assert names(found["WER, %: digits"]) == ["whisper", "away"]
     assert widths(found["Accuracy, %: reviews"]) == pytest.approx([95, 95])
-    assert "higher is better; error bars: 95 % Wilson confidence intervals" in notes(
-        found["Accuracy, %: reviews"]
-    )
+    assert "higher is better; error bars: 95 % confidence intervals" in notes(found["Accuracy, %: reviews"])
     assert "lower is better" in notes(found["Perplexity: texts"])
 
 

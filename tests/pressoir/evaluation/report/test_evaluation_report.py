@@ -11,12 +11,18 @@ from fake_results import CONTEXT, DATA, GB, PLAN, RESULTS, make_result, write_lo
 from pressoir.errors import PressoirError, StoreError
 from pressoir.evaluation.memory_log import MemoryStats, stats
 from pressoir.evaluation.planner import EvaluationPlan
+from pressoir.evaluation.report import content, write
 from pressoir.evaluation.report import page as report_page
-from pressoir.evaluation.report import write
 from pressoir.evaluation.report.results import Consolidated, EvaluationRow
 
 FILES = {
-    *("consolidated_results.json", "consolidated_detailed.jsonl", "memory_stats.json", "report.md"),
+    *(
+        "consolidated_results.json",
+        "consolidated_detailed.jsonl",
+        "memory_stats.json",
+        "report.md",
+        "report.html",
+    ),
     *("batch_1_results.json", "batch_2_results.json"),
     *("metrics.png", "speed.png", "peaks.png", "memory.png"),
 }
@@ -61,7 +67,7 @@ def test_the_consolidated_file_is_its_type(written):
     stored = write.read(folder / "consolidated_results.json")
     assert isinstance(stored, Consolidated)
     raw = read(folder / "consolidated_results.json")
-    assert list(raw) == ["schema", "run", "name", "models", "measured", "context"]
+    assert list(raw) == ["schema", "run", "name", "models", "comparisons", "measured", "context"]
     assert (raw["schema"], raw["run"], raw["name"]) == (1, "demo-20260102-030405", "demo")
     assert [model["id"] for model in raw["models"]] == [one.run_id for one in RESULTS]
     assert raw["context"] == CONTEXT
@@ -256,8 +262,10 @@ class TestPage:
             ),
         ]
         whisper = self.cells(page, "whisper")
-        assert whisper[5:7] == ["WER 33.3 %", "CER 46.2 %, real-time factor 0.200"]
-        assert self.cells(page, "slow")[4:8] == ["**timeout**", "BLEU 100.0", "chrF 100.0", "2/4"]
+        assert whisper[5:7] == [*("WER 33.3 % (33.3–33.3)", "CER 46.2 % (46.2–46.2), real-time factor 0.200")]
+        assert self.cells(page, "slow")[4:8] == [
+            *("**timeout**", "BLEU 100.0 (100.00–100.00)", "chrF 100.0 (100.00–100.00)", "2/4")
+        ]
         assert self.cells(page, "huge")[4:7] == ["**skipped_memory**", "–", "–"]
 
     def test_who_failed_is_explained_with_the_lines_that_tell_most(self, page):
@@ -274,7 +282,7 @@ class TestPage:
 
         from pressoir.evaluation.records import Verdict
 
-        assert set(report_page.VERDICTS) == set(get_args(Verdict))
+        assert set(content.VERDICTS) == set(get_args(Verdict))
 
     def test_predictions_of_memory_are_judged(self, page):
         assert (

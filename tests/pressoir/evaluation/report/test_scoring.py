@@ -48,7 +48,7 @@ def test_speech_is_scored_by_word_and_character_errors_with_the_normaliser_named
     data = make("automatic-speech-recognition", ["One, two three!", "four"])
     found = score(data, predicted("text", ["one two tree", "four"]))
     assert found.metrics == pytest.approx({"wer": 1 / 4, "cer": 1 / 17})
-    assert all("norm:NFKC, lower case" in note for note in found.notes)
+    assert all("norm:basic (NFKC, lower case" in note for note in found.notes)
 
 
 def test_translations_are_scored_by_bleu_and_chrf_with_their_signatures():

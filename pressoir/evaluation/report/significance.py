@@ -1,0 +1,146 @@
+"""How far a score is to be trusted, and whether two models differ: by resampling the samples of the data.
+
+**Interval.** The 95 % percentile interval of the bootstrap (Efron and Tibshirani 1993, ch. 13; for BLEU:
+Koehn, EMNLP 2004): the samples are drawn again with replacement, and the metric of the whole corpus is
+computed of each draw, from sums over samples (`pressoir.metrics.Statistic`).
+
+**Difference of two models.** Its interval is that of the paired bootstrap: both models are scored on the same
+draws. Its p-value is that of approximate randomisation (Noreen 1989; Riezler and Maxwell, ACL workshop 2005;
+sacrebleu's `--paired-ar`): if the models were equally good, it would not matter which of them gave which of
+two answers; p is how often a random exchange of answers makes a difference at least as large,
+(count + 1) / (exchanges + 1). Only samples that both models answered are compared.
+
+Both are of the samples alone: another training run of the same model would differ more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pressoir.evaluation.report.results import Comparison, EvaluationOutcome
+from pressoir.evaluation.report.scoring import Score, rounded
+from pressoir.extensions.task import task
+from pressoir.metrics import Statistic
+
+DRAWS = 1000
+_SEED = 20041
+_WEIGHTS = 1_000_000  # that are held at once
+_FEW = 3  # so many models are compared each with each, more only with the best
+
+Floats = NDArray[np.float64]
+Weights = Callable[[np.random.Generator, int, int], Floats]
+
+
+def scores(*statistics: Statistic) -> list[Floats]:
+    """The metric of each bootstrap draw, (draws,), of statistics of the same samples on the same draws."""
+    sums = _sums([one.rows for one in statistics], _draw)
+    return [one.value(own) for one, own in zip(statistics, sums, strict=True)]
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """What the middle 95 % lie between."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def intervals(score: Score) -> dict[str, tuple[float, float]]:
+    """The interval of each metric that has one; of a single sample, which says nothing of others, none."""
+    drawn = [name for name in score.statistics if name not in score.intervals]
+    if len(score.samples) < 2 or not score.statistics:
+        return {}
+    values = scores(*(score.statistics[name] for name in drawn)) if drawn else []
+    found = {**score.intervals, **dict(zip(drawn, map(interval, values), strict=True))}
+    return {name: tuple(rounded(one)) for name, one in found.items()}
+
+
+def p_values(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[float]:
+    """By metric, how likely a difference as large would be if two models, on the same samples, were equal.
+
+    The smallest is 1 / (`DRAWS` + 1).
+    """
+    pairs = list(zip(first, second, strict=True))
+    # Exchanging two answers moves their difference from one model's sums to the other's.
+    moved = _sums([other.rows - one.rows for one, other in pairs], _exchange)
+    found = list[float]()
+    for (one, other), change in zip(pairs, moved, strict=True):
+        before, after = (each.rows.sum(axis=0, keepdims=True) for each in (one, other))
+        real = np.abs(other.value(after) - one.value(before))
+        exchanged = np.abs(other.value(after - change) - one.value(before + change))
+        found.append(float(1 + np.count_nonzero(exchanged >= real - 1e-12)) / (DRAWS + 1))
+    return found
+
+
+def compare(outcomes: Sequence[EvaluationOutcome]) -> tuple[Comparison, ...]:
+    """The models of each data set: each with each where they are few, else each with the best."""
+    groups: dict[tuple[str, str], list[EvaluationOutcome]] = {}
+    for one in outcomes:
+        if one.score.statistics and task(one.data.task).main_metric.name in one.score.metrics:
+            groups.setdefault((one.data.task, one.data_name), []).append(one)
+    return tuple(found for group in groups.values() for pair in _pairs(group) for found in _compare(*pair))
+
+
+def _pairs(group: Sequence[EvaluationOutcome]) -> Iterator[tuple[EvaluationOutcome, EvaluationOutcome]]:
+    metric = task(group[0].data.task).main_metric
+
+    def rank(one: EvaluationOutcome) -> tuple[bool, float]:
+        value = one.score.metrics[metric.name]
+        return one.outcome.verdict != "ok", value if metric.lower_is_better else -value
+
+    ranked = sorted(group, key=rank)
+    most = len(ranked) if len(ranked) <= _FEW else 1
+    for place, best in enumerate(ranked[:most]):
+        yield from ((best, other) for other in ranked[place + 1 :])
+
+
+def _compare(best: EvaluationOutcome, other: EvaluationOutcome) -> Iterator[Comparison]:
+    places = {sample: place for place, sample in enumerate(best.score.samples)}
+    shared = [(places[s], place) for place, s in enumerate(other.score.samples) if s in places]
+    if len(shared) < 2:
+        return
+    names = [name for name in best.score.statistics if name in other.score.statistics]
+    first, second = (
+        [replace(each.score.statistics[name], rows=each.score.statistics[name].rows[own]) for name in names]
+        for each, own in zip((best, other), map(list, zip(*shared, strict=True)), strict=True)
+    )
+    drawn = scores(*first, *second)
+    chances = p_values(first, second)
+    for place, name in enumerate(names):
+        low, high = interval(drawn[len(names) + place] - drawn[place])
+        one, two = (
+            each.value(each.rows.sum(axis=0, keepdims=True))[0] for each in (first[place], second[place])
+        )
+        yield Comparison(
+            task=best.data.task,
+            data=best.data_name,
+            metric=name,
+            model=other.run_id,
+            against=best.run_id,
+            samples=len(shared),
+            **rounded({"difference": float(two - one), "low": low, "high": high, "p_value": chances[place]}),
+        )
+
+
+def _sums(rows: Sequence[Floats], weights: Weights) -> list[Floats]:
+    """Of each rows, (samples, figures), the sums of each draw of weights, (draws, figures)."""
+    joined = np.hstack(rows)
+    random = np.random.default_rng(_SEED)
+    step = max(1, _WEIGHTS // len(joined))
+    sums = np.concatenate(
+        [weights(random, min(step, DRAWS - i), len(joined)) @ joined for i in range(0, DRAWS, step)]
+    )
+    return np.split(sums, np.cumsum([each.shape[1] for each in rows])[:-1], axis=1)
+
+
+def _draw(random: np.random.Generator, draws: int, samples: int) -> Floats:
+    """How often each sample is drawn, (draws, samples)."""
+    drawn = random.integers(samples, size=(draws, samples), dtype=np.int32)
+    return np.stack([np.bincount(one, minlength=samples) for one in drawn]).astype(np.float64)
+
+
+def _exchange(random: np.random.Generator, draws: int, samples: int) -> Floats:
+    """Whose answers are exchanged, 0 or 1, (draws, samples)."""
+    return random.integers(2, size=(draws, samples), dtype=np.int8).astype(np.float64)

@@ -1,0 +1,141 @@
+"""The samples on which a model was furthest from what would be right, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pressoir import metrics
+from pressoir.evaluation.datasets import DataSet
+from pressoir.evaluation.records import EvaluationSample
+from pressoir.extensions.task import task
+
+SHOWN = 20
+"""At most so many of a run."""
+_CHARACTERS = 1000
+Words = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class WorstSample:
+    """A sample that went wrong."""
+
+    sample: str
+    """Its id."""
+    figure: str
+    """How wrong: `WER 200.0 %`."""
+    input: str
+    """What was asked, where it is text."""
+    reference: str
+    prediction: str | None
+    """None where there is none."""
+    words: Words = ()
+    """Where they are aligned: expected and predicted word, empty where there is none."""
+
+
+def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
+    """Wrong labels, those of the highest confidence first; in the data's order where none is recorded."""
+    known = {one.id: one for one in data.samples}
+    wrong = [name for name, value in found.items() if value["label"] != known[name].reference]
+    confidences = {name: _confidence(found[name]) for name in wrong}
+    wrong.sort(key=lambda name: -(confidences[name] or 0.0))
+    return tuple(
+        WorstSample(
+            name,
+            f"confidence {100 * sure:.1f} %" if (sure := confidences[name]) is not None else "",
+            _clipped(str(known[name].input)),
+            _label(data, known[name].reference),
+            _label(data, found[name]["label"]),
+        )
+        for name in wrong[:SHOWN]
+    )
+
+
+def transcripts(
+    data: DataSet, found: Mapping[str, Any], errors: metrics.Statistic, normaliser: metrics.Normaliser
+) -> tuple[WorstSample, ...]:
+    """Those of the highest word error rate first, then those of most errors; words are normalised."""
+    rates = errors.value(errors.rows)
+    names, references = list(found), _references(data, found)
+    order = sorted(range(len(names)), key=lambda i: (-rates[i], -errors.rows[i, 0]))
+    worst = []
+    for i in order[:SHOWN]:
+        if not errors.rows[i, 0]:
+            break
+        expected, heard = references[i], found[names[i]]["text"]
+        words = metrics.aligned_words(
+            metrics.normalise_transcript(heard, normaliser),
+            metrics.normalise_transcript(expected, normaliser),
+        )
+        figure = f"WER {100 * rates[i]:.1f} %"
+        worst.append(
+            WorstSample(names[i], figure, "", _clipped(expected), _clipped(heard), _clipped_words(words))
+        )
+    return tuple(worst)
+
+
+def translations(data: DataSet, found: Mapping[str, Any], chrf: metrics.Statistic) -> tuple[WorstSample, ...]:
+    """Those of the lowest chrF of their own first."""
+    values = chrf.value(chrf.rows)
+    names, references = list(found), _references(data, found)
+    inputs = {one.id: one.input for one in data.samples}
+    order = [int(i) for i in np.argsort(values, kind="stable")[:SHOWN] if values[i] < 100]
+    return tuple(
+        WorstSample(
+            names[i],
+            f"chrF {values[i]:.1f}",
+            _clipped(str(inputs[names[i]])),
+            _clipped(references[i]),
+            _clipped(found[names[i]]["text"]),
+        )
+        for i in order
+    )
+
+
+def unanswered(data: DataSet, sample: EvaluationSample) -> WorstSample:
+    """A sample without a prediction."""
+    declared = task(data.task)
+    reference = sample.reference
+    return WorstSample(
+        sample.id,
+        "no prediction",
+        "" if declared.sound else _clipped(str(sample.input)),
+        _label(data, reference) if data.labels else _clipped(str(reference)),
+        None,
+    )
+
+
+def _references(data: DataSet, found: Mapping[str, Any]) -> list[str]:
+    return [sample.reference for sample in data.samples if sample.id in found]
+
+
+def _confidence(value: Mapping[str, Any]) -> float | None:
+    """The probability of the label that was given (softmax of the logits), where these are recorded."""
+    logits = value.get("logits")
+    if not logits:
+        return None
+    powers = np.exp(np.asarray(logits, np.float64) - max(logits))
+    return float(powers.max() / powers.sum())
+
+
+def _label(data: DataSet, index: int) -> str:
+    return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
+
+
+def _clipped(text: str) -> str:
+    more = len(text) - _CHARACTERS
+    return text if more <= 0 else f"{text[:_CHARACTERS]}… ({more:,} more characters)"
+
+
+def _clipped_words(words: Sequence[tuple[str, str]]) -> Words:
+    """So many as have room; a model that repeats itself has thousands."""
+    kept, room = list[tuple[str, str]](), _CHARACTERS
+    for expected, heard in words:
+        room -= max(len(expected), len(heard)) + 1
+        if room < 0:
+            return (*kept, ("…", "…"))
+        kept.append((expected, heard))
+    return tuple(kept)
