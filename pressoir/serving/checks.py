@@ -16,8 +16,10 @@ def as_list(text: str | Sequence[str]) -> list[str]:
     return [text] if isinstance(text, str) else list(text)
 
 
-def check_texts(texts: Sequence[str], max_batch: int) -> None:
+def check_texts(texts: Sequence[str | list[int]], max_batch: int) -> None:
     """Refuse a request of no texts, of too many, or one of which is empty or no Unicode text.
+
+    Token ids are checked by the model, which knows its vocabulary.
 
     Raises:
         RequestError: it says which.
@@ -25,7 +27,16 @@ def check_texts(texts: Sequence[str], max_batch: int) -> None:
     if not 1 <= len(texts) <= max_batch:
         raise RequestError(f"the request has {len(texts)} texts; expected 1 to {max_batch}")
     for index, one in enumerate(texts):
-        check_text(one, f"text {index}" if len(texts) > 1 else "the text")
+        if not isinstance(one, list):
+            check_text(one, f"text {index}" if len(texts) > 1 else "the text")
+
+
+def check_prompt(prompt: str | Sequence[int], what: str) -> None:
+    """Refuse an empty prompt, of text or of token ids; raises RequestError."""
+    if isinstance(prompt, str):
+        check_text(prompt, what)
+    elif not prompt:
+        raise RequestError(f"{what} has no tokens")
 
 
 def check_text(text: str, what: str) -> None:

@@ -4,7 +4,6 @@ configuration.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -13,14 +12,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from pressoir.errors import RecipeError, UnreachableError
-from pressoir.extensions.task import task
-from pressoir.inference.audio import SAMPLING_RATE
-from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig, TierConfig
+from pressoir.serving.config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, ServingConfig, TierConfig
 from pressoir.serving.deployment import DeploymentError
+from pressoir.serving.examples import example_requests
+from pressoir.serving.keys import Keys
 
-_TEXT = "Good."
-_TOKENS = 4
-_SILENCE_S = 0.5
 _SHOWN = 300
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -47,22 +43,27 @@ class _Anything(BaseModel):
 
 
 class Server:
-    """A server at an address; its key is the environment's PRESSOIR_API_KEY, where that is set.
+    """A server at an address; its key is `key`, or the first of the environment's PRESSOIR_ADMIN_KEY, or else
+    of PRESSOIR_API_KEY.
 
     `direct` goes past proxies that the environment names. Redirects are not followed: the key goes to the
     address it was given for.
 
     Raises:
-        RecipeError: the address cannot be one.
+        RecipeError: the address cannot be one, or a key is none.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0, *, direct: bool = False) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = 60.0, *, direct: bool = False, key: str | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is not a valid server address; expected http://host:port")
-        key = os.environ.get(API_KEY_VARIABLE, "").strip()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url, self._has_key = url.rstrip("/"), bool(key)
+        keys = Keys.read() if key is None else Keys.read("", key)
+        self._key_from = ADMIN_KEY_VARIABLE if keys.admins else API_KEY_VARIABLE if keys.users else None
+        first = next(iter((*keys.admins, *keys.users)), b"").decode()
+        headers = {"Authorization": f"Bearer {first}"} if first else {}
+        self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._client = httpx.Client(headers=headers, trust_env=not direct)
 
@@ -92,7 +93,7 @@ class Server:
             DeploymentError, UnreachableError: the tier refuses, or answers nothing.
         """
         path = f"/v2/models/{quote(name, safe='')}/infer"
-        first, *others = _requests(tier)
+        first, *others = example_requests(tier)
         start = time.perf_counter()
         try:
             outputs = self._ask("POST", path, _Inference, first).outputs
@@ -155,11 +156,11 @@ class Server:
             ) from error
         if answer.status_code in (401, 403):
             todo = (
-                "is not the API key of the server"
-                if self._has_key
-                else "is not set; set it to the API key of the server"
+                f"{self._key_from} is not a key of the server that allows this"
+                if self._key_from
+                else f"set {ADMIN_KEY_VARIABLE} to the administrator's key of the server"
             )
-            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {API_KEY_VARIABLE} {todo}")
+            raise RecipeError(f"{where} denied access (HTTP {answer.status_code}); {todo}")
         if not answer.is_success:
             raise DeploymentError(f"{where} returned HTTP {answer.status_code}: {_said(answer)}")
         try:
@@ -176,22 +177,3 @@ def _said(answer: httpx.Response) -> str:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return " ".join(answer.text.split())[:_SHOWN] or "nothing"
-
-
-def _requests(tier: TierConfig) -> list[dict[str, Any]]:
-    """Bodies of a small request over KServe v2, the next where the server refuses the one before."""
-    settings = tier.settings
-    declared = task(tier.task or "")
-    if declared.sound:
-        samples = int(min(_SILENCE_S, settings.max_audio_s) * SAMPLING_RATE)
-        sound = {"name": "audio", "shape": [1, samples], "datatype": "FP32", "data": [0.0] * samples}
-        return [{"inputs": [sound]}]
-    request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
-    short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
-    if "target_language" in declared.parameters:  # some models translate one pair; some need to be told
-        languages = {
-            "source_language": settings.source_language or "en",
-            "target_language": settings.target_language or "fr",
-        }
-        return [{**request, "parameters": short}, {**request, "parameters": {**short, **languages}}]
-    return [{**request, "parameters": short} if "max_new_tokens" in declared.parameters else request]

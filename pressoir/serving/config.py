@@ -29,7 +29,8 @@ from pressoir.config import (
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
-from pressoir.formats.folder import Runtime, model_files, runtime_of, task_of
+from pressoir.formats.folder import Runtime, model_files, runtime_of
+from pressoir.formats.supported import served_tasks
 from pressoir.registry.catalogue import Id, Sha256, nearest
 from pressoir.sources import resolve as sources
 from pressoir.store.store import Store
@@ -37,7 +38,7 @@ from pressoir.system.reader import exists, is_folder
 
 EXTERNAL = "models:/"
 """How a model of an outer registry begins, which only a resolver of that registry can find."""
-API_KEY_VARIABLE = "PRESSOIR_API_KEY"
+API_KEY_VARIABLE, ADMIN_KEY_VARIABLE = "PRESSOIR_API_KEY", "PRESSOIR_ADMIN_KEY"
 """Environment variable of a server's API key, for the server and its clients."""
 DEFAULT_NEW_TOKENS = 256
 """Most tokens that a causal LM goes on, where its tier does not say."""
@@ -79,8 +80,8 @@ class TierSettings(Config):
     top_p: Fraction = 1.0
     """Default nucleus sampling: sample from the smallest set of tokens with at least this total
     probability."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Default stop sequences, which end generation."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=4)] = ()
+    """Default stop sequences, which end generation: at most 4, of at most 256 characters."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Default random seed of sampling."""
 
@@ -170,6 +171,9 @@ class ServingConfig(Document):
     """Dynamic batching of requests to one model."""
     load_timeout_s: PositiveReal = 600.0
     """Timeout of loading a model, for isolation `process` only: a thread cannot be interrupted."""
+    step_grace_s: PositiveReal | None = 5.0
+    """Watchdog, for isolation `process` only: time after a request's timeout until a worker that is still at
+    the same step of it is ended and its model loaded again; null never ends it."""
     drain_timeout_s: PositiveReal = 30.0
     """Time that running requests are given to finish when their model is replaced or the server stops."""
 
@@ -255,7 +259,8 @@ def _filled(tier: TierConfig, source: sources.Source, store: Store) -> TierConfi
             f"digest: {tier.digest} is specified, but the files of {tier.model} have {source.digest}; use "
             "other files or change the digest"
         )
-    task = task_of(source.folder)
+    served = served_tasks(source.folder)
+    task = tier.task if tier.task in served else served[0]
     if tier.task not in (None, task):
         raise RecipeError(f"task: {tier.model} is for {task}, not for {tier.task}; omit the task")
     if misfits := tier.misfits(task):

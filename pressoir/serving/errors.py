@@ -71,6 +71,11 @@ class WorkerDiedError(ServingError):
 
     retriable = True
 
+    def __init__(self, message: str, *, stuck: bool = False) -> None:
+        super().__init__(message)
+        self.stuck = stuck
+        """Whether it was ended because of another request, whose step did not end."""
+
 
 class ClosingError(ServingError):
     """The service takes no more requests."""

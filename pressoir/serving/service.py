@@ -10,32 +10,53 @@
 A request names a tier, or leaves that out where only one has its task. The tier is looked up once
 (`ModelHost.lookup`); the request's settings are merged into the tier's (`pressoir.serving.settings`); the
 model is leased, loaded first if necessary, and the request waits for its turn. The timeout (`timeout_s`)
-covers all of that. There is no HTTP here.
+covers all of that. Where a worker is ended because a step of a request outlasts its time, the others are
+begun again on the reloaded model. There is no HTTP here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.serving.checks import as_list, check_text, check_texts, check_waveform
+from pressoir.serving.answers import Answers, Embeddings
+from pressoir.serving.checks import as_list, check_prompt, check_texts, check_waveform
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
-from pressoir.serving.errors import RequestError, ServingError, TimedOutError
-from pressoir.serving.generation import Generation, Scored
+from pressoir.serving.errors import RequestError, ServingError, TimedOutError, WorkerDiedError
+from pressoir.serving.generation import Generation, GenerationOptions, Scored
 from pressoir.serving.pool.model_handle import ModelHandle
 from pressoir.serving.pool.model_host import ModelHost
 from pressoir.serving.pool.observer import Observer, SilentObserver
 from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.settings import merge_settings
+from pressoir.serving.transcription import Transcription, TranscriptionOptions
 from pressoir.store.store import Store
 
+MOST_EMBEDDED = 2048
+"""Most texts in one request for embeddings, as in OpenAI's API."""
 Result = TypeVar("Result")
+Work = Callable[[TierSettings, ModelHandle, float], Awaitable[Result]]
+"""Answers a request with its settings and its model; the last argument is when its time is over."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A request whose answer comes in pieces."""
+
+    operation: str
+    tier: Tier
+    settings: TierSettings
+    arguments: dict[str, Any]
+    array: NDArray[np.float32] | None = None
+    check: Callable[[ModelHandle], None] = lambda model: None
+    """May refuse it once its model is known, before it waits for its turn."""
 
 
 class Service:
@@ -90,7 +111,7 @@ class Service:
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
-    ) -> list[dict[str, float]]: ...
+    ) -> Answers[dict[str, float]]: ...
 
     async def classify(
         self,
@@ -99,16 +120,21 @@ class Service:
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
-    ) -> dict[str, float] | list[dict[str, float]]:
-        """The probability of each label, of a text or of each of several.
+    ) -> dict[str, float] | Answers[dict[str, float]]:
+        """The probability of each label, of a text or of each of several (`truncated` says which were cut).
 
         Raises:
             ServingError: see `pressoir.serving.errors`; so do the other methods.
         """
+
+        async def work(settings: TierSettings, model: ModelHandle, until: float) -> Answers[dict[str, float]]:
+            texts, labels = as_list(text), model.info["labels"]
+            rows = await model.answer("classify", texts, until=until, max_length=settings.max_length)
+            named = [dict(zip(labels, row, strict=True)) for row, _ in rows]
+            return Answers(named, (cut for _, cut in rows))
+
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        async with self._request("classify", tier, overrides, text) as (settings, model):
-            rows = await model.answer("classify", as_list(text), max_length=settings.max_length)
-            found = [dict(zip(model.info["labels"], row, strict=True)) for row in rows]
+        found = await self._answer("classify", tier, overrides, work, text)
         return found[0] if isinstance(text, str) else found
 
     async def embed(
@@ -120,10 +146,34 @@ class Service:
         timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
         """Embeddings (texts, hidden), of lengths that are not normalised."""
+        return (await self.embed_many(texts, tier=tier, max_length=max_length, timeout_s=timeout_s)).vectors
+
+    async def embed_many(
+        self,
+        texts: Sequence[str] | Sequence[list[int]],
+        *,
+        tier: str | Tier | None = None,
+        max_length: int | None = None,
+        timeout_s: float | None = None,
+        most: int | None = None,
+    ) -> Embeddings:
+        """The same, with what the model was given of the texts, of which there may be `most`.
+
+        They are computed in batches of the tier's `max_batch`, one after another, so that other requests have
+        their turn. A text may be its token ids, as the model's tokenizer makes them, special ones included.
+        """
+        operation = "embed" if all(isinstance(text, str) for text in texts) else "embed_tokens"
+
+        async def work(settings: TierSettings, model: ModelHandle, until: float) -> Embeddings:
+            rows: list[tuple[NDArray[np.float32], int, bool]] = []
+            for start in range(0, len(texts), settings.max_batch):
+                part = texts[start : start + settings.max_batch]
+                rows += await model.answer(operation, part, until=until, max_length=settings.max_length)
+            vectors, tokens, truncated = zip(*rows, strict=True)
+            return Embeddings(np.stack(vectors), sum(tokens), list(truncated))
+
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        async with self._request("embed", tier, overrides, texts) as (settings, model):
-            rows = await model.answer("embed", as_list(texts), max_length=settings.max_length)
-        return np.stack(rows)
+        return await self._answer("embed", tier, overrides, work, texts, most)
 
     @overload
     async def translate(
@@ -131,8 +181,8 @@ class Service:
         text: str,
         source_language: str | None = None,
         target_language: str | None = None,
-        *,
         tier: str | Tier | None = None,
+        *,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
@@ -145,27 +195,27 @@ class Service:
         text: list[str],
         source_language: str | None = None,
         target_language: str | None = None,
-        *,
         tier: str | Tier | None = None,
+        *,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         timeout_s: float | None = None,
-    ) -> list[str]: ...
+    ) -> Answers[str]: ...
 
     async def translate(
         self,
         text: str | list[str],
         source_language: str | None = None,
         target_language: str | None = None,
-        *,
         tier: str | Tier | None = None,
+        *,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         timeout_s: float | None = None,
-    ) -> str | list[str]:
-        """The translation of a text, or of each of several.
+    ) -> str | Answers[str]:
+        """The translation of a text, or of each of several (`truncated` says which were cut).
 
         A language is a common code (`fr`) or the model's own (`fra_Latn`); without one the tier's is taken,
         then the model's. One that is unknown is refused with those that are known.
@@ -178,21 +228,26 @@ class Service:
             "num_beams": num_beams,
             "timeout_s": timeout_s,
         }
-        async with self._request("translate", tier, overrides, text) as (settings, model):
-            found = await model.answer(
+
+        async def work(settings: TierSettings, model: ModelHandle, until: float) -> Answers[str]:
+            rows = await model.answer(
                 "translate",
                 as_list(text),
+                until=until,
                 source_language=settings.source_language,
                 target_language=settings.target_language,
                 max_length=settings.max_length,
                 max_new_tokens=settings.max_new_tokens or settings.max_length,
                 num_beams=settings.num_beams,
             )
-        return str(found[0]) if isinstance(text, str) else list(found)
+            return Answers((text for text, _ in rows), (cut for _, cut in rows))
+
+        found = await self._answer("translate", tier, overrides, work, text)
+        return found[0] if isinstance(text, str) else found
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         tier: str | Tier | None = None,
         max_length: int | None = None,
@@ -203,8 +258,9 @@ class Service:
         stop: Sequence[str] | None = None,
         seed: int | None = None,
         timeout_s: float | None = None,
+        options: GenerationOptions | None = None,
     ) -> Generation:
-        """The continuation of a prompt, piece by piece; see `Generation`.
+        """The continuation of a prompt (text or token ids), piece by piece; see `Generation`.
 
         Raises:
             ServingError: the tier is unknown or a setting is out of range, at once; the rest, from the
@@ -222,23 +278,30 @@ class Service:
         }
         found = self.models.lookup(tier, "generate")
         settings = merge_settings(found.config.settings, overrides, found.name)
-        check_text(prompt, "the prompt")
-        return Generation(self._generate(prompt, found, settings))
+        check_prompt(prompt, "the prompt")
+        return Generation(self._generate(prompt, found, settings, options or GenerationOptions()))
 
     async def score(
         self,
-        text: str,
+        text: str | Sequence[int],
         *,
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
+        top_scores: int = 0,
     ) -> Scored:
-        """How probable a causal LM finds each token of a text, of which perplexity is computed."""
-        overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        request = self._request("score", tier, overrides, text)
-        async with request as (settings, model), model.limiter.slot():
-            answer = await model.client.call("score", prompt=text, max_length=settings.max_length)
-        return Scored(**answer.body)
+        """How probable a causal LM finds each token of a text (or of token ids): perplexity is made of it."""
+
+        async def work(settings: TierSettings, model: ModelHandle, until: float) -> Scored:
+            check_prompt(text, "the text")
+            limit = settings.max_length
+            async with model.limiter.slot():
+                answer = await model.client.call(
+                    "score", until=until, prompt=text, max_length=limit, top_scores=top_scores
+                )
+            return Scored(**answer.body)
+
+        return await self._answer("score", tier, {"max_length": max_length, "timeout_s": timeout_s}, work)
 
     async def transcribe(
         self,
@@ -249,10 +312,39 @@ class Service:
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         timeout_s: float | None = None,
+        options: TranscriptionOptions | None = None,
     ) -> str:
         """The transcript of mono float32 samples (samples,) in −1…1, at the model's rate (`sampling_rate`).
 
-        `language` is a code such as `en`, for a multilingual Whisper alone, which detects it without.
+        `language` is a code such as `en`, for a multilingual Whisper alone, which detects it without. For its
+        pieces and its times see `transcription`.
+        """
+        transcription = self.transcription(
+            waveform,
+            language,
+            tier=tier,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            timeout_s=timeout_s,
+            options=options,
+        )
+        return (await transcription.whole()).text
+
+    def transcription(
+        self,
+        waveform: NDArray[np.float32],
+        language: str | None = None,
+        *,
+        tier: str | Tier | None = None,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        timeout_s: float | None = None,
+        options: TranscriptionOptions | None = None,
+    ) -> Transcription:
+        """The same, window by window, and with its times where `options` ask for them; see `Transcription`.
+
+        Raises:
+            ServingError: as `generate`.
         """
         overrides = {
             "source_language": language,
@@ -261,78 +353,127 @@ class Service:
             "timeout_s": timeout_s,
         }
         check_waveform(waveform)
-        async with self._request("transcribe", tier, overrides) as (settings, model):
-            seconds = len(waveform) / model.info["sampling_rate"]
-            if seconds > settings.max_audio_s:
-                raise RequestError(
-                    f"the audio is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; "
-                    "shorten it"
-                )
-            async with model.limiter.slot():
-                answer = await model.client.call(
-                    "transcribe",
-                    waveform,
-                    language=settings.source_language,
-                    max_new_tokens=settings.max_new_tokens,
-                    num_beams=settings.num_beams,
-                )
-        return str(answer.body["text"])
+        found = self.models.lookup(tier, "transcribe")
+        settings = merge_settings(found.config.settings, overrides, found.name)
+        return Transcription(self._transcribe(waveform, found, settings, options or TranscriptionOptions()))
 
     async def info(self, tier: str | Tier) -> dict[str, Any]:
         """Description of the model of a tier: `labels`, `languages`, `context`, `sampling_rate`, …"""
         async with self.models.pool.lease(self.models.lookup(tier).spec) as model:
             return dict(model.info)
 
-    @asynccontextmanager
-    async def _request(
+    async def _answer(
         self,
         operation: str,
         tier: str | Tier | None,
         overrides: dict[str, Any],
-        text: str | Sequence[str] | None = None,
-    ) -> AsyncIterator[tuple[TierSettings, ModelHandle]]:
-        """A block that answers a request, within its time: its settings, and the model, leased."""
+        work: Work[Result],
+        text: str | Sequence[str | list[int]] | None = None,
+        most: int | None = None,
+    ) -> Result:
+        """What `work` makes of a request within its time, with its settings and the model, leased.
+
+        It is done again, once, where the model's worker was ended because of another request. The request
+        has at most `most` texts, or else the tier's `max_batch`.
+        """
         found = self.models.lookup(tier, operation)
         with self._observed(found.name, operation):
             settings = merge_settings(found.config.settings, overrides, found.name)
             if text is not None:
-                check_texts(as_list(text), settings.max_batch)
+                texts = [text] if isinstance(text, str) else text
+                check_texts(texts, most or settings.max_batch)
+            until = asyncio.get_running_loop().time() + settings.timeout_s
             try:
-                async with asyncio.timeout(settings.timeout_s):
-                    async with self.models.pool.lease(found.spec) as model:
-                        yield settings, model
+                async with asyncio.timeout_at(until):
+                    return await self._leased(found, settings, work, until)
             except TimeoutError as error:
                 raise _timed_out(settings) from error
 
-    async def _generate(
-        self, prompt: str, tier: Tier, settings: TierSettings
-    ) -> AsyncGenerator[str | dict[str, Any], None]:
-        deadline = asyncio.get_running_loop().time() + settings.timeout_s
+    async def _leased(
+        self, tier: Tier, settings: TierSettings, work: Work[Result], until: float, again: bool = True
+    ) -> Result:
+        try:
+            async with self.models.pool.lease(tier.spec) as model:
+                return await work(settings, model, until)
+        except WorkerDiedError as error:
+            if not (error.stuck and again):
+                raise
+        return await self._leased(tier, settings, work, until, again=False)
 
+    def _generate(
+        self, prompt: str | Sequence[int], tier: Tier, settings: TierSettings, options: GenerationOptions
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        arguments = {
+            "prompt": prompt,
+            "max_length": settings.max_length,
+            "max_new_tokens": settings.max_new_tokens or DEFAULT_NEW_TOKENS,
+            **settings.model_dump(include={"temperature", "top_k", "top_p", "stop", "seed"}),
+            **options.model_dump(exclude_defaults=True),
+        }
+        return self._stream(Streamed("generate", tier, settings, arguments))
+
+    async def _transcribe(
+        self, waveform: NDArray[np.float32], tier: Tier, settings: TierSettings, options: TranscriptionOptions
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        seconds = 0.0
+
+        def check(model: ModelHandle) -> None:
+            nonlocal seconds
+            seconds = len(waveform) / model.info["sampling_rate"]
+            if seconds > settings.max_audio_s:
+                raise RequestError(
+                    f"the audio is {seconds:.1f} s long, and {settings.max_audio_s:g} s are allowed; "
+                    "shorten it"
+                )
+
+        arguments = {
+            "language": settings.source_language,
+            **settings.model_dump(include={"max_new_tokens", "num_beams"}),
+            **options.model_dump(exclude_defaults=True),
+        }
+        bodies = self._stream(Streamed("transcribe", tier, settings, arguments, waveform, check))
+        async with aclosing(bodies):
+            async for body in bodies:
+                yield {**body, "duration_s": seconds} if "language" in body else body
+
+    async def _stream(self, request: Streamed) -> AsyncGenerator[dict[str, Any], None]:
+        """The bodies of the pieces and of the result of a request.
+
+        It is begun again, once, where the model's worker was ended because of another request before
+        anything was given.
+        """
+        until, given = asyncio.get_running_loop().time() + request.settings.timeout_s, False
+        with self._observed(request.tier.name, request.operation):
+            for last in (False, True):
+                try:
+                    async with aclosing(self._attempt(request, until)) as bodies:
+                        async for body in bodies:
+                            given = True
+                            yield body
+                    return
+                except WorkerDiedError as error:
+                    if given or last or not error.stuck:
+                        raise
+
+    async def _attempt(self, request: Streamed, until: float) -> AsyncGenerator[dict[str, Any], None]:
         async def in_time(step: Awaitable[Result]) -> Result:
             # Around each step alone: a time limit belongs to one task, and those who iterate may change.
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(until):
                     return await step
             except TimeoutError as error:
-                raise _timed_out(settings) from error
+                raise _timed_out(request.settings) from error
 
-        with self._observed(tier.name, "generate"):
-            async with AsyncExitStack() as stack:
-                lease = self.models.pool.lease(self.models.lookup(tier, "generate").spec)
-                model = await in_time(stack.enter_async_context(lease))
-                await in_time(stack.enter_async_context(model.limiter.slot()))
-                messages = model.client.stream(
-                    "generate",
-                    prompt=prompt,
-                    max_length=settings.max_length,
-                    max_new_tokens=settings.max_new_tokens or DEFAULT_NEW_TOKENS,
-                    **settings.model_dump(include={"temperature", "top_k", "top_p", "stop", "seed"}),
-                )
-                await stack.enter_async_context(aclosing(messages))
-                while (message := await in_time(anext(messages))).kind == "piece":
-                    yield message.body["text"]
+        async with AsyncExitStack() as stack:
+            lease = self.models.pool.lease(self.models.lookup(request.tier, request.operation).spec)
+            model = await in_time(stack.enter_async_context(lease))
+            request.check(model)
+            await in_time(stack.enter_async_context(model.limiter.slot()))
+            messages = model.client.stream(request.operation, request.array, until=until, **request.arguments)
+            await stack.enter_async_context(aclosing(messages))
+            while (message := await in_time(anext(messages))).kind == "piece":
                 yield message.body
+            yield message.body
 
     @contextmanager
     def _observed(self, tier: str, operation: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import tempfile
@@ -21,7 +22,7 @@ from typing import TypeVar
 
 from pressoir.errors import PressoirError
 from pressoir.serving.client import Server
-from pressoir.serving.config import ServingConfig
+from pressoir.serving.config import ADMIN_KEY_VARIABLE, ServingConfig
 from pressoir.serving.deployment import DeploymentError
 from pressoir.store.store import Store
 
@@ -65,10 +66,11 @@ def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Ite
     with tempfile.TemporaryDirectory(prefix="pressoir-smoke-") as folder:
         path, log = Path(folder) / "serving.yaml", Path(folder) / "server.log"
         path.write_text(config.to_yaml(), encoding="utf-8")
+        key = secrets.token_hex(16)  # its administrator is told why a model cannot be loaded
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(path), "--host", HOST, "--port", "0"],
-                env={**os.environ, "PRESSOIR_HOME": str(store.home)},
+                env={**os.environ, "PRESSOIR_HOME": str(store.home), ADMIN_KEY_VARIABLE: key},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -77,7 +79,7 @@ def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Ite
         try:
             end = time.monotonic() + _START_S + config.load_timeout_s * len(config.tiers)
             address = _wait(lambda: _address(log), process, end, log)
-            with closing(Server(address, _limit_s(config), direct=True)) as server:
+            with closing(Server(address, _limit_s(config), direct=True, key=key)) as server:
                 _wait(server.is_ready, process, end, log)
                 yield server
         finally:

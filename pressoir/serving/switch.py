@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pressoir.errors import PressoirError, RecipeError, RegistryError
 from pressoir.registry.registry import Registry
 from pressoir.serving import deployment
 from pressoir.serving.client import Server
-from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig
+from pressoir.serving.config import ADMIN_KEY_VARIABLE, ServingConfig
+from pressoir.serving.keys import Keys
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ def check(server: str) -> None:
     Raises:
         RecipeError: the address or the key is wrong. UnreachableError, DeploymentError: it does not answer.
     """
-    if not os.environ.get(API_KEY_VARIABLE, "").strip():
+    if not Keys.read().admins:
         raise RecipeError(
-            f"{API_KEY_VARIABLE} is not set; set it to the API key of the server, which is required to "
-            "reload it"
+            f"{ADMIN_KEY_VARIABLE} is not set; set it to the administrator's key of the server, which is "
+            "required to reload it"
         )
     with closing(Server(server)) as running:
         running.digests()

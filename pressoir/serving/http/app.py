@@ -7,8 +7,7 @@ The service starts in the background, so that a server answers while it loads: `
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -16,27 +15,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from pressoir import __version__
-from pressoir.errors import PressoirError, RecipeError
-from pressoir.serving.config import API_KEY_VARIABLE, ServingConfig
-from pressoir.serving.http import kserve, openai, pages, status, tasks
+from pressoir.errors import PressoirError
+from pressoir.serving.config import ServingConfig
+from pressoir.serving.http import kserve, pages, status, tasks
 from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.document import Document
 from pressoir.serving.http.gate import Gate
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
-from pressoir.serving.http.refusals import ErrorAnswer, HttpError, answer_error
+from pressoir.serving.http.openai.routes import routes as openai_routes
+from pressoir.serving.http.refusals import HttpError, answer_error
+from pressoir.serving.keys import Keys
 from pressoir.serving.service import Service
 from pressoir.store.store import Store
-
-_ERRORS = {
-    401: "The API key is missing or wrong.",
-    404: "There is no such tier.",
-    413: "The body is too large.",
-    422: "The request is not valid.",
-    429: "Too many requests; `Retry-After` says when to try again.",
-    503: "A model is loading, unavailable or does not fit in memory; `Retry-After` is set if trying again "
-    "may help.",
-    504: "The request timed out.",
-}
 
 
 def create_app(
@@ -44,17 +35,20 @@ def create_app(
     store: Store | None = None,
     limits: HttpLimits | None = None,
     api_key: str | None = None,
+    admin_key: str | None = None,
+    hosts: Collection[str] = (),
+    trusted_hosts: Collection[str] = (),
 ) -> FastAPI:
     """An app that serves a resolved configuration.
 
-    Without `api_key` the environment variable `PRESSOIR_API_KEY` is used; if that is empty, requests need no
-    key, and loading, unloading and reloading are disabled.
+    Without `api_key` and `admin_key` the environment variables are used, see `Keys`. For `hosts` and
+    `trusted_hosts` see `Gate`.
 
     Raises:
-        RecipeError: the configuration is not resolved, or the key has characters that no header carries.
+        RecipeError: the configuration is not resolved, or a key has characters that no header carries.
     """
     store, limits, metrics = store or Store(), limits or HttpLimits(), Metrics()
-    key = _checked_key(os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key)
+    keys = Keys.read(api_key, admin_key)
     service = Service(config, store, metrics)
     metrics.watch(service)
     backend = Backend(service, store, limits, metrics)
@@ -80,27 +74,27 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses={number: {"model": ErrorAnswer, "description": text} for number, text in _ERRORS.items()},
+        openapi_url=None,  # the address is ours, see `pages`
     )
-    app.state.backend, app.state.guarded = backend, key is not None
+    app.state.backend, app.state.administered = backend, bool(keys.admins)
+    app.state.document = Document(app, backend, keys)
     for kind in (HTTPException, RequestValidationError, HttpError, PressoirError):
         app.add_exception_handler(kind, answer_error)
     for router in (
         tasks.routes(backend),
-        openai.routes(backend),
+        openai_routes(backend),
         kserve.routes(backend),
         status.routes(backend),
         pages.routes(),
     ):
         app.include_router(router)
-    app.add_middleware(Gate, limits=limits, key=key, metrics=metrics)
+    app.add_middleware(
+        Gate,
+        limits=limits,
+        keys=keys,
+        metrics=metrics,
+        max_json_bytes=backend.max_json_bytes,
+        hosts=hosts,
+        trusted=trusted_hosts,
+    )
     return app
-
-
-def _checked_key(key: str) -> str | None:
-    key = key.strip()
-    if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise RecipeError(
-            f"{API_KEY_VARIABLE} contains characters that are not allowed in a header; use letters and digits"
-        )
-    return key or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -9,15 +10,20 @@ from typing import Any
 from fastapi import Request
 
 from pressoir.errors import PressoirError
+from pressoir.extensions.task import task
 from pressoir.serving.config import ServingConfig
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
 from pressoir.serving.http.refusals import HttpError
 from pressoir.serving.pool.sharing import Tier
-from pressoir.serving.service import Service
+from pressoir.serving.service import MOST_EMBEDDED, Service
 from pressoir.store.store import Store
 
 log = logging.getLogger("pressoir")
+
+_LEAST_JSON = 1 << 20
+_TOKENS = 8192  # of a tier whose settings do not limit a text
+_TOKEN_BYTES = 12  # twice six: a character may be written as \uXXXX, and a token may have several
 
 
 class Backend:
@@ -73,6 +79,23 @@ class Backend:
                 )
                 raise HttpError(422, "too_long", message)
 
-    def is_ready(self, tier: Tier) -> bool:
-        """Whether a request to a tier is answered: now, or after a model was loaded that had to go."""
-        return self.service.models.is_loaded(tier) or self.service.models.ready
+    def max_json_bytes(self) -> int:
+        """Size of the largest JSON body that is read; see `HttpLimits.max_json_bytes`."""
+        if self.limits.max_json_bytes is not None:
+            return self.limits.max_json_bytes
+        most = _LEAST_JSON
+        for tier in self.service.models.tiers.values():
+            if task(tier.spec.task).sound:
+                return self.limits.max_body_bytes
+            settings = tier.config.settings
+            embeds = "embed" in task(tier.spec.task).operations
+            texts = MOST_EMBEDDED if embeds else settings.max_batch
+            most = max(most, texts * (settings.max_length or _TOKENS) * _TOKEN_BYTES)
+        return min(most, self.limits.max_body_bytes)
+
+    async def is_ready(self, tier: Tier) -> bool:
+        """Whether a request to a tier is answered: now, or once its model is loaded from files that exist."""
+        models = self.service.models
+        if models.is_loaded(tier):
+            return True
+        return models.ready and await asyncio.to_thread(models.has_files, tier)

@@ -14,7 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pressoir.errors import SourceError
@@ -23,6 +25,17 @@ from pressoir.serving.errors import RequestError
 from pressoir.system import reader
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks what an assistant said for training, and changes nothing else."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -40,11 +53,11 @@ class ChatTemplate:
             raise RequestError(
                 "this model has no chat template and was not trained for chat; use /v1/completions"
             )
-        self._tokens = {name: _content(settings.get(name)) for name in _SPECIAL}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
+        self._tokens = {name: text for name in _SPECIAL if (text := _content(settings.get(name)))}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
+        environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
         try:
             self._template = environment.from_string(source)
@@ -60,10 +73,12 @@ class ChatTemplate:
             RequestError: the template refuses the messages.
         """
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+            text = self._template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
         except Exception as error:  # whatever a template may stumble over
             raise RequestError(f"the chat template of the model rejects the messages: {error}") from error
-        return text.removeprefix(self._tokens["bos_token"] or "\0")
+        return text.removeprefix(self._tokens.get("bos_token", ""))
 
 
 def _source(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -87,6 +102,18 @@ def _json(path: Path) -> dict[str, Any]:
 def _content(token: Any) -> str:
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else ""
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> NoReturn:

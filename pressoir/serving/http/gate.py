@@ -12,27 +12,28 @@ JSON goes to the log `pressoir.access` for each request, without anything that i
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.serving.http.metrics import Metrics
-from pressoir.serving.http.refusals import HttpError, internal_error, refusal
+from pressoir.serving.http.refusals import HttpError, refusal
+from pressoir.serving.keys import Keys
 
 CLIENT_GONE = 499
 """What the log and the metrics call a request whose client left."""
-OPEN = re.compile(r"/(?:health/\w+|v2/health/\w+|docs|openapi\.json|static/[^/]*)?")
+OPEN = re.compile(r"/(?:(?:v2/)?health/\w+|health|docs|openapi\.json|static/[^/]*)?")
 """What needs no key: the page, the documentation, and health."""
 _SAFE_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _LINGER_S = 1.0  # for which a refused body is still taken, so that its sender gets to read the answer
@@ -49,17 +50,26 @@ access_log = logging.getLogger("pressoir.access")
 
 
 class Gate:
-    """The middleware."""
+    """The middleware.
+
+    `hosts` are the names that requests may give the server, any if empty; `trusted` are further ones, whose
+    pages may send requests from any port.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         limits: HttpLimits,
-        key: str | None,
+        keys: Keys,
         metrics: Metrics,
+        max_json_bytes: Callable[[], int],
+        hosts: Collection[str] = (),
+        trusted: Collection[str] = (),
     ) -> None:
         self.app, self._limits, self._metrics = app, limits, metrics
-        self._key = key.encode() if key else None
+        self._max_json_bytes, self._trusted = max_json_bytes, frozenset(trusted)
+        self._hosts = frozenset((*hosts, *trusted)) if hosts else frozenset()
+        self._keys = keys
         self._held = self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +80,7 @@ class Gate:
         start = time.perf_counter()
         request = _Request(scope, receive, send)
         try:
+            self._check_host(request)
             self._check_key(request)
             with self._body(request):
                 await self._read(request)
@@ -80,14 +91,36 @@ class Gate:
         except asyncio.CancelledError:  # the server ends, and this took too long
             await request.refuse(HttpError(503, "closing", "the server was stopped before it responded"))
         except Exception as error:
-            await request.refuse(refusal(error) or internal_error(request.id, error))
+            await request.refuse(refusal(error, scope["state"]))
         self._note(request, time.perf_counter() - start)
 
-    def _check_key(self, request: _Request) -> None:
-        if self._key is None or OPEN.fullmatch(request.scope["path"]):
+    def _check_host(self, request: _Request) -> None:
+        """Refuse what a foreign page makes a browser send: by another name of this address, or from itself.
+
+        The first is DNS rebinding; the second needs no answer to do harm, so that no CORS header is enough.
+        """
+        host = request.headers.get("host")
+        if host is None and request.scope.get("http_version") == "1.1":
+            raise HttpError(400, "invalid_request", "the request has no Host header")
+        named = _hostname(f"//{host or ''}")
+        if self._hosts and named not in self._hosts:
+            message = (
+                f"this server does not answer for {named[:100]!r}; start it with --allowed-host {named[:100]}"
+            )
+            raise HttpError(403, "forbidden", message)
+        origin = request.headers.get("origin")
+        if origin is None or request.scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
+        page = _hostname(origin)  # empty: it has none, and is no page of ours
+        same = bool(page) and urlsplit(origin).netloc.lower() == (host or "").lower()
+        if not same and page not in self._trusted:
+            raise HttpError(403, "forbidden", f"requests of the page {origin[:200]!r} are not accepted")
+
+    def _check_key(self, request: _Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._key):
+        role = self._keys.role(given.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        request.scope["state"]["role"] = role
+        if role is not None or not self._keys.users or OPEN.fullmatch(request.scope["path"]):
             return
         message = "send the API key in the header Authorization: Bearer KEY"
         raise HttpError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
@@ -103,9 +136,11 @@ class Gate:
     async def _read(self, request: _Request) -> None:
         """Read the body, as far as it is small enough and comes in time."""
         limit = self._limits.max_body_bytes
+        if not request.headers.get("content-type", "").startswith("multipart/"):
+            limit = min(limit, self._max_json_bytes())
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            self._too_large()
+            _too_large(limit)
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
                 while not request.whole:
@@ -113,7 +148,7 @@ class Gate:
                     self._held += len(part)
                     request.body += part
                     if len(request.body) > limit:
-                        self._too_large()
+                        _too_large(limit)
                     if self._held > self._limits.max_held_bytes:
                         message = (
                             "the server has no memory for the request; try again later, or send less data "
@@ -126,10 +161,6 @@ class Gate:
                 "connection is closed"
             )
             raise HttpError(408, "body_timeout", message) from None
-
-    def _too_large(self) -> NoReturn:
-        limit = self._limits.max_body_bytes
-        raise HttpError(413, "too_large", f"the body is larger than {limit} bytes; send less data at once")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -184,6 +215,18 @@ class Gate:
             "tier": tier,
         }
         access_log.info("%s", json.dumps(line))
+
+
+def _hostname(address: str) -> str:
+    """The host of a URL in lower case, without its port; empty where there is none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _too_large(limit: int) -> NoReturn:
+    raise HttpError(413, "too_large", f"the body is larger than {limit} bytes; send less data at once")
 
 
 class _ClientGoneError(Exception):
@@ -243,7 +286,7 @@ class _Request:
             return
         if not self.whole:
             error.headers["Connection"] = "close"  # what still comes of the body is no request
-        response = error.response(self.id)
+        response = error.response(self.id, self.scope["path"])
         start: dict[str, Any] = {"type": "http.response.start", "status": error.status}
         await self.send({**start, "headers": response.raw_headers})
         await self._send({"type": "http.response.body", "body": response.body, "more_body": not self.whole})

@@ -4,12 +4,17 @@
 task                  input                           output
 ====================  ==============================  ================================================
 text-classification   `text` BYTES (n,)               `probabilities` FP32 (n, labels), `label` BYTES
-                                                      (n,); parameters of the metadata: the labels
-feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions)
-translation           `text` BYTES (n,)               `text` BYTES (n,)
+                                                      (n,), `truncated` BOOL (n,); parameters of the
+                                                      metadata: the labels
+feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions), `truncated` BOOL
+                                                      (n,)
+translation           `text` BYTES (n,)               `text` BYTES (n,), `truncated` BOOL (n,)
 causal-lm             `text` BYTES (1,)               `text` BYTES (1,): the continuation
 speech recognition    `audio` FP32 (1, samples)       `text` BYTES (1,)
 ====================  ==============================  ================================================
+
+Tensors may be JSON or binary (`pressoir.serving.http.kserve_body`); shared memory is not supported. Errors
+are `{"error": "…"}`, as the protocol has them, with `type` and `request_id` beside it.
 
 What a tier's settings let a request choose (`max_length`, `num_beams`, languages, …) is a parameter of the
 request. For audio `sampling_rate` is one as well; it must be that of the model.
@@ -19,8 +24,9 @@ Sources. https://github.com/kserve/open-inference-protocol (specification/protoc
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -30,9 +36,29 @@ from starlette.responses import Response
 from pressoir import __version__
 from pressoir.extensions.task import Task, task
 from pressoir.serving.http.backend import Backend
-from pressoir.serving.http.refusals import HttpError, JsonAnswer
-from pressoir.serving.http.request_model import RequestModel
-from pressoir.serving.http.status import carried_through, check_ready, health, key_needed
+from pressoir.serving.http.body_route import BodyRoute
+from pressoir.serving.http.kserve_answers import (
+    IndexEntry,
+    InferenceAnswer,
+    Loaded,
+    ModelMetadata,
+    ModelReady,
+    ServerMetadata,
+    Unloaded,
+)
+from pressoir.serving.http.kserve_body import BINARY_ANSWER, BINARY_REQUEST, BinaryRoute, answer, read_binary
+from pressoir.serving.http.refusals import HttpError, JsonAnswer, may_answer
+from pressoir.serving.http.request_model import (
+    WHOLE,
+    Count,
+    Many,
+    Refused,
+    RequestModel,
+    StrictRequestModel,
+    TierPath,
+    VersionPath,
+)
+from pressoir.serving.http.status import ADMIN, add_health, admin_only, carried_through, check_ready
 from pressoir.serving.pool.sharing import Tier
 
 _PARAMETERS = {
@@ -43,90 +69,200 @@ _PARAMETERS = {
     **dict.fromkeys(("temperature", "top_p"), "number"),
 }
 """What each parameter is in JSON; which of them a task takes, its declaration says."""
+_TENSORS = 16  # of a request at most: no task has as many, and each takes time to check
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
 
 
-class Tensor(RequestModel):
-    """An input tensor; its data may be flat or nested according to its shape."""
+Size = Annotated[int, Field(ge=0), WHOLE]
 
-    name: Annotated[str, Field(max_length=100)]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
+
+_SHARED: Refused = dict.fromkeys(
+    ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"), ()
+)
+
+
+_ELEMENTS = ["string", "number", "array"]
+
+
+class TensorParameters(StrictRequestModel):
+    """Parameters of an input tensor."""
+
+    refused: ClassVar[Refused] = _SHARED
+    binary_data_size: Size | None = None
+    """Bytes of its data behind the JSON."""
+    content_type: Literal["str", "np"] | None = None
+    """As MLServer's clients send it: texts or numbers, which the datatype says as well."""
+
+
+class Tensor(RequestModel):
+    """An input tensor; its data may be flat or nested according to its shape, or stand behind the JSON."""
+
+    name: Annotated[str, Field(max_length=100, json_schema_extra={"enum": ["text", "audio"]})]
+    shape: Annotated[Many[Count], Field(min_length=1, max_length=4)]
     datatype: Literal["BYTES", "FP16", "FP32", "FP64"]
-    data: list[Any]
+    parameters: TensorParameters = TensorParameters()
+    data: Annotated[list[Any], Field(json_schema_extra={"items": {"type": _ELEMENTS}})] | None = None
+
+
+class OutputParameters(StrictRequestModel):
+    """Parameters of a requested output."""
+
+    refused: ClassVar[Refused] = {**_SHARED, "classification": (0,)}
+    binary_data: bool | None = None
+    """Whether its data stand behind the JSON; by default as `binary_data_output` of the request says."""
 
 
 class Output(RequestModel):
     """A requested output."""
 
     name: Annotated[str, Field(max_length=100)]
+    parameters: OutputParameters = OutputParameters()
+
+
+_KNOWN: dict[str, Any] = {
+    "properties": {
+        **{name: {"type": kind} for name, kind in _PARAMETERS.items()},
+        "binary_data_output": {"type": "boolean"},
+    },
+    "additionalProperties": False,
+}
+"""The schema of a request's parameters: those of all tasks."""
 
 
 class Inference(RequestModel):
     """An inference request."""
 
     id: Annotated[str, Field(max_length=100)] | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    inputs: Annotated[list[Tensor], Field(min_length=1)]
-    outputs: list[Output] | None = None
+    parameters: Annotated[dict[str, Any], Field(json_schema_extra=_KNOWN)] = Field(default_factory=dict)
+    inputs: Annotated[
+        Many[Tensor], Field(min_length=1, max_length=_TENSORS, json_schema_extra={"maxItems": 1})
+    ]
+    outputs: Annotated[Many[Output], Field(max_length=_TENSORS)] | None = None
 
 
 def routes(backend: Backend) -> APIRouter:
     """The endpoints."""
-    router, models = APIRouter(prefix="/v2", tags=["KServe v2"]), backend.service.models
-    guarded = [Depends(key_needed)]
+    router = APIRouter(prefix="/v2", tags=["KServe v2"], route_class=BodyRoute)
 
-    @router.get("")
+    @router.get("", response_model=ServerMetadata)
     async def server() -> Response:
         """Server metadata."""
         return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": ["model_repository"]})
 
-    router.include_router(health(backend))
+    add_health(router, backend)
 
-    @router.get("/models/{tier}")
-    async def metadata(tier: str, request: Request) -> Response:
-        """Inputs and outputs of a tier. The number of labels is −1 until its model was loaded once."""
+    async def named(request: Request, tier: TierPath) -> Tier:
+        return backend.tier(request, tier)
+
+    async def versioned(request: Request, tier: TierPath, version: VersionPath) -> Tier:
+        """A tier; its only version is the beginning of its model's digest."""
         found = backend.tier(request, tier)
+        if version != _version(found):
+            message = f"tier {tier!r} has the version {_version(found)!r} only, not {version[:100]!r}"
+            raise HttpError(404, "unknown_version", message)
+        return found
+
+    _add_model(router, backend, "/models/{tier}/versions/{version}", versioned)
+    _add_model(router, backend, "/models/{tier}", named)
+    _add_repository(router, backend)
+    return router
+
+
+def _add_model(
+    router: APIRouter, backend: Backend, path: str, lookup: Callable[..., Awaitable[Tier]]
+) -> None:
+    """What a tier is, whether it is ready, and inference on it."""
+    known: Any = Depends(lookup)
+    unknown = may_answer(404)
+
+    @router.head(path, responses=unknown)
+    @router.get(path, response_model=ModelMetadata, responses=unknown)
+    async def metadata(found: Tier = known) -> Response:
+        """Inputs and outputs of a tier. The number of labels is −1 until its model was loaded once."""
         return JsonAnswer(_metadata(found, backend.model_info(found)))
 
-    @router.get("/models/{tier}/ready")
-    async def model_ready(tier: str, request: Request) -> Response:
+    @router.head(f"{path}/ready", responses=unknown)
+    @router.get(f"{path}/ready", response_model=ModelReady, responses=unknown)
+    async def model_ready(found: Tier = known) -> Response:
         """Whether a tier is ready; if its model was evicted, the next request loads it again."""
-        if not backend.is_ready(backend.tier(request, tier)):
-            check_ready(backend)
-        return JsonAnswer({"name": tier, "ready": True})
+        if not await backend.is_ready(found):
+            await check_ready(backend)
+        return JsonAnswer({"name": found.name, "ready": True})
 
-    @router.post("/models/{tier}/infer")
-    async def infer(tier: str, body: Inference, request: Request) -> Response:
-        """Run inference on a tier."""
-        found = backend.tier(request, tier)
+    async def infer(body: Inference, request: Request, found: Tier = known) -> Response:
+        """Run inference on a tier; tensors are JSON, or binary behind it."""
         declared = task(found.spec.task)
-        options = _options(declared, body.parameters)
-        run = declared.part("kserve")
-        outputs: list[dict[str, Any]] = await run(backend, found, _only(body.inputs), options)
-        answer: dict[str, Any] = {"model_name": tier, "model_version": found.spec.digest[:12]}
+        parameters = dict(body.parameters)
+        binary = parameters.pop("binary_data_output", False)
+        if not isinstance(binary, bool):
+            raise _wrong("parameters.binary_data_output: expected true or false")
+        options = _options(declared, parameters)
+        wanted = {one.name: one.parameters.binary_data for one in body.outputs or ()}
+        run, tensor = declared.part("kserve"), _only(body.inputs, declared, request.state.binary)
+        _check_outputs(declared, wanted)
+        outputs: list[dict[str, Any]] = await run(backend, found, tensor, options)
+        chosen = [one for one in outputs if not wanted or one["name"] in wanted]
+        content: dict[str, Any] = {"model_name": found.name, "model_version": _version(found)}
         if body.id is not None:
-            answer["id"] = body.id
-        return JsonAnswer({**answer, "outputs": _wanted(outputs, body.outputs)})
+            content["id"] = body.id
+        apart = [binary if (own := wanted.get(one["name"])) is None else own for one in chosen]
+        return answer({**content, "outputs": chosen}, apart)
 
-    @router.post("/repository/models/{tier}/load", dependencies=guarded)
-    async def load(tier: str, request: Request) -> Response:
+    router.add_api_route(
+        f"{path}/infer",
+        infer,
+        methods=["POST"],
+        route_class_override=BinaryRoute,
+        response_model=InferenceAnswer,
+        responses={200: BINARY_ANSWER, **may_answer(404, 504)},
+        openapi_extra=BINARY_REQUEST,
+    )
+
+
+def _add_repository(router: APIRouter, backend: Backend) -> None:
+    """Lists, loads and unloads models."""
+    models = backend.service.models
+    admin: dict[str, Any] = {
+        "dependencies": [Depends(admin_only)],
+        "responses": may_answer(404, 504),
+        "openapi_extra": ADMIN,
+    }
+
+    @router.post("/repository/index", response_model=list[IndexEntry])
+    async def index() -> Response:
+        """List the tiers, and whether each is ready."""
+        found = [
+            {
+                "name": tier.name,
+                "version": _version(tier),
+                "state": "READY" if await backend.is_ready(tier) else "UNAVAILABLE",
+                "reason": "",
+            }
+            for tier in models.tiers.values()
+        ]
+        return JsonAnswer(found)
+
+    @router.post("/repository/models/{tier}/load", response_model=Loaded, **admin)
+    async def load(tier: TierPath, request: Request) -> Response:
         """Load the model of a tier."""
         await models.load(backend.tier(request, tier))
         return JsonAnswer({"name": tier, "loaded": True})
 
-    @router.post("/repository/models/{tier}/unload", dependencies=guarded)
-    async def unload(tier: str, request: Request) -> Response:
+    @router.post("/repository/models/{tier}/unload", response_model=Unloaded, **admin)
+    async def unload(tier: TierPath, request: Request) -> Response:
         """Unload the model of a tier and all tiers that share it; the next request loads it again."""
         was_loaded = await carried_through(models.unload(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": False, "was_loaded": was_loaded})
 
-    @router.post("/repository/models/{tier}/reload", dependencies=guarded)
-    async def reload(tier: str, request: Request) -> Response:
+    @router.post("/repository/models/{tier}/reload", response_model=Loaded, **admin)
+    async def reload(tier: TierPath, request: Request) -> Response:
         """Reload the model of a tier; if this fails, the old one stays in use."""
         await carried_through(models.replace(backend.tier(request, tier)))
         return JsonAnswer({"name": tier, "loaded": True})
 
-    return router
+
+def _version(tier: Tier) -> str:
+    return tier.spec.digest[:12]
 
 
 def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +275,7 @@ def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
         parameters["labels"] = ", ".join(labels)
     return {
         "name": tier.name,
-        "versions": [tier.spec.digest[:12]],
+        "versions": [_version(tier)],
         "platform": tier.spec.runtime,
         "inputs": [sound if declared.sound else text],
         "outputs": [
@@ -168,10 +304,20 @@ def _options(declared: Task, given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _only(inputs: list[Tensor]) -> Tensor:
+def _only(inputs: list[Tensor], declared: Task, binary: bytes) -> Tensor:
+    """The one input, whose data may be binary; raises HttpError."""
     if len(inputs) != 1:
         raise _wrong(f"inputs: expected one input (which may have several rows), but got {len(inputs)}")
-    return inputs[0]
+    [tensor], name = inputs, "audio" if declared.sound else "text"
+    if tensor.name != name:
+        raise _wrong(f"inputs.0.name: {tensor.name!r} does not exist; the input is {name!r}")
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        raise _wrong("inputs.0: expected either data or parameters.binary_data_size")
+    [found] = read_binary(binary, [size], [tensor.datatype]) if size is not None else [tensor.data]
+    if size is None and binary:
+        raise _wrong(f"{len(binary)} bytes follow the JSON, but no input has a binary_data_size")
+    return tensor.model_copy(update={"data": found})
 
 
 def _texts(backend: Backend, tensor: Tensor) -> list[str]:
@@ -186,7 +332,7 @@ def _texts(backend: Backend, tensor: Tensor) -> list[str]:
 
 def _flat(tensor: Tensor) -> list[Any]:
     """The elements, in row-major order; raises HttpError where they do not fill the shape."""
-    elements = tensor.data
+    elements = tensor.data or []
     for _ in tensor.shape[1:]:
         if not any(isinstance(one, list) for one in elements[:1]):
             break
@@ -207,6 +353,7 @@ async def classify(
     return [
         _tensor("probabilities", "FP32", [len(rows), len(labels)], values),
         _tensor("label", "BYTES", [len(rows)], [max(row, key=lambda name: row[name]) for row in rows]),
+        _truncated(rows.truncated),
     ]
 
 
@@ -215,8 +362,9 @@ async def embed(
 ) -> list[dict[str, Any]]:
     """A vector of each text."""
     texts = _texts(backend, tensor)
-    vectors = await backend.service.embed(texts, tier=tier, **options)
-    return [_tensor("embedding", "FP32", list(vectors.shape), vectors.reshape(-1).tolist())]
+    found = await backend.service.embed_many(texts, tier=tier, **options)
+    values = found.vectors.reshape(-1).tolist()
+    return [_tensor("embedding", "FP32", list(found.vectors.shape), values), _truncated(found.truncated)]
 
 
 async def translate(
@@ -225,7 +373,7 @@ async def translate(
     """A translation of each text."""
     texts = _texts(backend, tensor)
     found = await backend.service.translate(texts, tier=tier, **options)
-    return [_tensor("text", "BYTES", [len(found)], found)]
+    return [_tensor("text", "BYTES", [len(found)], found), _truncated(found.truncated)]
 
 
 async def generate(
@@ -247,6 +395,8 @@ async def transcribe(
     if tensor.datatype == "BYTES":
         raise _wrong("inputs.0: expected audio as FP32 in −1…1, but the datatype is BYTES")
     samples = _flat(tensor)
+    if not {*map(type, samples)} <= {int, float}:  # numpy would read texts and true as numbers
+        raise _wrong("inputs.0.data: an element is not a number")
     if any(size != 1 for size in tensor.shape[:-1]):
         raise _wrong(f"inputs.0.shape: expected (1, samples), but got {tensor.shape}")
     try:
@@ -265,13 +415,14 @@ async def transcribe(
     return [_tensor("text", "BYTES", [1], [text])]
 
 
-def _wanted(outputs: list[dict[str, Any]], requested: list[Output] | None) -> list[dict[str, Any]]:
-    if not requested:
-        return outputs
-    found = {one["name"]: one for one in outputs}
-    if unknown := [one.name for one in requested if one.name not in found]:
-        raise _wrong(f"outputs: {unknown[0]!r} does not exist; available: {', '.join(found)}")
-    return [found[name] for name in dict.fromkeys(one.name for one in requested)]
+def _check_outputs(declared: Task, wanted: Iterable[str]) -> None:
+    known = [output.name for output in declared.outputs]
+    if unknown := [name for name in wanted if name not in known]:
+        raise _wrong(f"outputs: {unknown[0]!r} does not exist; available: {', '.join(known)}")
+
+
+def _truncated(rows: list[bool]) -> dict[str, Any]:
+    return _tensor("truncated", "BOOL", [len(rows)], rows)
 
 
 def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:

@@ -18,6 +18,9 @@ class HttpLimits(Config):
 
     max_body_bytes: Positive = 32 << 20
     """Maximum size of a request body. A minute of audio is 2 MB as 16-bit samples and about 20 MB as JSON."""
+    max_json_bytes: Positive | None = None
+    """Maximum size of a JSON body; null means what the tiers can need (texts per request × tokens of a text ×
+    12 bytes), 1 MiB at least, and for a speech tier `max_body_bytes`."""
     max_head_bytes: Positive = 64 << 10
     """Maximum size of a request head (request line and headers)."""
     max_held_bytes: Positive = 256 << 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,7 +56,7 @@ class Metrics:
         )
         self._events = Counter(
             "pressoir_model_events",
-            "Model events: loaded, evicted, unloaded, replaced, died, failed.",
+            "Model events: loaded, evicted, unloaded, replaced, died, failed, stuck.",
             ("model", "event"),
             registry=registry,
         )
@@ -65,6 +65,10 @@ class Metrics:
             "Number of HTTP responses.",
             ("method", "route", "status"),
             registry=registry,
+        )
+
+        self._ready = Gauge(
+            "pressoir_ready", "Whether every tier would answer, as /health/ready says.", registry=registry
         )
 
     def watch(self, service: Service) -> None:
@@ -93,6 +97,10 @@ class Metrics:
         if tier is not None and status == 200:
             self._latency.labels(tier, "http").observe(seconds)
 
+    def ready(self, ready: bool) -> None:
+        """The server would answer for every tier, or not, from now on."""
+        self._ready.set(ready)
+
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
@@ -106,9 +114,6 @@ class _Models(Collector):
 
     def collect(self) -> Iterator[Metric]:
         models = self._service.models
-        ready = GaugeMetricFamily("pressoir_ready", "Whether all models to load at startup are loaded.")
-        ready.add_metric((), float(models.ready))
-        yield ready
         budget = GaugeMetricFamily(
             "pressoir_memory_budget_bytes", "Memory budget of models; absent if there is no limit."
         )

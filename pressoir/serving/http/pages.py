@@ -6,6 +6,7 @@ scripts from elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
+
+from pressoir.serving.http.refusals import JsonAnswer
 
 PAGE = Path(__file__).parents[1] / "page"
 _NO_CACHE = {"Cache-Control": "no-cache"}
@@ -32,9 +35,19 @@ def routes() -> APIRouter:
 
     @router.get("/docs")
     async def docs(request: Request) -> Response:
-        return HTMLResponse(documentation(request.app.openapi()))
+        return HTMLResponse(documentation(await _document(request)))
+
+    @router.get("/openapi.json")
+    async def openapi(request: Request) -> Response:
+        return JsonAnswer(await _document(request))
 
     return router
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    """The document, which takes half a second to make the first time."""
+    content: dict[str, Any] = await asyncio.to_thread(request.app.state.document.content, request.state.role)
+    return content
 
 
 def _file(name: str) -> Response:

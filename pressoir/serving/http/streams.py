@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pressoir.serving.http.refusals import as_json, internal_error, refusal
+from pressoir.serving.http.refusals import as_json, refusal
 
 Events = AsyncGenerator[bytes, None]
 
@@ -52,9 +52,8 @@ class EventStream(Response):
                 async for one in self._rest:
                     await _send(send, one)
             except Exception as error:
-                id = scope["state"]["request_id"]
-                found = refusal(error) or internal_error(id, error)
-                await _send(send, self._failed(found.content(id)))
+                found = refusal(error, scope["state"])
+                await _send(send, self._failed(found.content(scope["state"]["request_id"])))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -9,95 +9,161 @@ from itertools import combinations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from pressoir.serving.checks import as_list
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
+from pressoir.serving.http.answers import (
+    Classified,
+    Compared,
+    ComparisonStatistics,
+    Done,
+    Piece,
+    Tiers,
+    Translated,
+    event_of,
+    stream_of,
+)
 from pressoir.serving.http.backend import Backend
+from pressoir.serving.http.body_route import BodyRoute
 from pressoir.serving.http.comparison import Comparisons
-from pressoir.serving.http.refusals import HttpError, JsonAnswer
-from pressoir.serving.http.request_model import StrictRequestModel
+from pressoir.serving.http.refusals import ErrorAnswer, HttpError, JsonAnswer, may_answer
+from pressoir.serving.http.request_model import (
+    TIERS,
+    Batch,
+    Beams,
+    Length,
+    Many,
+    NewTokens,
+    Seconds,
+    Seed,
+    Stop,
+    StrictRequestModel,
+    Temperature,
+    Text,
+    Texts,
+    TopK,
+    TopP,
+    tier_with,
+)
 from pressoir.serving.http.streams import Events, EventStream, event
 from pressoir.serving.pool.sharing import Tier
 
 MOST_COMPARED = 4
 """Most tiers in one comparison."""
 
-TierName = Annotated[str | None, Field(description="Optional if only one tier supports the task.")]
-Texts = Annotated[str | list[str], Field(description="One text or several texts.")]
+_TIER = "Optional if only one tier supports the task."
 
 
 class Classify(StrictRequestModel):
     """Texts to classify."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "The film was good."}]})
+
     text: Texts
-    tier: TierName = None
-    max_length: int | None = None
-    timeout_s: float | None = None
+    tier: Annotated[str, tier_with("classify")] | None = Field(None, description=_TIER)
+    max_length: Length | None = None
+    timeout_s: Seconds | None = None
 
 
 class Translate(StrictRequestModel):
     """Texts to translate; languages are codes such as `en`, or in the model's own notation."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": ["The film was good.", "A book."]}]})
+
     text: Texts
     source_language: str | None = None
     target_language: str | None = None
-    tier: TierName = None
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    num_beams: int | None = None
-    timeout_s: float | None = None
+    tier: Annotated[str, tier_with("translate")] | None = Field(None, description=_TIER)
+    max_length: Length | None = None
+    max_new_tokens: NewTokens | None = None
+    num_beams: Beams | None = None
+    timeout_s: Seconds | None = None
 
 
 class Generate(StrictRequestModel):
     """A text generation request."""
 
-    prompt: str
-    tier: TierName = None
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    stop: list[str] | None = None
-    seed: int | None = None
-    timeout_s: float | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "The film was", "max_new_tokens": 2}]}
+    )
+
+    prompt: Text
+    tier: Annotated[str, tier_with("generate")] | None = Field(None, description=_TIER)
+    max_length: Length | None = None
+    max_new_tokens: NewTokens | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    stop: Stop | None = None
+    seed: Seed | None = None
+    timeout_s: Seconds | None = None
 
 
 class Compare(StrictRequestModel):
     """Texts to classify by several tiers."""
 
-    texts: list[str]
-    tiers: Annotated[list[str], Field(min_length=2, max_length=MOST_COMPARED)]
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["The film was good."]}]})
+
+    texts: Batch[Text]
+    tiers: Annotated[
+        Many[Annotated[str, tier_with("classify")]],
+        Field(min_length=2, max_length=MOST_COMPARED, json_schema_extra={"uniqueItems": True}),
+    ]
+
+
+_COMPARED = {
+    "name": "tiers",
+    "in": "query",
+    "required": True,
+    "description": "Two or more tiers, separated by commas.",
+    "style": "form",
+    "explode": False,
+    "schema": {
+        "type": "array",
+        "items": {"type": "string", TIERS: "classify"},
+        "minItems": 2,
+        "maxItems": MOST_COMPARED,
+        "uniqueItems": True,
+    },
+}
 
 
 def routes(backend: Backend) -> APIRouter:
     """The endpoints."""
-    router, service, comparisons = APIRouter(tags=["tasks"]), backend.service, Comparisons()
+    router = APIRouter(tags=["tasks"], route_class=BodyRoute)
+    service, comparisons = backend.service, Comparisons()
 
-    @router.post("/classify")
+    @router.post("/classify", response_model=Classified, responses=may_answer(404, 504))
     async def classify(body: Classify, request: Request) -> Response:
         """Classify texts: the probability of each label."""
         texts = as_list(body.text)
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "classify")
         found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
-        return JsonAnswer({"tier": tier.name, "results": [_decided(row) for row in found]})
+        results = [_decided(row, cut) for row, cut in zip(found, found.truncated, strict=True)]
+        return JsonAnswer({"tier": tier.name, "results": results})
 
-    @router.post("/translate")
+    @router.post("/translate", response_model=Translated, responses=may_answer(404, 504))
     async def translate(body: Translate, request: Request) -> Response:
         """Translate texts."""
         texts = as_list(body.text)
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "translate")
         options = body.model_dump(exclude={"text", "tier"})
-        return JsonAnswer(
-            {"tier": tier.name, "translations": await service.translate(texts, **options, tier=tier)}
-        )
+        found = await service.translate(texts, **options, tier=tier)
+        return JsonAnswer({"tier": tier.name, "translations": found, "truncated": found.truncated})
 
-    @router.post("/generate/stream")
+    @router.post(
+        "/generate/stream",
+        response_class=Response,  # of the media type below
+        responses={
+            200: {"content": stream_of(event_of(Piece, Done), event_of(ErrorAnswer, name="error"))},
+            **may_answer(404, 504),
+        },
+    )
     async def generate(body: Generate, request: Request) -> Response:
         """Generate text as a stream of `{"piece": …}`, ending with `{"done": true, "tokens", "seconds"}`.
 
@@ -109,14 +175,14 @@ def routes(backend: Backend) -> APIRouter:
         events = _pieces(service.generate(body.prompt, **options, tier=tier))
         return await EventStream.begin(events, lambda content: event(content, "error"))
 
-    @router.get("/tiers", tags=["status"])
+    @router.get("/tiers", tags=["status"], response_model=Tiers)
     async def tiers() -> Response:
         """List the tiers."""
         tiers = backend.service.models.tiers
         found = [_described(tier, backend.model_info(tier)) for tier in tiers.values()]
         return JsonAnswer({"tiers": found, "default_pair": _default_pair(tiers.values())})
 
-    @router.post("/compare")
+    @router.post("/compare", response_model=Compared, responses=may_answer(404, 504))
     async def compare(body: Compare, request: Request) -> Response:
         """Run several tiers on the same texts, one text and tier at a time, and compare them."""
         backend.check_lengths(body.texts)
@@ -148,9 +214,14 @@ def routes(backend: Backend) -> APIRouter:
         statistics = comparison.statistics(body.tiers, _sizes(tiers))
         return JsonAnswer({"results": results, "order": order, "statistics": statistics})
 
-    @router.get("/compare/statistics")
+    @router.get(
+        "/compare/statistics",
+        response_model=ComparisonStatistics,
+        responses=may_answer(404, 422),
+        openapi_extra={"parameters": [_COMPARED]},
+    )
     async def statistics(
-        tiers: Annotated[str, Query(description="Two or more tiers, separated by commas.")],
+        tiers: Annotated[str, Query(include_in_schema=False)],
     ) -> Response:
         """Comparison of tiers over all texts since the server started."""
         compared = _compared(backend, [name.strip() for name in tiers.split(",")])
@@ -160,16 +231,21 @@ def routes(backend: Backend) -> APIRouter:
     return router
 
 
-def _decided(probabilities: dict[str, float]) -> dict[str, Any]:
+def _decided(probabilities: dict[str, float], truncated: bool) -> dict[str, Any]:
     label = max(probabilities, key=lambda name: probabilities[name])
-    return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
+    return {
+        "label": label,
+        "confidence": probabilities[label],
+        "probabilities": probabilities,
+        "truncated": truncated,
+    }
 
 
 async def _timed(backend: Backend, text: str, tier: Tier) -> dict[str, Any]:
     start = time.perf_counter()
-    found = await backend.service.classify(text, tier=tier)
+    found = await backend.service.classify([text], tier=tier)
     latency_ms = 1000 * (time.perf_counter() - start)
-    return {"tier": tier.name, **_decided(found), "latency_ms": latency_ms}
+    return {"tier": tier.name, **_decided(found[0], found.truncated[0]), "latency_ms": latency_ms}
 
 
 async def _pieces(generation: Generation) -> Events:

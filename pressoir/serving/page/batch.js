@@ -94,7 +94,7 @@ function summary(results, pair) {
   const words = differing.length ? `Where they differ (${count(differing.length)}), then the rest` : "Each line";
   const each = [...differing, ...results.filter((result) => result.agree)].map((result) => [
     result.text,
-    ...result.answers.map((answer) => `${answer.label} ${percent(answer.confidence)}`),
+    ...result.answers.map((answer) => `${answer.label} ${percent(answer.confidence)}${answer.truncated ? ", truncated" : ""}`),
     result.agree ? "same" : "different",
   ]);
   const lines = table("lines", words, ["Sentence", ...pair.map((tier, index) => named("ab"[index], tier)), "Labels"], each, null);

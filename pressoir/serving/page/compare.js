@@ -61,6 +61,7 @@ function drawn(answer, { labels, more }) {
     ),
     element("div", { class: "bars" }, ...rows),
     more > 0 ? element("p", { class: "hint" }, `and ${more} less probable`) : "",
+    answer.truncated ? element("p", { class: "hint" }, "The text is longer than this model takes; the rest was not read.") : "",
     element("p", { class: "took" }, element("b", {}, milliseconds(answer.latency_ms)), " for this text"),
   ];
 }

@@ -26,17 +26,21 @@ from typing import Any
 from pressoir.serving.errors import InferenceError, RequestError
 from pressoir.serving.pool.retry_estimate import RetryEstimate
 
-Run = Callable[[Hashable, Sequence[str]], Awaitable[Sequence[Any]]]
-"""Takes what requests have in common, and their texts; gives an answer for each text."""
+Text = str | Sequence[int]
+"""A text, or its token ids; the requests of a batch, which share their operation, have one or the other."""
+Run = Callable[[Hashable, Sequence[Text], float | None], Awaitable[Sequence[Any]]]
+"""Takes what requests have in common, their texts, and when the time of the last one is over; gives an answer
+for each text."""
 _CHARACTERS = 3  # a token: English words have more, Chinese ones fewer
 
 
 @dataclass(eq=False)
 class _Request:
     key: Hashable
-    texts: Sequence[str]
+    texts: Sequence[Text]
     tokens: int  # of its longest text
     since: float
+    until: float | None
     answer: asyncio.Future[Sequence[Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,9 +77,15 @@ class BatchQueue:
         return len(self._waiting)
 
     async def submit(
-        self, key: Hashable, texts: Sequence[str], max_length: int | None = None
+        self,
+        key: Hashable,
+        texts: Sequence[Text],
+        max_length: int | None = None,
+        until: float | None = None,
     ) -> Sequence[Any]:
         """The answers to `texts`, which are run together with others of the same `key`.
+
+        `until`: see `WorkerClient.call`.
 
         Raises:
             QueueFullError: too many wait.
@@ -84,7 +94,7 @@ class BatchQueue:
         if len(self._waiting) >= self._max_queue:
             raise self._retry.refusal(len(self._waiting), self._rounds)
         longest = max(map(estimate_tokens, texts), default=0)
-        request = _Request(key, texts, min(longest, max_length or longest), time.monotonic())
+        request = _Request(key, texts, min(longest, max_length or longest), time.monotonic(), until)
         self._waiting.append(request)
         self._arrived.set()
         if self._working is None:
@@ -171,7 +181,9 @@ class BatchQueue:
     async def _answer(self, batch: list[_Request]) -> None:
         """Run a batch and hand out what came of it."""
         try:
-            answers = await self._run(batch[0].key, [text for one in batch for text in one.texts])
+            limits = [one.until for one in batch if one.until is not None]
+            until = max(limits) if len(limits) == len(batch) else None
+            answers = await self._run(batch[0].key, [text for one in batch for text in one.texts], until)
         except Exception as error:
             if len(batch) > 1 and isinstance(error, (InferenceError, RequestError)):
                 for one in batch:
@@ -189,6 +201,6 @@ class BatchQueue:
             start += len(one.texts)
 
 
-def estimate_tokens(text: str) -> int:
+def estimate_tokens(text: Text) -> int:
     """About how many tokens a text has. The model's side counts, and splits what is too much after all."""
-    return len(text) // _CHARACTERS + 2
+    return len(text) // _CHARACTERS + 2 if isinstance(text, str) else len(text)

@@ -1,6 +1,8 @@
 """A loaded model with its queues, shared by all tiers that use it: the server's side.
 
-Texts go through a `BatchQueue`. Generation and transcription, which take many steps, run a few at a time
+Texts go through a `BatchQueue`: requests of few texts through one, those of many or long ones through
+another, which is computed in small steps beside it: a short request does not wait for the end of a long one.
+Generation and transcription, which take many steps, run a few at a time
 under a `ConcurrencyLimiter`. Both queues are bounded.
 """
 
@@ -13,12 +15,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from pressoir.serving.config import BatchingConfig
-from pressoir.serving.pool.batching import BatchQueue
+from pressoir.serving.pool.batching import BatchQueue, Run, Text, estimate_tokens
 from pressoir.serving.pool.retry_estimate import RetryEstimate
 from pressoir.serving.pool.worker_client import WorkerClient
 
 APART = 8
 """Texts in a message to a model that computes them one by one: an answer waits for those of its message."""
+
+LONG = 512
+"""Tokens of a request of several texts, by the estimate of `estimate_tokens`, from which it is a long one."""
+CHARACTERS = 32
+"""Characters a token, from which tokenising a text takes longer than computing what is kept of it."""
+STEP = 128
+"""Tokens that are computed at once of long requests, while short ones have their turn in between."""
 
 
 class ModelHandle:
@@ -31,8 +40,16 @@ class ModelHandle:
         self.ended = client.ended
         together = config.enabled and (client.info["batch_invariant"] or config.batch_variant)
         self._max_tokens = config.max_tokens if together else 0  # of what the model computes at once
-        self.queue = BatchQueue(
-            self._run,
+        self.queue, self.long_queue = (
+            self._queue(run, config, together, watch) for run in (self._run, self._run_long)
+        )
+        self.limiter = ConcurrencyLimiter(config.max_streams, config.max_queue)
+
+    def _queue(
+        self, run: Run, config: BatchingConfig, together: bool, watch: Callable[[int, float, float], None]
+    ) -> BatchQueue:
+        return BatchQueue(
+            run,
             max_tokens=config.max_tokens,
             max_delay_s=config.max_delay_ms / 1000 if together else 0.0,
             max_queue=config.max_queue,
@@ -40,17 +57,22 @@ class ModelHandle:
             together=config.enabled,
             watch=watch,
         )
-        self.limiter = ConcurrencyLimiter(config.max_streams, config.max_queue)
 
     @property
     def waiting(self) -> int:
         """Requests that have not been begun."""
-        return len(self.queue) + self.limiter.waiting
+        return len(self.queue) + len(self.long_queue) + self.limiter.waiting
 
-    async def answer(self, operation: str, texts: Sequence[str], **settings: Any) -> Sequence[Any]:
-        """An answer for each text: probabilities, a vector, or a translation."""
-        key = (operation, tuple(sorted(settings.items())))
-        return await self.queue.submit(key, texts, settings.get("max_length"))
+    async def answer(
+        self, operation: str, texts: Sequence[Text], *, until: float | None = None, **settings: Any
+    ) -> Sequence[Any]:
+        """An answer for each text: probabilities, a vector and its number of tokens, or a translation; the
+        last element says whether the text was truncated. `until`: see `WorkerClient.call`."""
+        key, longest = (operation, tuple(sorted(settings.items()))), settings.get("max_length")
+        tokens = sum(min(count := estimate_tokens(text), longest or count) for text in texts)
+        is_long = (len(texts) > 1 and tokens > LONG) or sum(map(len, texts)) > LONG * CHARACTERS
+        queue = self.long_queue if is_long else self.queue
+        return await queue.submit(key, texts, longest, until)
 
     async def measure(self) -> int:
         """See `WorkerClient.measure`."""
@@ -60,15 +82,21 @@ class ModelHandle:
         """See `WorkerClient.close`."""
         await self.client.close()
 
-    async def _run(self, key: Hashable, texts: Sequence[str]) -> Sequence[Any]:
+    async def _run(self, key: Hashable, texts: Sequence[Text], until: float | None) -> Sequence[Any]:
+        return await self._call(key, texts, until, self._max_tokens)
+
+    async def _run_long(self, key: Hashable, texts: Sequence[Text], until: float | None) -> Sequence[Any]:
+        return await self._call(key, texts, until, min(self._max_tokens, STEP))
+
+    async def _call(
+        self, key: Hashable, texts: Sequence[Text], until: float | None, max_tokens: int
+    ) -> Sequence[Any]:
         assert isinstance(key, tuple)
         operation, settings = key
-        arguments = {**dict(settings), "max_tokens": self._max_tokens}
-        message = await self.client.call(operation, texts=texts, **arguments)
-        if message.array is not None:
-            return list(message.array)
-        answers: Sequence[Any] = next(iter(message.body.values()))
-        return answers
+        arguments = {**dict(settings), "max_tokens": max_tokens}
+        message = await self.client.call(operation, until=until, texts=texts, **arguments)
+        columns = [] if message.array is None else [message.array]
+        return list(zip(*columns, *message.body.values(), strict=True))
 
 
 class ConcurrencyLimiter:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pressoir.errors import PressoirError
 from pressoir.extensions.task import task, task_offering
+from pressoir.formats.folder import check_model_folder
 from pressoir.serving.config import ServingConfig, nearest_tier
 from pressoir.serving.errors import LoadError, ServingError, UnknownTierError
 from pressoir.serving.pool.model_handle import ModelHandle
@@ -64,6 +65,10 @@ class ModelHost:
             log.info("%s", line)
         for line in self.sharing.warnings():
             log.warning("%s", line)
+        if self.config.isolation == "thread":
+            log.warning(
+                "isolation is thread: a request that does not end cannot be stopped, and holds up all others"
+            )
         await asyncio.gather(*(self.pool.load(spec) for spec in self._at_start()))
         self.ready = True
 
@@ -95,6 +100,15 @@ class ModelHost:
     def is_loaded(self, tier: str | Tier) -> bool:
         """Whether the model of a tier is in memory; raises as `lookup`."""
         return self.lookup(tier).spec.key in self.pool.entries
+
+    def has_files(self, tier: str | Tier) -> bool:
+        """Whether the files of a tier's model are there and whole, by their headers; raises as `lookup`."""
+        spec = self.lookup(tier).spec
+        try:
+            check_model_folder(self._folder(spec), spec.name)
+        except (PressoirError, OSError):
+            return False
+        return True
 
     async def load(self, tier: str | Tier) -> None:
         """Load the model of a tier; raises as `lookup` and as `ModelPool.lease`."""
@@ -222,7 +236,13 @@ class ModelHost:
         client: WorkerClient
         if config.isolation == "process":
             several = len(self.sharing.models) > 1
-            client = await ProcessClient.open(job, config.load_timeout_s, side_by_side=several)
+            client = await ProcessClient.open(
+                job,
+                config.load_timeout_s,
+                side_by_side=several,
+                grace_s=config.step_grace_s,
+                on_stuck=partial(self._on_event, "stuck", spec),
+            )
         else:
             client = await ThreadClient.open(job)
         try:

@@ -10,7 +10,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from pressoir.serving.pool.sharing import ModelSpec
 
-Event = Literal["loaded", "evicted", "unloaded", "replaced", "died", "failed"]
+Event = Literal["loaded", "evicted", "unloaded", "replaced", "died", "failed", "stuck"]
 """What happened to a model."""
 
 

@@ -10,11 +10,13 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from pressoir.serving.errors import LoadError, from_failure
 from pressoir.serving.pool.worker_client import WorkerClient
+from pressoir.serving.worker.current_step import CurrentStep
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.system.memory import pss_bytes
 from pressoir.system.runtime import child_environment
@@ -29,14 +31,32 @@ log = logging.getLogger("pressoir")
 class ProcessClient(WorkerClient):
     """A model in a process of its own. Unloading it ends the process, which gives all its memory back."""
 
-    def __init__(self, name: str, info: dict[str, Any], worker: _Worker) -> None:
+    def __init__(
+        self,
+        name: str,
+        info: dict[str, Any],
+        worker: _Worker,
+        grace_s: float | None,
+        on_stuck: Callable[[], None],
+    ) -> None:
         super().__init__(name, info)
-        self._worker = worker
+        self._worker, self._grace_s, self._on_stuck = worker, grace_s, on_stuck
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def open(cls, job: dict[str, Any], timeout_s: float, side_by_side: bool = False) -> ProcessClient:
+    async def open(
+        cls,
+        job: dict[str, Any],
+        timeout_s: float,
+        side_by_side: bool = False,
+        *,
+        grace_s: float | None = None,
+        on_stuck: Callable[[], None] = lambda: None,
+    ) -> ProcessClient:
         """Start a worker and have it load a `LoadJob`.
+
+        A worker that is still at the same step of a request `grace_s` seconds after that request's time is
+        ended, of which `on_stuck` is told.
 
         Raises:
             LoadError: it cannot be loaded, or not in time; the worker has ended.
@@ -59,7 +79,7 @@ class ProcessClient(WorkerClient):
             if answer is None:
                 raise LoadError(f"the worker of {job['name']} ended while loading ({why})", retriable=True)
             raise from_failure(answer.body)
-        return cls(job["name"], answer.body, worker)
+        return cls(job["name"], answer.body, worker, grace_s, on_stuck)
 
     @property
     def pid(self) -> int:
@@ -80,6 +100,20 @@ class ProcessClient(WorkerClient):
     def _send(self, message: Message) -> None:
         self._worker.send(message)
 
+    def _watch(self, id: int, until: float) -> None:
+        if self._grace_s is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(until, loop.time()) + self._grace_s, self._end_if_stuck, id)
+
+    def _end_if_stuck(self, id: int) -> None:
+        """End a worker that has not come to read that a request is cancelled."""
+        if self.ended.done() or self._worker.steps.current != id:
+            return
+        self._stuck = True
+        log.error("ending the worker of %s: a step of a request outlasts its timeout", self.name)
+        self._on_stuck()
+        self._worker.kill()
+
     async def _read(self) -> None:
         while (message := await self._worker.read()) is not None:
             self._receive(message)
@@ -92,9 +126,15 @@ class _Worker:
     """The process, the socket to it, and the last lines of its log."""
 
     def __init__(
-        self, process: Process, death: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: Process,
+        death: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        steps: CurrentStep,
     ) -> None:
         self.process, self._death, self._reader, self._writer = process, death, reader, writer
+        self.steps = steps
         self._last: deque[str] = deque(maxlen=_LINES)
         self._logging = asyncio.create_task(self._keep_log())
         self._ending: asyncio.Task[str] | None = None
@@ -104,27 +144,31 @@ class _Worker:
         ours, theirs = socket.socketpair()
         # A pipe of our own: asyncio would use a socket, whose closing the worker would not notice.
         stdin, death = os.pipe()
+        steps = CurrentStep.create()
         try:
             process = await asyncio.create_subprocess_exec(
                 *COMMAND,
                 str(theirs.fileno()),
                 str(threads),
+                str(steps.descriptor),
                 stdin=stdin,
                 stdout=DEVNULL,
                 stderr=PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), steps.descriptor),
                 env={**child_environment(threads, side_by_side=side_by_side), "HF_HUB_OFFLINE": "1"},
                 process_group=0,  # Ctrl-C in a terminal is ours to handle
             )
         except BaseException:
             ours.close()
             os.close(death)
+            steps.close()
             raise
         finally:
             theirs.close()
+            steps.handed_on()
             os.close(stdin)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return cls(process, death, reader, writer)
+        return cls(process, death, reader, writer, steps)
 
     def send(self, message: Message) -> None:
         if not self._writer.is_closing():
@@ -145,7 +189,7 @@ class _Worker:
 
     async def _end(self, at_once: bool) -> str:
         if at_once and self.process.returncode is None:
-            self._kill()
+            self.kill()
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -153,15 +197,17 @@ class _Worker:
             async with asyncio.timeout(_EXIT_S):
                 await self.process.wait()
         except TimeoutError:
-            self._kill()
+            self.kill()
             await self.process.wait()
         os.close(self._death)
+        self.steps.close()
         await self._logging
         status = self.process.returncode or 0
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         return "\n".join([how, *self._last])
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End it at once."""
         # Not `Process.kill`: it polls first, and of a worker that has just ended takes the status away from
         # asyncio, which then says 255.
         with suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from pressoir.serving.errors import LoadError
@@ -23,6 +24,7 @@ from pressoir.system.runtime import release_memory
 
 _Loaded = tuple[dict[str, Any], int] | LoadError
 """Description of a model and its memory in bytes, or why it could not be loaded."""
+_LIBRARIES = {"pytorch": ("pressoir.models.loading",), "onnxruntime": ("onnxruntime", "tokenizers")}
 _loading = threading.Lock()  # one at a time, to attribute the growth in memory
 
 
@@ -108,6 +110,8 @@ def _main(
 
     try:
         with _loading:
+            for library in _LIBRARIES[job["runtime"]]:  # else the first model seems to take what they do
+                import_module(library)
             before = pss_bytes(os.getpid(), children=False)
             model = open_model(LoadJob.model_validate(job))
             grown = max(pss_bytes(os.getpid(), children=False) - before, 0)

@@ -29,6 +29,7 @@ class WorkerClient(ABC):
         """Done when the model is gone, and why; empty where it was closed."""
         self._ids = itertools.count(1)
         self._receivers: dict[int, Callable[[Message | ServingError], None]] = {}
+        self._stuck = False
 
     @abstractmethod
     def _send(self, message: Message) -> None:
@@ -42,8 +43,18 @@ class WorkerClient(ABC):
     async def close(self) -> None:
         """End it and give its memory back; what is in flight fails."""
 
-    async def call(self, operation: str, array: NDArray[np.float32] | None = None, **body: Any) -> Message:
+    async def call(
+        self,
+        operation: str,
+        array: NDArray[np.float32] | None = None,
+        *,
+        until: float | None = None,
+        **body: Any,
+    ) -> Message:
         """The answer to a request; a caller that is cancelled cancels it.
+
+        `until` is when its time is over, on the clock of the event loop: a model whose process is still at a
+        step of it some time later may be ended. Without it that never happens.
 
         Raises:
             ServingError: the model refused it, failed, or is gone.
@@ -62,12 +73,17 @@ class WorkerClient(ABC):
         try:
             return await answer
         finally:
-            self._finish(id, answered=not answer.cancelled())
+            self._finish(id, not answer.cancelled(), until)
 
     async def stream(
-        self, operation: str, array: NDArray[np.float32] | None = None, **body: Any
+        self,
+        operation: str,
+        array: NDArray[np.float32] | None = None,
+        *,
+        until: float | None = None,
+        **body: Any,
     ) -> AsyncGenerator[Message, None]:
-        """The pieces of an answer, then its result. Closing it early cancels the request."""
+        """The pieces of an answer, then its result. Closing it early cancels the request. See `call`."""
         inbox: asyncio.Queue[Message | ServingError] = asyncio.Queue()
         id = self._begin(inbox.put_nowait, operation, body, array)
         answered = False
@@ -79,7 +95,7 @@ class WorkerClient(ABC):
                     raise message
                 yield message
         finally:
-            self._finish(id, answered)
+            self._finish(id, answered, until)
 
     def _begin(
         self,
@@ -95,10 +111,15 @@ class WorkerClient(ABC):
         self._send(Message("request", id, {"operation": operation, "arguments": body}, array))
         return id
 
-    def _finish(self, id: int, answered: bool) -> None:
+    def _finish(self, id: int, answered: bool, until: float | None) -> None:
         del self._receivers[id]
         if not answered and not self.ended.done():
             self._send(Message("cancel", id))
+            if until is not None:
+                self._watch(id, until)
+
+    def _watch(self, id: int, until: float) -> None:  # noqa: B027 - a thread cannot be ended
+        """See to it that a request that was given up does not keep the model after its time."""
 
     def _receive(self, message: Message) -> None:
         """Hand on a message that came from the model; one that no request waits for any more is dropped."""
@@ -115,4 +136,5 @@ class WorkerClient(ABC):
 
     def _gone(self) -> WorkerDiedError:
         why = self.ended.result() or "it was unloaded"
-        return WorkerDiedError(f"{self.name} ended before it responded ({why}); send the request again")
+        message = f"{self.name} ended before it responded ({why}); send the request again"
+        return WorkerDiedError(message, stuck=self._stuck)

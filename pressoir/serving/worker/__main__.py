@@ -1,4 +1,4 @@
-"""A model in a process of its own: `python -m pressoir.serving.worker SOCKET THREADS`.
+"""A model in a process of its own: `python -m pressoir.serving.worker SOCKET THREADS STEPS`.
 
 **Why.** Only the end of a process gives all its memory back, and a crash affects no other model.
 
@@ -6,6 +6,9 @@
 to load; the answer is `ready` or `failure`. Then requests take turns
 (`pressoir.serving.worker.step_scheduler`): before each step all messages that have arrived are read, so that
 a cancelled request costs at most the current step. There is one thread, so nothing is locked.
+
+`STEPS` is a descriptor of memory in which the worker says whose step it computes
+(`pressoir.serving.worker.current_step`), so that the parent can end one that hangs.
 
 Standard input is a pipe that nothing is written to: when it closes, the parent is gone, and the kernel ends
 this process, too. Whatever libraries print goes to the log, which is standard error.
@@ -20,8 +23,10 @@ import select
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pressoir.serving.worker.current_step import CurrentStep
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.serving.worker.step_scheduler import StepScheduler, failure
 from pressoir.system.runtime import end_with_parent, limit_threads
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Serve one model until the socket closes."""
     end_with_parent()
-    descriptor, threads = map(int, sys.argv[1:3])
+    descriptor, threads, steps = map(int, sys.argv[1:4])
     limit_threads(threads)
     os.dup2(2, 1)
     with Channel(socket.socket(fileno=descriptor)) as channel:
@@ -43,15 +48,16 @@ def main() -> int:
         with suppress(ConnectionError):  # the parent went without a word
             model = _load(job, channel)
             if model is not None:
-                serve(model, channel)
+                serve(model, channel, CurrentStep(steps))
         # Tearing down a model takes time and gains nothing.
         sys.stderr.flush()
         os._exit(0)
 
 
-def serve(model: WorkerModel, channel: Channel) -> None:
+def serve(model: WorkerModel, channel: Channel, steps: CurrentStep) -> None:
     """Answer requests until there can come no more."""
-    StepScheduler(model.operations, channel.write).run(channel.read, channel.has_message)
+    scheduler = StepScheduler(model.operations, channel.write, partial(setattr, steps, "current"))
+    scheduler.run(channel.read, channel.has_message)
 
 
 class Channel:

@@ -12,23 +12,30 @@ import traceback
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from pressoir.errors import PressoirError
+from pressoir.errors import PressoirError, SourceError
 from pressoir.serving.worker.messages import Message
 from pressoir.system.allowance import is_out_of_memory
 
 Answer = tuple[dict[str, Any], Any]
 """Body and array of a `result`."""
-Steps = Generator[str | None, None, Answer]
-"""A request at work: yields pieces of text, or None after any other step, and returns the answer."""
+Steps = Generator[str | dict[str, Any] | None, None, Answer]
+"""A request at work: yields pieces of text (or bodies of `piece` messages), or None after any other step, and
+returns the answer."""
 Operations = Mapping[str, Callable[..., Steps]]
 """What a model can do, by name; each takes a request's body as keywords, and its array, where it has one."""
 
 
 class StepScheduler:
-    """The requests that a model is working on. `on_message` receives every message they produce."""
+    """The requests that a model is working on. `on_message` receives every message they produce; `on_step` is
+    told whose step begins, and 0 when it has ended."""
 
-    def __init__(self, operations: Operations, on_message: Callable[[Message], None]) -> None:
-        self._operations, self._on_message = operations, on_message
+    def __init__(
+        self,
+        operations: Operations,
+        on_message: Callable[[Message], None],
+        on_step: Callable[[int], None] = lambda id: None,
+    ) -> None:
+        self._operations, self._on_message, self._on_step = operations, on_message, on_step
         self._jobs: dict[int, Steps] = {}  # the next one first
 
     @property
@@ -61,6 +68,7 @@ class StepScheduler:
         """Do one step of the request whose turn it is."""
         id = next(iter(self._jobs))
         job = self._jobs.pop(id)
+        self._on_step(id)
         try:
             piece = next(job)
         except StopIteration as end:
@@ -70,9 +78,11 @@ class StepScheduler:
         except Exception as error:
             self._on_message(Message("failure", id, failure(error)))
             return
+        finally:
+            self._on_step(0)
         self._jobs[id] = job
         if piece:
-            self._on_message(Message("piece", id, {"text": piece}))
+            self._on_message(Message("piece", id, {"text": piece} if isinstance(piece, str) else piece))
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -83,7 +93,7 @@ def failure(error: Exception) -> dict[str, Any]:
             "kind": "memory",
             "message": "the request needs more memory than available; send less data at once",
         }
-    if isinstance(error, PressoirError):
+    if isinstance(error, PressoirError) and not isinstance(error, SourceError):
         return {"kind": "request", "message": str(error)}
     traceback.print_exception(error)
     return {"kind": "internal", "message": f"the model failed: {type(error).__name__}: {error}"}

@@ -8,7 +8,7 @@ by its actual number of tokens, and every part is a step (see `pressoir.serving.
 task                      operations
 ========================  ===========================================================
 text-classification       classify
-feature-extraction        embed
+feature-extraction        embed, embed_tokens
 translation               translate
 causal-lm                 generate, score
 speech recognition        transcribe
@@ -18,7 +18,8 @@ all of them               example: a small request of its own, checked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +31,13 @@ from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime, check_model_folder, model_files
-from pressoir.inference.automatic_speech_recognition import SpeechRecognizer, join_windows
-from pressoir.inference.feature_extraction import SentenceEncoder
+from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
+from pressoir.inference.feature_extraction import Embeddings, SentenceEncoder
+from pressoir.inference.generation.penalties import Penalties
+from pressoir.inference.generation.token_scores import TokenScore
 from pressoir.inference.text_classification import TextClassifier, softmax
 from pressoir.inference.text_generation import TextGenerator
+from pressoir.inference.transcript import Heard
 from pressoir.inference.translation import Translator
 from pressoir.serving.worker.step_scheduler import Operations, Steps
 from pressoir.system.files import folder_digest
@@ -41,6 +45,7 @@ from pressoir.system.runtime import use_threads
 
 EXAMPLE = "The film was good."
 _EXAMPLE_S = 0.5  # of silence
+Item = TypeVar("Item")
 Array = TypeVar("Array", bound="NDArray[Any]")
 
 
@@ -91,12 +96,16 @@ def open_classifier(job: LoadJob) -> WorkerModel:
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
 
     def classify(texts: Sequence[str], max_length: int | None, max_tokens: int) -> Steps:
-        """Probabilities (texts, labels), in the order of the model's labels."""
+        """Probabilities (texts, labels), in the order of the model's labels; which texts were truncated."""
         logits = np.zeros((len(texts), len(classifier.labels)), dtype=np.float32)
-        for rows, found in classifier.iter_logits(texts, max_length, max_tokens):
-            logits[rows] = found
+        truncated = [False] * len(texts)
+        for found in classifier.iter_logits(texts, max_length, max_tokens):
+            if found is not None:
+                logits[found.rows] = found.values
+                _fill(truncated, found.rows, found.truncated)
             yield None
-        return {"probabilities": _finite(softmax(logits), "probabilities").tolist()}, None
+        probabilities = _finite(softmax(logits), "probabilities").tolist()
+        return {"probabilities": probabilities, "truncated": truncated}, None
 
     info = {"labels": classifier.labels, "batch_invariant": classifier.engine.batch_invariant}
     return WorkerModel({"classify": classify}, info, lambda: classify([EXAMPLE], None, 0))
@@ -107,16 +116,29 @@ def open_encoder(job: LoadJob) -> WorkerModel:
     encoder = SentenceEncoder.open(job.folder, job.threads, job.runtime)
 
     def embed(texts: Sequence[str], max_length: int | None, max_tokens: int) -> Steps:
-        """Embeddings (texts, hidden)."""
-        vectors: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(texts)
-        for rows, found in encoder.iter_embeddings(texts, max_length, max_tokens):
-            for row, vector in zip(rows, found, strict=True):
-                vectors[row] = vector
+        """Embeddings (texts, hidden), how many tokens of each text the model was given, and which it was not
+        given as a whole."""
+        return (yield from collected(encoder.iter_embeddings(texts, max_length, max_tokens), len(texts)))
+
+    def embed_tokens(texts: Sequence[Sequence[int]], max_length: int | None, max_tokens: int) -> Steps:
+        """The same, of texts that are token ids."""
+        steps = encoder.iter_embeddings_of_ids(texts, max_length, max_tokens)
+        return (yield from collected(steps, len(texts)))
+
+    def collected(steps: Iterator[Embeddings | None], count: int) -> Steps:
+        tokens, truncated = [0] * count, [False] * count
+        vectors: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * count
+        for found in steps:
+            if found is not None:
+                _fill(vectors, found.rows, found.vectors)
+                _fill(tokens, found.rows, found.tokens)
+                _fill(truncated, found.rows, found.truncated)
             yield None
-        return {}, _finite(np.stack(vectors), "embeddings")
+        return {"tokens": tokens, "truncated": truncated}, _finite(np.stack(vectors), "embeddings")
 
     info = {"batch_invariant": encoder.engine.batch_invariant}
-    return WorkerModel({"embed": embed}, info, lambda: embed([EXAMPLE], None, 0))
+    operations: Operations = {"embed": embed, "embed_tokens": embed_tokens}
+    return WorkerModel(operations, info, lambda: embed([EXAMPLE], None, 0))
 
 
 def open_translator(job: LoadJob) -> WorkerModel:
@@ -127,12 +149,13 @@ def open_translator(job: LoadJob) -> WorkerModel:
         texts: Sequence[str], source_language: str | None, target_language: str | None, **settings: Any
     ) -> Steps:
         """Translations, one per text; `settings` are those of `Translator.iter_translations`."""
-        translations = [""] * len(texts)
-        for rows, found in translator.iter_translations(texts, source_language, target_language, **settings):
-            for row, text in zip(rows, found, strict=True):
-                translations[row] = text
+        translations, truncated = [""] * len(texts), [False] * len(texts)
+        for found in translator.iter_translations(texts, source_language, target_language, **settings):
+            if found is not None:
+                _fill(translations, found.rows, found.texts)
+                _fill(truncated, found.rows, found.truncated)
             yield None
-        return {"texts": translations}, None
+        return {"texts": translations, "truncated": truncated}, None
 
     languages = translator.languages
     pair = [default or code for default, code in zip(translator.defaults, _ends(languages), strict=True)]
@@ -146,28 +169,42 @@ def open_generator(job: LoadJob) -> WorkerModel:
     """A causal LM."""
     generator = TextGenerator.open(job.folder, job.threads, job.runtime)
 
-    def generate(prompt: str, max_length: int | None, max_new_tokens: int, **sampling: Any) -> Steps:
-        """Pieces of text, then the number of tokens and why it ended."""
+    def generate(
+        prompt: str | list[int],
+        max_length: int | None,
+        max_new_tokens: int,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int | str, float] | None = None,
+        **sampling: Any,
+    ) -> Steps:
+        """Pieces of text with their scored tokens, then the number of tokens and why it ended."""
+        bias = {int(token): value for token, value in (logit_bias or {}).items()}  # JSON's keys are texts
+        penalties = Penalties(frequency_penalty, presence_penalty, repetition_penalty, bias)
         continuation = generator.generate(
-            prompt, max_length=max_length, max_new_tokens=max_new_tokens, **sampling
+            prompt, max_length=max_length, max_new_tokens=max_new_tokens, penalties=penalties, **sampling
         )
-        yield from continuation
-        counts = {
+        for piece in continuation:
+            scored = continuation.take_scored()
+            yield {"text": piece, "scored": scored} if scored else piece
+        end = {
             "prompt_tokens": continuation.prompt_tokens,
             "completion_tokens": continuation.completion_tokens,
+            "finish_reason": continuation.finish_reason,
         }
-        return {**counts, "finish_reason": continuation.finish_reason}, None
+        return {**end, "scored": continuation.take_scored()}, None
 
-    def score(prompt: str, max_length: int | None) -> Steps:
-        """Its tokens as text, and the log-probability of each but the first."""
-        ids = generator.tokenizer.encode(prompt)
+    def score(prompt: str | list[int], max_length: int | None, top_scores: int = 0) -> Steps:
+        """Its tokens, and the log-probability of each but the first."""
+        ids = generator.ids(prompt)
         if max_length is not None and len(ids) > max_length:
             raise PressoirError(f"the text has {len(ids)} tokens, but max_length is {max_length}; shorten it")
-        scores: list[float] = []
-        for part in generator.log_probabilities(ids):
-            scores += _finite(part, "log-probabilities").tolist()
+        scores: list[TokenScore] = []
+        for part in generator.scores(ids, top_scores):
+            scores += part
             yield None
-        return {"tokens": generator.token_texts(ids), "log_probabilities": scores}, None
+        return {"tokens": generator.described(scores)}, None
 
     info = {"context": generator.decoder.context, "batch_invariant": True}
     return WorkerModel({"generate": generate, "score": score}, info, lambda: generate(EXAMPLE, None, 2))
@@ -178,18 +215,49 @@ def open_recognizer(job: LoadJob) -> WorkerModel:
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
 
     def transcribe(
-        array: NDArray[np.float32], language: str | None, max_new_tokens: int | None, num_beams: int
+        array: NDArray[np.float32],
+        language: str | None,
+        max_new_tokens: int | None,
+        num_beams: int,
+        times: Sequence[str] = (),
+        scored: bool = True,
+        **options: Any,
     ) -> Steps:
-        """The transcript of one waveform, a step per window."""
-        windows = []
-        for text in recognizer.iter_transcript(array, language, max_new_tokens, num_beams):
-            windows.append(text)
+        """The transcript of one waveform, a step and a piece per window; with `times`, its segments or words.
+
+        The rest as in `SpeechRecognizer.iter_transcript`.
+        """
+        given = (array, language, max_new_tokens, num_beams)
+        if times:
+            steps = recognizer.iter_segments(*given, words="word" in times, scored=scored, **options)
+            return (yield from timed(steps))
+        text = ""
+        for window in recognizer.iter_transcript(*given, **options):
+            piece = f" {window}" if text and window else window  # as `join_windows` has it
+            text += piece
+            yield piece
+        return {"text": text, "language": None}, None
+
+    def timed(steps: Iterator[Heard]) -> Steps:
+        heard = []
+        for step in steps:
+            heard.append(step)
             yield None
-        return {"text": join_windows(windows)}, None
+        segments = [asdict(segment) for step in heard for segment in step.segments]
+        words = [asdict(word) for step in heard for word in step.words]
+        text = "".join(step.text for step in heard).strip()
+        return {"text": text, "language": heard[-1].language, "segments": segments, "words": words}, None
 
     silence = np.zeros(int(_EXAMPLE_S * recognizer.sampling_rate), dtype=np.float32)
     info = {"sampling_rate": recognizer.sampling_rate, "batch_invariant": True}
-    return WorkerModel({"transcribe": transcribe}, info, lambda: transcribe(silence, None, 2, 1))
+    language = next(iter(recognizer.needed_languages), None)
+    return WorkerModel({"transcribe": transcribe}, info, lambda: transcribe(silence, language, 2, 1))
+
+
+def _fill(values: list[Item], rows: Sequence[int], found: Iterable[Item]) -> None:
+    """Put what was found for some rows where it belongs."""
+    for row, value in zip(rows, found, strict=True):
+        values[row] = value
 
 
 def _finite(values: Array, what: str) -> Array:

@@ -64,6 +64,29 @@ def hang():
     time.sleep(600)
 
 
+def classify(texts, max_length, max_tokens):
+    """Certain of everything but of `hang`, at which it hangs."""
+    yield None
+    if "hang" in texts:
+        time.sleep(600)
+    return {"probabilities": [[1.0] for _ in texts], "truncated": [False] * len(texts)}, None
+
+
+def generate(prompt, **settings):
+    """One piece; `more` and more of them; or it hangs."""
+    if prompt == "hang":
+        time.sleep(600)
+    yield prompt
+    while prompt == "more":
+        yield prompt
+    return {"prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop", "scored": []}, None
+
+
+def example():
+    yield None
+    return {}, None
+
+
 def pid():
     yield None
     return {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}, None
@@ -80,8 +103,8 @@ def shout():
 class Fake:
     def __init__(self, name):
         self.ballast = bytearray(os.urandom(1)) * (100 * MB if name == "large" else 1)
-        self.info = {"name": name, "batch_invariant": True}
-        operations = (echo, count, refuse, fail, exhaust, die, hang, pid, shout)
+        self.info = {"name": name, "batch_invariant": True, "labels": ["sure"]}
+        operations = (classify, count, die, echo, example, exhaust, fail, generate, hang, pid, refuse, shout)
         self.operations = {operation.__name__: operation for operation in operations}
 
 

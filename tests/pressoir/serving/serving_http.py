@@ -28,7 +28,7 @@ async def asked(app):
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost:5001") as client,
     ):
         while (await client.get("/health/ready")).status_code == 503:
             assert app.state.backend.failure is None
@@ -36,9 +36,9 @@ async def asked(app):
         yield client
 
 
-def app_of(store, tiers, *, limits=None, api_key="", **fields):
+def app_of(store, tiers, *, limits=None, api_key="", admin_key="", **fields):
     """An app that is not started."""
-    return create_app(configured(store, tiers, **fields), store, limits, api_key)
+    return create_app(configured(store, tiers, **fields), store, limits, api_key, admin_key)
 
 
 def refused(answer, status, type):
@@ -46,6 +46,10 @@ def refused(answer, status, type):
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     content = answer.json()
+    if answer.request.url.path.startswith("/v2"):
+        assert set(content) == {"error", "type", "request_id"}
+        assert isinstance(content["error"], str)
+        content = {"error": {"message": content.pop("error"), **content}}
     assert set(content) == {"error"}
     assert set(content["error"]) == {"type", "message", "request_id"}
     assert content["error"]["type"] == type

@@ -9,10 +9,10 @@ import pytest
 
 from pressoir.errors import RecipeError, UnreachableError
 from pressoir.extensions.task import task, tasks
-from pressoir.serving import client
 from pressoir.serving.client import Server
 from pressoir.serving.config import TierConfig
 from pressoir.serving.deployment import DeploymentError
+from pressoir.serving.examples import example_requests
 from pressoir.serving.http import kserve
 
 
@@ -60,14 +60,14 @@ def tier(task, **settings):
 
 @pytest.mark.parametrize("name", [one.name for one in tasks()])
 def test_the_small_request_of_each_task_is_one_that_the_server_takes(name):
-    for body in client._requests(tier(name)):
+    for body in example_requests(tier(name)):
         asked = kserve.Inference.model_validate(body)
         assert kserve._options(task(name), asked.parameters) == asked.parameters
 
 
 def test_small_requests_stay_within_a_tiers_limits():
-    assert client._requests(tier("causal-lm", max_new_tokens=2))[0]["parameters"] == {"max_new_tokens": 2}
-    (sound,) = client._requests(tier("automatic-speech-recognition", max_audio_s=0.1))[0]["inputs"]
+    assert example_requests(tier("causal-lm", max_new_tokens=2))[0]["parameters"] == {"max_new_tokens": 2}
+    (sound,) = example_requests(tier("automatic-speech-recognition", max_audio_s=0.1))[0]["inputs"]
     assert sound["shape"] == [1, 1600]
 
 
@@ -90,7 +90,7 @@ def test_the_key_goes_with_every_request_and_into_no_message(answering, monkeypa
     with closing(Server(url)) as server, pytest.raises(RecipeError) as failed:
         server.digests()
     assert got == [("/tiers", "Bearer sk-secret", None)]
-    assert "is not the API key of the server" in str(failed.value)
+    assert "PRESSOIR_API_KEY is not a key of the server" in str(failed.value)
     assert "sk-secret" not in str(failed.value)
 
 

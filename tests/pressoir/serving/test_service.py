@@ -25,6 +25,7 @@ from pressoir.serving.errors import (
     WorkerDiedError,
 )
 from pressoir.serving.service import Service, TranslationService
+from pressoir.serving.transcription import TranscriptionOptions
 from pressoir.store.store import Store
 
 
@@ -102,7 +103,7 @@ class TestTiers:
         async def run():
             service = make({"basic": (tiny_marian, {}), "premium": (copy, {})}, recorder, batching=OFF)
             async with service:
-                basic = await service.translate(SENTENCE, "en", "fr", tier="basic")
+                basic = await service.translate(SENTENCE, "en", "fr", "basic")
                 premium = await service.translate(SENTENCE, "en", "fr", tier="premium")
                 assert basic == premium == Translator.open(tiny_marian, 1).translate([SENTENCE])[0]
                 assert len(service.models.pool.entries) == 1
@@ -203,7 +204,17 @@ class TestTiers:
                 vectors = await service.embed(["the film", SENTENCE, "the soup"])
                 assert vectors.shape == (3, 32)
                 assert vectors.dtype == np.float32
-                assert await service.transcribe(tone(0.5))
+                text = await service.transcribe(tone(1.4))
+                async with service.transcription(tone(1.4)) as transcription:
+                    pieces = [piece async for piece in transcription]
+                assert len(pieces) == 2, "a window each"
+                assert "".join(pieces) == text == transcription.transcript.text
+                assert transcription.transcript.duration_s == pytest.approx(1.4)
+                async with service.transcription(tone(1.4)) as transcription:
+                    assert await anext(transcription) == pieces[0]
+                assert transcription.transcript is None, "it was ended early"
+                with pytest.raises(RequestError, match="this model has no time stamps"):
+                    await service.transcribe(tone(0.5), options=TranscriptionOptions(times=("segment",)))
                 with pytest.raises(RequestError, match=r"2\.0 s long, and 1\.5 s are allowed"):
                     await service.transcribe(tone(2))
                 with pytest.raises(RequestError, match="expected mono float32"):

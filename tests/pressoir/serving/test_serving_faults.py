@@ -109,14 +109,19 @@ class Server:
 
 
 @contextmanager
-def started(config, home, log, model):
+def started(config, home, log, model, stdout=subprocess.DEVNULL):
     limits = [part for limit in LIMITS for part in ("--limit", limit)]
-    environment = {"PRESSOIR_HOME": str(home), "PRESSOIR_API_KEY": "sesame", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "PRESSOIR_ADMIN_KEY": "sesame",
+        "PRESSOIR_HOME": str(home),
+        "PRESSOIR_API_KEY": "a-key",
+        "PYTHONUNBUFFERED": "1",
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*COMMAND, str(config), "--port", "0", *limits],
             env={**os.environ, **environment},
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=output,
         )
     try:
@@ -168,7 +173,9 @@ def dawdle(server):
     async def fault(client):
         async def drip(head, part):
             reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-            writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\n" + head)
+            writer.write(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sesame\r\n" + head
+            )
             answered = asyncio.create_task(everything(reader))
             while not answered.done():
                 writer.write(part)
@@ -306,6 +313,24 @@ def test_a_killed_worker_is_told_of_and_replaced(server):
     before, after = kill(server)
     assert len(before) == len(after) == 1
     assert before != after
+
+
+def test_a_closed_standard_output_is_said_once_and_the_server_goes_on(model, tmp_path):
+    config, log = tmp_path / "serving.yaml", tmp_path / "log"
+    config.write_text(yaml.safe_dump({"threads": 1, "tiers": {"basic": {"model": str(model)}}}))
+    reader, writer = os.pipe()
+    with started(config, tmp_path / "home", log, model, writer) as server:
+        os.close(writer)
+        assert os.read(reader, 1) == b"{"  # the log of a request
+        os.close(reader)
+        with httpx.Client(base_url=server.url, headers=KEY, trust_env=False, timeout=120) as client:
+            for text in TEXTS:
+                server.check(client.post("/classify", json={"text": text}), text)
+        server.process.terminate()
+        server.process.wait()
+    told = log.read_text()
+    assert told.count("standard output was closed; requests are no longer logged") == 1
+    assert not re.search("Traceback|Logging error|Broken ?[Pp]ipe", told)
 
 
 def test_all_of_it_leaves_nothing_behind(server):

@@ -5,16 +5,21 @@ import base64
 import io
 import json
 
+import jsonschema
 import numpy as np
 import pytest
 import soundfile
+import torch
 from serving_http import KEY, SENTENCE, app_of, asked, events, refused
+from transformers import AutoTokenizer
 
 from pressoir.inference.feature_extraction import SentenceEncoder
+from pressoir.inference.generation.penalties import Penalties
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import SCORED, TextGenerator
 from pressoir.inference.translation import Translator
 from pressoir.serving.config import ServingConfig
+from pressoir.serving.pool.model_handle import ModelHandle
 from pressoir.store.store import Store
 
 
@@ -77,6 +82,7 @@ class TestTasks:
                         "label": max(row, key=row.get),
                         "confidence": pytest.approx(max(row.values())),
                         "probabilities": pytest.approx(row),
+                        "truncated": False,
                     }
                     for row in expected
                 ],
@@ -94,7 +100,7 @@ class TestTasks:
             expected = Translator.open(tiny_nllb, 1).translate(
                 [SENTENCE], "eng_Latn", "deu_Latn", max_new_tokens=6
             )
-            assert answer.json() == {"tier": "basic", "translations": expected}
+            assert answer.json() == {"tier": "basic", "translations": expected, "truncated": [False]}
             wrong = await client.post(
                 "/translate", json={"text": SENTENCE, **options, "target_language": "xx"}
             )
@@ -209,6 +215,68 @@ class TestComparison:
         served(app_of(store, tiers), work)
 
 
+LONG = "the film was good " * 4000
+
+
+class TestTruncated:
+    """A text of which the model is not given everything is answered with `truncated`."""
+
+    def infer(self, texts):
+        return {"inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}]}
+
+    def test_of_classifications_alone_compared_and_over_kserve(
+        self, store, tiny_classifier, other_classifier
+    ):
+        async def work(client):
+            asked_for = {"text": [SENTENCE, LONG], "tier": "a"}
+            answer = (await client.post("/classify", json=asked_for)).json()
+            assert [one["truncated"] for one in answer["results"]] == [False, True]
+            expected = TextClassifier.open(tiny_classifier, 1).predict(LONG)
+            assert answer["results"][1]["probabilities"] == pytest.approx(expected[0])
+            shorter = (await client.post("/classify", json={**asked_for, "max_length": 4})).json()
+            assert [one["truncated"] for one in shorter["results"]] == [True, True]
+            asked_for = {"texts": [SENTENCE, LONG], "tiers": ["a", "b"]}
+            answer = (await client.post("/compare", json=asked_for)).json()
+            found = [[one["truncated"] for one in result["answers"]] for result in answer["results"]]
+            assert found == [[False, False], [True, True]]
+            answer = (await client.post("/v2/models/a/infer", json=self.infer([SENTENCE, LONG]))).json()
+            assert answer["outputs"][-1]["data"] == [False, True]
+
+        served(app_of(store, {"a": (tiny_classifier, {}), "b": (other_classifier, {})}), work)
+
+    def test_of_translations(self, store, tiny_nllb):
+        async def work(client):
+            asked_for = {
+                "text": [SENTENCE, LONG],
+                **{"source_language": "en", "target_language": "de", "max_new_tokens": 3},
+            }
+            answer = (await client.post("/translate", json=asked_for)).json()
+            assert answer["truncated"] == [False, True]
+            expected = Translator.open(tiny_nllb, 1).translate([LONG], "en", "de", max_new_tokens=3)
+            assert answer["translations"][1:] == expected
+            asked_for = {
+                **self.infer([LONG]),
+                "parameters": {"source_language": "en", "target_language": "de", "max_new_tokens": 3},
+            }
+            answer = (await client.post("/v2/models/basic/infer", json=asked_for)).json()
+            assert answer["outputs"][-1]["data"] == [True]
+
+        served(app_of(store, {"basic": (tiny_nllb, {})}), work)
+
+    def test_of_embeddings(self, store, tiny_bert):
+        async def work(client):
+            asked_for = {"model": "vectors", "input": [SENTENCE, LONG]}
+            answer = (await client.post("/v1/embeddings", json=asked_for)).json()
+            assert [one.get("truncated") for one in answer["data"]] == [None, True]
+            answer = (await client.post("/v2/models/vectors/infer", json=self.infer([SENTENCE, LONG]))).json()
+            vectors, truncated = answer["outputs"]
+            assert truncated["data"] == [False, True]
+            expected = SentenceEncoder.open(tiny_bert, 1).embed([SENTENCE, LONG])
+            assert vectors["data"] == pytest.approx(expected.reshape(-1).tolist(), abs=1e-5)
+
+        served(app_of(store, {"vectors": (tiny_bert, {})}), work)
+
+
 class TestKServe:
     def test_a_classifier(self, store, tiny_classifier):
         async def work(client):
@@ -226,7 +294,13 @@ class TestKServe:
             answer = (await client.post("/v2/models/reviews/infer", json=asked_for)).json()
             assert answer["model_name"] == "reviews"
             assert answer["id"] == "7"
-            values, names = answer["outputs"]
+            values, names, truncated = answer["outputs"]
+            assert truncated == {
+                "name": "truncated",
+                "datatype": "BOOL",
+                "shape": [2],
+                "data": [False, False],
+            }
             expected = TextClassifier.open(tiny_classifier, 1).predict([SENTENCE, "a film"])
             assert values["shape"] == [2, 2]
             assert values["data"] == pytest.approx([p for row in expected for p in row.values()])
@@ -242,7 +316,7 @@ class TestKServe:
         async def work(client):
             text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [SENTENCE]}
             answer = (await client.post("/v2/models/vectors/infer", json={"inputs": [text]})).json()
-            [vectors] = answer["outputs"]
+            vectors, _ = answer["outputs"]
             expected = SentenceEncoder.open(tiny_bert, 1).embed([SENTENCE])
             assert vectors["shape"] == [1, 32]
             assert vectors["data"] == pytest.approx(expected[0].tolist(), abs=1e-6)
@@ -299,7 +373,7 @@ class TestKServe:
         served(app_of(store, {"reviews": (tiny_classifier, {"max_length": 9})}), work)
 
     def test_models_are_loaded_and_unloaded_with_the_key_alone(self, store, tiny_classifier):
-        app = app_of(store, {"reviews": (tiny_classifier, {})}, api_key="sesame")
+        app = app_of(store, {"reviews": (tiny_classifier, {})}, api_key="open", admin_key="other,sesame")
         models = app.state.backend.service.models
 
         async def work(client):
@@ -334,17 +408,28 @@ class TestKServe:
 
         served(app, work)
 
-    def test_without_a_key_nobody_may_load_or_unload(self, store, tiny_classifier):
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            ({}, "set PRESSOIR_ADMIN_KEY when starting"),
+            ({"api_key": "sesame"}, "set PRESSOIR_ADMIN_KEY when starting"),
+            ({"api_key": "sesame", "admin_key": "other"}, "send the server's PRESSOIR_ADMIN_KEY"),
+        ],
+    )
+    def test_only_an_administrator_may_load_or_unload(self, keys, said, store, tiny_classifier):
         async def work(client):
             for method, path in (
+                ("POST", "/v2/repository/models/reviews/load"),
                 ("POST", "/v2/repository/models/reviews/unload"),
+                ("POST", "/v2/repository/models/reviews/reload"),
                 ("POST", "/reload"),
                 ("GET", "/config"),
             ):
                 answer = await client.request(method, path, headers=KEY)
-                assert "set PRESSOIR_API_KEY" in refused(answer, 403, "forbidden")
+                assert said in refused(answer, 403, "forbidden")
+            assert (await client.post("/classify", headers=KEY, json={"text": SENTENCE})).is_success
 
-        served(app_of(store, {"reviews": (tiny_classifier, {})}), work)
+        served(app_of(store, {"reviews": (tiny_classifier, {})}, **keys), work)
 
 
 class TestOpenAI:
@@ -452,13 +537,217 @@ class TestOpenAI:
 
         served(app_of(store, {"story": (tiny_llama, {})}), work)
 
+    def test_penalties_and_biases_change_the_text_as_in_the_library(self, store, chatty_llama):
+        options = {"max_tokens": 12, "frequency_penalty": 1.5, "presence_penalty": 0.5, "min_p": 0.01}
+        options |= {"repetition_penalty": 1.3, "logit_bias": {"70": 4}}
+        penalties = Penalties(1.5, 0.5, 1.3, {70: 4.0})
+
+        async def work(client):
+            generator = TextGenerator.open(chatty_llama, 1)
+            for path, given, prompt in (
+                ("completions", {"prompt": "the film was"}, "the film was"),
+                (
+                    "chat/completions",
+                    {"messages": [{"role": "user", "content": "the film"}]},
+                    "user: the film\nassistant:",
+                ),
+            ):
+                answer = await client.post(f"/v1/{path}", json={"model": "story", **given, **options})
+                [choice] = answer.json()["choices"]
+                found = choice["text"] if path == "completions" else choice["message"]["content"]
+                plain = "".join(generator.generate(prompt, max_new_tokens=12))
+                assert found != plain
+                assert found == "".join(generator.generate(prompt, max_new_tokens=12, penalties=penalties))
+
+        served(app_of(store, {"story": (chatty_llama, {})}), work)
+
+    def test_generated_tokens_have_log_probabilities_whole_and_as_events(self, store, chatty_llama):
+        async def work(client):
+            asked_for = {"model": "story", "max_tokens": 9, "temperature": 1.5, "seed": 3}
+            generator = TextGenerator.open(chatty_llama, 1)
+
+            def expected(prompt, top):
+                found = generator.generate(prompt, max_new_tokens=9, temperature=1.5, seed=3, top_scores=top)
+                text = "".join(found)
+                return text, found.take_scored()
+
+            text, tokens = expected("the film was", 2)
+            given = {**asked_for, "prompt": "the film was", "logprobs": 2}
+            [choice] = (await client.post("/v1/completions", json=given)).json()["choices"]
+            scores = choice["logprobs"]
+            assert choice["text"] == text == "".join(scores["tokens"])
+            expected_scores = [token["log_probability"] for token in tokens]
+            assert scores["token_logprobs"] == pytest.approx(expected_scores, abs=1e-4)
+            assert scores["text_offset"] == [token["start"] for token in tokens]
+            for token, top in zip(tokens, scores["top_logprobs"], strict=True):
+                assert top[token["text"]] == pytest.approx(token["log_probability"], abs=1e-4)
+                assert 2 <= len(top) <= 3
+                assert max(top.values()) == pytest.approx(token["likeliest"][0][2], abs=1e-4)
+            parts = [
+                content["choices"][0]
+                for _, content in events(
+                    (await client.post("/v1/completions", json={**given, "stream": True})).text
+                )[:-1]
+            ]
+            for name in ("tokens", "text_offset"):
+                assert [one for part in parts for one in part["logprobs"][name]] == scores[name]
+            for name in ("token_logprobs", "top_logprobs"):
+                assert sum(len(part["logprobs"][name]) for part in parts) == len(tokens)
+
+            chat = {"messages": [{"role": "user", "content": "the film"}], "logprobs": True}
+            chat = {**asked_for, **chat, "top_logprobs": 4}
+            text, tokens = expected("user: the film\nassistant:", 4)
+            [choice] = (await client.post("/v1/chat/completions", json=chat)).json()["choices"]
+            content = choice["logprobs"]["content"]
+            assert choice["message"]["content"] == text == "".join(one["token"] for one in content)
+            assert [one["bytes"] or [] for one in content] == [token["bytes"] for token in tokens]
+            expected_scores = [token["log_probability"] for token in tokens]
+            assert [one["logprob"] for one in content] == pytest.approx(expected_scores, abs=1e-4)
+            for one, token in zip(content, tokens, strict=True):
+                assert len(one["top_logprobs"]) == 4
+                for top, (name, code, value) in zip(one["top_logprobs"], token["likeliest"], strict=True):
+                    assert (top["token"], top["bytes"] or []) == (name, code)
+                    assert top["logprob"] == pytest.approx(value, abs=1e-4)
+            _, *parts = events(
+                (await client.post("/v1/chat/completions", json={**chat, "stream": True})).text
+            )[:-1]
+            found = [one for _, part in parts for one in part["choices"][0]["logprobs"]["content"]]
+            assert [one["token"] for one in found] == [one["token"] for one in content]
+            del chat["logprobs"]
+            wrong = await client.post("/v1/chat/completions", json=chat)
+            assert "top_logprobs requires logprobs: true" in refused(wrong, 422, "invalid_request")
+
+        served(app_of(store, {"story": (chatty_llama, {})}), work)
+
+    def test_a_prompt_of_token_ids_is_the_prompt_of_their_text(self, store, tiny_llama):
+        async def work(client):
+            tokenizer = TextGenerator.open(tiny_llama, 1).tokenizer
+            texts = ["the film was", "a soup"]
+            ids = [tokenizer.encode(text) for text in texts]
+            for more in ({}, {"echo": True}, {"echo": True, "logprobs": 1}, {"echo": True, "max_tokens": 0}):
+                for text, tokens in ((texts[0], ids[0]), (texts, ids)):
+                    asked_for = {"model": "story", "max_tokens": 4, **more}
+                    expected = await client.post("/v1/completions", json={**asked_for, "prompt": text})
+                    answer = await client.post("/v1/completions", json={**asked_for, "prompt": tokens})
+                    assert answer.status_code == 200
+                    for one, other in zip(answer.json()["choices"], expected.json()["choices"], strict=True):
+                        assert one["text"] == other["text"]
+                        assert (one["logprobs"] is None) == ("logprobs" not in more)
+                        if one["logprobs"]:
+                            assert one["logprobs"]["tokens"] == other["logprobs"]["tokens"]
+                    assert answer.json()["usage"] == expected.json()["usage"]
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
+    def test_an_echoed_prompt_and_one_token_are_scored_as_one_text(self, store, tiny_llama):
+        prompt = "the film was"
+
+        async def work(client):
+            asked_for = {"model": "story", "prompt": prompt, "echo": True, "max_tokens": 1, "logprobs": 1}
+            [choice] = (await client.post("/v1/completions", json=asked_for)).json()["choices"]
+            given = choice["logprobs"]
+            generator = TextGenerator.open(tiny_llama, 1)
+            ids = generator.tokenizer.encode(prompt)
+            ids.append(next(iter(generator.generate_ids(ids, 1))))
+            logits = torch.from_numpy(generator.decoder.forward(np.array([ids]))[0][0])
+            expected = torch.log_softmax(logits.double(), -1)
+            assert choice["text"] == "".join(given["tokens"])
+            assert given["token_logprobs"][0] is given["top_logprobs"][0] is None
+            for place in range(1, len(ids)):
+                score = expected[place - 1, ids[place]].item()
+                assert given["token_logprobs"][place] == pytest.approx(score, abs=1e-4)
+                best = max(given["top_logprobs"][place].values())
+                assert best == pytest.approx(expected[place - 1].max().item(), abs=1e-4)
+            assert given["token_logprobs"][-1] == max(given["top_logprobs"][-1].values())
+            assert [len(values) for values in given.values()] == [len(ids)] * 4
+            streamed = (await client.post("/v1/completions", json={**asked_for, "stream": True})).text
+            parts = [content["choices"][0] for _, content in events(streamed)[:-1]]
+            assert "".join(part["text"] for part in parts) == choice["text"]
+            for name in ("tokens", "text_offset"):
+                assert [one for part in parts for one in part["logprobs"][name]] == given[name]
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
+    def test_a_response_format_makes_the_text_json_of_the_schema(self, store, chatty_llama):
+        schema = {
+            "type": "object",
+            "properties": {"label": {"enum": ["good", "bad"]}, "score": {"type": "integer", "maximum": 9}},
+            "required": ["label", "score"],
+            "additionalProperties": False,
+        }
+        named = {"type": "json_schema", "json_schema": {"name": "review", "schema": schema, "strict": True}}
+
+        async def work(client):
+            chat = {"model": "story", "messages": [{"role": "user", "content": "the film"}]}
+            completion = {"model": "story", "prompt": "the film"}
+            for path, given in (("chat/completions", chat), ("completions", completion)):
+                asked_for = {**given, "response_format": named, "max_tokens": 200}
+                [choice] = (await client.post(f"/v1/{path}", json=asked_for)).json()["choices"]
+                text = choice["text"] if path == "completions" else choice["message"]["content"]
+                jsonschema.validate(json.loads(text), schema)
+                assert choice["finish_reason"] == "stop"
+            for seed in range(5):
+                asked_for = {**chat, "temperature": 1.0, "seed": seed, "max_tokens": 200}
+                answer = await client.post(
+                    "/v1/chat/completions", json={**asked_for, "response_format": named, "stream": True}
+                )
+                parts = [content["choices"][0] for _, content in events(answer.text)[:-1]]
+                text = "".join(part["delta"].get("content", "") for part in parts)
+                jsonschema.validate(json.loads(text), schema)
+                anything = {**asked_for, "response_format": {"type": "json_object"}}
+                [choice] = (await client.post("/v1/chat/completions", json=anything)).json()["choices"]
+                if choice["finish_reason"] == "stop":
+                    assert isinstance(json.loads(choice["message"]["content"]), dict)
+            plain = await client.post("/v1/chat/completions", json={**chat, "max_tokens": 5})
+            as_text = {**chat, "max_tokens": 5, "response_format": {"type": "text"}}
+            same = await client.post("/v1/chat/completions", json=as_text)
+            assert same.json()["choices"] == plain.json()["choices"]
+
+        served(app_of(store, {"story": (chatty_llama, {})}), work)
+
+    def test_a_schema_that_is_bad_or_too_big_is_refused_with_the_reason(self, store, tiny_llama):
+        deep = {"type": "string"}
+        for _ in range(40):
+            deep = {"type": "array", "items": deep}
+        wide = {"type": "object", "properties": {f"name{i}": {"type": "string"} for i in range(2000)}}
+        many = {"allOf": [{"anyOf": [{"required": [f"a{i}{j}"]} for j in range(6)]} for i in range(8)]}
+
+        async def work(client):
+            for schema, message in (
+                (deep, "nested deeper than 32 levels"),
+                (wide, "at most 32768 are allowed"),
+                (many, "schema"),
+                ({"type": "string", "pattern": "("}, "regex parse error"),
+                ({"if": {"type": "string"}}, "Unimplemented keys"),
+                ([], "json_schema"),
+                (None, "schema"),
+            ):
+                for stream in (False, True):
+                    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+                    asked_for = {"model": "story", "prompt": "the film", "response_format": form}
+                    answer = await client.post("/v1/completions", json={**asked_for, "stream": stream})
+                    assert message in refused(answer, 422, "invalid_request")
+            for form in ({"type": "json_schema"}, {"type": "grammar"}, "json_object"):
+                asked_for = {"model": "story", "prompt": "the film", "response_format": form}
+                answer = await client.post("/v1/completions", json=asked_for)
+                assert "response_format" in refused(answer, 422, "invalid_request")
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
     def test_what_would_change_the_answer_and_is_not_there_is_refused(self, store, tiny_llama):
         async def work(client):
             for change, status, type in (
                 ({"n": 2}, 422, "invalid_request"),
                 ({"suffix": "the end"}, 422, "invalid_request"),
-                ({"logprobs": 1, "echo": True}, 422, "not_supported"),
-                ({"logprobs": 1, "echo": True, "max_tokens": 0, "stream": True}, 422, "not_supported"),
+                ({"logprobs": 6}, 422, "invalid_request"),
+                ({"logprobs": 1, "echo": True, "max_tokens": 0, "stream": True}, 422, "invalid_request"),
+                ({"frequency_penalty": 2.1}, 422, "invalid_request"),
+                ({"repetition_penalty": 0}, 422, "invalid_request"),
+                ({"logit_bias": {"320": 1}}, 422, "invalid_request"),
+                ({"logit_bias": {"5": 101}}, 422, "invalid_request"),
+                ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, 422, "invalid_request"),
+                ({"prompt": [3, 320]}, 422, "invalid_request"),
+                ({"prompt": [[]]}, 422, "invalid_request"),
                 ({"echo": True, "max_tokens": 0, "prompt": SENTENCE * 80}, 422, "invalid_request"),
                 ({"max_tokens": 0}, 422, "invalid_request"),
                 ({"temperature": -1}, 422, "invalid_request"),
@@ -470,6 +759,58 @@ class TestOpenAI:
                 refused(await client.post("/v1/completions", json=asked_for), status, type)
 
         served(app_of(store, {"story": (tiny_llama, {})}), work)
+
+    @pytest.mark.parametrize(
+        ("path", "fields"),
+        [
+            (
+                "completions",
+                {
+                    **{"n": 2, "best_of": 2, "suffix": "end", "guided_regex": "a+"},
+                    **{"guided_json": {}, "ignore_eos": True, "min_tokens": 2, "bad_words": ["a"]},
+                },
+            ),
+            (
+                "chat/completions",
+                {
+                    **{"n": 2, "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}]},
+                    **{"function_call": {"name": "f"}, "modalities": ["audio"]},
+                    **{"reasoning_effort": "high", "web_search_options": {}, "stop_token_ids": [3]},
+                },
+            ),
+            ("embeddings", {"dimensions": 8}),
+        ],
+    )
+    def test_fields_that_would_change_the_answer_are_refused_by_name(self, store, tiny_llama, path, fields):
+        given = {
+            "completions": {"prompt": "the film"},
+            "chat/completions": {"messages": [{"role": "user", "content": "the film"}]},
+            "embeddings": {"input": "the film"},
+        }[path]
+
+        async def work(client):
+            for name, value in fields.items():
+                answer = await client.post(f"/v1/{path}", json={"model": "story", **given, name: value})
+                assert f"{name} is not supported; omit it" in refused(answer, 422, "invalid_request")
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
+    def test_fields_that_change_nothing_and_messages_without_content_are_taken(self, store, chatty_llama):
+        neutral = {
+            **{"n": 1, "response_format": {"type": "text"}, "frequency_penalty": 0, "presence_penalty": 0.0},
+            **{"logit_bias": {}, "tools": [], "tool_choice": "auto", "functions": None, "logprobs": False},
+            **{"user": "me", "store": False, "metadata": {}, "parallel_tool_calls": True, "max_tokens": 3},
+        }
+
+        async def work(client):
+            messages = [{"role": "assistant", "content": None}, {"role": "user", "content": "the film"}]
+            asked_for = {"model": "story", "messages": messages}
+            plain = await client.post("/v1/chat/completions", json={**asked_for, "max_tokens": 3})
+            answer = await client.post("/v1/chat/completions", json={**asked_for, **neutral})
+            assert answer.json()["choices"] == plain.json()["choices"]
+            assert plain.json()["usage"]["completion_tokens"] == 3
+
+        served(app_of(store, {"story": (chatty_llama, {})}), work)
 
     def test_embeddings_have_length_one(self, store, tiny_bert):
         async def work(client):
@@ -486,6 +827,70 @@ class TestOpenAI:
             np.testing.assert_array_equal(first, vectors[0].astype(np.float32))
 
         served(app_of(store, {"vectors": (tiny_bert, {})}), work)
+
+    def test_embeddings_count_the_tokens_of_transformers_and_take_its_ids(self, store, tiny_bert):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+        texts = [SENTENCE, "a film", f"{SENTENCE} and {SENTENCE}"]
+        ids = tokenizer(texts, truncation=True, max_length=16)["input_ids"]
+
+        async def work(client):
+            async def ask(input):
+                return (await client.post("/v1/embeddings", json={"model": "vectors", "input": input})).json()
+
+            answer, same = await ask(texts), await ask(ids)
+            tokens = sum(map(len, ids))
+            assert answer["usage"] == same["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+            for one, other in zip(answer["data"], same["data"], strict=True):
+                np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+            alone = await ask(ids[1])
+            np.testing.assert_allclose(
+                alone["data"][0]["embedding"], answer["data"][1]["embedding"], atol=1e-5
+            )
+            for wrong, message in (
+                ([[]], "input 0 has 0 token ids; expected 1 to 16"),
+                ([ids[0], [1] * 17], "input 1 has 17 token ids"),
+                ([tokenizer.vocab_size + 500], "input 0: token ids are 0 to"),
+                ([-1], "greater than or equal to 0"),
+                (["a film", 3], "valid string"),
+                ([], "the request has 0 texts; expected 1 to 2048"),
+                (["a film"] * 2049, "the request has 2049 texts; expected 1 to 2048"),
+            ):
+                sent = await client.post("/v1/embeddings", json={"model": "vectors", "input": wrong})
+                assert message in refused(sent, 422, "invalid_request")
+
+        served(app_of(store, {"vectors": (tiny_bert, {"max_length": 16, "max_batch": 4})}), work)
+
+    def test_2048_of_the_longest_texts_are_embedded_in_batches_of_the_tier(
+        self, store, tiny_bert, monkeypatch
+    ):
+        app = app_of(store, {"vectors": (tiny_bert, {"max_length": 60, "max_batch": 48})})
+        words = SENTENCE.split()
+        spelt = [" ".join(words[int(digit)] for digit in f"{index:04}") for index in range(2048)]
+        texts = [f"{one} ".ljust(116, "\x01") for one in spelt]  # \x01 is \u0001 in JSON, and no token
+        seen, answer = [], ModelHandle.answer
+
+        async def counted(self, operation, texts, **settings):
+            seen.append(len(texts))
+            return await answer(self, operation, texts, **settings)
+
+        monkeypatch.setattr(ModelHandle, "answer", counted)
+
+        async def work(client):
+            asked_for = json.dumps({"model": "vectors", "input": texts}).encode()
+            limit = app.state.backend.max_json_bytes()
+            assert 1_150_000 < len(asked_for) < limit == 2048 * 60 * 12
+            found = await client.post(
+                "/v1/embeddings", content=asked_for, headers={"Content-Type": "application/json"}
+            )
+            assert found.status_code == 200, found.text
+            assert [one["index"] for one in found.json()["data"]] == list(range(2048))
+            assert seen == [48] * 42 + [32]
+            last = (await client.post("/v1/embeddings", json={"model": "vectors", "input": spelt[-1]})).json()
+            np.testing.assert_allclose(
+                found.json()["data"][-1]["embedding"], last["data"][0]["embedding"], atol=1e-5
+            )
+
+        served(app, work)
 
     def test_files_of_sound_are_transcribed(self, store, tiny_whisper, tone):
         def file(seconds, rate=8000):
@@ -507,7 +912,58 @@ class TestOpenAI:
             assert "the file cannot be read as audio" in message
             assert "/tmp" not in message
             missing = await client.post(path, data=form)
+            assert "send multipart/form-data" in refused(missing, 415, "unsupported_media_type")
+            missing = await client.post(path, files={"model": (None, "speech")})
             assert "file" in refused(missing, 422, "invalid_request")
+            for name, value, plain in (
+                ("include[]", "logprobs", None),
+                ("known_speaker_names[]", "Ada", None),
+                ("keywords[]", "Ada", None),
+                ("languages[]", "fr", None),
+                ("chunking_strategy", "server_vad", "auto"),
+                ("chunking_strategy[type]", "server_vad", None),
+            ):
+                answer = await client.post(path, data={**form, name: value}, files=file(0.5))
+                message = refused(answer, 422, "invalid_request")
+                assert f"{name.partition('[')[0]} is not supported; omit it" in message
+                if plain is not None:
+                    answer = await client.post(path, data={**form, name: plain}, files=file(0.5))
+                    assert answer.status_code == 200
+            for name, value, reason in (
+                (
+                    "temperature",
+                    "0.2",
+                    "temperature: only 0 is supported, because transcripts are not sampled",
+                ),
+                (
+                    "response_format",
+                    "diarized_json",
+                    "response_format: Input should be 'json', 'text', 'srt'",
+                ),
+                ("timestamp_granularities[]", "word", "word requires response_format: verbose_json"),
+                ("prompt", "Names: Ada.", "prompt is not supported by this model"),
+                ("prompt", "Ada" * 40_000, "characters, but at most"),
+                ("response_format", "srt", "this model has no time stamps"),
+            ):
+                answer = await client.post(path, data={**form, name: value}, files=file(0.5))
+                assert reason in refused(answer, 422, "invalid_request" if len(value) < 99 else "too_long")
+            plain = {**form, "prompt": "", "timestamp_granularities[]": "segment", "stream": "false"}
+            assert (await client.post(path, data=plain, files=file(0.5))).status_code == 200
+            streamed = await client.post(path, data={**form, "stream": "true"}, files=file(1.9))
+            assert streamed.headers["content-type"].startswith("text/event-stream")
+            whole = (await client.post(path, data=form, files=file(1.9))).json()["text"]
+            *parts, (_, done) = events(streamed.text)
+            assert len(parts) == 2, "a window each"
+            assert {part["type"] for _, part in parts} == {"transcript.text.delta"}
+            assert "".join(part["delta"] for _, part in parts) == whole
+            assert done == {"type": "transcript.text.done", "text": whole}
+            both = {**form, "stream": "true", "response_format": "vtt"}
+            answer = await client.post(path, data=both, files=file(0.5))
+            assert "stream is not supported for response_format: vtt" in refused(
+                answer, 422, "invalid_request"
+            )
+            answer = await client.post("/v1/audio/translations", data=form, files=file(0.5))
+            assert "this model cannot translate speech" in refused(answer, 422, "invalid_request")
 
         served(app_of(store, {"speech": (tiny_whisper, {"max_new_tokens": 4, "max_audio_s": 2})}), work)
 
@@ -523,14 +979,34 @@ class TestStatus:
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
                 assert (await client.get("/health/live")).json() == {"live": True}
                 refused(await client.get("/health/ready"), 503, "loading")
+                refused(await client.get("/health"), 503, "loading")
                 refused(await client.get("/v2/health/ready"), 503, "loading")
                 refused(await client.get("/v2/models/reviews/ready"), 503, "loading")
                 async with app.router.lifespan_context(app):
                     while not app.state.backend.service.models.ready:
                         await asyncio.sleep(0.01)
                     assert (await client.get("/health/ready")).json() == {"ready": True}
+                    assert (await client.get("/health")).json() == {"ready": True}
 
         asyncio.run(run())
+
+    def test_probes_may_ask_for_the_head_alone(self, store, tiny_classifier):
+        paths = [
+            *("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"),
+            *("/v2/models/reviews", "/v2/models/reviews/ready", "/v2/models/reviews/versions/{version}"),
+            *("/v2/models/reviews/versions/{version}/ready", "/v2/models/nobody", "/v2/models/nobody/ready"),
+        ]
+
+        async def work(client):
+            version = (await client.get("/v2/models/reviews")).json()["versions"][0]
+            for path in paths:
+                url = path.format(version=version)
+                full, head = await client.get(url), await client.head(url)
+                assert head.status_code == full.status_code == (404 if "nobody" in path else 200)
+                for name in ("content-type", "content-length"):
+                    assert head.headers[name] == full.headers[name]
+
+        served(app_of(store, {"reviews": (tiny_classifier, {})}), work)
 
     def test_a_model_that_cannot_be_loaded_is_told(self, store, tiny_classifier, tmp_path):
         import shutil
@@ -551,7 +1027,8 @@ class TestStatus:
             ):
                 while not failed:
                     await asyncio.sleep(0.01)
-                assert "digest" in refused(await client.get("/health/ready"), 503, "load_failed")
+                told = refused(await client.get("/health/ready"), 503, "load_failed")
+                assert told.startswith("this tier's model cannot be loaded; see the server log")
 
         asyncio.run(run())
 

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
+import tracemalloc
 
 import pytest
-from serving_http import KEY, SENTENCE, app_of, asked, refused
+from serving_http import KEY, SENTENCE, app_of, asked, configured, refused
 
 from pressoir.errors import RecipeError
 from pressoir.serving.config import API_KEY_VARIABLE
+from pressoir.serving.http.app import create_app
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.store.store import Store
 
@@ -17,10 +19,11 @@ from pressoir.store.store import Store
 def app(tmp_path, tiny_classifier):
     """`app(**limits)`: two tiers of one classifier; what is not a limit is the configuration's."""
 
-    def make(api_key="", settings=None, batching=None, **limits):
+    def make(api_key="", settings=None, batching=None, admin_key="", **limits):
         tiers = dict.fromkeys(("reviews", "more"), (tiny_classifier, settings or {}))
         store = Store(tmp_path / "home")
-        return app_of(store, tiers, limits=HttpLimits(**limits), api_key=api_key, batching=batching or {})
+        keys = {"api_key": api_key, "admin_key": admin_key}
+        return app_of(store, tiers, limits=HttpLimits(**limits), batching=batching or {}, **keys)
 
     return make
 
@@ -76,6 +79,92 @@ class TestSizes:
             assert (await client.post("/classify", json=TEXT)).is_success
 
         run(app(max_body_bytes=1000), work)
+
+    def test_json_bodies_are_limited_to_what_the_tiers_can_need(self, app):
+        async def work(client):
+            body = json.dumps({**TEXT, "text": "x" * (1 << 20)}).encode()
+            assert "larger than 1048576 bytes" in refused(
+                await client.post("/classify", content=body), 413, "too_large"
+            )
+
+        run(app(settings={"max_batch": 3, "max_length": 16}), work)
+
+        async def more(client):
+            answer = await client.post("/classify", json={**TEXT, "text": ["x" * (1 << 20)]})
+            refused(answer, 422, "too_long")
+            body = json.dumps({**TEXT, "text": "x" * 5_000_000}).encode()
+            assert "larger than 3072000 bytes" in refused(
+                await client.post("/classify", content=body), 413, "too_large"
+            )
+
+        run(app(settings={"max_batch": 500, "max_length": 512}), more)
+
+    @pytest.mark.parametrize(
+        ("path", "body", "message"),
+        [
+            (
+                "/classify",
+                {**TEXT, "text": [1] * 100_000},
+                ".0: Input should be a valid string",
+            ),
+            (
+                "/classify",
+                {f"f{i}": 1 for i in range(30_000)},
+                "unknown fields: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9; known: text, tier",
+            ),
+            (
+                "/compare",
+                {"texts": [{}] * 100_000, "tiers": ["a", "b"]},
+                "texts.0: Input should be a valid string",
+            ),
+            ("/v1/completions", {"model": "m", "prompt": [{}] * 100_000}, "prompt"),
+            (
+                "/v1/chat/completions",
+                {"model": "m", "messages": [{}] * 2000},
+                "messages.0.role: Field required",
+            ),
+            ("/v1/embeddings", {"model": "m", "input": [{}] * 100_000}, "input"),
+            ("/v2/models/reviews/infer", {"inputs": [{}] * 100_000}, "inputs.0.name: Field required"),
+            (
+                "/v1/chat/completions",
+                {"model": "m", "messages": [{"role": "user", "content": "a"}] * 30_000},
+                "30000 messages and parts of them; at most 2048 are allowed",
+            ),
+            (
+                "/v1/chat/completions",
+                {"model": "m", "messages": [{"role": "a", "content": [{"type": "text", "text": ""}] * 9000}]},
+                "9001 messages and parts of them",
+            ),
+            (
+                "/v2/models/reviews/infer",
+                {"inputs": [{"name": "a", "shape": [1], "datatype": "FP32"}] * 20_000},
+                "inputs: List should have at most 16 items",
+            ),
+            (
+                "/v2/models/reviews/infer",
+                {
+                    "inputs": [{"name": "a", "shape": [1], "datatype": "FP32"}],
+                    "outputs": [{"name": "a"}] * 17,
+                },
+                "outputs: List should have at most 16 items",
+            ),
+        ],
+    )
+    def test_the_first_of_many_wrong_elements_ends_the_check(self, app, path, body, message):
+        """Describing each of them took minutes and gigabytes."""
+
+        async def work(client):
+            tracemalloc.start()
+            content = json.dumps(body, separators=(",", ":"))
+            answer = await client.post(path, content=content, headers=JSON)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            told = refused(answer, 422, "invalid_request")
+            assert message in told
+            assert len(told) < 1000
+            assert peak < 30e6
+
+        run(app(), work)
 
     def test_the_memory_of_all_bodies_together_is_bounded_and_given_back(self, app):
         async def work(client):
@@ -227,7 +316,7 @@ class TestShape:
                 b'{"text": "a", "teir": "b"}',
                 422,
                 "invalid_request",
-                "teir: Extra inputs",
+                "unknown fields: teir",
             ),
             ("POST", "/classify", b'{"text": "\\ud800", "tier": "more"}', 422, "invalid_request", "text"),
             ("POST", "/classify", b'{"text": "a", "tier": "\\ud800"}', 404, "unknown_tier", "\\ud800"),
@@ -283,8 +372,10 @@ class TestShape:
 class TestKey:
     def test_with_a_key_everything_but_health_page_and_documentation_needs_it(self, app):
         async def work(client):
-            for path in ("/health/live", "/health/ready", "/v2/health/ready", "/docs", "/openapi.json"):
+            for path in ("/health", "/health/live", "/health/ready", "/v2/health/ready", "/docs"):
                 assert (await client.get(path)).status_code == 200
+                assert (await client.head(path)).status_code == 200 or path == "/docs"
+            assert (await client.get("/openapi.json")).status_code == 200
             for path in ("/stats", "/metrics", "/tiers", "/v1/models", "/v2/models/reviews", "/nothing"):
                 answer = await client.get(path)
                 assert "Authorization: Bearer" in refused(answer, 401, "unauthorized")
@@ -297,6 +388,22 @@ class TestKey:
                 assert answer.status_code == 200
 
         run(app(api_key="sesame"), work)
+
+    def test_there_may_be_several_keys_and_the_administrators_are_good_for_all(self, app):
+        async def work(client):
+            for key, status in (("one", 200), ("two", 200), ("root", 200), ("one,two", 401), ("", 401)):
+                answer = await client.get("/tiers", headers={"Authorization": f"Bearer {key}"})
+                assert answer.status_code == status
+
+        run(app(api_key=" one, two,,", admin_key="root"), work)
+
+    def test_with_an_administrators_key_alone_requests_need_none(self, app):
+        async def work(client):
+            assert (await client.get("/tiers")).status_code == 200
+            refused(await client.get("/config"), 403, "forbidden")
+            assert (await client.get("/config", headers=KEY)).status_code == 200
+
+        run(app(admin_key="sesame"), work)
 
     def test_the_key_comes_from_the_environment(self, app, monkeypatch):
         monkeypatch.setenv(API_KEY_VARIABLE, "sesame")
@@ -313,6 +420,23 @@ class TestKey:
 
 
 class TestLog:
+    def test_a_line_has_the_whole_address_as_the_documentation_has_it(self, app, caplog):
+        caplog.set_level(logging.INFO, "pressoir.access")
+        the_app = app()
+        known = {
+            (method.upper(), path)
+            for path, methods in the_app.openapi()["paths"].items()
+            for method in methods
+        }
+
+        async def work(client):
+            for method, path in sorted(known):
+                await client.request(method, path.format(tier="reviews", version="1"), json={})
+
+        run(the_app, work)
+        lines = [json.loads(one.message) for one in caplog.records if one.name == "pressoir.access"]
+        assert {(line["method"], line["route"]) for line in lines} == known
+
     def test_a_line_of_json_for_each_request_without_what_it_says(self, app, caplog):
         caplog.set_level(logging.INFO, "pressoir.access")
 
@@ -347,3 +471,89 @@ def test_an_app_can_be_made_of_a_resolved_configuration_alone(tmp_path, tiny_cla
     config = ServingConfig.model_validate({"tiers": {"a": {"model": str(tiny_classifier)}}})
     with pytest.raises(RecipeError, match="not resolved"):
         create_app(config, Store(tmp_path))
+
+
+class TestHosts:
+    """What a page elsewhere can make a browser send."""
+
+    def guarded(self, store, folder, **options):
+        config = configured(store, {"reviews": (folder, {})})
+        return create_app(config, store, HttpLimits(), "", hosts=("localhost", "127.0.0.1"), **options)
+
+    @pytest.mark.parametrize(
+        ("host", "allowed"),
+        [
+            ("localhost:5001", True),
+            ("127.0.0.1", True),
+            ("LOCALHOST", True),
+            ("evil.example", False),
+            ("", False),
+        ],
+    )
+    def test_another_name_of_the_address_is_refused(self, tmp_path, tiny_classifier, host, allowed):
+        async def work(client):
+            answer = await client.post("/classify", json=TEXT, headers={"Host": host})
+            if allowed:
+                assert answer.is_success
+            else:
+                assert "--allowed-host" in refused(answer, 403, "forbidden")
+
+        run(self.guarded(Store(tmp_path), tiny_classifier), work)
+
+    @pytest.mark.parametrize(
+        ("origin", "allowed"),
+        [
+            *(("http://localhost:5001", True), (None, True), ("https://proxy.example", True)),
+            *(
+                ("http://localhost:3000", False),
+                ("http://evil.example", False),
+                ("null", False),
+                ("//", False),
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["json", "multipart", "plain"])
+    def test_pages_of_other_origins_send_nothing(self, tmp_path, tiny_classifier, origin, allowed, kind):
+        body = {
+            "json": {"json": TEXT},
+            "multipart": {"data": {"model": "x"}, "files": {"file": ("a.wav", b"RIFF")}},
+            "plain": {"content": json.dumps({"inputs": []}), "headers": {"content-type": "text/plain"}},
+        }[kind]
+        path = {
+            "json": "/classify",
+            "multipart": "/v1/audio/transcriptions",
+            "plain": "/v2/models/reviews/infer",
+        }
+        headers = {
+            "Host": "localhost:5001",
+            **body.pop("headers", {}),
+            **({"Origin": origin} if origin else {}),
+        }
+
+        async def work(client):
+            answer = await client.post(path[kind], headers=headers, **body)
+            assert (answer.status_code != 403) is allowed, answer.text
+
+        app = self.guarded(Store(tmp_path), tiny_classifier, trusted_hosts=("proxy.example",))
+        run(app, work)
+
+    def test_an_open_address_needs_a_key_or_a_word(self, tmp_path, tiny_classifier, monkeypatch):
+        from pressoir.serving.http.serve import serve
+
+        monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+        config = {"tiers": {"reviews": {"model": str(tiny_classifier)}}}
+        with pytest.raises(RecipeError, match=f"set {API_KEY_VARIABLE}, or start with --insecure"):
+            serve(config, "0.0.0.0", 0)
+        monkeypatch.setenv(API_KEY_VARIABLE, " , ")  # which is no key
+        with pytest.raises(RecipeError, match=f"set {API_KEY_VARIABLE}, or start with --insecure"):
+            serve(config, "0.0.0.0", 0)
+        ran = []
+
+        def run_it(app, listening, *_):
+            ran.append(listening.close())
+
+        monkeypatch.setattr("pressoir.serving.http.serve.run", run_it)
+        serve(config, "0.0.0.0", 0, insecure=True)
+        monkeypatch.setenv(API_KEY_VARIABLE, "sesame")
+        serve(config, "0.0.0.0", 0)
+        assert len(ran) == 2

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,13 +12,16 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from click.testing import CliRunner
 from serving_http import KEY, SENTENCE, events, refused
+from speech_models import MAKERS, TIMES, make_ctc, make_whisper
 
 from pressoir.errors import RecipeError
 from pressoir.evaluation import datasets
@@ -70,8 +74,8 @@ class Server:
 
 
 @contextmanager
-def running(config, home, **environment):
-    limits = [part for limit in LIMITS for part in ("--limit", limit)]
+def running(config, home, limits=LIMITS, **environment):
+    limits = [part for limit in limits for part in ("--limit", limit)]
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "serve", str(config), "--port", "0", *limits],
         env={**os.environ, "PRESSOIR_HOME": str(home), "PYTHONUNBUFFERED": "1", **environment},
@@ -91,7 +95,10 @@ def running(config, home, **environment):
 @pytest.fixture(scope="module")
 def config(tiny_classifier, tiny_bert, tiny_marian, tiny_llama, tmp_path_factory):
     """A file that names local folders, as a person writes it."""
-    folders = {"reviews": tiny_classifier, "vectors": tiny_bert, "french": tiny_marian, "story": tiny_llama}
+    chatty = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("chatty") / "llama")
+    template = "{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}assistant:"
+    (chatty / "chat_template.jinja").write_text(template)
+    folders = {"reviews": tiny_classifier, "vectors": tiny_bert, "french": tiny_marian, "story": chatty}
     tiers = {name: {"model": str(folder)} for name, folder in folders.items()}
     for name in ("reviews", "vectors"):  # whose tokenizer does not say how much the model takes
         tiers[name]["settings"] = {"max_length": 60}
@@ -159,9 +166,9 @@ class TestConnections:
     @pytest.mark.parametrize(
         ("sent", "type"),
         [
-            (b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b"body_timeout"),
+            (b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{", b"body_timeout"),
             (
-                b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
                 b"body_timeout",
             ),
             (b"GET /stats HTTP/1.1\r\nHo", b"header_timeout"),
@@ -177,7 +184,7 @@ class TestConnections:
 
     def test_who_drips_a_second_head_is_disconnected_too(self, server):
         with connected(server) as connection:
-            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             received = b""
             while b'{"live":true}' not in received:
                 received += connection.recv(1 << 16)
@@ -392,3 +399,174 @@ class TestStarting:
         )
         assert found.returncode == 2
         assert "have the digest" in found.stderr.splitlines()[-1]
+
+
+def test_openais_own_client_finds_nothing_wrong(server):
+    script = Path(__file__).parents[3] / "clients" / "openai_client.py"
+    found = subprocess.run(
+        [sys.executable, str(script), server.url, "story"], capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
+    assert [line.partition(":")[0] for line in found.stdout.splitlines()] == [
+        "completions",
+        "chat",
+        *["refused"] * 3,
+        "response_format",
+    ]
+
+
+@pytest.fixture
+def speech(tmp_path, built_once, sentencepiece_model):
+    """A file that names models of sound of each kind, and a recording."""
+    folders = {
+        "whisper": built_once("whisper-timed", lambda out: make_whisper(out, "multilingual", **TIMES)),
+        "english": built_once("whisper-english", lambda out: make_whisper(out, "English only")),
+        "letters": built_once("ctc-words", lambda out: make_ctc(out, "Wav2Vec2", likes="x")),
+        "seamless": built_once(
+            "speech-seamless_m4t", lambda out: MAKERS["seamless_m4t"](out, sentencepiece_model)
+        ),
+    }
+    tiers = {name: {"model": str(folder)} for name, folder in folders.items()}
+    tiers["seamless"]["settings"] = {"source_language": "fr"}
+    path, sound = tmp_path / "speech.yaml", tmp_path / "speech.flac"
+    path.write_text(yaml.safe_dump({"isolation": "thread", "threads": 1, "tiers": tiers}))
+    generator, time = np.random.default_rng(3), np.arange(40_000) / 16_000
+    sweep = np.sin(2 * np.pi * 900 * time * (1 + time)) + 0.2 * generator.standard_normal(len(time))
+    soundfile.write(sound, 0.3 * sweep, 16_000)
+    return path, sound
+
+
+def test_openais_own_client_gets_transcripts_in_every_format(speech, tmp_path):
+    script = Path(__file__).parents[3] / "clients" / "openai_audio_client.py"
+    config, sound = speech
+    with running(config, tmp_path, limits=()) as server:
+        found = subprocess.run(
+            [sys.executable, str(script), server.url, str(sound)], capture_output=True, text=True, timeout=120
+        )
+    assert found.returncode == 0, found.stderr
+    assert [line.partition(":")[0] for line in found.stdout.splitlines()] == [
+        *("transcriptions", "stream", "stream"),
+        *("translations", "refusals"),
+    ]
+
+
+def test_openais_own_client_reads_which_texts_were_truncated(server):
+    from openai import OpenAI
+
+    texts = ["the film", "the film was good " * 200]
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        answer = client.embeddings.create(model="vectors", input=texts)
+    assert len(answer.data[0].embedding) == 32
+    assert [one.model_extra for one in answer.data] == [{}, {"truncated": True}]
+
+
+class TestTriton:
+    """NVIDIA's own client of KServe v2."""
+
+    @pytest.fixture
+    def client(self, server):
+        from tritonclient import http
+
+        with http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+            yield client
+
+    @pytest.mark.parametrize("binary_in", [True, False])
+    @pytest.mark.parametrize("binary_out", [True, False, None])
+    def test_tensors_go_and_come_as_json_or_binary(self, client, tiny_classifier, binary_in, binary_out):
+        from tritonclient.http import InferInput, InferRequestedOutput
+
+        texts = ["the film was good", "the soup was awful – 🙂" * 30]
+        given = InferInput("text", [2], "BYTES")
+        given.set_data_from_numpy(np.array(texts, dtype=object), binary_data=binary_in)
+        names = ("label", "probabilities", "truncated")
+        outputs = None
+        if binary_out is not None:
+            outputs = [InferRequestedOutput(name, binary_data=binary_out) for name in names]
+        answer = client.infer("reviews", [given], outputs=outputs, request_id="7")
+        expected = TextClassifier.open(tiny_classifier, 1).predict(texts)
+        found = answer.as_numpy("probabilities")
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, [list(row.values()) for row in expected], atol=1e-5)
+        labels = [label.decode() if isinstance(label, bytes) else label for label in answer.as_numpy("label")]
+        assert labels == [max(row, key=row.get) for row in expected]
+        assert answer.as_numpy("truncated").tolist() == [False, True]
+        assert answer.get_response()["id"] == "7"
+        assert ("binary_data_size" in str(answer.get_response())) is (binary_out is not False)
+
+    def test_it_reads_what_the_server_says_of_itself(self, client):
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("french")
+        metadata = client.get_model_metadata("reviews")
+        assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+        [version] = metadata["versions"]
+        assert client.get_model_metadata("reviews", version) == metadata
+        assert client.is_model_ready("reviews", version)
+        index = client.get_model_repository_index()
+        assert {one["name"]: one["state"] for one in index} == dict.fromkeys(
+            ("reviews", "vectors", "french", "story"), "READY"
+        )
+        assert version in {one["version"] for one in index}
+
+    def test_its_own_version_and_parameters_are_taken(self, client):
+        from tritonclient.http import InferInput
+
+        given = InferInput("text", [1], "BYTES")
+        given.set_data_from_numpy(np.array(["the film was good"], dtype=object))
+        [version] = client.get_model_metadata("french")["versions"]
+        answer = client.infer("french", [given], version, parameters={"num_beams": 1, "max_new_tokens": 5})
+        assert answer.get_response()["model_version"] == version
+        assert answer.as_numpy("text").shape == (1,)
+
+    def test_errors_are_texts(self, client):
+        from tritonclient.http import InferInput, InferRequestedOutput
+        from tritonclient.utils import InferenceServerException
+
+        def fails(message, name="text", tier="reviews", version="", text="good", outputs=None, **options):
+            given = InferInput(name, [1], "BYTES")
+            given.set_data_from_numpy(np.array([text], dtype=object))
+            with pytest.raises(InferenceServerException) as error:
+                client.infer(tier, [given], version, outputs=outputs, **options)
+            assert message in error.value.message()
+
+        fails("there is no tier 'best'", tier="best")
+        fails("has the version", version="2")
+        fails("'words' does not exist; the input is 'text'", name="words")
+        fails(
+            "outputs: 'score' does not exist; available: probabilities",
+            outputs=[InferRequestedOutput("score")],
+        )
+        fails("classification is not supported", outputs=[InferRequestedOutput("label", class_count=2)])
+        fails("parameters: supported for text-classification are", priority=3)
+        fails("the text is empty", text=" ")
+        shared = InferInput("text", [1], "BYTES")
+        shared.set_shared_memory("region", 8)
+        with pytest.raises(InferenceServerException, match="shared_memory_region is not supported"):
+            client.infer("reviews", [shared])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 100}, "add up to 100 bytes, but 8 follow"),
+        ({"header": "9999"}, "is not a length within the body"),
+        ({"header": "x"}, "is not a length within the body"),
+        ({"tail": b"\xff\xff\xff\xffgood"}, "a text is longer than what follows"),
+        ({"tail": b"\x04\0\0\0\xff\xff\xff\xff"}, "is not of the datatype BYTES"),
+        ({"size": None}, "expected either data or parameters.binary_data_size"),
+        ({"data": ["good"], "size": None}, "8 bytes follow the JSON, but no input has a binary_data_size"),
+        ({"data": ["good"]}, "expected either data or parameters.binary_data_size"),
+        ({"datatype": "FP32"}, "expected BYTES"),
+    ],
+)
+def test_binary_tensors_that_do_not_add_up_are_refused(server, change, message):
+    tail = change.get("tail", b"\x04\0\0\0good")
+    size = change.get("size", len(tail))
+    tensor = {"name": "text", "shape": [1], "datatype": change.get("datatype", "BYTES")}
+    tensor |= {"data": change["data"]} if "data" in change else {}
+    tensor |= {} if size is None else {"parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": change.get("header", str(len(head)))}
+    answer = httpx.post(f"{server.url}/v2/models/reviews/infer", content=head + tail, headers=headers)
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]

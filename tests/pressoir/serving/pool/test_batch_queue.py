@@ -16,7 +16,7 @@ class Engine:
         self.batches, self.let, self.cancelled = [], asyncio.Event(), 0
         self.poison = None
 
-    async def __call__(self, key, texts):
+    async def __call__(self, key, texts, until):
         self.batches.append((key, list(texts)))
         try:
             await self.let.wait()
@@ -262,7 +262,7 @@ class TestTrouble:
 
     def test_when_the_model_dies_everybody_is_told_and_nobody_hangs(self):
         async def run():
-            async def dead(key, texts):
+            async def dead(key, texts, until):
                 await asyncio.sleep(0)
                 raise WorkerDiedError("gone")
 

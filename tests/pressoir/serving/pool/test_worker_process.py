@@ -26,8 +26,8 @@ def fake_command(monkeypatch):
 
 
 @asynccontextmanager
-async def opened(name="model"):
-    model = await ProcessClient.open({"name": name, "threads": 3}, timeout_s=60)
+async def opened(name="model", **options):
+    model = await ProcessClient.open({"name": name, "threads": 3}, timeout_s=60, **options)
     try:
         yield model
     finally:
@@ -77,7 +77,7 @@ class TestAnswers:
                 with pytest.raises(RequestError, match="not like this"):
                     await model.call("refuse")
                 with pytest.raises(
-                    RequestError, match="does not support dance; it supports count, die, echo"
+                    RequestError, match="does not support dance; it supports classify, count, die"
                 ):
                     await model.call("dance")
                 with pytest.raises(InferenceError, match="ZeroDivisionError: a bug") as failed:
@@ -159,6 +159,73 @@ class TestLoading:
         async def run():
             with pytest.raises(LoadError, match="hangs was not loaded within"):
                 await ProcessClient.open({"name": "hangs", "threads": 1}, timeout_s=1)
+
+        asyncio.run(run())
+
+
+class TestWatchdog:
+    async def hanging(self, model, until):
+        """A stream whose second step hangs, and is at it."""
+        stream = model.stream("hang", until=until)
+        await anext(stream)
+        while not model._worker.steps.current:
+            await asyncio.sleep(0.01)
+        return stream
+
+    def test_a_worker_at_a_step_whose_time_is_over_is_ended_and_what_waited_is_told_so(self, caplog):
+        async def run():
+            told = []
+            async with opened(grace_s=0.01, on_stuck=lambda: told.append("stuck")) as model:
+                stream = await self.hanging(model, until=0.0)
+                waiting = asyncio.create_task(model.call("echo"))
+                await asyncio.sleep(0)
+                await stream.aclose()
+                with pytest.raises(WorkerDiedError) as died:
+                    await waiting
+                assert died.value.stuck
+                assert told == ["stuck"]
+                assert await model.ended == "killed by SIGKILL"
+
+        asyncio.run(run())
+        assert caplog.text.count("ending the worker of model: a step of a request outlasts its timeout") == 1
+
+    def test_a_step_has_the_whole_time_of_its_request_though_the_client_is_gone(self):
+        async def run():
+            async with opened(grace_s=0.0) as model:
+                stream = await self.hanging(model, until=asyncio.get_running_loop().time() + 3600)
+                await stream.aclose()
+                await asyncio.sleep(0.05)
+                assert not model.ended.done()
+                model._worker.kill()
+
+        asyncio.run(run())
+
+    def test_a_worker_that_takes_the_cancellation_is_left_alone(self):
+        async def run():
+            async with opened(grace_s=0.0) as model:
+                call = asyncio.create_task(model.call("count", to=10**9, until=0.0))
+                await model.call("echo")
+                model._grace_s = 3600  # what is looked for then is looked for below
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+                await model.call("echo")  # is answered after the cancellation was read
+                model._end_if_stuck(1)
+                assert (await model.call("pid")).body["pid"] == model.pid
+
+        asyncio.run(run())
+
+    def test_another_request_that_is_cancelled_does_not_end_a_worker_that_is_busy(self):
+        async def run():
+            async with opened(grace_s=0.0) as model:
+                stream = await self.hanging(model, until=None)
+                call = asyncio.create_task(model.call("echo", until=0.0))
+                await asyncio.sleep(0)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+                await asyncio.sleep(0.05)
+                assert not model.ended.done()
+                await stream.aclose()
+                model._worker.kill()
 
         asyncio.run(run())
 
