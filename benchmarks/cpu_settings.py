@@ -50,7 +50,7 @@ class Case:
 
     name: str
     work: str
-    """`grad`, `no_grad`, `inference_mode`, `train`, `mapped`, `copied` or `release`."""
+    """`grad`, `no_grad`, `inference_mode`, `train`, `train-bfloat16`, `mapped`, `copied` or `release`."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables set for the child, on top of ours without any thread limit."""
     children: int = 1
@@ -129,6 +129,7 @@ def sections(cpus: int) -> dict[str, list[Case]]:
             "PASSIVE": passive,
         }.items()
     ]
+    precision = [Case("float32", "train", limited), Case("bfloat16", "train-bfloat16", limited)]
     modes = [Case(mode, mode, limited) for mode in ("grad", "no_grad", "inference_mode")]
     loading = [
         Case("LOW_MEMORY_LOADING", "mapped", limited),
@@ -139,6 +140,7 @@ def sections(cpus: int) -> dict[str, list[Case]]:
         "Threads, two processes side by side": side_by_side,
         "OMP_WAIT_POLICY": waiting,
         "Training beside other programs": training,
+        "Precision of training": precision,
         "Inference mode": modes,
         "Loading": loading,
         "Giving back": [Case("release_memory", "release", limited)],
@@ -298,21 +300,23 @@ def load(folder: Path, copied: bool = False) -> Any:
 
 
 def run_batches(model: Any, batches: int, mode: str) -> None:
-    """So many forward passes; `grad` keeps what a backward pass would need, `train` makes it."""
+    """So many forward passes; `grad` keeps what a backward pass would need, `train…` makes it."""
     import torch
 
     contexts: dict[str, Any] = {
         "grad": torch.enable_grad,
         "train": torch.enable_grad,
+        "train-bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         "no_grad": torch.no_grad,
         "inference_mode": inference_mode,
     }
-    shape = SENTENCES if mode == "train" else (BATCH, TOKENS)
+    training = mode.startswith("train")
+    shape = SENTENCES if training else (BATCH, TOKENS)
     ids = torch.randint(0, model.config.vocab_size, shape)
     for _ in range(batches):
         with contexts[mode]():
             logits = model(input_ids=ids).logits
-        if mode == "train":
+        if training:
             logits.square().mean().backward()
 
 

@@ -7,6 +7,7 @@ one sent when the last was answered (closed loop).
 from __future__ import annotations
 
 import asyncio
+import csv
 import http.client
 import itertools
 import json
@@ -23,6 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pressoir.data.sentences import DEMO
 
 HOST = "127.0.0.1"
 START_S, STOP_S = 600.0, 30.0
@@ -113,15 +116,23 @@ def running(
 
 
 @contextmanager
-def pressoir(config: dict[str, Any], work: Path, home: Path) -> Iterator[Server]:
-    """A block in which Pressoir serves a configuration."""
+def pressoir(config: dict[str, Any], work: Path, home: Path, *limits: str) -> Iterator[Server]:
+    """A block in which Pressoir serves a configuration, with limits such as `max_body_bytes=1000000`."""
     port = free_port()
     path = work / f"serving-{port}.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML, too
     command = [Path(sys.executable).with_name("pressoir"), "serve", path, "--port", str(port)]
+    command += [word for limit in limits for word in ("--limit", limit)]
     environment = {"PRESSOIR_HOME": str(home.resolve())}
     with running(command, port, "/health/ready", work / f"serving-{port}.log", environment) as server:
         yield server
+
+
+def demo_texts(count: int) -> list[str]:
+    """The first texts of the demo's test split."""
+    with (DEMO / "test.tsv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [row["text"] for row in itertools.islice(rows, count)]
 
 
 def free_port() -> int:

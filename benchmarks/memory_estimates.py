@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import random_models as rm
+import random_speech as rs
 
 from pressoir.errors import SourceError
 from pressoir.evaluation import datasets
@@ -56,6 +57,8 @@ class Model:
     """The model that `export` is called with."""
     export: Any = None
     generation: dict[str, int] = field(default_factory=dict)
+    language: str | None = None
+    """Of the sound, where the model asks for it."""
     runtime: str | None = None
     folder: Path | None = None
     """Where it already is."""
@@ -79,6 +82,7 @@ class Case:
 
 _SHORT, _BEAMS = {"max_new_tokens": 24}, {"max_new_tokens": 24, "num_beams": 4}
 _WINDOW = {"window": 128}
+_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def graph(made_of: str, task: str, batches: tuple[int, ...], **generation: int) -> Model:
@@ -114,6 +118,40 @@ MODELS = (
     graph("Marian 448×4", TRANSLATION, (8,), **_SHORT),
     Model("T5 320×5", TRANSLATION, (1, 16), rm.t5(320, 5, 24_000), generation=_SHORT),
     graph("T5 320×5", TRANSLATION, (1, 16), **_SHORT),
+    *(
+        one
+        for family in ("Bart", "MBart", "Pegasus")
+        for one in (
+            Model(
+                f"{family} 320×4", TRANSLATION, (1, 16), rm.bart(family, 320, 4, 30_000), generation=_SHORT
+            ),
+            graph(f"{family} 320×4", TRANSLATION, (8,), **_SHORT),
+        )
+    ),
+    *(
+        one
+        for family in ("T5", "MT5", "UMT5")
+        for one in (
+            Model(
+                f"{family} gated 320×5",
+                TRANSLATION,
+                (1, 16),
+                rm.t5(320, 5, 24_000, family, **_GATED),
+                generation=_SHORT,
+            ),
+            graph(f"{family} gated 320×5", TRANSLATION, (8,), **_SHORT),
+        )
+    ),
+    *(
+        Model(f"{kind} 448×5", SPEECH, (1, 8), rs.ctc(kind, 448, 5))
+        for kind in ("Hubert", "WavLM", "Data2VecAudio", "Wav2Vec2Bert")
+    ),
+    *(graph(f"{kind} 448×5", SPEECH, (4,)) for kind in ("Hubert", "WavLM", "Data2VecAudio")),
+    Model("Moonshine 320×5", SPEECH, (1, 8), rs.moonshine(320, 5, 30_000)),
+    Model("Speech2Text 320×5", SPEECH, (1, 8), rs.speech_to_text(320, 5, 10_000)),
+    Model("SeamlessM4T 512×4", SPEECH, (1, 4), rs.seamless("", 512, 4, 40_000), language="fr"),
+    Model("SeamlessM4T v2 512×4", SPEECH, (1, 4), rs.seamless("v2", 512, 4, 40_000), language="fr"),
+    Model("Gemma 3n 512×6", SPEECH, (1, 4), rs.gemma3n(512, 6, 30_000), language="fr"),
 )
 # Of a width that leaves the process itself: what the formula's constants were measured on.
 PROCESSES = (
@@ -174,6 +212,8 @@ def measure(model: Model, work: Path, options: argparse.Namespace) -> Iterator[C
     """Every batch size of a model, printed as it is measured."""
     folder = model.folder or made(model.name, work)
     data = rm.data_of(model.task, work, SIZES[model.task])
+    if model.language:
+        data = data.model_copy(update={"source_language": model.language})
     for batch_size in model.batches:
         alike = model.task in (LM, SPEECH)  # else two texts of three have the longest length
         count = batch_size * options.batches * (2 if alike else 3) // 2

@@ -43,16 +43,24 @@ def vocabulary(size: int, special: Sequence[str]) -> list[str]:
 
 def word_tokenizer(folder: Path, size: int, special: dict[str, str], template: str = "$A") -> None:
     """A tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    names = vocabulary(size, list(dict.fromkeys(special.values())))
-    ids = {name: i for i, name in enumerate(names)}
-    backend = Tokenizer(models.WordLevel(ids, special["unk_token"]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend = word_backend(size, list(dict.fromkeys(special.values())), special["unk_token"])
+    ids = backend.get_vocab()
     used = [(name, ids[name]) for name in template.split() if name in ids]
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+
+
+def word_backend(size: int, special: Sequence[str], unknown: str = "<unk>") -> Any:
+    """A `tokenizers.Tokenizer` of whole words, special ones first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    ids = {name: i for i, name in enumerate(vocabulary(size, special))}
+    backend = Tokenizer(models.WordLevel(ids, unknown))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
 
 
 def save(kind: Any, config: Any, folder: Path, dtype: str = "float32", **generation: Any) -> None:
@@ -61,8 +69,8 @@ def save(kind: Any, config: Any, folder: Path, dtype: str = "float32", **generat
 
     torch.manual_seed(SEED)
     model = kind(config)
-    if generation:
-        model.generation_config.update(**generation)
+    for name, value in {**generation, "_from_model_config": False}.items() if generation else ():
+        setattr(model.generation_config, name, value)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
 
 
@@ -275,16 +283,49 @@ def marian(hidden: int, layers: int, names: int) -> Make:
     return make
 
 
-def t5(hidden: int, layers: int, names: int) -> Make:
-    """A translation model with relative positions."""
+def bart(family: str, hidden: int, layers: int, names: int) -> Make:
+    """A model of BART's kind: `Bart`, `MBart` or `Pegasus`, as transformers spells its classes."""
 
     def make(folder: Path) -> None:
-        from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+        import transformers
+
+        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        if family == "MBart":
+            backend = _unigram(vocabulary(names, ["<s>", "<pad>", "</s>", "<unk>"]))
+            codes = {"src_lang": "en_XX", "tgt_lang": "fr_XX"}
+            transformers.MBart50TokenizerFast(tokenizer_object=backend, **codes).save_pretrained(folder)
+        else:
+            word_tokenizer(folder, names, special, "<s> $A </s>" if family == "Bart" else "$A </s>")
+        ids = (
+            {"bos_token_id": 0, "pad_token_id": 1}
+            if family == "MBart"
+            else {"bos_token_id": 1, "pad_token_id": 0}
+        )
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=names + 60,
+            decoder_start_token_id=2,
+            eos_token_id=2,
+            forced_eos_token_id=2,
+            **ids,
+            **_pair(hidden, layers),
+        )
+        kind = getattr(transformers, f"{family}ForConditionalGeneration")
+        save(kind, config, folder, max_length=200)
+
+    return make
+
+
+def t5(hidden: int, layers: int, names: int, family: str = "T5", **settings: Any) -> Make:
+    """A translation model with relative positions; `family` as transformers spells its classes."""
+
+    def make(folder: Path) -> None:
+        import transformers
+        from transformers import T5TokenizerFast
 
         backend = _unigram(vocabulary(names, ["<pad>", "</s>", "<s>", "<unk>"]))
         tokenizer = T5TokenizerFast(tokenizer_object=backend, extra_ids=0)
         tokenizer.save_pretrained(folder)
-        config = T5Config(
+        config = getattr(transformers, f"{family}Config")(
             vocab_size=len(tokenizer),
             d_model=hidden,
             d_kv=64,
@@ -292,8 +333,9 @@ def t5(hidden: int, layers: int, names: int) -> Make:
             num_layers=layers,
             num_heads=hidden // 64,
             decoder_start_token_id=0,
+            **settings,
         )
-        save(T5ForConditionalGeneration, config, folder, max_length=200)
+        save(getattr(transformers, f"{family}ForConditionalGeneration"), config, folder, max_length=200)
 
     return make
 
@@ -324,14 +366,13 @@ def _text_data(folder: Path) -> Path:
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
     """A block in which exports skip their parity checks: what a graph takes does not depend on them."""
-    from pressoir.export import causal_lm, encoder_decoder
+    from pressoir.export import causal_lm, classifier, encoder_decoder
     from pressoir.inference.parity import Parity
-    from pressoir.stages import export
 
     parity = Parity(windows=0, window=0, prompts=1, new_tokens=0)
     figures = collections.defaultdict(float)
     with (
-        mock.patch.object(export, "check_parity", return_value=figures),
+        mock.patch.object(classifier, "check_parity", return_value=figures),
         mock.patch.object(encoder_decoder, "check_parity", return_value=figures),
         mock.patch.object(causal_lm, "compare", lambda found, *_: dict.fromkeys(found, parity)),
     ):

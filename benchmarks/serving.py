@@ -18,6 +18,11 @@ itself can do.
 
     python benchmarks/serving.py                      # the demo's model, see `make demo`
     python benchmarks/serving.py --model FOLDER --rounds 2 --seconds 4
+    python benchmarks/serving.py --hostile --seconds 4
+
+With `--hostile` Pressoir alone is asked, on random models: by ten clients, of which in turn none is hostile,
+and one is, of each kind of `benchmarks/hostile.py`. What the other nine see is compared: the median, over the
+rounds, of each round's p50 and p99, and of how many times the p99 is that without a hostile client.
 
 About five minutes; other work on the machine spoils the figures. Prints Markdown.
 """
@@ -29,21 +34,27 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from loopback import HOST, Load, Server, ask_all, free_port, load, post, pressoir, running
+import hostile
+from loopback import HOST, Load, Server, ask_all, demo_texts, free_port, load, post, pressoir, running
 
-from pressoir.data.sentences import DEMO, read_table
 from pressoir.sources import resolve
 from pressoir.store.store import Store
 from pressoir.system.runtime import available_cpus, child_environment, describe_machine
 
 LEVELS = (1, 8, 32)
+HEALTHY = 9
+"""Clients beside a hostile one."""
+MOST_SLOWER = 1.5
 CHECKING = 8
 """Clients of the warm-up, in which answers are checked."""
 TRIVIAL = """
@@ -124,12 +135,15 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, default=Path("out/serving"), help="for LitServe, logs (default out/serving)"
     )
+    parser.add_argument("--hostile", action="store_true", help="measure hostile clients instead")
     options = parser.parse_args()
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     os.environ.update(child_environment(available_cpus()))  # the same for all, and for this process
+    if options.hostile:
+        return measure_hostile(options, work)
     source = resolve.resolve(options.model, Store(options.home))
-    texts = [text for text, _ in read_table(DEMO / "test.tsv")][: options.texts]
+    texts = demo_texts(options.texts)
 
     contenders = [
         Contender(name, pressoir_server(options.model, work, options.home, variant), classify, classified)
@@ -171,6 +185,61 @@ def measure(server: Server, requests: Sequence[bytes], loads: dict[int, Load], s
     """Measure all levels, and add them to what is there."""
     for level, found in loads.items():
         found.add(load(server.port, requests, level, seconds))
+
+
+def measure_hostile(options: argparse.Namespace, work: Path) -> int:
+    """What nine clients see beside a tenth that is hostile."""
+    texts = demo_texts(options.texts)
+    requests = [post("/classify", {"text": text, "tier": hostile.CLASSIFIER}) for text in texts]
+    seen = {kind: list[Load]() for kind in ("none", *hostile.KINDS)}
+    told = dict.fromkeys(hostile.KINDS, "")
+    with pressoir({"tiers": hostile.random_models(work)}, work, options.home, hostile.LIMIT) as server:
+        ask_all(server.port, requests, CHECKING)
+        for round_ in range(options.rounds):
+            for kind, loads in seen.items():
+                print(f"round {round_ + 1} of {options.rounds}: {kind}", file=sys.stderr, flush=True)
+                if kind == "none":
+                    loads.append(load(server.port, requests, HEALTHY + 1, options.seconds))
+                    continue
+                with hostile_client(server.port, kind, options.seconds) as answers:
+                    loads.append(load(server.port, requests, HEALTHY, options.seconds))
+                told[kind] = answers[0]
+    print("; ".join(f"{name}: {value}" for name, value in describe_machine(available_cpus()).items()) + "\n")
+    print("| hostile client | p50 ms | p99 ms | p99 against none | failures | it is told (last round) |")
+    print("|---|---:|---:|---:|---:|---|")
+    worst = 0.0
+    for kind, loads in seen.items():
+        halves, tails = ([one.percentile_ms(percent) for one in loads] for percent in (50, 99))
+        ratio = median(
+            tail / alone.percentile_ms(99) for tail, alone in zip(tails, seen["none"], strict=True)
+        )
+        worst = max(worst, ratio)
+        failures = sum(len(one.failures) for one in loads)
+        print(
+            f"| {kind} | {median(halves):.1f} | {median(tails):.1f} | {ratio:.2f} | {failures} | "
+            f"{told.get(kind, '')} |"
+        )
+    print(
+        f"\n- Goal, p99 at most {MOST_SLOWER} times that without: {'yes' if worst <= MOST_SLOWER else 'no'}"
+    )
+    return 1 if any(one.failures for loads in seen.values() for one in loads) else 0
+
+
+@contextmanager
+def hostile_client(port: int, kind: str, seconds: float) -> Iterator[list[str]]:
+    """A block beside which a hostile client runs; then the list has what it was told."""
+    command = [sys.executable, hostile.__file__, str(port), kind, str(seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # its request is made
+    answers = list[str]()
+    try:
+        threading.Thread(target=lambda: answers.append(process.communicate("\n")[0].strip())).start()
+        yield answers
+    finally:
+        process.wait()
+        while not answers:
+            time.sleep(0.01)
 
 
 def print_results(

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopback import Server, ask_all, post, pressoir
+from loopback import Server, ask_all, demo_texts, post, pressoir
 
-from pressoir.data.sentences import DEMO, read_table
 from pressoir.system.memory import process_tree, pss_bytes
 from pressoir.system.runtime import available_cpus, describe_machine
 
@@ -68,7 +67,7 @@ def main() -> int:
     }
     alone: Tiers = {"medium": tiers["medium"], "premium": tiers["premium"]}
     separate = [{name: tier} for name, tier in tiers.items()]
-    texts = [text for text, _ in read_table(DEMO / "test.tsv")][:64]
+    texts = demo_texts(64)
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(Path(work), options.home, options.isolation, texts)
         shared = bench.weigh([tiers])
