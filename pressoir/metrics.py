@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,25 +59,89 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
 
 
 @dataclass(frozen=True)
+class Statistic:
+    """A metric of a corpus as sums over its samples, from which that of any resample can be computed."""
+
+    rows: NDArray[np.float64]
+    """Of each sample, shape (samples, figures): errors and words, matched and possible n-grams, …"""
+    value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    """The metric of each row of sums: (corpora, figures) to (corpora,)."""
+
+    @classmethod
+    def of_ratio(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Statistic:
+        """A sum over a sum, such as errors over words."""
+        return cls(np.column_stack([numerators, denominators]).astype(np.float64), _ratio)
+
+
+def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Nothing expected: every insertion counts as one error, as jiwer has it.
+    quotients: NDArray[np.float64] = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return quotients
+
+
+@dataclass(frozen=True)
 class TextScore:
     """A score of texts, and how it was computed: without that no two scores can be compared."""
 
     value: float
     signature: str
+    statistic: Statistic = field(compare=False, repr=False)
+    """The same score by sample."""
 
 
-def bleu(predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
+BleuTokenizer = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200", "none"]
+"""Tokenizers of sacrebleu; those of FLORES are downloaded by it when they are first used."""
+Normaliser = Literal["basic", "french"]
+"""How transcripts are made comparable, see `normalise_transcript`."""
+
+_EXTRAS: dict[BleuTokenizer, str] = {"ja-mecab": "ja", "ko-mecab": "ko"}
+_FETCHED = (*_EXTRAS, "flores101", "flores200")
+# Languages that 13a does not split into words: ISO 639-1 and 639-3 codes.
+_BLEU_TOKENIZERS: dict[str, BleuTokenizer] = {
+    **dict.fromkeys(("ja", "jpn"), "ja-mecab"),
+    **dict.fromkeys(("ko", "kor"), "ko-mecab"),
+    **dict.fromkeys(("zh", "zho", "cmn", "yue", "lzh"), "zh"),
+}
+_SCRIPTS = (("ja", ("HIRAGANA", "KATAKANA")), ("ko", ("HANGUL",)), ("zh", ("CJK",)))
+
+
+def bleu_tokenizer(language: str | None, texts: Sequence[str] = ()) -> BleuTokenizer:
+    """sacrebleu's tokenizer for a language (`ja`, `jpn_Jpan`, `ja_XX`, …), else for the script of `texts`."""
+    code = _code(language) if language else _script(texts)
+    return _BLEU_TOKENIZERS.get(code, "13a")
+
+
+def check_bleu_tokenizer(tokenizer: BleuTokenizer) -> None:
+    """Load a tokenizer that does not come with sacrebleu.
+
+    Raises:
+        DataError: its package is not installed, or it cannot be downloaded.
+    """
+    if tokenizer not in _FETCHED:
+        return
+    from sacrebleu import BLEU
+
+    try:
+        BLEU(tokenize=tokenizer)
+    except Exception as error:  # sacrebleu raises whatever a download or an import does
+        if extra := _EXTRAS.get(tokenizer):
+            advice = f"run: pip install 'pressoir-ml[{extra}]'"
+        else:
+            advice = "sacrebleu downloads it: connect this machine once, or choose another `bleu_tokenizer`"
+        raise DataError(f"BLEU's tokenizer {tokenizer!r} is not available here: {advice}") from error
+
+
+def bleu(predicted: Sequence[str], expected: Sequence[str], tokenizer: BleuTokenizer = "13a") -> TextScore:
     """Corpus BLEU with one reference, 0–100 (Papineni et al., ACL 2002; sacrebleu, Post, WMT 2018).
 
     Raises:
-        DataError: there is nothing to score, or not one reference a prediction.
+        DataError: there is nothing to score, not one reference a prediction, or the tokenizer is not there.
     """
     from sacrebleu import BLEU
 
     _check_pairs(predicted, expected)
-    metric = BLEU()
-    score = metric.corpus_score(list(predicted), [list(expected)]).score
-    return TextScore(min(score, 100.0), f"BLEU|{metric.get_signature()}")
+    check_bleu_tokenizer(tokenizer)
+    return _sacrebleu_score("BLEU", BLEU(tokenize=tokenizer), predicted, expected)
 
 
 def chrf(predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
@@ -85,65 +153,146 @@ def chrf(predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
     from sacrebleu import CHRF
 
     _check_pairs(predicted, expected)
-    metric = CHRF()
-    score = metric.corpus_score(list(predicted), [list(expected)]).score
-    return TextScore(score, f"chrF2|{metric.get_signature()}")
+    return _sacrebleu_score("chrF2", CHRF(), predicted, expected)
 
 
-def wer(predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
+def _sacrebleu_score(name: str, metric: Any, predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
+    # What `corpus_score` does in one, and what `sacrebleu.significance` calls for its tests.
+    rows = np.asarray(metric._extract_corpus_statistics(list(predicted), [list(expected)]), np.float64)
+
+    def value(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        scores = [metric._compute_score_from_stats(row).score for row in sums.astype(np.int64).tolist()]
+        return np.minimum(scores, 100.0)  # rounding
+
+    score = float(value(rows.sum(axis=0, keepdims=True))[0])
+    return TextScore(score, f"{name}|{metric.get_signature()}", Statistic(rows, value))
+
+
+def wer(predicted: Sequence[str], expected: Sequence[str], normaliser: Normaliser = "basic") -> TextScore:
     """Word error rate of a corpus: substitutions, deletions and insertions over the words expected.
 
     Both sides go through `normalise_transcript`. 0 is perfect; insertions may take it above 1.
 
     Raises:
-        DataError: as in `bleu`.
+        DataError: there is nothing to score, or not one reference a prediction.
     """
-    from jiwer import wer as rate
+    from jiwer import process_words
 
-    return TextScore(float(rate(*_transcripts(predicted, expected))), _transcript_signature("WER"))
+    found = process_words(*_transcripts(predicted, expected, normaliser))
+    return TextScore(float(found.wer), _transcript_signature("WER", normaliser), _errors(found))
 
 
-def cer(predicted: Sequence[str], expected: Sequence[str]) -> TextScore:
+def cer(predicted: Sequence[str], expected: Sequence[str], normaliser: Normaliser = "basic") -> TextScore:
     """Character error rate of a corpus; see `wer`. Spaces between words count as characters.
 
     Raises:
-        DataError: as in `bleu`.
+        DataError: as in `wer`.
     """
-    from jiwer import cer as rate
+    from jiwer import process_characters
 
-    return TextScore(float(rate(*_transcripts(predicted, expected))), _transcript_signature("CER"))
-
-
-TRANSCRIPT_NORMALISER = "NFKC, lower case, punctuation removed, single spaces"
+    found = process_characters(*_transcripts(predicted, expected, normaliser))
+    return TextScore(float(found.cer), _transcript_signature("CER", normaliser), _errors(found))
 
 
-def normalise_transcript(text: str) -> str:
-    """`TRANSCRIPT_NORMALISER`: what recognisers leave out or write either way is not an error.
+def _errors(found: Any) -> Statistic:
+    """Errors and expected words, or characters, of each text in what jiwer found."""
+    errors = [
+        sum(
+            max(part.ref_end_idx - part.ref_start_idx, part.hyp_end_idx - part.hyp_start_idx)
+            for part in alignment
+            if part.type != "equal"
+        )
+        for alignment in found.alignments
+    ]
+    return Statistic.of_ratio(errors, [len(reference) for reference in found.references])
 
-    Apostrophes and hyphens within words stay; numbers are not spelt out.
+
+def aligned_words(predicted: str, expected: str) -> list[tuple[str, str]]:
+    """Expected and predicted word, side by side as jiwer aligns them; empty where there is none."""
+    from jiwer import process_words
+
+    found = process_words([expected], [predicted])
+    pairs: list[tuple[str, str]] = []
+    for part in found.alignments[0]:
+        words = found.references[0][part.ref_start_idx : part.ref_end_idx]
+        heard = found.hypotheses[0][part.hyp_start_idx : part.hyp_end_idx]
+        pairs += zip_longest(words, heard, fillvalue="")
+    return pairs
+
+
+NORMALISERS: dict[Normaliser, str] = {
+    "basic": "NFKC, lower case, punctuation becomes spaces except in words and numbers, single spaces",
+    "french": "basic, œ to oe, æ to ae, elided words apart",
+}
+_ABBREVIATION = re.compile(r"\b(?:[^\W\d_]\.){2,}")
+_ELISION = re.compile(r"\b(c|d|j|l|m|n|s|t|qu|jusqu|lorsqu|puisqu|quoiqu|presqu|quelqu)'(?=\w)")
+
+
+def normaliser_of(language: str | None) -> Normaliser:
+    """The normaliser of transcripts in a language, such as `fr` or `fra_Latn`."""
+    return "french" if language and _code(language) in ("fr", "fra", "french") else "basic"
+
+
+def normalise_transcript(text: str, normaliser: Normaliser = "basic") -> str:
+    """What recognisers leave out or write either way is not an error; `NORMALISERS` says what is changed.
+
+    Apostrophes and hyphens within words, and points, commas and colons within numbers stay; other punctuation
+    keeps words apart (`et/ou` becomes `et ou`), but points of abbreviations (`U.S.A.`) go. Numbers are not
+    spelt out. In French, `l'homme`, `l’homme` and `l' homme` are the same two words.
     """
-    lowered = unicodedata.normalize("NFKC", text).lower()
-    words = []
-    for word in lowered.split():
-        kept = [
-            character
-            for character in word.strip("'’-")
-            if character in "'’-" or not unicodedata.category(character).startswith("P")
-        ]
-        words.append("".join(kept).replace("’", "'").strip("'-"))
-    return " ".join(filter(None, words))
+    lowered = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    plain = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), lowered)
+    kept = []
+    for index, character in enumerate(plain):
+        before, after = plain[index - 1 : index], plain[index + 1 : index + 2]
+        inside = (character in "'-" and _is_letter(before) and _is_letter(after)) or (
+            character in ".,:" and before.isdigit() and after.isdigit()
+        )
+        punctuation = unicodedata.category(character).startswith("P")
+        kept.append(" " if punctuation and not inside else character)
+    result = "".join(kept)
+    if normaliser == "french":
+        result = _ELISION.sub(r"\1 ", result.replace("œ", "oe").replace("æ", "ae"))
+    return " ".join(result.split())
 
 
-def _transcripts(predicted: Sequence[str], expected: Sequence[str]) -> tuple[list[str], list[str]]:
+def _is_letter(character: str) -> bool:
+    return bool(character) and unicodedata.category(character)[0] in "LMN"
+
+
+def _code(language: str) -> str:
+    """The first part of a language code: of `fra_Latn`, `fr_XX`, `fr-FR` or `__fr__`."""
+    return re.split(r"[_-]", language.strip("_<>|"), maxsplit=1)[0].lower()
+
+
+def _script(texts: Sequence[str]) -> str:
+    """The language whose script most letters of the texts have; empty where that is another one."""
+    counts: Counter[str] = Counter()
+    letters = [character for text in texts[:1000] for character in text[:200] if character.isalpha()]
+    for character in letters:
+        name = unicodedata.name(character, "")
+        counts.update(code for code, scripts in _SCRIPTS if name.startswith(scripts))
+    if counts["ja"] > 0.1 * len(letters) > 0:  # Japanese mixes its syllables with Chinese characters
+        return "ja"
+    code, most = (counts.most_common(1) or [("", 0)])[0]
+    return code if most > 0.5 * len(letters) else ""
+
+
+def _transcripts(
+    predicted: Sequence[str], expected: Sequence[str], normaliser: Normaliser
+) -> tuple[list[str], list[str]]:
     """References first, as jiwer takes them."""
     _check_pairs(predicted, expected)
-    return [normalise_transcript(text) for text in expected], [normalise_transcript(t) for t in predicted]
+    return (
+        [normalise_transcript(text, normaliser) for text in expected],
+        [normalise_transcript(text, normaliser) for text in predicted],
+    )
 
 
-def _transcript_signature(name: str) -> str:
+def _transcript_signature(name: str, normaliser: Normaliser) -> str:
     from importlib.metadata import version
 
-    return f"{name}|norm:{TRANSCRIPT_NORMALISER}|jiwer:{version('jiwer')}"
+    return f"{name}|norm:{normaliser} ({NORMALISERS[normaliser]})|jiwer:{version('jiwer')}"
 
 
 def _check_pairs(predicted: Sequence[str], expected: Sequence[str]) -> None:

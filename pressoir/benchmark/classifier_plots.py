@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
-    """Accuracy against median latency; bubbles as large as the files, Pareto front, 95 % intervals."""
+def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path, baseline: float | None = None) -> None:
+    """Accuracy against median latency; bubbles as large as the files, Pareto front, 95 % intervals.
+
+    `baseline` is the accuracy of a linear classifier, a horizontal line.
+    """
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 5.6)
         axes = figure.add_subplot()
@@ -57,7 +60,11 @@ def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
         latencies = [row.latency_ms_p50 for row in rows]
         axes.set_xlim(min(latencies) / 1.6, max(latencies) * 1.6)
         set_log_ticks(axes.xaxis)
-        low, high = min(row.accuracy_ci_low for row in rows), max(row.accuracy_ci_high for row in rows)
+        edges = [edge for row in rows for edge in (row.accuracy_ci_low, row.accuracy_ci_high)]
+        if baseline is not None:
+            edges.append(baseline)
+            axes.axhline(100 * baseline, color=MUTED, linestyle=":", linewidth=1.5, zorder=1)
+        low, high = min(edges), max(edges)
         margin = 0.12 * max(high - low, 0.01)
         axes.set_ylim(100 * (low - margin), 100 * (high + margin))
         axes.set_xlabel("median latency of one sentence, ms (log scale, left is faster)")
@@ -78,6 +85,9 @@ def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
         ]
         if len(corners) > 1:
             handles.append(mark("Pareto front", color=GREEN, linestyle="-", linewidth=2.5, alpha=0.5))
+        if baseline is not None:
+            text = f"linear baseline, {100 * baseline:.1f} %"
+            handles.append(mark(text, color=MUTED, linestyle=":", linewidth=1.5))
         if any(row.simulated for row in rows):
             hollow = {"color": "none", "markeredgecolor": COLOURS["pytorch"], "markersize": 9}
             handles.append(mark("int8, simulated", marker="o", **hollow))

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError
 
-from pressoir.config import Config, Fraction, NotNegative
+from pressoir.config import Config, Fraction, NotNegative, Positive
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime, read_json
 
@@ -138,6 +138,35 @@ class Conditions(Config, allow_inf_nan=False):
         )
 
 
+class LinearBaseline(Config, allow_inf_nan=False):
+    """Results of the linear classifier on the test split."""
+
+    ngrams: str
+    """What its n-grams are of: `words` or `characters`."""
+    training_sentences: Positive
+    """Number of sentences it was trained on."""
+    train_s: PositiveFloat
+    """Time to train it, with the choice of n-grams."""
+    accuracy: Fraction
+    """Fraction of test sentences with the correct label."""
+    accuracy_ci_low: Fraction
+    """Lower bound of the 95 % Wilson confidence interval of `accuracy`."""
+    accuracy_ci_high: Fraction
+    """Upper bound of that interval."""
+    macro_f1: Fraction
+    """Mean of the F1 scores of all classes."""
+    parameters: Positive
+    """Number of its weights."""
+    size_mb: PositiveFloat
+    """Size of its weights and its n-grams, MB = 10^6 bytes."""
+    latency_ms_p50: PositiveFloat
+    """Median time from one sentence to its probabilities."""
+    latency_ms_p95: PositiveFloat
+    """95th percentile of that time."""
+    throughput_per_s: PositiveFloat
+    """Sentences per second, all test sentences at once."""
+
+
 class Benchmark(Conditions, allow_inf_nan=False):
     """Benchmark of classifiers: rows in pipeline order, the first is the reference."""
 
@@ -159,6 +188,9 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """Test sentences longer than the first model's limit of tokens; None in files of older versions."""
     tokens_truncated: Annotated[int, Field(ge=0)] | None = None
     """Tokens beyond that limit."""
+    linear_baseline: LinearBaseline | None = None
+    """A linear classifier trained on the same data; None in files of older versions, and where the training
+    split has one label only."""
     rows: Annotated[tuple[BenchmarkRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
@@ -205,6 +237,7 @@ def to_markdown(benchmark: Benchmark) -> str:
         f"| {' | '.join(columns)} |",
         f"|---|---|{'---:|' * (len(columns) - 2)}",
         *(f"| {' | '.join(_cells(row, benchmark.rows[0]))} |" for row in benchmark.rows),
+        *_baseline_line(benchmark),
     ]
     lines += [
         "",
@@ -226,7 +259,7 @@ def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
     return [
         row.stage,
         row.runtime,
-        f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})",
+        _accuracy(row),
         "reference" if row is first else points(row.accuracy_delta),
         f"{row.size_mb:.1f}",
         f"{row.compression:.1f}×",
@@ -240,11 +273,55 @@ def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
     ]
 
 
+def _baseline_line(benchmark: Benchmark) -> list[str]:
+    """The row of the linear classifier, if there is one; its time is that of text to label."""
+    base, first = benchmark.linear_baseline, benchmark.rows[0]
+    if base is None:
+        return []
+    cells = [
+        "linear baseline",
+        "scikit-learn",
+        _accuracy(base),
+        points(base.accuracy - first.accuracy),
+        f"{base.size_mb:.1f}",
+        f"{first.size_mb / base.size_mb:.1f}×",
+        f"{base.latency_ms_p50:.2f}",
+        f"{base.latency_ms_p95:.2f}",
+        "included",
+        f"{first.latency_ms_p50 / base.latency_ms_p50:.1f}×",
+        f"{base.throughput_per_s:.0f}",
+        *("–", "–"),
+    ]
+    return [f"| {' | '.join(cells)} |"]
+
+
+def _baseline_note(base: LinearBaseline, last: BenchmarkRow) -> str:
+    """Whether the data needs a Transformer at all."""
+    gain = last.accuracy - base.accuracy
+    trained = (
+        f"TF-IDF of {base.ngrams} and logistic regression, trained on {base.training_sentences} sentences"
+    )
+    note = f"A linear classifier ({trained} in {base.train_s:.1f} s) reaches {_percent(base.accuracy)}"
+    if base.accuracy_ci_low <= last.accuracy <= base.accuracy_ci_high:
+        band = f"{100 * base.accuracy_ci_low:.1f}–{_percent(base.accuracy_ci_high)}"
+        return (
+            f"{note}: the {_percent(last.accuracy)} of {_name(last)} are within its confidence interval "
+            f"({band}), so this test split does not show that the data needs a Transformer."
+        )
+    if gain < 0:
+        return (
+            f"{note}: {points(-gain)} points more than {_name(last)}. This data does not need a Transformer."
+        )
+    return f"{note}: {_name(last)} gains {points(gain)} points on it, more than chance explains."
+
+
 def _notes(benchmark: Benchmark) -> list[str]:
     """What the figures do not say by themselves, or say against a stage."""
     rows = benchmark.rows
     first, last = rows[0], rows[-1]
     notes = _accuracy_notes(first, last, benchmark.test_sentences) if len(rows) > 1 else []
+    if benchmark.linear_baseline is not None:
+        notes.append(_baseline_note(benchmark.linear_baseline, last))
     exported = next(
         (row for row in rows[1:-1] if row.stage == first.stage and row.runtime != first.runtime), None
     )
@@ -334,6 +411,11 @@ def _payoff(row: BenchmarkRow, parent: BenchmarkRow) -> list[str]:
 
 def _name(row: BenchmarkRow) -> str:
     return f"{row.stage} ({row.runtime})"
+
+
+def _accuracy(row: BenchmarkRow | LinearBaseline) -> str:
+    """With its confidence interval."""
+    return f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})"
 
 
 def _percent(fraction: float) -> str:

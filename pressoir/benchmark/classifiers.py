@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.benchmark import linear_baseline
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
@@ -75,6 +76,7 @@ def compare(
     )  # (models,)
 
     free_cpus = free.mean()
+    baseline = linear_baseline.measure(data, test, sample, context.seed)
     cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -93,6 +95,7 @@ def compare(
         free_cpus=free_cpus,
         drift=drift(latency_ms),
         f1_label=labels[1] if len(labels) == 2 else None,
+        linear_baseline=baseline,
         rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
     _write(benchmark, latency_ms, context.out_dir)
@@ -103,6 +106,7 @@ def compare(
     figures = last.model_dump(exclude={"stage", "runtime"})
     return {
         **{name: float(value) for name, value in figures.items()},
+        **({} if baseline is None else {"linear_baseline_accuracy": baseline.accuracy}),
         "reference_accuracy": first.accuracy,
         "reference_latency_ms_p50": first.latency_ms_p50,
         "reference_size_mb": first.size_mb,
@@ -189,6 +193,9 @@ def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) 
     benchmark.write(folder / RESULT)
     (folder / TABLE).write_text(to_markdown(benchmark), encoding="utf-8")
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
-    classifier_plots.accuracy_latency(benchmark.rows, folder / "accuracy_latency.png")
+    baseline = benchmark.linear_baseline
+    classifier_plots.accuracy_latency(
+        benchmark.rows, folder / "accuracy_latency.png", None if baseline is None else baseline.accuracy
+    )
     classifier_plots.sizes(benchmark.rows, folder / "sizes.png")
     classifier_plots.latency_distribution(samples, folder / "latency_distribution.png")

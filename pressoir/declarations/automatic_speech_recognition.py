@@ -2,10 +2,28 @@
 
 from pressoir.extensions.task import Metric, Task, Tensor
 
+# All are read as samples, and run in overlapping chunks.
+CTC_TYPES = (
+    *("wav2vec2", "hubert", "wavlm", "data2vec-audio", "wav2vec2-bert", "wav2vec2-conformer"),
+    *("sew", "sew-d", "unispeech", "unispeech-sat"),
+)
+
+# By transformers' own `generate`, from a checkpoint.
+TRANSFORMERS_TYPES = ("moonshine", "speech_to_text", "seamless_m4t", "seamless_m4t_v2", "gemma3n")
+
 TASK = Task(
     name="automatic-speech-recognition",
     position=4,
-    heads=("ForCTC", "ForSpeechSeq2Seq", "WhisperForConditionalGeneration"),
+    heads=(
+        *("ForCTC", "ForSpeechSeq2Seq", "ForSpeechToText", "SpeechEncoderDecoderModel"),
+        *("SeamlessM4TModel", "SeamlessM4Tv2Model", "WhisperForConditionalGeneration"),
+        *("MoonshineForConditionalGeneration", "Speech2TextForConditionalGeneration"),
+        *("Gemma3nForConditionalGeneration", "KyutaiSpeechToTextForConditionalGeneration"),
+        *("GraniteSpeechForConditionalGeneration", "Qwen2AudioForConditionalGeneration"),
+        "VoxtralForConditionalGeneration",
+    ),
+    model_types=("whisper", *CTC_TYPES, *TRANSFORMERS_TYPES),
+    pytorch_only=("wav2vec2-bert", *TRANSFORMERS_TYPES),
     sound=True,
     adapter="pressoir.inference.automatic_speech_recognition:SpeechRecognizer",
     export="pressoir.export.encoder_decoder:run",

@@ -1,6 +1,6 @@
 """A text to a vector, by an encoder without a head; what is measured is the similarity of two sentences."""
 
-from pressoir.extensions.task import Metric, Task, Tensor
+from pressoir.extensions.task import TRUNCATED, Metric, Task, Tensor
 
 TASK = Task(
     name="feature-extraction",
@@ -20,5 +20,5 @@ TASK = Task(
     tier_settings=("max_length", "max_batch"),
     kserve="pressoir.serving.http.kserve:embed",
     parameters=("max_length",),
-    outputs=(Tensor("embedding", "FP32", ("rows", -1)),),
+    outputs=(Tensor("embedding", "FP32", ("rows", -1)), TRUNCATED),
 )

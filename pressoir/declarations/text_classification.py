@@ -1,6 +1,6 @@
 """A text to one of some labels."""
 
-from pressoir.extensions.task import Metric, Task, Tensor
+from pressoir.extensions.task import TRUNCATED, Metric, Task, Tensor
 
 TASK = Task(
     name="text-classification",
@@ -30,5 +30,9 @@ TASK = Task(
     tier_settings=("max_length", "max_batch"),
     kserve="pressoir.serving.http.kserve:classify",
     parameters=("max_length",),
-    outputs=(Tensor("probabilities", "FP32", ("rows", "labels")), Tensor("label", "BYTES", ("rows",))),
+    outputs=(
+        Tensor("probabilities", "FP32", ("rows", "labels")),
+        Tensor("label", "BYTES", ("rows",)),
+        TRUNCATED,
+    ),
 )

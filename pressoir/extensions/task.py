@@ -47,6 +47,10 @@ class Tensor:
     """Sizes: `rows` is one a text, `labels` the number of the model's labels."""
 
 
+TRUNCATED = Tensor("truncated", "BOOL", ("rows",))
+"""Whether a text has more tokens than the model was given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a model does. Dotted paths are `module:attribute`; without one, the task cannot do that."""
@@ -58,6 +62,12 @@ class Task:
     heads: tuple[str, ...]
     """Ends of the class names in `architectures` of `config.json` that mean this task; the longest wins among
     all tasks'."""
+    model_types: tuple[str, ...] = ()
+    """Of the models with such a head, the types (`model_type` of `config.json`) that it runs; empty: all."""
+    pytorch_only: tuple[str, ...] = ()
+    """Of these types, those that are run from a checkpoint by transformers, and not exported."""
+    evaluated_only: tuple[str, ...] = ()
+    """Of these types, those that are not served for this task."""
     kind: Kind | None = None
     """What recipes, benchmarks and merges treat its models as; None: they do not take them."""
     sound: bool = False
@@ -159,8 +169,8 @@ def names_of(kind: Kind) -> list[str]:
     return [one.name for one in tasks() if one.kind == kind]
 
 
-def task_of_architecture(name: str) -> Task:
-    """The task of a model class, such as `LlamaForCausalLM`: of all declared heads, the longest that fits.
+def tasks_of_architecture(name: str) -> list[Task]:
+    """The tasks of a model class, such as `LlamaForCausalLM`: of all declared heads, the longest that fits.
 
     Raises:
         ExtensionError: none does.
@@ -168,7 +178,13 @@ def task_of_architecture(name: str) -> Task:
     fitting = [(len(head), one) for one in tasks() for head in one.heads if name.endswith(head)]
     if not fitting:
         raise ExtensionError(f"no task in {GROUP} is for {name}")
-    return max(fitting, key=lambda found: found[0])[1]
+    longest = max(length for length, _ in fitting)
+    return [one for length, one in fitting if length == longest]
+
+
+def task_of_architecture(name: str) -> Task:
+    """The first of `tasks_of_architecture`."""
+    return tasks_of_architecture(name)[0]
 
 
 def task_offering(operation: str) -> Task:

@@ -260,8 +260,9 @@ class TrainingConfig(Config):
     proportional to their frequency (`balanced`); null weights all sentences equally."""
     early_stopping_patience: Positive | None = None
     """Stop after this many epochs without improvement in `best_metric`; null disables early stopping."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` trains with autocast, which is faster on CPUs and GPUs with bf16 instructions."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`bfloat16` trains with autocast, which is faster on CPUs and GPUs with bf16 instructions and several
+    times slower on others; `auto` uses it if the CPU has them."""
     checkpoint_every_steps: Positive | None = None
     """Save a resumable checkpoint every this many steps; null saves one per epoch."""
 

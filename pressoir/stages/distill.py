@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pressoir.recipe.sections import DistillConfig
 from pressoir.stage import Stage, StageContext, StageKeyParts
+from pressoir.training import precision
 from pressoir.training.memory import training_bytes
 
 
@@ -31,7 +32,7 @@ def run(inputs: Mapping[str, Path], config: DistillConfig, context: StageContext
 
 def key(config: DistillConfig) -> StageKeyParts:
     """Of a student that is a checkpoint only that it is one: its digest is among the inputs."""
-    values = config.model_dump(mode="json")
+    values = precision.key_values(config)
     values["student"]["model"] = config.student.model is not None
     return StageKeyParts(values)
 

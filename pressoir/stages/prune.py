@@ -42,7 +42,8 @@ from typing import TYPE_CHECKING, Literal
 from pressoir.data import sentences
 from pressoir.recipe.sections import ExportConfig, PruneConfig, QuantizeConfig
 from pressoir.reporting import Silent
-from pressoir.stage import Stage, StageContext
+from pressoir.stage import Stage, StageContext, StageKeyParts
+from pressoir.training import precision
 from pressoir.training.memory import training_bytes
 
 if TYPE_CHECKING:
@@ -101,12 +102,18 @@ def int8_cost(
         return cost(graph, folder, conditions).model_dump()
 
 
+def key(config: PruneConfig) -> StageKeyParts:
+    """The whole configuration, with the precision of this machine."""
+    return StageKeyParts(precision.key_values(config))
+
+
 STAGE = Stage(
     name="prune",
     version=2,
     kind="model",
     config=PruneConfig,
     run=run,
+    key=key,
     measures=lambda config: config.target is not None and config.target.latency_ms is not None,
     searchable=True,
     memory=training_bytes,

@@ -17,6 +17,7 @@ from pathlib import Path
 from pressoir.data import sentences
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
+from pressoir.training import precision
 from pressoir.training.memory import training_bytes
 
 
@@ -62,7 +63,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
 
 def key(config: TeacherConfig) -> StageKeyParts:
     """Of a finished checkpoint only that it is one: its digest is among the inputs."""
-    values = config.model_dump(mode="json")
+    values = precision.key_values(config)
     values["checkpoint"] = config.checkpoint is not None
     return StageKeyParts(values)
 

@@ -48,7 +48,7 @@ from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
-from pressoir.training import balance, quantization_aware, relations
+from pressoir.training import balance, precision, quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 
@@ -111,6 +111,8 @@ def fit(
     checkpoints, chosen_by = context.work_dir / "checkpoints", balance.best_metric(config, folder)
     if chosen_by != "accuracy":
         context.reporter.message(f"{what}: the best epoch is that with the best macro-averaged F1")
+    if (slow := precision.warning(config)) is not None:
+        context.reporter.message(slow)
     arguments = _arguments(config, checkpoints, chosen_by, context.seed)
     progress = _Progress(context.reporter, what, config.checkpoint_every_steps, after_step)
     callbacks: list[TrainerCallback] = [progress]
@@ -164,7 +166,7 @@ def _arguments(config: TrainingConfig, checkpoints: Path, best_metric: str, seed
         lr_scheduler_type="linear",
         group_by_length=True,
         length_column_name="length",
-        bf16=config.precision == "bfloat16",
+        bf16=precision.resolved(config) == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         eval_strategy="epoch",

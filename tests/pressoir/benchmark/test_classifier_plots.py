@@ -244,3 +244,10 @@ assert "torch" not in sys.modules
 assert matplotlib.rcParams["font.size"] == before != plots.STYLE["font.size"]
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_linear_baseline_is_a_line_of_the_scatter_plot(figures, tmp_path):
+    classifier_plots.accuracy_latency(ROWS, tmp_path / "a.png", 0.3)
+    axes = figures[0].axes[0]
+    assert any(set(line.get_ydata()) == {30.0} for line in axes.lines)
+    assert axes.get_ylim()[0] < 30

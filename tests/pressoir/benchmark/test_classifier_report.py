@@ -1,8 +1,8 @@
-"""What a comparison says of the vocabulary stage; the rest is in stages/test_benchmark.py."""
+"""A comparison on the vocabulary stage and the linear baseline; the rest is in stages/test_benchmark.py."""
 
 import pytest
 
-from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
+from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, LinearBaseline, to_markdown
 
 
 def row(stage, runtime="pytorch", **changes):
@@ -73,3 +73,32 @@ def test_a_busy_machine_is_said_right_under_the_headline(conditions, said):
         assert "busy" not in text
     else:
         assert line.startswith(f"**The machine was busy: {said}.")
+
+
+BASE = {
+    **{"ngrams": "words", "training_sentences": 1264, "train_s": 0.8, "macro_f1": 0.66, "parameters": 9000},
+    **{"accuracy": 0.67, "accuracy_ci_low": 0.61, "accuracy_ci_high": 0.72, "size_mb": 0.5},
+    **{"latency_ms_p50": 0.5, "latency_ms_p95": 0.7, "throughput_per_s": 9000.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        (0.80, "teacher (pytorch) gains +13.0 points on it, more than chance explains."),
+        (0.70, "so this test split does not show that the data needs a Transformer."),
+        (0.55, "+12.0 points more than teacher (pytorch). This data does not need a Transformer."),
+    ],
+)
+def test_the_report_says_whether_the_data_needs_a_transformer(accuracy, said):
+    text = notes(row("teacher", accuracy=accuracy), linear_baseline=LinearBaseline(**BASE))
+    [line] = [one for one in text.splitlines() if one.startswith("| linear baseline")]
+    [head] = [one for one in text.splitlines() if one.startswith("| stage")]
+    assert line.count("|") == head.count("|")
+    assert "| linear baseline | scikit-learn | 67.0 % (61.0–72.0) |" in line
+    assert said in text
+    assert "trained on 1264 sentences in 0.8 s) reaches 67.0 %" in text
+
+
+def test_without_a_baseline_the_report_has_no_row_of_it():
+    assert "linear" not in notes(row("teacher"))

@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from pressoir.pipeline import keys as keys_module
 from pressoir.pipeline.keys import stage_key
 from pressoir.pipeline.plan import Planner
 from pressoir.pipeline.sources import Sources
@@ -47,6 +48,7 @@ from pressoir.sources.resolve import Source
 from pressoir.stage import stage_names
 from pressoir.store.artifact import DECISIVE_PACKAGES, Artifact, StageKey
 from pressoir.store.store import Store
+from pressoir.system import runtime
 from pressoir.system.files import MANIFEST
 
 RECORD = Path(__file__).with_name("recorded_keys.json")
@@ -55,6 +57,10 @@ OTHERS = ("evaluation-", "search-", "serving-")
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 SEED = 42
 STAGES = stage_names()
+MACHINE = {
+    "cpu": "Intel(R) Xeon(R) Processor",
+    "cpu_features": "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf16",
+}
 # One of them is not installed.
 VERSIONS = {
     "torch": "2.0.1+cpu",
@@ -315,9 +321,11 @@ def cases(folder):
 
 
 @contextmanager
-def recorded_versions():
-    """Let the decisive packages have the versions of `VERSIONS`, while nothing is imported."""
-    installed = importlib.metadata.version
+def recorded_versions(bfloat16=False):
+    """Let `VERSIONS` be those of the decisive packages (nothing is imported), `MACHINE` the machine, whose
+    CPU has bfloat16 instructions or not."""
+    installed, machine_of = importlib.metadata.version, keys_module.machine_of
+    has_bfloat16, runtime.has_bfloat16 = runtime.has_bfloat16, lambda: bfloat16
 
     def version(package):
         if package not in VERSIONS:
@@ -327,10 +335,12 @@ def recorded_versions():
         return VERSIONS[package]
 
     importlib.metadata.version = version
+    keys_module.machine_of = lambda threads: {**MACHINE, "threads": str(threads)}
     try:
         yield
     finally:
-        importlib.metadata.version = installed
+        importlib.metadata.version, keys_module.machine_of = installed, machine_of
+        runtime.has_bfloat16 = has_bfloat16
 
 
 def write_files(folder):
@@ -394,7 +404,7 @@ class RecordedPlanner(Planner):
 
 
 def stage_keys(folder):
-    """The keys of `cases`, and where their results lie."""
+    """The keys of `cases`, and where their results lie: the default precision was float32."""
     made = {name: (name.partition("/")[0], *case) for name, case in cases(folder).items()}
     with recorded_versions():
         store = Store(folder / "home")
@@ -405,14 +415,14 @@ def stage_keys(folder):
 
 
 def recipe_keys(path, folder):
-    """The key of every step of a shipped recipe, from its own pipeline."""
+    """The key of every step of a shipped recipe, from its own pipeline: they asked for bfloat16."""
     from pressoir.flows.compress import pipeline
 
     recipe = Recipe.from_yaml(path)
     if recipe.data.source == "files":
         here = [f"data.{split}={folder / 'train.tsv'}" for split in ("train", "test")]
         recipe = Recipe.from_yaml(path, here)
-    with recorded_versions():
+    with recorded_versions(bfloat16=True):
         store = FullStore()
         planner = RecordedPlanner(recipe, Sources(store))
         pipeline(recipe, planner)
