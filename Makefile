@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test fuzz kills lint docs ui clean
+.PHONY: help demo serve check test fuzz openapi kills lint docs ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: .venv/.dev ## install, then run all tests, with the coverage of the fast o
 
 fuzz: .venv/.dev ## damage 5,000 inputs of each kind (tests/fuzz/): none may end in anything but an error of its own
 	FUZZ_INPUTS=5000 $(PYTEST) --dist load tests/fuzz/test_fuzz.py
+
+openapi: .venv/.dev ## compare a server with its OpenAPI document in 5,000 requests (tests/pressoir/serving/http/openapi/); takes minutes
+	OPENAPI_EXAMPLES=90 $(BIN)/python -m pytest -s tests/pressoir/serving/http/openapi
 
 kills: .venv/.dev ## stop each command at 12 moments by three signals (tests/flows/test_kills.py); takes hours
 	KILL_MOMENTS=12 $(PYTEST) --dist load tests/flows/test_kills.py

@@ -5,6 +5,7 @@ Importing the command line reads the declarations of every installed package, of
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from pressoir.errors import ExtensionError
@@ -22,7 +23,10 @@ _WORK = {
 
 
 def main() -> None:
-    """Run the command line; a package that cannot be used is one line and exit code 2."""
+    """Run the command line; a package that cannot be used is one line and exit code 2.
+
+    Where nobody reads standard output any more (`| head -1`), the end is silent, with SIGPIPE's exit code.
+    """
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if name not in _WORK:
         _run()
@@ -38,7 +42,12 @@ def _run() -> None:
     except ExtensionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    cli.main(prog_name="pressoir")
+    try:
+        cli.main(prog_name="pressoir")
+    except SystemExit as end:  # click and rich make 1 of it, which also says that something was found
+        if isinstance(end.__context__, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise
 
 
 if __name__ == "__main__":

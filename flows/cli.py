@@ -31,6 +31,7 @@ from pressoir.flows.commands.serve import serve
 from pressoir.flows.commands.shard import shard, unshard, verify
 from pressoir.flows.commands.terminal import console, progress, quiet_libraries
 from pressoir.flows.commands.tracking import tracking
+from pressoir.flows.commands.undeploy import undeploy
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.pipeline.estimates import estimate_peak_bytes
 from pressoir.pipeline.sources import Sources
@@ -176,7 +177,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 for command in (
-    *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy),
+    *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy, undeploy),
     *(tracking, pool),
 ):
     main.add_command(command)

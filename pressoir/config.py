@@ -94,13 +94,15 @@ def plain(raw: Any, overrides: Sequence[str], source: str) -> dict[str, Any]:
     return result
 
 
-def validate(cls: type[Section], raw: dict[str, Any], source: str) -> Section:
-    """Make a `cls` of a plain mapping.
+def validate(cls: type[Section], raw: dict[str, Any], source: str, *, strict: bool = False) -> Section:
+    """Make a `cls` of a plain mapping; if `strict`, of JSON whose values have the fields' own types.
 
     Raises:
         RecipeError: fields are wrong; all are listed.
     """
     try:
+        if strict:
+            return cls.model_validate_json(json.dumps(raw), strict=True)
         return cls.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(_all_errors(cls, error, source)) from None

@@ -23,6 +23,10 @@ exits with code 2.
 class PressoirError(Exception):
     """The base of all errors that a message can help with."""
 
+    def __str__(self) -> str:
+        """The message, fit for a terminal, a log and a response: half a surrogate pair is escaped."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class RecipeError(PressoirError):
     """A recipe, or an option, that cannot be run as written."""

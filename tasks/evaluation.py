@@ -30,7 +30,7 @@ def prepare(
     seen: Survey | None = None,
 ) -> tuple[Path, Prepared]:
     """Resolve models and data, estimate memory and plan; create the run's folder, or resume in `folder`."""
-    prepared = run.prepare(config, Store(home), batches=batches, seen=seen)
+    prepared = run.prepare(config, Store(home), batches=batches, seen=seen, resumed=folder is not None)
     if folder is not None:
         prepared = run.resume(prepared, folder)
         cluster.collect_all(prepared.jobs)

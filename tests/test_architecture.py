@@ -21,7 +21,7 @@ system: the machine: cgroups, memory, runtime settings, files; text that others 
 config metrics: the configurations' base types, and the figures
 extensions: what other packages can add to, and the loader of those lists
 stage: what a stage is, and what it is given
-plots: how every picture looks
+plots: how every picture looks, and pages that are one file
 store: artifacts, and the folders that hold them
 recipe: the recipe and its sections
 formats: what lies in a model folder, read without loading a model
@@ -165,7 +165,7 @@ HEAVY = set(
     """torch transformers onnxruntime onnx optimum prefect mlflow datasets matplotlib pandas pyarrow sklearn
     optuna mergekit fastapi starlette uvicorn jinja2 sacrebleu jiwer soundfile soxr tokenizers numpy
     huggingface_hub safetensors dask distributed prefect_dask httpx prometheus_client rich yaml pydantic
-    filelock psutil http ssl""".split()
+    filelock psutil http ssl llguidance""".split()
 )
 
 

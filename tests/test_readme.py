@@ -56,6 +56,7 @@ def test_make_targets_exist():
         "check",
         "test",
         "fuzz",
+        "openapi",
         "kills",
         "lint",
         "docs",

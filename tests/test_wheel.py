@@ -133,4 +133,4 @@ def test_an_example_names_its_files_wherever_it_is_run(run):
 def test_an_unknown_example_is_an_error_that_lists_them(run):
     done = run("pressoir", "evaluate", "nothing")
     assert done.returncode == 2
-    assert "the name of an example: evaluation-demo, evaluation-mixed" in done.stderr
+    assert "the name of an example: evaluation-demo, evaluation-french-asr, evaluation-mixed" in done.stderr

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     metavar="URL",
     envvar="PRESSOIR_SERVER",
     show_envvar=True,
-    help="A running server to switch to the new configuration; its API key is read from PRESSOIR_API_KEY.",
+    help="A running server to switch to the new configuration; its key is read from PRESSOIR_ADMIN_KEY.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE …", help="Override a field of CONFIG."

@@ -88,6 +88,7 @@ def evaluate(
     if auto:
         chosen |= {"strategy": strategy, "batches": {}}
     parsed, folder = _configuration(config, resume, overrides, chosen, auto)
+    run.check_batches(parsed, batches)
     store = Store()
     looking = analyze_only or list_batches
     if interactive and not looking:
@@ -236,7 +237,7 @@ def _print_result(result: EvaluationResult) -> None:
     for one in bad:
         last = (one.detail.strip().splitlines() or [""])[-1]
         console.print(f"[red]{one.verdict}[/] {escape(one.id)}: {escape(last)}", soft_wrap=True)
-    console.print(f"\nreport  {escape(str(result.folder / 'report.md'))}", soft_wrap=True)
+    console.print(f"\nreport  {escape(str(result.folder / 'report.html'))}", soft_wrap=True)
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
     if bad:
         console.print(

@@ -123,10 +123,12 @@ def quantize(
     export_config = ExportConfig(low_memory=low_cpu_mem)
 
     from pressoir.formats.folder import task_of
+    from pressoir.formats.supported import check_supported
     from pressoir.quantization.metadata import FILE, ONNX
     from pressoir.sources import resolve
 
     source = resolve.resolve(model)
+    check_supported(source.folder)
     declared = task(task_of(source.folder))
     _check(level, declared, test, low_cpu_mem)
     judged = _evaluation(evaluation) if test else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -19,8 +20,6 @@ from pressoir.system.reader import exists
 
 if TYPE_CHECKING:
     from pressoir.serving.config import ServingConfig
-
-    pass
 
 
 @click.command(cls=ManyValues)
@@ -45,15 +44,31 @@ if TYPE_CHECKING:
     metavar="NAME=VALUE …",
     help="Set a limit of the server, see docs/serving.md.",
 )
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name of the server, such as a proxy's; its pages may send requests.",
+)
+@click.option("--insecure", is_flag=True, help="Listen to other machines without an API key.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the log of the workers.")
 def serve(
-    config: str, host: str, port: int, overrides: tuple[str, ...], limits: tuple[str, ...], verbose: bool
+    config: str,
+    host: str,
+    port: int,
+    overrides: tuple[str, ...],
+    limits: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    insecure: bool,
+    verbose: bool,
 ) -> None:
     """Serve the tiers of CONFIG: a YAML file, the name of a deployed one, or serving-demo.
 
     Ctrl-C or SIGTERM stops the server.
 
-    One JSON line per request is written to standard output, all other messages to standard error.
+    One JSON line per request is written to standard output, all other messages to standard error. The server
+    goes on when its standard output is closed.
     """
     from pressoir.serving.http.serve import serve as serve_tiers
 
@@ -66,6 +81,8 @@ def serve(
         port,
         allowed,
         lambda address: click.echo(f"{address}  Ctrl-C stops the server", err=True),
+        insecure=insecure,
+        allowed_hosts=allowed_hosts,
     )
 
 
@@ -97,5 +114,20 @@ def _log(verbose: bool) -> None:
     )
     logging.getLogger("pressoir").setLevel(logging.DEBUG if verbose else logging.INFO)
     access = logging.getLogger("pressoir.access")
-    access.handlers, access.propagate = [logging.StreamHandler(sys.stdout)], False
+    access.handlers, access.propagate = [_AccessHandler(sys.stdout)], False
     access.setLevel(logging.INFO)
+
+
+class _AccessHandler(logging.StreamHandler[TextIO]):
+    """Writes to standard output until nobody reads it any more, which is said once: the server goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's own name
+        """Where the reader is gone, send what is left nowhere; other errors are told as ever."""
+        if not isinstance(sys.exception(), BrokenPipeError):
+            super().handleError(record)
+            return
+        logging.getLogger(record.name).removeHandler(self)
+        logging.getLogger("pressoir").warning("standard output was closed; requests are no longer logged")
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)

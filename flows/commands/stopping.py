@@ -47,12 +47,18 @@ def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
                 end_family()
                 os._exit(128 + byte[0])
 
+    def ignored(fault: sys.UnraisableHookArgs) -> None:
+        if fault.exc_type is not KeyboardInterrupt:  # raised in a destructor, whose errors Python prints
+            hook(fault)
+
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         with sigterm_as_interrupt():
             yield
     finally:
+        sys.unraisablehook = hook
         unwound.set()
         if stopped.is_set():  # the thread ends the process, with the signal's exit code
             watcher.join()

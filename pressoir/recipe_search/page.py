@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html as escaping
 import json
 from pathlib import Path
 from typing import Any
 
+from pressoir.plots.standalone_page import render
 from pressoir.recipe_search.budget import meets
 from pressoir.recipe_search.outcome import SearchOutcome, verdict
 
@@ -15,13 +15,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def html(name: str, found: SearchOutcome) -> str:
     """The page of a search."""
-    text = json.dumps(content(found), ensure_ascii=False)
-    # Within a script element only these could end it or begin another.
-    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    page = _TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("{{title}}", escaping.escape(name))
-    page = page.replace("{{headline}}", escaping.escape(found.headline()))
-    return page.replace("{{data}}", text)
+    return render(_TEMPLATE, title=name, headline=found.headline(), data=content(found))
 
 
 def content(found: SearchOutcome) -> dict[str, Any]:

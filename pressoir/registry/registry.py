@@ -138,6 +138,18 @@ class Registry:
 
         self._change("serving", put)
 
+    def undeploy(self, id: str) -> None:
+        """Take the serving configuration `id` out of `home`'s file; of one that is not there nothing is said.
+
+        Raises:
+            RegistryError, StoreError: as `add`.
+        """
+
+        def drop(serving: dict[str, ServingEntry]) -> None:
+            serving.pop(id, None)
+
+        self._change("serving", drop)
+
     def content(self) -> str | None:
         """The text of `home`'s own file; None where there is none.
 

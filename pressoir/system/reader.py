@@ -106,11 +106,13 @@ def read_text(
 ) -> str:
     """The UTF-8 text of a file of at most `most` bytes, its lines ended by `\\n`; None sets no limit.
 
+    A byte order mark is left out, and a carriage return before a line's end.
+
     Raises:
         error: it cannot be read, is larger, or is not UTF-8; the message ends with the `advice`.
     """
     text = _decode(_read(path, error, advice, most), named(path), error, advice, what)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n")
 
 
 def read_bytes(path: Path, error: Kind, advice: str) -> bytes:
@@ -243,7 +245,7 @@ def _read(path: Path, error: Kind, advice: str, most: int | None) -> bytes:
 
 def _decode(content: bytes, where: str, error: Kind, advice: str, what: str) -> str:
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as fault:
         raise error(f"{where} is not {what}: byte {fault.start} is not UTF-8; {advice}") from fault
 

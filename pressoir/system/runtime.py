@@ -40,6 +40,7 @@ _CPU_FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
 )
+_BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
 
 BRIEF_SPINNING: Mapping[str, str] = {"GOMP_SPINCOUNT": "100000"}
 """Variable that has GNU OpenMP's threads spin a third as long as they do by themselves."""
@@ -147,6 +148,24 @@ def release_memory() -> None:
 
 def describe_machine(threads: int) -> dict[str, str]:
     """CPU model, vector features that matter for int8 and bf16, and thread count, for the benchmark."""
+    model, flags = _cpu()
+    features = " ".join(feature for feature in _CPU_FEATURES if feature in flags) or "none known"
+    return {
+        "cpu": model,
+        "cpu_features": features,
+        "cpus": str(available_cpus()),
+        "threads": str(threads),
+        "system": platform.platform(),
+    }
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 numbers by itself."""
+    return not _cpu()[1].isdisjoint(_BFLOAT16_FEATURES)
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """The CPU's model and its flags."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -157,14 +176,7 @@ def describe_machine(threads: int) -> dict[str, str]:
             elif name.strip() in ("flags", "Features"):
                 flags = set(value.split())
                 break
-    features = " ".join(feature for feature in _CPU_FEATURES if feature in flags) or "none known"
-    return {
-        "cpu": model,
-        "cpu_features": features,
-        "cpus": str(available_cpus()),
-        "threads": str(threads),
-        "system": platform.platform(),
-    }
+    return model, flags
 
 
 def machine_of(threads: int) -> dict[str, str]:

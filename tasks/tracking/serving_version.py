@@ -32,7 +32,7 @@ from pressoir.tasks.tracking.database import (
 )
 from pressoir.tasks.tracking.run import Run
 
-ALIAS = "champion"
+ALIAS, PREFIX = "champion", "serving-"
 FOLDER = "serving"
 """Where the resolved configuration lies among a run's artifacts."""
 _KIND = "pressoir.kind"
@@ -50,7 +50,7 @@ class Before:
 
 def model_name(config: ServingConfig) -> str:
     """The registered model of a configuration; not its bare name, which often is a model's."""
-    return f"serving-{config.name}"
+    return f"{PREFIX}{config.name}"
 
 
 def reference_of(uri: str, store: Store) -> str:
@@ -152,6 +152,24 @@ def undo(name: str, before: Before, run: Run, store: Store) -> None:
             client.delete_model_version(name, version)
         if not before.exists and len(ours) == len(versions):
             client.delete_registered_model(name)
+
+
+def retire(name: str, store: Store) -> str | None:
+    """Take the alias from the version of the deployed configuration `name`; return that version, if any.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    where, default = tracking_uri(store.home)
+    with _told(where), database_lock(store.home):
+        if default:
+            prepare_database(where)
+        client = mlflow.MlflowClient(where, where)
+        model = _model(client, f"{PREFIX}{name}")
+        holder = None if model is None else _holder(model)
+        if holder is not None:
+            client.delete_registered_model_alias(f"{PREFIX}{name}", ALIAS)
+    return holder
 
 
 def _version(client: Any, asked: re.Match[str]) -> ModelVersion:

@@ -1,6 +1,7 @@
 """Prefect's test harness, a home of its own for every test, and stages that only copy a folder."""
 
 import shutil
+import time
 
 import pytest
 
@@ -13,6 +14,39 @@ def prefect_harness():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def artifacts_of():
+    """The artifacts of one flow run by key: without a filter, the server returns 200 of all tests."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    def artifacts_of(run):
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+        with get_client(sync_client=True) as client:
+            return {one.key: one for one in client.read_artifacts(artifact_filter=wanted)}
+
+    return artifacts_of
+
+
+@pytest.fixture
+def tasks_of():
+    """The states of one flow run's tasks by their names, when so many of them have ended."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    def tasks_of(run, count):
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        with get_client(sync_client=True) as client:
+            for _ in range(100):  # task runs reach the server as events, a little later
+                tasks = client.read_task_runs(flow_run_filter=wanted)
+                if sum(task.state.is_final() for task in tasks) >= count:
+                    break
+                time.sleep(0.2)
+        return {task.name: task.state_name for task in tasks}
+
+    return tasks_of
 
 
 @pytest.fixture
@@ -121,7 +155,13 @@ def _fake_benchmark(inputs, config, context):
         figures |= {"runtime": "onnxruntime" if onnx else "pytorch", "speedup": 1.0 + place, "accuracy": 0.9}
         rows.append(BenchmarkRow(**figures))
     header = dict.fromkeys(Benchmark.model_fields, 1) | {"recorded_at": "2020-01-01T00:00:00+00:00"}
-    header |= {"machine": {}, "versions": {}, "f1_label": "positive", "rows": tuple(rows)}
+    header |= {
+        "machine": {},
+        "versions": {},
+        "f1_label": "positive",
+        "linear_baseline": None,
+        "rows": tuple(rows),
+    }
     Benchmark(**header).write(context.out_dir / "benchmark.json")
     (context.out_dir / "comparison.md").write_text("| stage | accuracy |\n|---|---|\n| teacher | 0.9 |\n")
     (context.out_dir / "sizes.png").write_bytes(b"\x89PNG\r\n\x1a\n")

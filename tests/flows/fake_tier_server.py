@@ -109,6 +109,6 @@ if __name__ == "__main__":
     if mute == ["all"]:
         sys.exit("no memory for the models")
     config = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    server = FakeServer(config, os.environ.get("PRESSOIR_API_KEY", ""), mute)
+    server = FakeServer(config, os.environ.get("PRESSOIR_ADMIN_KEY", ""), mute)
     print(f"{server.url}  Ctrl-C stops the server", file=sys.stderr, flush=True)
     server.serve_forever()

@@ -111,7 +111,7 @@ def main(config, resumed=None):
         found = run.predictions(prepared.jobs[name], asked)
         score = scoring.score(asked, {one.sample: one.value for one in found})
         scored = outcomes[name].model_copy(update={"metrics": score.metrics, "notes": score.notes})
-        results.append(EvaluationOutcome(name, model, data, asked, scored, found))
+        results.append(EvaluationOutcome(name, model, data, asked, scored, found, score))
     write.write(folder, results, prepared.plan, memory_log.stats(folder), {"name": parsed.name})
 
 

@@ -52,7 +52,7 @@ def run(*words):
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_harness", "tracked")
 class TestFlow:
-    def test_every_model_is_evaluated_and_told_of_everywhere(self, values, tmp_path):
+    def test_every_model_is_evaluated_and_told_of_everywhere(self, values, tmp_path, artifacts_of, tasks_of):
         from mlflow import MlflowClient
         from prefect.client.orchestration import get_client
 
@@ -95,15 +95,15 @@ class TestFlow:
         assert nested["lm.bad"].data.metrics["perplexity"] == pytest.approx(
             found["lm.bad"].metrics["perplexity"]
         )
-        assert "report.md" in {file.path for file in client.list_artifacts(result.mlflow_run_id)}
+        logged = {file.path for file in client.list_artifacts(result.mlflow_run_id)}
+        assert {"report.md", "report.html"} <= logged
         with get_client(sync_client=True) as prefect:
-            names = {one.name for one in prefect.read_task_runs()}
             run_ = prefect.read_flow_run(result.prefect_run_id)
-            keys = {one.key for one in prefect.read_artifacts()}
+        names = tasks_of(result.prefect_run_id, 3)
         assert {"prepare-0", "report-0"} <= {name.rsplit("-", 1)[0] + "-0" for name in names}
         assert any(name.startswith("evaluate-") for name in names)
         assert f"mlflow:{result.mlflow_run_id}" in run_.tags
-        assert {"evaluation-report", "evaluation"} <= keys
+        assert {"evaluation-report", "evaluation"} <= artifacts_of(result.prefect_run_id).keys()
 
     def test_a_resumed_run_does_only_what_is_left(self, values):
         from pressoir.flows.batch_evaluation import batch_evaluation
@@ -167,10 +167,26 @@ class TestLooking:
         assert auto.startswith("batch-1: ")
         assert "lm.good" in auto.splitlines()[0]
 
+    def test_a_model_of_an_unsupported_type_is_told_before_anything_runs(
+        self, written, values, tmp_path, home
+    ):
+        other = shutil.copytree(values["models"][1]["model"], tmp_path / "other")
+        config = json.loads((other / "config.json").read_text())
+        config |= {"architectures": ["MusicgenForConditionalGeneration"], "model_type": "musicgen"}
+        (other / "config.json").write_text(json.dumps(config))
+        path = written(models=[*values["models"], {"id": "music", "model": str(other), "data": "good"}])
+        result = run("evaluate", path, "--analyze-only")
+        assert result.exit_code == 0
+        assert "unsupported music: MusicgenForConditionalGeneration (model type 'musicgen')" in result.output
+        assert "batch-1" in result.output
+
     @pytest.mark.parametrize(
         ("words", "told"),
         [
-            (["--batches", "none", "--list-batches"], "no batch 'none'; the plan has: batch-1"),
+            (
+                ["--batches", "none", "--list-batches"],
+                "no batch 'none'; the configuration has: batch-1, batch-2",
+            ),
             (["--resume", "gone"], "no run 'gone' to resume"),
             (["--set", "modles=1"], "modles: unknown field; did you mean `models`?"),
         ],

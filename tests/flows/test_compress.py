@@ -61,24 +61,12 @@ def test_a_run_builds_every_stage_in_order_and_the_next_finds_all_in_the_store(r
     assert len(nested) == len(ORDER)
 
 
-def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
+def test_cached_tasks_end_in_a_state_of_that_name(recipe, fake_stages, tasks_of):
     from pressoir.flows.compress import compress
 
     compress(recipe)
     result = compress(recipe)
-    with get_client(sync_client=True) as client:
-        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[result.prefect_run_id]))
-        states = {}
-        for _ in range(50):  # task runs reach the server as events, a little later
-            states = {run.name: run.state_name for run in client.read_task_runs(flow_run_filter=wanted)}
-            if len(states) == len(ORDER) + 2 and "Running" not in states.values():
-                break
-            import time
-
-            time.sleep(0.2)
+    states = tasks_of(result.prefect_run_id, len(ORDER) + 2)
     assert states.pop("register") == "Completed"
     assert states.pop(f"fetch {recipe.model}") == "Completed"
     assert set(states.values()) == {"Cached"}
@@ -201,7 +189,7 @@ def test_the_record_in_mlflow_is_complete(recipe, fake_stages, home):
     assert {"artifact.json", "distill.png"} <= {f.path for f in client.list_artifacts(distill.info.run_id)}
 
 
-def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
+def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages, artifacts_of):
     from prefect.client.orchestration import get_client
 
     from pressoir.flows.compress import compress
@@ -209,7 +197,7 @@ def test_the_record_in_prefect_names_the_one_in_mlflow(recipe, fake_stages):
     result = compress(recipe)
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(result.prefect_run_id)
-        artifacts = {a.key: a for a in client.read_artifacts() if str(a.flow_run_id) == result.prefect_run_id}
+    artifacts = artifacts_of(result.prefect_run_id)
     assert run.name == "tiny"
     assert f"mlflow:{result.mlflow_run_id}" in run.tags
     assert artifacts["comparison"].type == "markdown"
@@ -246,21 +234,15 @@ def test_what_stages_report_reaches_the_terminal(recipe, fake_stages, reporter):
     assert any(text.startswith("shard: built in") for text in reporter.messages)
 
 
-def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeypatch):
-    from prefect.client.orchestration import get_client
-
+def test_long_stages_show_their_progress_in_prefect(recipe, fake_stages, monkeypatch, artifacts_of):
     from pressoir.flows.compress import compress
     from pressoir.tasks import progress
 
     monkeypatch.setattr(progress, "_LONG_S", -1.0)
     monkeypatch.setattr(progress, "_EVERY_S", -1.0)
     result = compress(set_(recipe, registry=None))
-    with get_client(sync_client=True) as client:
-        bars = {
-            a.key: a.data
-            for a in client.read_artifacts()
-            if a.type == "progress" and str(a.flow_run_id) == result.prefect_run_id
-        }
+    found = artifacts_of(result.prefect_run_id)
+    bars = {key: one.data for key, one in found.items() if one.type == "progress"}
     assert bars["progress-distill"] == 100.0
     assert "progress-export-teacher" in bars
 

@@ -43,7 +43,7 @@ def use_fake(patch):
     import pressoir.flows.deploy
 
     patch.setattr(pressoir.flows.deploy, "SERVE", FAKE)
-    patch.setenv("PRESSOIR_API_KEY", KEY)
+    patch.setenv("PRESSOIR_ADMIN_KEY", KEY)
 
 
 def whole(config):
@@ -85,7 +85,7 @@ def deploy(*words):
 @pytest.mark.flow
 @pytest.mark.usefixtures("prefect_harness", "tracked", "fake_serve")
 class TestDeployment:
-    def test_what_was_checked_and_tried_is_registered_everywhere(self, values, home):
+    def test_what_was_checked_and_tried_is_registered_everywhere(self, values, home, tasks_of):
         from prefect.client.orchestration import get_client
 
         from pressoir.registry.registry import Registry
@@ -119,9 +119,9 @@ class TestDeployment:
         assert yaml.safe_load((logged / "serving.yaml").read_text()) == yaml.safe_load(served.to_yaml())
         assert json.loads((logged / "sharing.json").read_text())["loads_saved"] == 1
         with get_client(sync_client=True) as prefect:
-            names = {one.name for one in prefect.read_task_runs()}
             assert f"mlflow:{result.mlflow_run_id}" in prefect.read_flow_run(result.prefect_run_id).tags
-        assert {"resolve", "smoke", "remember", "register", "version"} <= names
+        wanted = {"resolve", "smoke", "remember", "register", "version"}
+        assert wanted <= tasks_of(result.prefect_run_id, len(wanted)).keys()
 
     def test_an_earlier_configuration_gets_its_version_back(self, values, home):
         other = {**values, "tiers": {"basic": values["tiers"]["basic"]}}
@@ -182,14 +182,14 @@ class TestDeployment:
 
         with FakeServer({"tiers": {}}, "another-key") as server:
             for url, message in (
-                (server.url, "PRESSOIR_API_KEY is not the API key of the server"),
+                (server.url, "PRESSOIR_ADMIN_KEY is not a key of the server"),
                 ("http://127.0.0.1:9", "check that the server is running"),
                 ("127.0.0.1:5001", "expected http://host:port"),
             ):
                 with pytest.raises(PressoirError, match=message):
                     deploy(values, url)
-            monkeypatch.delenv("PRESSOIR_API_KEY")
-            with pytest.raises(PressoirError, match="PRESSOIR_API_KEY is not set"):
+            monkeypatch.delenv("PRESSOIR_ADMIN_KEY")
+            with pytest.raises(PressoirError, match="PRESSOIR_ADMIN_KEY is not set"):
                 deploy(values, server.url)
         assert not client_of(home).get_experiment_by_name("serving-tiny")
 
@@ -396,7 +396,7 @@ def test_a_real_server_tries_it_and_another_goes_over_to_it_or_stays(
     from pressoir.serving.client import Server
     from pressoir.serving.deployment import deployed
 
-    monkeypatch.setenv("PRESSOIR_API_KEY", KEY)
+    monkeypatch.setenv("PRESSOIR_ADMIN_KEY", KEY)
     own = shutil.copytree(tiny_classifier, tmp_path / "own")
     (own / "config.json").write_text((own / "config.json").read_text() + "\n")  # other bytes: not shared
     tiers = {"basic": values["tiers"]["basic"]}
@@ -447,3 +447,43 @@ def until(look, seconds=120):
             return found
         time.sleep(0.1)
     raise TimeoutError
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("prefect_harness", "tracked", "fake_serve")
+class TestUndeploy:
+    def test_it_is_gone_everywhere_and_comes_back_with_its_version(self, values, home):
+        from pressoir.errors import RegistryError
+        from pressoir.flows.cli import main
+        from pressoir.registry.registry import Registry
+
+        deploy(values)
+        deploy({**values, "name": "other"})
+        assert cli(main, "undeploy", "tiny") == (
+            "tiny is no longer deployed; a running server goes on until it is stopped\n"
+            "MLflow: version 1 of serving-tiny lost the alias 'champion', and stays\n"
+        )
+        assert json.loads((home / "models.json").read_text())["serving"].keys() == {"other"}
+        client = client_of(home)
+        assert client.get_registered_model("serving-tiny").aliases == {}
+        assert client.get_registered_model("serving-other").aliases == {"champion": 1}
+        with pytest.raises(RegistryError, match="no deployed configuration 'tiny'; deployed: other"):
+            Registry(home).serving("tiny")
+        assert deploy(values).version == "1"
+        assert client.get_registered_model("serving-tiny").aliases == {"champion": 1}
+
+    def test_an_unknown_name_is_refused_with_those_that_are_deployed(self, values, home):
+        from pressoir.flows.cli import main
+
+        deploy(values)
+        before = (home / "models.json").read_bytes()
+        assert "no deployed configuration 'tinny'; did you mean 'tiny'?" in cli(main, "undeploy", "tinny", 2)
+        assert (home / "models.json").read_bytes() == before
+
+
+def cli(main, command, name, status=0):
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(main, [command, name])
+    assert done.exit_code == status, done.output
+    return done.output

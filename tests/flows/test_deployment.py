@@ -142,6 +142,10 @@ class Server:
     def state(self, run):
         return send("GET", f"{self.api}/flow_runs/{run}")["state"]
 
+    def artifacts(self, run):
+        wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+        return send("POST", f"{self.api}/artifacts/filter", wanted)
+
     def wait(self, run, *states, seconds=300):
         """The state of a run, as soon as its name is one of these."""
 
@@ -230,6 +234,11 @@ def test_a_run_is_refused_cancelled_and_killed_and_the_next_one_starts(server, r
 
     cancelled = server.run(long)
     wait_for(lambda: list(store.glob("work/*/checkpoints/*/epoch.npz")) or None, 300, "a checkpoint")
+
+    def bars():
+        return [one for one in server.artifacts(cancelled) if one["type"] == "progress"] or None
+
+    wait_for(bars, 60, "a progress bar, which work longer than a few seconds gets")
     children = psutil.Process(worker.pid).children(recursive=True)
     send("POST", f"{server.api}/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}})
     _, alive = psutil.wait_procs(children, timeout=15)
@@ -260,10 +269,7 @@ def test_a_run_is_refused_cancelled_and_killed_and_the_next_one_starts(server, r
     assert {run.data.tags.get("prefect.flow_run_id") for run in runs} >= {cancelled, killed}
     assert {run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags} == {"KILLED"}
     assert "RUNNING" not in {run.info.status for run in runs}
-    found = send("POST", f"{server.api}/artifacts/filter", {})
-    of_run = {artifact["key"] for artifact in found if artifact["flow_run_id"] == following}
-    assert {"comparison", "mlflow-run"} <= of_run
-    assert any(artifact["type"] == "progress" for artifact in found if artifact["flow_run_id"] == cancelled)
+    assert {"comparison", "mlflow-run"} <= {artifact["key"] for artifact in server.artifacts(following)}
 
 
 @pytest.mark.slow

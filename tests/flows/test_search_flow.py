@@ -64,9 +64,10 @@ def in_store(ran, home, *names):
     return [config for name, config, folder in ran if name in names and folder.is_relative_to(root)]
 
 
-def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, home, built, monkeypatch):
+def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(
+    values, home, built, monkeypatch, artifacts_of
+):
     from mlflow import MlflowClient
-    from prefect.client.orchestration import get_client
 
     from pressoir.data import sentences
     from pressoir.flows.compress import compress
@@ -125,10 +126,7 @@ def test_a_search_finds_a_recipe_that_compress_runs_to_the_same_result(values, h
     assert one.data.params["distill.student.layers"] == str(found.winner.values["distill.student.layers"])
     logged = {file.path for file in client.list_artifacts(result.mlflow_run_id)}
     assert {"winner.yaml", "pareto.html", "pareto.png", "report.md"} <= logged
-    with get_client(sync_client=True) as prefect:
-        artifacts = {
-            one.key: one for one in prefect.read_artifacts() if str(one.flow_run_id) == result.prefect_run_id
-        }
+    artifacts = artifacts_of(result.prefect_run_id)
     assert found.headline() in artifacts["search-report"].data
     assert len(json.loads(artifacts["pareto-front"].data)) == len(found.front)
 

@@ -21,6 +21,9 @@ from pressoir.errors import PressoirError
 MEMORY_BYTES = 1_000_000_000
 """More than the address space of the child at its fork."""
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
+"""Of processor time: what else the machine does is not counted."""
+WAITING_SECONDS = 10 * SECONDS
+"""By the clock, for what waits without computing."""
 LAST = "last.txt"
 """Where a child was when it ended before its time."""
 LONGEST_MESSAGE = 20_000
@@ -93,12 +96,16 @@ def _child(name, target, numbers, folder, tell):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     last = (folder / LAST).open("w")
     faulthandler.enable(last)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    faulthandler.register(signal.SIGPROF, last, chain=True)  # then it ends the process
     guard = Guard()
     for number in numbers:
         own = folder / f"{name}-{number}"
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=last)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        faulthandler.dump_traceback_later(WAITING_SECONDS, exit=True, file=last)
         outcome = _outcome(random.Random(f"{name}-{number}"), target, own, guard)
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         tell.write(json.dumps(outcome) + "\n")
         tell.flush()
         shutil.rmtree(own, ignore_errors=True)

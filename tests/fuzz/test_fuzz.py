@@ -108,6 +108,10 @@ def wait(rng, own):
     return [(own / "input" / "pipe").read_bytes]
 
 
+def compute(rng, own):
+    return [lambda: all(True for _ in iter(int, 1))]
+
+
 @pytest.mark.parametrize(
     ("target", "told"),
     [
@@ -116,10 +120,12 @@ def wait(rng, own):
         (take_memory, "MemoryError"),
         (die, "the process ended by SIGABRT"),
         (wait, "Timeout"),
+        (compute, "the process ended by SIGPROF"),
     ],
 )
 def test_what_goes_wrong_is_told_for_each_input(target, told, tmp_path, monkeypatch):
     monkeypatch.setattr(forked, "SECONDS", 1)
+    monkeypatch.setattr(forked, "WAITING_SECONDS", 10 if target is compute else 1)
     accepted, refused, faults = forked.run("bad", target, 3, tmp_path)
     assert (accepted, refused, len(faults)) == (0, 0, 3)
     assert all(told in fault for fault in faults), faults

@@ -134,9 +134,10 @@ def _tiny_marian(folder):
     _save(MarianMTModel, config, folder, std=0.6, max_length=24, forced_eos_token_id=0, bad_words_ids=[[pad]])
 
 
-def _t5(folder, std, **settings):
+def _t5(folder, std, family="T5", **settings):
+    import transformers
     from tokenizers import processors
-    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+    from transformers import T5TokenizerFast
 
     backend = _unigram(["<pad>", "</s>", "<unk>"], "<unk>")
     backend.post_processor = processors.TemplateProcessing(
@@ -144,7 +145,7 @@ def _t5(folder, std, **settings):
     )
     tokenizer = T5TokenizerFast(tokenizer_object=backend, extra_ids=0)
     tokenizer.save_pretrained(folder)
-    config = T5Config(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
         d_model=32,
         d_kv=8,
@@ -155,7 +156,8 @@ def _t5(folder, std, **settings):
         task_specific_params={"translation_en_to_fr": {"prefix": "french: "}},
         **settings,
     )
-    _save(T5ForConditionalGeneration, config, folder, std=std, max_length=24)
+    kind = getattr(transformers, f"{family}ForConditionalGeneration")
+    _save(kind, config, folder, std=std, max_length=24)
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +171,119 @@ def tiny_t5(built_once):
 def tiny_first_t5(built_once):
     """Folder of a random T5 of the first kind: ReLU, a head that is the embedding."""
     return built_once("tiny-first-t5", lambda folder: _t5(folder, std=0.15))
+
+
+@pytest.fixture(scope="session")
+def tiny_mt5(built_once):
+    """Folder of a random mT5."""
+    settings = {"family": "MT5", "tie_word_embeddings": False}
+    return built_once("tiny-mt5", lambda folder: _t5(folder, std=0.15, **settings))
+
+
+@pytest.fixture(scope="session")
+def tiny_umt5(built_once):
+    """Folder of a random UMT5, whose layers have a position bias each."""
+    settings = {"family": "UMT5", "tie_word_embeddings": False}
+    return built_once("tiny-umt5", lambda folder: _t5(folder, std=0.2, **settings))
+
+
+@pytest.fixture(scope="session")
+def tiny_bart(built_once):
+    """Folder of a random BART, which writes a summary, with the generation settings that those come with."""
+    return built_once("tiny-bart", _tiny_bart)
+
+
+def _tiny_bart(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import BartConfig, BartForConditionalGeneration, BartTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    backend.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0))
+    tokenizer = BartTokenizerFast(tokenizer_object=backend, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = BartConfig(vocab_size=len(tokenizer), **_SMALL)
+    settings = {"min_length": 9, "no_repeat_ngram_size": 3, "length_penalty": 2.0, "early_stopping": True}
+    _save(BartForConditionalGeneration, config, folder, range(5), max_length=24, num_beams=4, **settings)
+
+
+def _mbart(folder, kind, start):
+    from transformers import MBartConfig, MBartForConditionalGeneration
+
+    backend = _unigram(["<s>", "<pad>", "</s>", "<unk>"], "<unk>")
+    tokenizer = kind(tokenizer_object=backend, src_lang="en_XX", tgt_lang="ro_RO", model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    begin = tokenizer.convert_tokens_to_ids("ro_RO") if start is None else start
+    config = MBartConfig(vocab_size=len(tokenizer), decoder_start_token_id=begin, **_SMALL)
+    rare = tokenizer.all_special_ids
+    _save(MBartForConditionalGeneration, config, folder, rare, max_length=24)
+
+
+@pytest.fixture(scope="session")
+def tiny_mbart(built_once):
+    """Folder of a random mBART of 25 languages: codes stand after the text, and start the translation."""
+    from transformers import MBartTokenizerFast
+
+    return built_once("tiny-mbart", lambda folder: _mbart(folder, MBartTokenizerFast, None))
+
+
+@pytest.fixture(scope="session")
+def tiny_mbart50(built_once):
+    """Folder of a random mBART of 50 languages: codes stand before the text, and are generated first."""
+    from transformers import MBart50TokenizerFast
+
+    return built_once("tiny-mbart50", lambda folder: _mbart(folder, MBart50TokenizerFast, 2))
+
+
+@pytest.fixture(scope="session")
+def tiny_pegasus(built_once):
+    """Folder of a random Pegasus."""
+    return built_once("tiny-pegasus", _tiny_pegasus)
+
+
+def _tiny_pegasus(folder):
+    from tokenizers import processors
+    from transformers import PegasusConfig, PegasusForConditionalGeneration, PegasusTokenizerFast
+
+    backend = _unigram(["<pad>", "</s>", "<unk>"], "<unk>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PegasusTokenizerFast(tokenizer_object=backend, offset=0, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = PegasusConfig(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **_SMALL)
+    settings = {"num_beams": 4, "length_penalty": 0.6, "max_length": 24, "repetition_penalty": 1.3}
+    _save(PegasusForConditionalGeneration, config, folder, tokenizer.all_special_ids, **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_m2m100(built_once):
+    """Folder of a random M2M100 with its tokenizer over SentencePiece, from English by default."""
+    return built_once("tiny-m2m100", _tiny_m2m100)
+
+
+def _tiny_m2m100(folder):
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, M2M100Tokenizer
+    from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
+
+    pieces = _train_sentencepiece(folder / "spm.model")
+    names = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece in pieces if not piece.startswith("<"))]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    codes = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
+    tokenizer = M2M100Tokenizer(
+        str(folder / "vocab.json"), str(folder / "spm.model"), src_lang="en", additional_special_tokens=codes
+    )
+    tokenizer.save_pretrained(folder)
+    (folder / "spm.model").unlink()
+    size = max(tokenizer.lang_token_to_id.values()) + 1
+    config = M2M100Config(vocab_size=size, decoder_start_token_id=2, **_SMALL)
+    rare = [*range(4), *range(len(names), size)]
+    _save(M2M100ForConditionalGeneration, config, folder, rare, max_length=24, no_repeat_ngram_size=2)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,17 @@ from importlib.metadata import version
 import pytest
 
 from pressoir.errors import DataError
-from pressoir.metrics import TRANSCRIPT_NORMALISER, bleu, cer, chrf, normalise_transcript, wer
+from pressoir.metrics import (
+    NORMALISERS,
+    bleu,
+    bleu_tokenizer,
+    cer,
+    check_bleu_tokenizer,
+    chrf,
+    normalise_transcript,
+    normaliser_of,
+    wer,
+)
 
 SCORES = [bleu, chrf, wer, cer]
 
@@ -54,14 +64,81 @@ def test_case_and_punctuation_are_no_errors_of_a_recogniser():
         ("  Zero,\tone  TWO. ", "zero one two"),
         ("It’s well-known – isn't it?", "it's well-known isn't it"),
         ("«\u00a0Café\u00a0»", "café"),
-        ("'quoted' - 3.5%", "quoted 35"),
+        ("'quoted' - 3.5%", "quoted 3.5"),
         ("ﬁve", "five"),
         ("…", ""),
+        ("et/ou", "et ou"),
+        ("x—y, x–y … x…y", "x y x y x y"),
+        ("one,two;three", "one two three"),
+        ("1,000.5 at 12:30", "1,000.5 at 12:30"),
+        ("the U.S.A. and e.g. me.", "the usa and eg me"),
+        ("rock'n'roll", "rock'n'roll"),
     ],
 )
 def test_transcripts_are_normalised(text, normal):
     assert normalise_transcript(text) == normal
     assert normalise_transcript(normal) == normal
+
+
+@pytest.mark.parametrize("text", ["L'œuvre qu’il a", "l' oeuvre qu' il a", "l’Oeuvre, qu'il a !"])
+def test_french_transcripts_write_elisions_and_ligatures_one_way(text):
+    assert normalise_transcript(text, "french") == "l oeuvre qu il a"
+    assert normalise_transcript("aujourd'hui c'est-à-dire", "french") == "aujourd'hui c est-à-dire"
+    assert wer([text], ["L'œuvre qu'il a"], "french").value == 0
+
+
+@pytest.mark.parametrize(
+    ("language", "normaliser"), [("fr", "french"), ("fra_Latn", "french"), ("en", "basic"), (None, "basic")]
+)
+def test_the_language_of_the_speech_chooses_the_normaliser(language, normaliser):
+    assert normaliser_of(language) == normaliser
+
+
+PERFECT = {
+    "ja": "犬が緑の草の上を走っています。二人の男が話している。",
+    "zh": "一只狗在绿色的草地上奔跑。两个男人在说话。",
+    "ko": "개가 푸른 잔디 위를 달리고 있다. 두 남자가 이야기하고 있다.",
+    "de": "Ein Hund läuft über das grüne Gras.",
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        *(("ja", "ja-mecab"), ("jpn_Jpan", "ja-mecab"), ("ja_XX", "ja-mecab")),
+        *(("zh", "zh"), ("zho_Hans", "zh"), ("zh-CN", "zh"), ("ko", "ko-mecab"), ("kor_Hang", "ko-mecab")),
+        *(("de", "13a"), ("fra_Latn", "13a"), ("jv", "13a")),
+    ],
+)
+def test_bleus_tokenizer_follows_the_target_language(language, tokenizer):
+    assert bleu_tokenizer(language) == tokenizer
+
+
+@pytest.mark.parametrize("language", PERFECT)
+def test_a_perfect_answer_has_the_best_bleu_in_every_script(language):
+    text = PERFECT[language]
+    assert bleu_tokenizer(None, [text]) == bleu_tokenizer(language), "the script says it too"
+    found = bleu([text], [text], bleu_tokenizer(language))
+    assert found.value == 100
+    assert f"tok:{bleu_tokenizer(language)}" in found.signature
+    assert 0 < bleu([text[:-3]], [text], bleu_tokenizer(language)).value < 100
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "advice"),
+    [("ja-mecab", r"pip install 'pressoir-ml\[ja\]'"), ("flores200", "connect this machine once")],
+)
+def test_a_tokenizer_that_is_not_there_says_how_to_get_it(tokenizer, advice, monkeypatch, tmp_path):
+    from sacrebleu.tokenizers import tokenizer_spm
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
+    monkeypatch.setattr(tokenizer_spm, "download_file", offline)
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    with pytest.raises(DataError, match=f"BLEU's tokenizer '{tokenizer}' is not available here: .*{advice}"):
+        check_bleu_tokenizer(tokenizer)
 
 
 def test_signatures_say_how():
@@ -70,7 +147,8 @@ def test_signatures_say_how():
     assert "tok:13a" in bleu(["a"], ["a"]).signature
     for score in (wer, cer):
         signature = score(["a"], ["a"]).signature
-        assert TRANSCRIPT_NORMALISER in signature
+        assert f"norm:basic ({NORMALISERS['basic']})" in signature
+        assert "norm:french" in score(["a"], ["a"], "french").signature
         assert signature.endswith(f"jiwer:{version('jiwer')}")
     assert len({score(["a"], ["a"]).signature.partition("|")[0] for score in SCORES}) == 4
 

@@ -193,7 +193,9 @@ def test_a_label_that_the_classifier_lacks_is_refused(tiny_classifier, tmp_path)
 
 def other_model(folder, architecture):
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    kinds = {"MarianMTModel": "marian", "BertForSequenceClassification": "bert", "BertModel": "bert"}
+    config = {"architectures": [architecture], "model_type": kinds[architecture]}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file({"w": np.zeros(1000, np.float32)}, folder / "model.safetensors")
     return folder
 

@@ -55,3 +55,21 @@ def test_a_signal_ends_the_program_with_one_line(compress, number, code, tmp_pat
     states = {run.info.status for run in client.search_runs(["1"])}
     journals = list((tmp_path / "home" / "tracking").glob("*"))
     assert "RUNNING" not in states or journals, "ended, or to be ended by the next run"
+
+
+def test_a_signal_in_a_destructor_ends_the_program_with_the_same_line():
+    """Python prints, and goes on after, what is raised there."""
+    program = (
+        "import os, signal, time\n"
+        "from pressoir.flows.commands.stopping import stoppable\n"
+        "class Gone:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        for _ in range(100): time.sleep(0.01)\n"
+        "with stoppable('run it again', 0.5):\n"
+        "    Gone()\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "stopped; run it again\n"

@@ -247,9 +247,11 @@ def test_a_value_in_a_message_is_short(value):
     assert len(reader.shown(value)) <= 100
 
 
-def test_text_comes_without_carriage_returns(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc\n")
-    assert reader.read_text(tmp_path / "a.txt", SourceError, "") == "a\nb\nc\n"
+def test_lines_come_without_carriage_returns_and_byte_order_marks(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert reader.read_text(tmp_path / "a.txt", SourceError, "") == "a\nb\rc\n"
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert reader.read_json(tmp_path / "a.json", SourceError, "") == {"a": 1}
 
 
 def test_text_may_come_from_a_pipe(tmp_path):
