@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,12 +174,20 @@ def ask_all(port: int, requests: Sequence[bytes], clients: int) -> list[Any]:
     return asyncio.run(run())
 
 
-def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+def load(
+    port: int,
+    requests: Sequence[bytes],
+    clients: int,
+    seconds: float,
+    on_answer: Callable[[], None] = lambda: None,
+) -> Load:
     """Keep a server busy for some time; each client begins at another request."""
-    return asyncio.run(_load(port, requests, clients, seconds))
+    return asyncio.run(_load(port, requests, clients, seconds, on_answer))
 
 
-async def _load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+async def _load(
+    port: int, requests: Sequence[bytes], clients: int, seconds: float, on_answer: Callable[[], None]
+) -> Load:
     found = Load()
     connections = [await asyncio.open_connection(HOST, port) for _ in range(clients)]
     start = time.perf_counter()
@@ -191,6 +199,7 @@ async def _load(port: int, requests: Sequence[bytes], clients: int, seconds: flo
         for index in itertools.count(first):
             status, body = await _ask(reader, writer, requests[index % len(requests)])
             now = time.perf_counter()
+            on_answer()
             if status == 200:
                 found.latencies_ms.append(1000 * (now - sent))
             else:

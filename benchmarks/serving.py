@@ -20,9 +20,10 @@ itself can do.
     python benchmarks/serving.py --model FOLDER --rounds 2 --seconds 4
     python benchmarks/serving.py --hostile --seconds 4
 
-With `--hostile` Pressoir alone is asked, on random models: by ten clients, of which in turn none is hostile,
-and one is, of each kind of `benchmarks/hostile.py`. What the other nine see is compared: the median, over the
-rounds, of each round's p50 and p99, and of how many times the p99 is that without a hostile client.
+With `--hostile` Pressoir alone is asked, on random models and by its default limits: by nine clients, alone
+and beside each kind of client of `benchmarks/hostile.py`, which sends every tenth of all requests. What the
+nine see is compared: the median, over the rounds, of each round's p50 and p99, and of how many times the p99
+is that without hostile requests.
 
 About five minutes; other work on the machine spoils the figures. Prints Markdown.
 """
@@ -30,12 +31,11 @@ About five minutes; other work on the machine spoils the figures. Prints Markdow
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ from pressoir.system.runtime import available_cpus, child_environment, describe_
 
 LEVELS = (1, 8, 32)
 HEALTHY = 9
-"""Clients beside a hostile one."""
+"""Clients, and their answers for each hostile request."""
 MOST_SLOWER = 1.5
 CHECKING = 8
 """Clients of the warm-up, in which answers are checked."""
@@ -188,24 +188,23 @@ def measure(server: Server, requests: Sequence[bytes], loads: dict[int, Load], s
 
 
 def measure_hostile(options: argparse.Namespace, work: Path) -> int:
-    """What nine clients see beside a tenth that is hostile."""
+    """What clients see while a tenth of all requests is hostile."""
     texts = demo_texts(options.texts)
     requests = [post("/classify", {"text": text, "tier": hostile.CLASSIFIER}) for text in texts]
     seen = {kind: list[Load]() for kind in ("none", *hostile.KINDS)}
     told = dict.fromkeys(hostile.KINDS, "")
-    with pressoir({"tiers": hostile.random_models(work)}, work, options.home, hostile.LIMIT) as server:
+    with pressoir({"tiers": hostile.random_models(work)}, work, options.home) as server:
         ask_all(server.port, requests, CHECKING)
         for round_ in range(options.rounds):
             for kind, loads in seen.items():
                 print(f"round {round_ + 1} of {options.rounds}: {kind}", file=sys.stderr, flush=True)
                 if kind == "none":
-                    loads.append(load(server.port, requests, HEALTHY + 1, options.seconds))
-                    continue
-                with hostile_client(server.port, kind, options.seconds) as answers:
                     loads.append(load(server.port, requests, HEALTHY, options.seconds))
-                told[kind] = answers[0]
+                else:
+                    found, told[kind] = load_beside(server.port, kind, requests, options.seconds)
+                    loads.append(found)
     print("; ".join(f"{name}: {value}" for name, value in describe_machine(available_cpus()).items()) + "\n")
-    print("| hostile client | p50 ms | p99 ms | p99 against none | failures | it is told (last round) |")
+    print("| a tenth of requests | p50 ms | p99 ms | p99 against none | failures | it is told (last round) |")
     print("|---|---:|---:|---:|---:|---|")
     worst = 0.0
     for kind, loads in seen.items():
@@ -225,21 +224,23 @@ def measure_hostile(options: argparse.Namespace, work: Path) -> int:
     return 1 if any(one.failures for loads in seen.values() for one in loads) else 0
 
 
-@contextmanager
-def hostile_client(port: int, kind: str, seconds: float) -> Iterator[list[str]]:
-    """A block beside which a hostile client runs; then the list has what it was told."""
-    command = [sys.executable, hostile.__file__, str(port), kind, str(seconds)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()  # its request is made
-    answers = list[str]()
-    try:
-        threading.Thread(target=lambda: answers.append(process.communicate("\n")[0].strip())).start()
-        yield answers
-    finally:
-        process.wait()
-        while not answers:
-            time.sleep(0.01)
+def load_beside(port: int, kind: str, requests: Sequence[bytes], seconds: float) -> tuple[Load, str]:
+    """What clients see beside a hostile client, and what it is told."""
+    command = [sys.executable, hostile.__file__, str(port), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # its request is made
+        answers = itertools.count(1)
+
+        def send_a_tenth() -> None:
+            if next(answers) % HEALTHY == 0:
+                process.stdin.write("\n")
+                process.stdin.flush()
+
+        found = load(port, requests, HEALTHY, seconds, send_a_tenth)
+        process.stdin.close()
+        return found, process.stdout.read().strip()
 
 
 def print_results(
