@@ -21,6 +21,7 @@ from pressoir.system.runtime import available_cpus
 SEED = 0
 RATE = 16_000
 WORDS = 3000
+LABELS = ("bad", "good")
 
 Make = Callable[[Path], None]
 
@@ -86,6 +87,7 @@ def bert(hidden: int, layers: int, names: int = 30_522) -> Make:
             num_hidden_layers=layers,
             num_attention_heads=hidden // 32,
             intermediate_size=4 * hidden,
+            id2label=dict(enumerate(LABELS)),
         )
         save(BertForSequenceClassification, config, folder)
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -424,7 +426,7 @@ def texts(count: int, longest: int) -> list[str]:
 
 def classification(folder: Path, longest: int = 60) -> DataConfig:
     """Sentences of two classes."""
-    rows = [f"{text}\t{('bad', 'good')[i % 2]}" for i, text in enumerate(texts(700, longest))]
+    rows = [f"{text}\t{LABELS[i % 2]}" for i, text in enumerate(texts(700, longest))]
     parts = {"train": rows[:300], "validation": rows[300:400], "test": rows[400:]}
     place = folder / f"sentences-{longest}"
     place.mkdir(exist_ok=True)

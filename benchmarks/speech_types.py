@@ -20,7 +20,7 @@ import httpx
 import loopback
 import numpy as np
 from numpy.typing import NDArray
-from translation_types import _tiny_models
+from translation_types import tiny_models
 
 from pressoir.inference.audio import SAMPLING_RATE, read_audio
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
@@ -141,7 +141,7 @@ def _make(maker: str, *arguments: Any) -> Callable[[Path], object]:
 
 
 def _made_by(kind: str) -> Callable[[Path], object]:
-    return lambda folder: _tests("speech_models").MAKERS[kind](folder, _tiny_models()._train_sentencepiece)
+    return lambda folder: _tests("speech_models").MAKERS[kind](folder, tiny_models()._train_sentencepiece)
 
 
 def _pytorch(name: str, kind: str, ours: str | None, theirs: str | None) -> Speech:

@@ -47,7 +47,7 @@ class Translation:
         assert self.write is not None
         folder = work / re.sub(r"\W+", "-", self.name)
         folder.mkdir()
-        self.write(_tiny_models(), folder)
+        self.write(tiny_models(), folder)
         _widen(folder, self)
         return folder
 
@@ -55,7 +55,7 @@ class Translation:
         """See `Type`."""
         if self.source is not None:
             return self.source.read_text(encoding="utf-8").split("\n")[:most]
-        texts: Texts = _tiny_models().TEXTS
+        texts: Texts = tiny_models().TEXTS
         return texts[:: len(texts) // most][:most]
 
     def expected(self, folder: Path, inputs: Sequence[str], num_beams: int) -> tuple[Texts, int]:
@@ -138,7 +138,8 @@ TYPES = (
 
 
 @cache
-def _tiny_models() -> Any:
+def tiny_models() -> Any:
+    """The tests' tiny models."""
     spec = importlib.util.spec_from_file_location("tiny_models", TINY)
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{TINY} cannot be imported")

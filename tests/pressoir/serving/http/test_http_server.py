@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import yaml
@@ -327,6 +328,52 @@ class TestStopping:
             assert {"route": "/v1/completions", "status": 200, "tier": "story"}.items() <= lines[-1].items()
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{server.url}/health/live")
+
+
+def test_a_killed_worker_is_replaced_and_without_its_files_the_server_is_not_ready(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "vectors")
+    path = tmp_path / "serving.yaml"
+    path.write_text(yaml.safe_dump({"threads": 1, "tiers": {"vectors": {"model": str(folder)}}}))
+
+    def state(server):
+        ready = httpx.get(f"{server.url}/health/ready").status_code
+        tier = httpx.get(f"{server.url}/v2/models/vectors/ready").status_code
+        gauge = re.search(r"^pressoir_ready (\d)", httpx.get(f"{server.url}/metrics").text, re.MULTILINE)
+        return ready, tier, int(gauge[1])
+
+    def embed(server):
+        body = {"model": "vectors", "input": "the film was good"}
+        return httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=60)
+
+    def kill_worker(server):
+        workers = [
+            child
+            for child in psutil.Process(server.process.pid).children(recursive=True)
+            if any("pressoir" in word and "worker" in word for word in child.cmdline())
+        ]
+        assert workers
+        for worker in workers:
+            worker.kill()
+
+    with running(path, tmp_path, limits=()) as server:
+        before = embed(server).json()["data"]
+        assert state(server) == (200, 200, 1)
+        kill_worker(server)
+        again = embed(server)
+        if again.status_code != 200:  # it came before the server saw that its worker had ended
+            assert again.json()["error"]["type"] == "worker_died"
+            again = embed(server)
+        assert again.json()["data"] == before, "the model is loaded again from its files"
+        kill_worker(server)
+        shutil.rmtree(folder)
+        for refused in (embed(server), embed(server)):
+            assert refused.status_code == 503
+            assert str(tmp_path) not in refused.text
+        assert state(server) == (503, 503, 0)
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        shutil.copytree(tiny_bert, folder)
+        assert state(server) == (200, 200, 1)
+        assert embed(server).json()["data"] == before
 
 
 class TestStarting:
