@@ -129,12 +129,12 @@ def sizes(rows: Sequence[BenchmarkRow], path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 1.8 + 0.46 * len(rows))
         axes = figure.add_subplot()
-        for place, row in enumerate(rows):
-            axes.barh(place, row.size_mb, height=0.66, color=COLOURS[row.runtime])
+        for index, row in enumerate(rows):
+            axes.barh(index, row.size_mb, height=0.66, color=COLOURS[row.runtime])
             text = f"{row.size_mb:.1f} MB"
             if row.compression >= 1.05:
                 text += f"   {row.compression:.1f}× smaller"
-            axes.annotate(text, (row.size_mb, place), (7, 0), textcoords="offset points", **BESIDE_STYLE)
+            axes.annotate(text, (row.size_mb, index), (7, 0), textcoords="offset points", **BESIDE_STYLE)
         name_rows(axes, row_names([(row.stage, row.runtime) for row in rows]))
         axes.grid(False)
         axes.set_xlim(0, 1.3 * max(row.size_mb for row in rows))
@@ -155,16 +155,16 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 1.8 + 0.56 * len(samples))
         axes = figure.add_subplot()
-        for place, entry in enumerate(samples):
+        for index, entry in enumerate(samples):
             times, colour = np.asarray(entry["latency_ms"], dtype=np.float64), COLOURS[entry["runtime"]]
             grid, density = _density(np.log10(times))
             half = 0.42 * density / density.max()
-            axes.fill_between(10**grid, place - half, place + half, color=colour, alpha=0.35, linewidth=0)
+            axes.fill_between(10**grid, index - half, index + half, color=colour, alpha=0.35, linewidth=0)
             p50, p95 = float(np.median(times)), float(np.percentile(times, 95))
-            axes.plot([p50, p95], [place, place], color=colour, linewidth=2)
-            axes.plot(p50, place, "o", color=colour, markersize=7)
-            axes.plot(p95, place, "|", color=colour, markersize=13, markeredgewidth=2)
-            _columns(axes, f"{p50:.2f}", f"{p95:.2f}", place)
+            axes.plot([p50, p95], [index, index], color=colour, linewidth=2)
+            axes.plot(p50, index, "o", color=colour, markersize=7)
+            axes.plot(p95, index, "|", color=colour, markersize=13, markeredgewidth=2)
+            _columns(axes, f"{p50:.2f}", f"{p95:.2f}", index)
         axes.set_xscale("log")
         axes.margins(x=0.03)
         set_log_ticks(axes.xaxis)

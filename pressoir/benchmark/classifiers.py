@@ -103,9 +103,9 @@ def compare(
     if (busy := benchmark.busy()) is not None:
         context.reporter.message(f"WARNING: {busy}")
     first, last = benchmark.rows[0], benchmark.rows[-1]
-    figures = last.model_dump(exclude={"stage", "runtime"})
+    metrics = last.model_dump(exclude={"stage", "runtime"})
     return {
-        **{name: float(value) for name, value in figures.items()},
+        **{name: float(value) for name, value in metrics.items()},
         **({} if baseline is None else {"linear_baseline_accuracy": baseline.accuracy}),
         "reference_accuracy": first.accuracy,
         "reference_latency_ms_p50": first.latency_ms_p50,
@@ -127,10 +127,10 @@ def _contenders(
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):
         classifier = TextClassifier.open(folder, context.threads)
         try:
-            places = sentences.label_places(data, classifier.labels)
+            indices = sentences.label_places(data, classifier.labels)
         except DataError as error:
             raise DataError(f"{name} ({folder}): {error}") from error
-        logits = classifier.logits(texts)[:, places]  # (sentences, labels of the data)
+        logits = classifier.logits(texts)[:, indices]  # (sentences, labels of the data)
         if not np.isfinite(logits).all():
             raise PressoirError(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"

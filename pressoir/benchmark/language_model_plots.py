@@ -91,14 +91,14 @@ def decode_speed(rows: Sequence[GenerationRow], path: Path) -> None:
     with mpl.rc_context(STYLE):
         picture = new_figure(10.0, 1.9 + 0.44 * len(rows))
         decode, first_token = picture.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             note = f"{row.decode_tokens_per_s:.1f}"
             if row.simulated:
                 note += "   simulated"
-            elif place:
+            elif index:
                 note += f"   {times(row.speedup, 'faster', 'slower')}"
-            _bar(decode, place, row.decode_tokens_per_s, row, note)
-            _bar(first_token, place, row.ttft_ms_p50, row, f"{row.ttft_ms_p50:.1f}")
+            _bar(decode, index, row.decode_tokens_per_s, row, note)
+            _bar(first_token, index, row.ttft_ms_p50, row, f"{row.ttft_ms_p50:.1f}")
         name_rows(decode, row_names([(row.stage, row.runtime) for row in rows]))
         first_token.tick_params(axis="y", length=0)
         decode.set_xlim(0, 1.6 * max(row.decode_tokens_per_s for row in rows))
@@ -127,8 +127,8 @@ def _neighbours(rows: Sequence[GenerationRow], axes: Axes, pixels: float) -> lis
     groups: list[tuple[tuple[float, float], list[GenerationRow]]] = []
     for row in rows:
         x, y = axes.transData.transform((row.size_mb, row.perplexity))
-        for place, group in groups:
-            if math.dist((x, y), place) < pixels:
+        for position, group in groups:
+            if math.dist((x, y), position) < pixels:
                 group.append(row)
                 break
         else:
@@ -154,12 +154,12 @@ def _span(low: str, high: str) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _bar(axes: Axes, place: int, width: float, row: GenerationRow, note: str) -> None:
+def _bar(axes: Axes, index: int, width: float, row: GenerationRow, note: str) -> None:
     colour = COLOURS[row.runtime]
     style: dict[str, Any] = {"color": colour}
     ink = MUTED if row.simulated else INK
     if row.simulated:
         style = {"facecolor": "none", "edgecolor": colour, "linestyle": "--", "linewidth": 1.2}
-    axes.barh(place, width, height=0.66, **style)
-    axes.annotate(note, (width, place), (6, 0), textcoords="offset points", color=ink, **BESIDE_STYLE)
+    axes.barh(index, width, height=0.66, **style)
+    axes.annotate(note, (width, index), (6, 0), textcoords="offset points", color=ink, **BESIDE_STYLE)
     axes.grid(False)

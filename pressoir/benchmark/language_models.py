@@ -123,9 +123,9 @@ def compare(
     if (busy := benchmark.busy()) is not None:
         context.reporter.message(f"WARNING: {busy}")
     first, last = benchmark.rows[0], benchmark.rows[-1]
-    figures = last.model_dump(exclude={"stage", "runtime", "perplexities"})
+    metrics = last.model_dump(exclude={"stage", "runtime", "perplexities"})
     return {
-        **{name: float(value) for name, value in figures.items()},
+        **{name: float(value) for name, value in metrics.items()},
         **{f"perplexity_{name}": value for name, value in last.perplexities.items()},
         "reference_perplexity": first.perplexity,
         "reference_decode_tokens_per_s": first.decode_tokens_per_s,
@@ -143,7 +143,7 @@ def time_in_turn(
 ) -> list[list[Times]]:
     """Time every decoder on every prompt (prompts, tokens), in turn; return times (decoders, prompts).
 
-    Each decoder is first called `warmup` times, of which the first reads a prompt. Then, at each of its
+    Each decoder is first called `warmup` times; the first call reads a prompt. Then, at each of its
     turns, it reads the prompt before and one new token untimed, and this one timed.
     """
     for decoder in decoders:

@@ -1,9 +1,9 @@
 """What loading a model costs, measured in a process that has done nothing else.
 
-A process that already holds other models cannot tell how much memory one of them takes, nor how long a cold
-start lasts. So each model is opened in a fresh child, `python -m pressoir.benchmark.probe FOLDER --runtime
-onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer, classifies the
-text or goes on from it, and prints one JSON line.
+A process that already holds other models cannot measure how much memory one of them takes, nor how long a
+cold start lasts. So each model is opened in a fresh child, `python -m pressoir.benchmark.probe FOLDER
+--runtime onnxruntime --threads 2 --text "…"`, which imports what it needs, loads engine and tokenizer,
+classifies the text or continues it, and prints one JSON line.
 
 On Linux the peak is `VmHWM` of `/proc/self/status`, not `ru_maxrss` of getrusage(2): the latter survives
 exec, so a child would report its parent's peak where that is larger (measured: a bare interpreter started by
@@ -65,7 +65,7 @@ def probe(folder: Path, runtime: Runtime, threads: int, text: str) -> Probe:
 
 
 def run_child(command: Sequence[str], threads: int, what: str) -> Probe:
-    """The `Probe` that a command prints as its last line; `what` it loads is told in errors.
+    """The `Probe` that a command prints as its last line; `what` it loads is named in errors.
 
     Raises:
         PressoirError: it failed, or took more than 15 minutes; its last lines are in the message.
@@ -137,7 +137,7 @@ def _import_libraries(folder: Path, runtime: Runtime, declared: Task) -> None:
         with suppress(SourceError, KeyError):
             family = str(read_json(folder / "config.json")["model_type"]).replace("-", "_")
             modules += [
-                f"transformers.models.{family}.{part}_{family}" for part in ("configuration", "modeling")
+                f"transformers.models.{family}.{kind}_{family}" for kind in ("configuration", "modeling")
             ]
     for module in modules:
         try:

@@ -98,8 +98,8 @@ def in_turn(
 ) -> list[list[Figure]]:
     """`call(model, item)` for every item on every model, in turn; return what it gave (models, items).
 
-    For each item the models come in the next order of `turns`. `progress` is told the items done, and their
-    number.
+    For each item the models come in the next order of `turns`. `progress` is called with the number of
+    items done and of all.
     """
     results: list[dict[int, Figure]] = [{} for _ in range(models)]
     orders = turns(models)
@@ -128,12 +128,12 @@ def drift(times: NDArray[np.float64]) -> float:
     """How much a model's median changes with time; of several models the largest.
 
     Of successive fifths of its `times` (models, items), the largest median less the smallest, as a fraction
-    of the median of all. 0 where there are fewer than ten items, of which nothing can be said.
+    of the median of all. 0 where there are fewer than ten items: too few to measure a drift.
     """
     blocks = min(5, times.shape[1] // 5)
     if blocks < 2:
         return 0.0
-    medians = np.stack([np.median(part, axis=1) for part in np.array_split(times, blocks, axis=1)])
+    medians = np.stack([np.median(block, axis=1) for block in np.array_split(times, blocks, axis=1)])
     return float(((medians.max(axis=0) - medians.min(axis=0)) / np.median(times, axis=1)).max())
 
 

@@ -55,9 +55,9 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     for name in sorted(set(names)):
         by_meaning.setdefault(_meaning(name), []).append(name)
     if alike := [spellings for spellings in by_meaning.values() if len(spellings) > 1]:
-        told = "; ".join(" and ".join(map(repr, spellings)) for spellings in alike[:10])
+        listing = "; ".join(" and ".join(map(repr, spellings)) for spellings in alike[:10])
         raise DataError(
-            f"labels that differ only in how they are written: {told}; write each in one way, or list all "
+            f"labels that differ only in how they are written: {listing}; write each in one way, or list all "
             "labels in data.labels if they are different classes"
         )
     found = [spellings[0] for spellings in by_meaning.values()]

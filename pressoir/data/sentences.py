@@ -36,7 +36,7 @@ EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
 ORDERED = "labels_ordered"
 Rows = list[dict[str, Any]]
-"""Each `{"text": str, "label": int}`, the label's place in the labels."""
+"""Each `{"text": str, "label": int}`, the label as an index into the labels."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def source_digest(config: DataConfig) -> str:
 def _commit(config: DataConfig) -> str | None:
     """Commit that a hub data set's branch or tag is at now.
 
-    Where the hub does not answer it is the revision as specified, of which `datasets` may have a copy.
+    Where the hub does not answer, it is the revision as specified: `datasets` may have a copy of it.
     """
     from huggingface_hub import HfApi
 
@@ -134,13 +134,13 @@ def load(config: DataConfig, seed: int) -> Corpus:
 def _hold_out(train: Any, field: str, size: float, seed: int) -> tuple[Any, Any]:
     """A stratified part of train, drawn by the seed: what is left, and that part."""
     try:
-        parts = train.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
+        splits = train.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
     except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
         raise DataError(
             f"train has {len(train)} rows, from which data.{field} = {size} cannot be held out so that both "
             f"splits contain each of the {len(train.features['label'].names)} labels: {error}"
         ) from error
-    return parts["train"], parts["test"]
+    return splits["train"], splits["test"]
 
 
 def normal_form(text: str) -> str:
@@ -285,7 +285,7 @@ def info(folder: Path) -> dict[str, Any]:
 def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) -> datasets.Dataset:
     """One split of a saved data folder: columns `text` (str) and `label` (int).
 
-    `label` is a place in the data's labels, or in those of a model, `labels`, where they are given.
+    `label` is an index into the data's labels, or into those of a model, `labels`, where they are given.
 
     Raises:
         DataError: the model has other labels than the data.
@@ -293,13 +293,13 @@ def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) ->
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     if labels is not None:
-        places = label_places(folder, labels)
-        rows = [{**row, "label": places[row["label"]]} for row in rows]
+        indices = label_places(folder, labels)
+        rows = [{**row, "label": indices[row["label"]]} for row in rows]
     return _library().Dataset.from_list(rows)
 
 
 def label_places(folder: Path, labels: Sequence[str]) -> list[int]:
-    """For each label of a saved data folder its place in `labels`, those of a model.
+    """For each label of a saved data folder its index in `labels`, those of a model.
 
     Raises:
         DataError: the model has other labels than the data.
@@ -355,18 +355,18 @@ def _read_files(config: DataConfig) -> dict[str, Table]:
 
 def _read_hub(config: DataConfig) -> dict[str, Table]:
     datasets, result = _library(), dict[str, Table]()
-    for split, part in zip(SPLITS, config.hub_splits, strict=True):
-        if part is None:
+    for split, hub_split in zip(SPLITS, config.hub_splits, strict=True):
+        if hub_split is None:
             continue
-        place = f"data set {config.hub_id!r}, split {part!r}"
+        location = f"data set {config.hub_id!r}, split {hub_split!r}"
         try:
             rows = datasets.load_dataset(
-                config.hub_id, config.hub_config, revision=_commit(config), split=part
+                config.hub_id, config.hub_config, revision=_commit(config), split=hub_split
             )
         except Exception as error:  # the hub client, fsspec and pyarrow each raise their own
             state = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE") else ""
             raise SourceError(
-                f"{place}: {state}{error}; set data.hub_id to a local folder with the same layout, or use "
+                f"{location}: {state}{error}; set data.hub_id to a local folder with the same layout, or use "
                 "local files with `source: files`"
             ) from error
         columns = [config.text_column, config.label_column]
@@ -377,7 +377,7 @@ def _read_hub(config: DataConfig) -> dict[str, Table]:
         names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
         result[split] = Table(labels=names)
         for number, row in enumerate(rows.select_columns(columns), 1):
-            result[split].add(row, config, f"{place}, row {number}")
+            result[split].add(row, config, f"{location}, row {number}")
     return result
 
 

@@ -32,7 +32,7 @@ _BOMS = {
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, str]  # text, label name
 Record = dict[str | int, Any] | list[Any] | str
-"""A row's fields by name and place, or what is wrong with it."""
+"""A row's fields by name or index, or what is wrong with it."""
 
 
 @dataclass
@@ -130,14 +130,18 @@ def encoding_of(path: Path) -> str:
     for mark, encoding in _BOMS.items():
         if head.startswith(mark):
             return encoding
-    for place, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if len(head) > 3 and head[place::2].count(0) > 0.4 * len(head) and not head[1 - place :: 2].count(0):
+    for offset, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if (
+            len(head) > 3
+            and head[offset::2].count(0) > 0.4 * len(head)
+            and not head[1 - offset :: 2].count(0)
+        ):
             return encoding
     return "utf-8"
 
 
 def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: Sequence[str] | None) -> Row:
-    """Text and label of one record, whose label may be a place in `labels`.
+    """Text and label of one record, whose label may be an index into `labels`.
 
     Raises:
         ValueError: what is wrong with it.
@@ -198,7 +202,7 @@ def _undecodable(path: Path, encoding: str) -> DataError:
 
 
 def _delimited(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, Record]]:
-    """TSV and CSV. Without quoting a line is a record, whatever quotes stand in it."""
+    """TSV and CSV. Without quoting a line is a record, whatever quotes it contains."""
     commas = path.suffix.lower() == ".csv"
     delimiter = config.delimiter or ("," if commas else "\t")
     quoting = config.quoting or ("csv" if commas else "none")
@@ -288,7 +292,7 @@ def _jsonl(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, 
 
 
 class _TwiceError(ValueError):
-    """A key that an object has more than once, of which JSON readers silently take the last."""
+    """A key that an object has more than once; JSON readers silently take the last."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

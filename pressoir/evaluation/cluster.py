@@ -5,7 +5,7 @@ on others, take them side by side, if each is given no more than its memory hold
 
 **What.** A worker offers an amount of memory, and a run asks for its predicted peak of it; the scheduler of
 the cluster adds up (`flows/dask_cluster.py`). On its worker a run is supervised as on one machine: a child
-process, a watchdog, live memory looked at before the launch. What it asked for is its allowance. A run that
+process, a watchdog, live memory checked before the launch. What it asked for is its allowance. A run that
 dies for want of memory within it is tried again with all that a worker offers.
 
 **Journals.** SQLite's write-ahead log works on one machine only (https://www.sqlite.org/wal.html), so each
@@ -52,7 +52,7 @@ class Offer:
 
 
 class Assignment(Config):
-    """One run, as its worker is told of it."""
+    """One run, as it is described to its worker."""
 
     job: Job
     """Its journal is the run's own."""
@@ -114,12 +114,12 @@ def place(
     that can.
     """
     batches, skipped = [], []
-    runs = {one.model: batch.name for batch in plan.batches for one in batch.placements}
-    for run in [*runs, *(one.model for one in plan.skipped)]:
+    runs = {placement.model: batch.name for batch in plan.batches for placement in batch.placements}
+    for run in [*runs, *(skipped_run.model for skipped_run in plan.skipped)]:
         estimate, room = estimates[run], offer.largest_bytes
         if size := planner.largest_batch(estimate, jobs[run].batch_size, room):
-            one = Placement(model=run, batch_size=size, peak_bytes=estimate.peak_bytes(size))
-            batches.append(Batch(name=runs.get(run, run), placements=(one,)))
+            placement = Placement(model=run, batch_size=size, peak_bytes=estimate.peak_bytes(size))
+            batches.append(Batch(name=runs.get(run, run), placements=(placement,)))
         else:
             skipped.append(Skipped(model=run, peak_bytes=estimate.peak_bytes(1), budget_bytes=room))
     batches.sort(key=lambda batch: -batch.peak_bytes)
@@ -194,7 +194,7 @@ def hand_over(job: Job, journal: Journal) -> None:
 
 def _copy(job: Job, source: Journal, into: Journal) -> None:
     there = into.done(job.key)
-    new = [one for one in source.predictions(job.key) if one.sample not in there]
+    new = [prediction for prediction in source.predictions(job.key) if prediction.sample not in there]
     outcome = supervisor.ended_well(source, job)
     if new or (outcome is not None and supervisor.ended_well(into, job) is None):
         attempt = into.begin(job.model, job.attempt_key)

@@ -102,7 +102,7 @@ class ModelConfig(Config):
     """Generation parameters."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> ModelConfig:
+    def _one_source(self) -> ModelConfig:
         if (self.model is None) == (self.url is None):
             raise ValueError("specify either `model` or `url`")
         return self
@@ -220,7 +220,7 @@ class EvaluationConfig(Document):
             ]
         placed = [name for batch in self.batches.values() for name in batch]
         for name, batch in self.batches.items():
-            problems += [f"batch {name}: no model {one!r}" for one in batch if one not in ids]
+            problems += [f"batch {name}: no model {member!r}" for member in batch if member not in ids]
         problems += [f"{name} is in two batches" for name in _twice(placed)]
         if self.memory.conservative_below_gb > self.memory.aggressive_above_gb:
             problems.append("memory: conservative_below_gb is greater than aggressive_above_gb")

@@ -173,7 +173,9 @@ def _fingerprint(task: Task, samples: list[EvaluationSample]) -> str:
         except OSError as error:
             raise DataError(f"data file {value}: {error.strerror or error}") from error
 
-    return digest_of([task.name, [[one.id, content(one.input), one.reference] for one in samples]])
+    return digest_of(
+        [task.name, [[sample.id, content(sample.input), sample.reference] for sample in samples]]
+    )
 
 
 def _required(path: Path | None) -> Path:

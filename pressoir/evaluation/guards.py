@@ -1,4 +1,4 @@
-"""What stands around a run: one at a time in its folder, and an orderly end."""
+"""What surrounds a run: one at a time in its folder, and an orderly end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a child is told, and what it tells.
+"""What a child is given, and what it reports.
 
 A job is one JSON file: one attempt at one model. The child answers on its standard output, one JSON message a
 line: `Loaded`, `Progress` before every batch, `End`. Predictions take another way, into the journal.

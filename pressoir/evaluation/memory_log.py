@@ -118,9 +118,9 @@ class MemoryStats(Config):
         spans = [(span.start_s, span.end_s) for span in self.batches if span.name == batch]
         return max(
             (
-                one.children_bytes
-                for one in self.samples
-                if any(start < one.t_s <= end for start, end in spans)
+                sample.children_bytes
+                for sample in self.samples
+                if any(start < sample.t_s <= end for start, end in spans)
             ),
             default=0,
         )
@@ -136,7 +136,7 @@ class MemoryLog:
             log.watch(child.pid, "model-a")
 
     `alert_percent` is of the effective limit. All methods may be called from any thread. A sample that cannot
-    be taken or written is missed, and the log tells of the first.
+    be taken or written is missed; the first failure is logged.
 
     Raises:
         StoreError: on entering: the folder is full, or cannot be written.
@@ -208,7 +208,7 @@ class MemoryLog:
                 "ram_used_gb": _gb(sample.ram_used_bytes),
                 "swap_gb": _gb(sample.swap_used_bytes),
                 "gpu_used_gb": [_gb(gpu.used_bytes) for gpu in sample.gpus],
-                "children": {one.label: one.bytes for one in sample.watched},
+                "children": {child.label: child.bytes for child in sample.watched},
                 "alerts": list(sample.alerts),
             }
         )
@@ -282,19 +282,19 @@ class _Reader:
         self._end_batch()
         entries = self._entries
         by_child: dict[str, int] = {}
-        for one in entries:
-            for label, size in one.children.items():
+        for entry in entries:
+            for label, size in entry.children.items():
                 by_child[label] = max(size, by_child.get(label, 0))
-        gpus = max((len(one.gpu_used_gb) for one in entries), default=0)
+        gpus = max((len(entry.gpu_used_gb) for entry in entries), default=0)
         peaks = Peaks(
-            ram_percent=_largest(one.ram_percent for one in entries),
-            ram_used_gb=_largest(one.ram_used_gb for one in entries),
-            swap_gb=_largest(one.swap_gb for one in entries),
+            ram_percent=_largest(entry.ram_percent for entry in entries),
+            ram_used_gb=_largest(entry.ram_used_gb for entry in entries),
+            swap_gb=_largest(entry.swap_gb for entry in entries),
             gpu_used_gb=tuple(
-                _largest(one.gpu_used_gb[gpu] for one in entries if gpu < len(one.gpu_used_gb))
+                _largest(entry.gpu_used_gb[gpu] for entry in entries if gpu < len(entry.gpu_used_gb))
                 for gpu in range(gpus)
             ),
-            children_bytes=max((one.children_bytes for one in entries), default=0),
+            children_bytes=max((entry.children_bytes for entry in entries), default=0),
             by_child=by_child,
         )
         return MemoryStats(
@@ -310,15 +310,17 @@ def _alerts(entries: Iterable[Entry]) -> list[Alert]:
     """Times in which every sample was above the alert's percentage."""
     found: list[Alert] = []
     above = False
-    for one in entries:
-        if one.alerts:
-            new = Alert(start_s=one.t_s, end_s=one.t_s, ram_percent=one.ram_percent, text=one.alerts[0])
+    for entry in entries:
+        if entry.alerts:
+            new = Alert(
+                start_s=entry.t_s, end_s=entry.t_s, ram_percent=entry.ram_percent, text=entry.alerts[0]
+            )
             if above:
                 before = found.pop()
                 highest = max(before, new, key=lambda alert: alert.ram_percent)
-                new = highest.model_copy(update={"start_s": before.start_s, "end_s": one.t_s})
+                new = highest.model_copy(update={"start_s": before.start_s, "end_s": entry.t_s})
             found.append(new)
-        above = bool(one.alerts)
+        above = bool(entry.alerts)
     return found
 
 

@@ -99,7 +99,7 @@ def plan(
     by_name = {estimate.model: estimate for estimate in estimates}
     placements, skipped = dict[str, Placement](), []
     for estimate in estimates:
-        placed = _place(estimate, wanted[estimate.model], budget_bytes)
+        placed = _largest_placement(estimate, wanted[estimate.model], budget_bytes)
         if placed is None:
             peak = estimate.peak_bytes(1)
             skipped.append(Skipped(model=estimate.model, peak_bytes=peak, budget_bytes=budget_bytes))
@@ -109,13 +109,13 @@ def plan(
     for name, members in (named or {}).items():
         own = [placements[member] for member in members if member in placements]
         left = [model for model in left if model not in members]
-        parts = _pack(own, budget_bytes, max_parallel)
+        bins = _pack(own, budget_bytes, max_parallel)
         batches += [
-            Batch(name=name if len(parts) == 1 else f"{name}-{index}", placements=part)
-            for index, part in enumerate(parts, start=1)
+            Batch(name=name if len(bins) == 1 else f"{name}-{index}", placements=group)
+            for index, group in enumerate(bins, start=1)
         ]
     rest = _pack([placements[model] for model in left], budget_bytes, max_parallel)
-    batches += [Batch(name=f"batch-{index}", placements=part) for index, part in enumerate(rest, start=1)]
+    batches += [Batch(name=f"batch-{index}", placements=group) for index, group in enumerate(rest, start=1)]
     return EvaluationPlan(budget_bytes=budget_bytes, batches=tuple(batches), skipped=tuple(skipped))
 
 
@@ -127,7 +127,7 @@ def largest_batch(estimate: Estimate, wanted: int, allowance_bytes: int) -> int:
     return wanted if estimate.per_sample_bytes == 0 else min(wanted, room // estimate.per_sample_bytes)
 
 
-def _place(estimate: Estimate, wanted: int, budget_bytes: int) -> Placement | None:
+def _largest_placement(estimate: Estimate, wanted: int, budget_bytes: int) -> Placement | None:
     size = largest_batch(estimate, wanted, budget_bytes)
     if size == 0:
         return None
@@ -138,9 +138,9 @@ def _pack(
     placements: Sequence[Placement], budget_bytes: int, max_parallel: int
 ) -> list[tuple[Placement, ...]]:
     bins: list[list[Placement]] = []
-    for placement in sorted(placements, key=lambda one: (-one.peak_bytes, one.model)):
+    for placement in sorted(placements, key=lambda item: (-item.peak_bytes, item.model)):
         for candidate in bins:
-            used = sum(one.peak_bytes for one in candidate)
+            used = sum(member.peak_bytes for member in candidate)
             if len(candidate) < max_parallel and used + placement.peak_bytes <= budget_bytes:
                 candidate.append(placement)
                 break

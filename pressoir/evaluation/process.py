@@ -1,7 +1,7 @@
-"""One child as its parent sees it: started, listened to, weighed, ended, and asked what it died of.
+"""One child as its parent sees it: started, listened to, measured, ended, and why it ended.
 
-How a process ended is told by what it said last, else by its exit status. SIGKILL alone does not say who sent
-it: that it was the kernel for want of memory shows in the cgroup's count of such kills (`oom_kill` in
+How a process ended follows from its last message, else from its exit status. SIGKILL alone does not say who
+sent it: that it was the kernel for want of memory shows in the cgroup's count of such kills (`oom_kill` in
 `memory.events`, or `memory.oom_control` in version 1), or without one in the machine's (`/proc/vmstat`).
 """
 
@@ -166,8 +166,8 @@ class Child:
         if tells_of_memory(last) and status != -signal.SIGKILL:
             return Ended("killed_oom", f"ended {self._where()}, out of memory:\n{last}", True)
         if status < 0:
-            told = f":\n{last}" if last and status != -signal.SIGKILL else ""
-            return Ended("killed_signal", f"killed by {_name(-status)}, {self._where()}{told}", False)
+            suffix = f":\n{last}" if last and status != -signal.SIGKILL else ""
+            return Ended("killed_signal", f"killed by {_name(-status)}, {self._where()}{suffix}", False)
         return Ended("exception", f"ended with exit code {status}, {self._where()}:\n{last}", False)
 
     def _where(self) -> str:

@@ -4,11 +4,11 @@
 the reserve, and never more than `memory.budget_gb`.
 
 **Prepare.** Every data set is read and every model looked up before anything runs; all mistakes of the
-configuration are told at once. A model that is there but broken, or that cannot be fetched, is no mistake of
-the configuration: it becomes an outcome, and the others run; so does one of an unsupported type.
+configuration are reported together. A model that is there but broken, or that cannot be fetched, is no
+mistake of the configuration: it becomes an outcome, and the others run; so does one of an unsupported type.
 
 **The folder.** `results/<run>/` has `config.yaml` and `plan.json`, the journal, and `jobs/` with what each
-child was told and its log; then the results. Resuming takes the plan that is there, so that a run that was
+child was given and its log; then the results. Resuming takes the plan that is there, so that a run that was
 killed ends as it would have ended.
 
 No torch is imported here.
@@ -221,25 +221,25 @@ def only(prepared: Prepared, batches: Sequence[str]) -> Prepared:
     known = {batch.name: batch for batch in prepared.plan.batches}
     chosen, asked = dict[str, planner.Batch](), set[str]()
     for name in batches:
-        parts = {n: b for n, b in known.items() if n == name or re.fullmatch(f"{re.escape(name)}-\\d+", n)}
-        if not parts and name not in prepared.config.batches:
+        matching = {n: b for n, b in known.items() if n == name or re.fullmatch(f"{re.escape(name)}-\\d+", n)}
+        if not matching and name not in prepared.config.batches:
             raise RecipeError(f"no batch {name!r}; the plan has: {', '.join(known) or 'none'}")
-        chosen |= parts
+        chosen |= matching
         asked.update(prepared.config.batches.get(name, ()))
     idle = {run for run, (model, _) in prepared.names.items() if model in asked}
-    skipped = tuple(one for one in prepared.plan.skipped if one.model in idle)
+    skipped = tuple(skipped_run for skipped_run in prepared.plan.skipped if skipped_run.model in idle)
     plan = prepared.plan.model_copy(
         update={"batches": tuple(b for n, b in known.items() if n in chosen), "skipped": skipped}
     )
-    members = {one.model for batch in plan.batches for one in batch.placements}
-    members |= {one.model for one in skipped} | (idle & prepared.refused.keys())
+    members = {placement.model for batch in plan.batches for placement in batch.placements}
+    members |= {skipped_run.model for skipped_run in skipped} | (idle & prepared.refused.keys())
     return replace(
         prepared,
         plan=plan,
         names={run: name for run, name in prepared.names.items() if run in members},
         jobs={run: job for run, job in prepared.jobs.items() if run in members},
-        estimates={run: one for run, one in prepared.estimates.items() if run in members},
-        refused={run: one for run, one in prepared.refused.items() if run in members},
+        estimates={run: run_estimate for run, run_estimate in prepared.estimates.items() if run in members},
+        refused={run: outcome for run, outcome in prepared.refused.items() if run in members},
     )
 
 
@@ -272,11 +272,12 @@ def resume(prepared: Prepared, folder: Path) -> Prepared:
     stored = _stored_plan(folder)
     if (
         stored is not None
-        and {one.model for batch in stored.batches for one in batch.placements} <= prepared.jobs.keys()
+        and {placement.model for batch in stored.batches for placement in batch.placements}
+        <= prepared.jobs.keys()
         and _stored_config(folder) == prepared.config
     ):
-        members = {one.model for batch in stored.batches for one in batch.placements}
-        skipped = {one.model for one in stored.skipped}
+        members = {placement.model for batch in stored.batches for placement in batch.placements}
+        skipped = {skipped_run.model for skipped_run in stored.skipped}
         prepared = replace(
             prepared,
             plan=stored,
@@ -286,7 +287,11 @@ def resume(prepared: Prepared, folder: Path) -> Prepared:
                 if run in members | skipped | prepared.refused.keys()
             },
             jobs={run: job for run, job in prepared.jobs.items() if run in members | skipped},
-            estimates={run: one for run, one in prepared.estimates.items() if run in members | skipped},
+            estimates={
+                run: run_estimate
+                for run, run_estimate in prepared.estimates.items()
+                if run in members | skipped
+            },
         )
     else:
         with disk_errors(folder):
@@ -333,7 +338,7 @@ def evaluate(
         first = not plan.batches or plan.batches[0].name == batch
         plan = plan.model_copy(
             update={
-                "batches": tuple(one for one in plan.batches if one.name == batch),
+                "batches": tuple(planned for planned in plan.batches if planned.name == batch),
                 "skipped": plan.skipped if first else (),
             }
         )
@@ -361,7 +366,7 @@ def predictions(job: Job, data: DataSet) -> list[Prediction]:
         if not task(job.task).windows:
             return list(journal.predictions(job.key, [sample.id for sample in data.samples]))
         order = {sample.id: index for index, sample in enumerate(data.samples)}
-        found = sorted(journal.predictions(job.key), key=lambda one: _window(one.sample, order))
+        found = sorted(journal.predictions(job.key), key=lambda prediction: _window(prediction.sample, order))
         return found[: job.samples]
     finally:
         journal.close()
@@ -388,7 +393,7 @@ def _load(config: EvaluationConfig) -> dict[str, DataSet]:
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a model is, and what tells it from others."""
+    """Where a model is, and what distinguishes it from others."""
 
     folder: Path
     digest: str
@@ -471,7 +476,11 @@ def _job(
 
 def _into(prepared: Prepared, folder: Path) -> Prepared:
     """Jobs as they are run: they write into the run's journal, at batch sizes that follow the plan's."""
-    sizes = {one.model: one.batch_size for batch in prepared.plan.batches for one in batch.placements}
+    sizes = {
+        placement.model: placement.batch_size
+        for batch in prepared.plan.batches
+        for placement in batch.placements
+    }
     fixed = {
         run
         for model in prepared.config.models
@@ -517,7 +526,7 @@ def scored(prepared: Prepared, name: str, outcome: RunOutcome) -> EvaluationOutc
     model, data = prepared.names[name]
     job, asked = prepared.jobs.get(name), prepared.dataset(name)
     found = predictions(job, asked) if job is not None else []
-    score = scoring.score(asked, {one.sample: one.value for one in found})
+    score = scoring.score(asked, {prediction.sample: prediction.value for prediction in found})
     greedy = decoding_note(job.folder) if job is not None and job.remote is None else None
     notes = (*outcome.notes, *score.notes, *filter(None, [greedy]))
     scored = outcome.model_copy(update={"metrics": score.metrics, "notes": notes, "samples": len(found)})

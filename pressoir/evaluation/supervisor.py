@@ -1,9 +1,10 @@
 """Run a plan: children side by side, never more than fits, whatever becomes of each of them.
 
-**Why.** A plan is made from estimates before anything runs. Meanwhile others take memory, a model takes more
-than was estimated, hangs, or crashes. None of that may end the run or take the machine's memory.
+**Why.** A plan is made from estimates before anything runs. Afterwards other processes may take memory, or a
+model may take more than was estimated, hang, or crash. None of that may end the run or exhaust the machine's
+memory.
 
-**What.** Batch after batch, and side by side within one. Before EVERY launch the memory is looked at again:
+**What.** Batch after batch, and side by side within one. Before EVERY launch the memory is measured again:
 
 - live: what is available now, less the reserve, less what running children were promised and did not take;
 - planned: the plan's budget, less what running children were promised.
@@ -103,8 +104,8 @@ def run_plan(
 ) -> Iterator[RunOutcome]:
     """Run every model of the plan that has not ended well before; give each one's outcome as it ends.
 
-    `jobs` and `estimates` go by the model's id. All jobs name one journal; beside it stand `jobs/`, with what
-    each child was told and its log, and the lock. Children run on, watched, while the caller looks at an
+    `jobs` and `estimates` go by the model's id. All jobs name one journal; beside it are `jobs/`, with what
+    each child was given and its log, and the lock. Children run on, watched, while the caller handles an
     outcome. `on_event` is called in the caller's thread. Closing the iterator, an exception, Ctrl-C or
     SIGTERM ends the children; what they committed stays.
 
@@ -206,10 +207,10 @@ class _Supervisor:
         self.news.put(None)
 
     def _skip_what_never_fits(self) -> None:
-        for one in self._plan.skipped:
-            task = self._task(one.model, 1)
-            detail = f"a single sample needs {_gb(one.peak_bytes)}, the budget is "
-            self._conclude(task, "skipped_memory", detail + _gb(one.budget_bytes))
+        for skipped_run in self._plan.skipped:
+            task = self._task(skipped_run.model, 1)
+            detail = f"a single sample needs {_gb(skipped_run.peak_bytes)}, the budget is "
+            self._conclude(task, "skipped_memory", detail + _gb(skipped_run.budget_bytes))
 
     def _run_batch(self, batch: Batch) -> None:
         self._batch = batch.name
@@ -226,7 +227,7 @@ class _Supervisor:
             while (task := self._next(waiting, side_by_side)) is not None:
                 waiting.remove(task)
                 beside = side_by_side - len(self._running) - 1
-                self._launch(task, [one for one in waiting if not one.alone][:beside], threads)
+                self._launch(task, [other for other in waiting if not other.alone][:beside], threads)
             self._listen()
             for child in [child for child in self._running if child.has_ended()]:
                 waiting += self._close(child)

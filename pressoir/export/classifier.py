@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # ONNX Runtime kernels behind the names; below opset 17 it defines LayerNormalization itself.
 NORMALISATIONS = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
 
-# ‖graph − checkpoint‖ / ‖checkpoint‖ of a layer's output at which it is said to depart.
+# ‖graph − checkpoint‖ / ‖checkpoint‖ of a layer's output from which it counts as departing.
 FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05
 
 
@@ -77,22 +77,22 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
             f"the data has only {len(sentences)} sentences for the parity check (export.parity_samples is "
             f"{config.parity_samples})"
         )
-    figures = check_parity(out / GRAPH, model, tokenizer, sentences, config, quantised, context.threads)
+    parity = check_parity(out / GRAPH, model, tokenizer, sentences, config, quantised, context.threads)
     size = (out / GRAPH).stat().st_size
     report = {
         "opset": config.opset,
         "fused": config.fuse,
         "operators": operator_counts(graph),
-        "parity": figures,
+        "parity": parity,
         "graph_bytes": size,
         "int8_layers": {name: asdict(placement) for name, placement in placements.items()},
     }
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     tell(
-        f"parity on {len(sentences)} sentences: max |Δlogit| {figures['max_logit_difference']:.2g}, "
-        f"label agreement {figures['label_agreement']:.4f}; {size / 1e6:.1f} MB"
+        f"parity on {len(sentences)} sentences: max |Δlogit| {parity['max_logit_difference']:.2g}, "
+        f"label agreement {parity['label_agreement']:.4f}; {size / 1e6:.1f} MB"
     )
-    return {**figures, "graph_mb": size / 1e6}
+    return {**parity, "graph_mb": size / 1e6}
 
 
 def check_graph(graph: onnx.ModelProto) -> None:
@@ -122,7 +122,7 @@ def check_parity(
     quantised: bool,
     threads: int,
 ) -> dict[str, float]:
-    """Compare a graph with its checkpoint on `sentences`; return the figures.
+    """Compare a graph with its checkpoint on `sentences`; return the metrics.
 
     Raises:
         ParityError: they differ by more than `config` allows; the first layer that departs is named.
@@ -137,7 +137,7 @@ def check_parity(
     agreement = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))
     worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
     largest = float(differences[worst])
-    figures = {
+    metrics = {
         "max_logit_difference": largest,
         "label_agreement": agreement,
         "parity_samples": float(len(sentences)),
@@ -155,13 +155,13 @@ def check_parity(
             f"{config.max_logit_difference:g}"
         )
     if not passed:
-        place = first_departure(graph, model, tokenizer, sentences[worst], quantised, threads)
+        departure = first_departure(graph, model, tokenizer, sentences[worst], quantised, threads)
         raise ParityError(
             f"the ONNX graph differs from PyTorch on {len(sentences)} sentences: {fault} (max |Δlogit| "
-            f"{largest:.3g}). {place}. Try fuse: false or another opset; if the difference remains, this "
+            f"{largest:.3g}). {departure}. Try fuse: false or another opset; if the difference remains, this "
             "is a bug in the export"
         )
-    return figures
+    return metrics
 
 
 def first_departure(
@@ -249,7 +249,7 @@ def fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
     """Fuse what ONNX Runtime has operators for; what does not fit a known pattern stays as it is.
 
     Embeddings are left apart (their tables become int8, and the fused operator is no faster), and the
-    attention mask is passed as it is, so that padding may stand on either side.
+    attention mask is passed as it is, so that padding may be on either side.
     """
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions

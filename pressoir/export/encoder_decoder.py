@@ -15,9 +15,9 @@ kernels; most of a small translation model is its vocabulary, which shrinks to a
 logits are compared. Float32: max |Δlogit| within `max_logit_difference`, and the graphs' own greedy decoding,
 in one padded batch, and their beams must give the same tokens under the model's generation settings (two
 tokens whose logits are that close may change places). Int8: PyTorch's float32 model and the graphs must
-agree on the best next token in at least `min_label_agreement` of the places where float32's best is 1.5 times
-as probable as its second; agreement in all places is reported. Inputs are the embedded reviews for text, and
-tones and noise for sound: no speech is shipped.
+agree on the best next token in at least `min_label_agreement` of the positions where float32's best is 1.5
+times as probable as its second; agreement in all positions is reported. Inputs are the embedded reviews for
+text, and tones and noise for sound: no speech is shipped.
 
 **Sources.** Optimum's exporter, https://huggingface.co/docs/optimum-onnx; int8 as in `stages.quantize`.
 """
@@ -74,8 +74,8 @@ def run(
         raise SourceError(f"{source} is already quantised; export the original checkpoint")
     model = loading.load_ctc(source) if ctc else loading.load_encoder_decoder(source)
     original = sum(parameter.nbytes for parameter in model.parameters())
-    parts = encoder_decoder_graph.layers(model)
-    packed, errors = encoder_decoder_graph.quantize(parts) if int8 else ({}, {})
+    graph_layers = encoder_decoder_graph.layers(model)
+    packed, errors = encoder_decoder_graph.quantize(graph_layers) if int8 else ({}, {})
     tell("tracing the float32 model")
     graphs = encoder_decoder_graph.trace(model, config.opset, context.work_dir, config.fuse)
     _copy_settings(source, out, model)
@@ -105,22 +105,22 @@ def run(
             "new_bytes": size,
         }
         (out / QUANTIZATION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    figures = check_parity(source, out, config, context, int8)
+    parity = check_parity(source, out, config, context, int8)
     report = {
         "opset": config.opset,
         "operators": {name: operator_counts(graph) for name, graph in graphs.items()},
-        "parity": figures,
+        "parity": parity,
         "graph_bytes": size,
         "original_bytes": original,
     }
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     tell(
-        f"parity at {figures['parity_positions']:.0f} positions: max |Δlogit| "
-        f"{figures['max_logit_difference']:.2g}, same token {figures['token_agreement']:.4f} "
-        f"({figures['decided_token_agreement']:.4f} where decided); {original / 1e6:.1f} → "
+        f"parity at {parity['parity_positions']:.0f} positions: max |Δlogit| "
+        f"{parity['max_logit_difference']:.2g}, same token {parity['token_agreement']:.4f} "
+        f"({parity['decided_token_agreement']:.4f} where decided); {original / 1e6:.1f} → "
         f"{size / 1e6:.1f} MB"
     )
-    return {**figures, "graph_mb": size / 1e6, "size_ratio": original / size}
+    return {**parity, "graph_mb": size / 1e6, "size_ratio": original / size}
 
 
 def _copy_settings(source: Path, out: Path, model: PreTrainedModel) -> None:

@@ -3,11 +3,11 @@
 Optimum's exporter gives an encoder, a decoder for the first token and one for the tokens after it; its merged
 form puts the latter two into the branches of an `If`. Here one decoder does, for it runs just as well on an
 empty cache. What the first one has beside it, the projection of the encoder's output to the keys and values
-of the cross-attention, depends on the input alone and so stands at the encoder's end.
+of the cross-attention, depends on the input alone and so is at the encoder's end.
 
     encoder_model.onnx   input → past_key_values.<layer>.encoder.key and .value (batch, heads, seq, size)
     decoder_model.onnx   next tokens (batch, n), those, and the cache (empty at first) → logits, longer cache
-    model.onnx.data      the weights of both; equal bytes stand once, whichever graph reads them
+    model.onnx.data      the weights of both; equal bytes are stored once, whichever graph reads them
 
 A head that is tied to the embedding is its transpose, which ONNX Runtime folds when the session is made.
 """
@@ -84,18 +84,18 @@ def trace(
             config = constructor(model.config, task=task, **({"use_past": True} if encoder_decoder else {}))
         except (KeyError, ValueError) as error:
             raise ParityError(f"optimum cannot export a {kind} model: {error}") from error
-        parts: dict[str, tuple[Any, Any]] = {GRAPH: (model, config)}
+        modules: dict[str, tuple[Any, Any]] = {GRAPH: (model, config)}
         if encoder_decoder:
-            parts = {
+            modules = {
                 ENCODER: (whole.get_encoder(), config.with_behavior("encoder")),
                 DECODER: (
                     model,
                     config.with_behavior("decoder", use_past=True, use_past_in_inputs=True),
                 ),
             }
-        for name, (part, part_config) in parts.items():
+        for name, (module, module_config) in modules.items():
             path = Path(folder) / Path(name).stem / name  # beside it lie its tensors, where it is large
-            export(part, part_config, path, opset=opset, input_shapes=shapes)
+            export(module, module_config, path, opset=opset, input_shapes=shapes)
             graphs[name] = onnx.load(path)
     if encoder_decoder:
         _append_cross_attention(graphs[ENCODER], model)
@@ -119,8 +119,8 @@ def layers(model: PreTrainedModel) -> dict[str, Layers]:
         return {GRAPH: Layers({name: module for name, module in linear.items() if name != "lm_head"}, {})}
     cross = {id(module) for pair in _cross_attention(model) for module in pair[:2]}
     head, result = model.get_output_embeddings(), {}
-    for graph, part in ((ENCODER, whole.get_encoder()), (DECODER, whole.get_decoder())):
-        prefix = f"{names[id(part)]}."
+    for graph, stack in ((ENCODER, whole.get_encoder()), (DECODER, whole.get_decoder())):
+        prefix = f"{names[id(stack)]}."
         inside = {
             name: module
             for name, module in linear.items()
@@ -128,7 +128,7 @@ def layers(model: PreTrainedModel) -> dict[str, Layers]:
         }
         if graph == DECODER and isinstance(head, nn.Linear):
             inside[names[id(head)]] = head
-        table = getattr(part, "embed_tokens", None)
+        table = getattr(stack, "embed_tokens", None)
         embedding = {f"{prefix}embed_tokens": table} if isinstance(table, nn.Embedding) else {}
         result[graph] = Layers(inside, embedding)
     return result
@@ -149,9 +149,9 @@ def quantize(
     packed: dict[int, tuple[PackedWeight, float]] = {}
     errors: dict[str, float] = {}
     result: dict[str, dict[str, PackedWeight]] = {}
-    for graph, part in parts.items():
+    for graph, graph_layers in parts.items():
         result[graph] = {}
-        for kind, modules in (("linear", part.linear), ("embedding", part.embedding)):
+        for kind, modules in (("linear", graph_layers.linear), ("embedding", graph_layers.embedding)):
             for name, module in modules.items():
                 weight: Any = module.weight
                 if weight.data_ptr() not in packed:
@@ -176,7 +176,7 @@ def save(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> int:
     Raises:
         ParityError: a graph is not valid ONNX.
     """
-    places: dict[bytes, tuple[int, int]] = {}  # SHA-256 of the content: offset, length
+    locations: dict[bytes, tuple[int, int]] = {}  # SHA-256 of the content: offset, length
     with (folder / DATA).open("wb") as data:
         for graph in graphs.values():
             _share_transposed(graph)
@@ -185,11 +185,11 @@ def save(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> int:
                 if len(content) < INLINE_BYTES:
                     continue
                 digest = hashlib.sha256(content).digest()
-                if digest not in places:
+                if digest not in locations:
                     data.write(b"\0" * (-data.tell() % ALIGNMENT))
-                    places[digest] = data.tell(), len(content)
+                    locations[digest] = data.tell(), len(content)
                     data.write(content)
-                _refer(tensor, *places[digest])
+                _refer(tensor, *locations[digest])
     for name, graph in graphs.items():
         path = folder / name
         path.write_bytes(graph.SerializeToString())
@@ -221,8 +221,8 @@ def _append_cross_attention(graph: onnx.ModelProto, model: PreTrainedModel) -> N
     batch, length = "batch_size", sequence.dim_param or sequence.dim_value
     outputs = []
     for index, (key, value, size) in enumerate(_cross_attention(model)):
-        for part, linear in (("key", key), ("value", value)):
-            name = f"past_key_values.{index}.encoder.{part}"
+        for role, linear in (("key", key), ("value", value)):
+            name = f"past_key_values.{index}.encoder.{role}"
             heads = linear.out_features // size
             tensors = {
                 f"{name}.weight": linear.weight.detach().numpy().T,

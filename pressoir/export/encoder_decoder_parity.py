@@ -37,13 +37,13 @@ from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
 from pressoir.stage import StageContext
 
-PARITY_INPUTS = 32  # at most; fewer where they already give `parity_samples` places to compare
+PARITY_INPUTS = 32  # at most; fewer where they already give `parity_samples` positions to compare
 GREEDY_INPUTS = 8  # of these, in one padded batch
 BEAM_INPUTS, BEAMS = 4, 4
 OTHER_TOKENS = "texts have other tokens than transformers gives"
 MAX_NEW_TOKENS = 32  # a model may ramble on inputs that it was not made for
 SOUND_S = 2.0
-# Int8 may choose another of two tokens that float32 hardly tells apart: a place counts for its gate where the
+# Int8 may choose another of two tokens that float32 rates alike: a position counts for its gate where the
 # best token is 1.5 times as probable as the second. On inputs that a model was not made for, a third is not.
 DECIDED_MARGIN = float(np.log(1.5))
 
@@ -51,7 +51,7 @@ DECIDED_MARGIN = float(np.log(1.5))
 def check_parity(
     source: Path, exported: Path, config: ExportConfig, context: StageContext, int8: bool
 ) -> dict[str, float]:
-    """Compare an exported folder with the checkpoint it was made from, in PyTorch; return the figures.
+    """Compare an exported folder with the checkpoint it was made from, in PyTorch; return the metrics.
 
     Raises:
         ParityError: they differ by more than `config` allows.
@@ -61,14 +61,14 @@ def check_parity(
     else:
         compare = _compare_translation
     found = compare(source, exported, config, context, int8)
-    expected = np.concatenate([place.expected for place in found.places]).astype(np.float64)
-    actual = np.concatenate([place.actual for place in found.places])
+    expected = np.concatenate([logits.expected for logits in found.places]).astype(np.float64)
+    actual = np.concatenate([logits.actual for logits in found.places])
     differences = np.abs(expected - actual).max(axis=1)
     largest = float(np.where(np.isnan(differences), np.inf, differences).max())
     same = expected.argmax(axis=1) == actual.argmax(axis=1)
     best = np.partition(expected, -2, axis=1)[:, -2:]
     decided = best[:, 1] - best[:, 0] >= DECIDED_MARGIN
-    figures = {
+    metrics = {
         "max_logit_difference": largest,
         "token_agreement": float(same.mean()),
         "decided_token_agreement": float(same[decided].mean()) if decided.any() else float(same.mean()),
@@ -79,7 +79,7 @@ def check_parity(
         "decided_positions": float(decided.sum()),
     }
     if int8:
-        agreement = figures["decided_token_agreement"]
+        agreement = metrics["decided_token_agreement"]
         alike = agreement >= config.min_label_agreement and bool(np.isfinite(largest))
         fault = (
             f"of the clearly decided float32 tokens, only {agreement:.4f} are equal in int8, below "
@@ -96,12 +96,12 @@ def check_parity(
         raise ParityError(f"the ONNX graphs differ from PyTorch at {len(same)} positions: {fault}")
     if found.unexplained:
         raise ParityError(f"the exported model differs from the checkpoint: {found.unexplained}")
-    return figures
+    return metrics
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Logits of the same places in both runtimes, each (places, vocabulary)."""
+    """Logits of the same positions in both runtimes, each (positions, vocabulary)."""
 
     expected: NDArray[np.float32]
     actual: NDArray[np.float32]
@@ -111,13 +111,13 @@ class _Places:
 class _Comparison:
     places: list[_Places]
     greedy: float
-    """Part of the decoded inputs that came out token by token alike."""
+    """Fraction of the decoded inputs whose tokens are all equal."""
     unexplained: str = ""
     """A difference between tokens or texts that close logits do not explain."""
     decoded: Sequence[list[int]] = ()
     """The reference's greedy tokens of each input."""
     beams: float | None = None
-    """Part of the inputs of which beam search finds the same tokens; None: not compared."""
+    """Fraction of the inputs for which beam search finds the same tokens; None: not compared."""
 
 
 def _compare_translation(
@@ -271,10 +271,10 @@ def _compare_ctc(
 
 
 def _margin(theirs: Sequence[int], ours: Sequence[int], expected: NDArray[np.float32]) -> float:
-    """How far apart the reference's logits are of the first two tokens that differ."""
-    place = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b)
-    row = expected[place]
-    return float(abs(row[theirs[place]] - row[ours[place]]))
+    """How far apart the reference's logits of the first two differing tokens are."""
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b)
+    row = expected[index]
+    return float(abs(row[theirs[index]] - row[ours[index]]))
 
 
 def _gap(

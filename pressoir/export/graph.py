@@ -82,7 +82,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Make `nodes`, of which some may be the graph's own, the graph's nodes."""
+    """Make `nodes` the graph's nodes; some may be its own already."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

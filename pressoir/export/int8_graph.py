@@ -46,7 +46,7 @@ EXPANDED_TABLE_ELEMENTS = 500_000
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one layer's codes and scales stand in a graph."""
+    """Where one layer's codes and scales are in a graph."""
 
     codes: str
     """Initializer of the codes."""
@@ -76,7 +76,7 @@ def read_placement(
 
 
 def lower_to_int8(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) -> dict[str, Placement]:
-    """Replace the float weights of `layers` by their codes and scales, in place; return where each stands.
+    """Replace the float weights of `layers` by their codes and scales, in place; return where each is.
 
     Raises:
         ParityError: a layer's weight (exactly codes × scales) is not in the graph; all such layers are named.
@@ -175,7 +175,7 @@ class _Lowering:
             bias = node.input[2] if len(node.input) > 2 else ""
             return layer and _Product((layer,), bias, node.output[0])
         if node.op_type == "Attention" and (weight := self._matrix(node.input[1])) is not None:
-            names = tuple(self._claim("linear", part) or "" for part in self._parts(node, weight))
+            names = tuple(self._claim("linear", columns) or "" for columns in self._qkv_columns(node, weight))
             return _Product(names, node.input[2], node.output[0]) if any(names) else None
         if node.op_type == "Gather" and not attributes(node).get("axis"):
             table = self._matrix(node.input[0])
@@ -198,7 +198,7 @@ class _Lowering:
         self.claimed.add(name)
         return name
 
-    def _parts(self, node: onnx.NodeProto, packed: Array) -> list[Array]:
+    def _qkv_columns(self, node: onnx.NodeProto, packed: Array) -> list[Array]:
         """The query, key and value columns of a fused attention's matrix."""
         sizes = attributes(node).get("qkv_hidden_sizes") or [packed.shape[1] // 3] * 3
         return np.split(packed, np.cumsum(sizes)[:2], axis=1)
@@ -295,14 +295,14 @@ class _Lowering:
         weight = self._matrix(node.input[1])
         assert weight is not None
         projections = []
-        for role, name, part in zip("qkv", plan.layers, self._parts(node, weight), strict=True):
+        for role, name, columns in zip("qkv", plan.layers, self._qkv_columns(node, weight), strict=True):
             output = f"{node.output[0]}_{role}"
             if name:
                 self._product(
                     node.input[0], _Product((name,), output=output), f"{node.name}_{role}", shared=True
                 )
             else:
-                matrix = self._tensor(f"{node.input[1]}_{role}", np.ascontiguousarray(part))
+                matrix = self._tensor(f"{node.input[1]}_{role}", np.ascontiguousarray(columns))
                 self._add("MatMul", [node.input[0], matrix], [output], f"{node.name}_{role}")
             projections.append(output)
         settings = {

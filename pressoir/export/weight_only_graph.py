@@ -97,7 +97,7 @@ def read_layer(
     Raises:
         ParityError: the graph has no such quantised layer.
     """
-    names = [f"{layer}.{part}" for part in ("weight", "weight_scale", "weight_zero_point")]
+    names = [f"{layer}.{suffix}" for suffix in ("weight", "weight_scale", "weight_zero_point")]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     node = next((n for n in model.graph.node if n.domain == MICROSOFT and names[0] in n.input), None)
     if node is None:
@@ -133,7 +133,7 @@ def verify(model: onnx.ModelProto, folder: Path, weights: Weights, layers: Mappi
             "scales": np.array_equal(scales, layer.scales),
             "zero points": np.array_equal(zero_points, layer.zero_points),
         }
-        if wrong := [part for part, same in equal.items() if not same]:
+        if wrong := [component for component, same in equal.items() if not same]:
             raise ParityError(
                 f"{folder / GRAPH}: the {' and '.join(wrong)} of layer {name} differ from the checkpoint; "
                 "export the model again"
@@ -147,11 +147,11 @@ def sizes(model: onnx.ModelProto) -> dict[str, int]:
     disk: dict[Any, int] = {}
     memory: dict[Any, int] = {}
     for tensor in model.graph.initializer:
-        place = _place(tensor)
-        key = (place["offset"], place["length"]) if place else tensor.name
+        external = _external_data(tensor)
+        key = (external["offset"], external["length"]) if external else tensor.name
         item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         memory[key] = prod(tensor.dims) * item
-        disk[key] = int(place["length"]) if place else memory[key]
+        disk[key] = int(external["length"]) if external else memory[key]
     return {"disk_bytes": sum(disk.values()), "memory_bytes": sum(memory.values())}
 
 
@@ -336,7 +336,7 @@ class _Lowering:
 
 
 def _graph_bits(bits: int) -> int:
-    """Bits of a code as MatMulNBits is told: it has no kernel for 3."""
+    """Bits of a code in MatMulNBits' attribute: it has no kernel for 3."""
     return 4 if bits == 3 else bits
 
 
@@ -350,19 +350,19 @@ def _external(
 
 
 def _pointing_at(name: str, dimensions: tuple[int, ...], other: TensorProto) -> TensorProto:
-    place = _place(other)
-    return _external(name, other.data_type, dimensions, place["offset"], place["length"])
+    external = _external_data(other)
+    return _external(name, other.data_type, dimensions, external["offset"], external["length"])
 
 
-def _place(tensor: TensorProto) -> dict[str, str]:
+def _external_data(tensor: TensorProto) -> dict[str, str]:
     """File, offset and length of external data; nothing of a tensor that is in the graph."""
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def _raw(tensor: TensorProto, folder: Path) -> bytes:
-    place = _place(tensor)
-    if not place:
+    external = _external_data(tensor)
+    if not external:
         return numpy_helper.to_array(tensor).tobytes()
-    with (folder / place["location"]).open("rb") as file:
-        file.seek(int(place["offset"]))
-        return file.read(int(place["length"]))
+    with (folder / external["location"]).open("rb") as file:
+        file.seek(int(external["offset"]))
+        return file.read(int(external["length"]))

@@ -53,7 +53,7 @@ def tasks_of(folder: Path) -> tuple[TaskName, ...]:
             f'{folder / "config.json"} specifies no architecture; add "architectures", such as '
             '["LlamaForCausalLM"]'
         )
-    return tuple(one.name for one in task.tasks_of_architecture(str(names[0])))
+    return tuple(declaration.name for declaration in task.tasks_of_architecture(str(names[0])))
 
 
 def model_type_of(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Whether a model folder is whole, as far as what lies in it can tell.
+"""Whether a model folder is complete, as far as its contents show.
 
 A sharded folder and an artifact of the store have checksums, and every byte is compared with them. Any other
 folder can only be checked for structure: headers, lengths, and whether its files fit each other.

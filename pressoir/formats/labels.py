@@ -31,9 +31,9 @@ def match(own: Sequence[str], wanted: Sequence[str], ordered: bool = False) -> l
     """
     if len(own) == len(wanted):
         for form in (str, str.casefold):
-            places = {form(name): index for index, name in enumerate(own)}
-            if len(places) == len(own) and places.keys() == {form(name) for name in wanted}:
-                return [places[form(name)] for name in wanted]
+            indices = {form(name): index for index, name in enumerate(own)}
+            if len(indices) == len(own) and indices.keys() == {form(name) for name in wanted}:
+                return [indices[form(name)] for name in wanted]
         if are_numbers(wanted) or (are_numbers(own) and ordered):
             return list(range(len(own)))
     advice = "use a model and data with the same labels"

@@ -3,7 +3,7 @@
 An initializer may be inline, or name a file, an offset and a length (external data). Moving weights means
 changing those three, and copying the range; the values are never decoded. That matters beyond memory: a
 3-bit stream is declared with the dimensions of its 4-bit form, so its length does not follow from its
-dimensions, and only the range tells what belongs to it.
+dimensions, and only the range shows what belongs to it.
 
 Source: https://onnx.ai/onnx/repo-docs/ExternalData.html.
 """
@@ -46,11 +46,11 @@ class Weight:
         """Let the initializers' bytes be those of a file of the graph's folder."""
         from onnx import TensorProto
 
-        place = {"location": location, "offset": str(offset), "length": str(self.tensor.length)}
+        entries = {"location": location, "offset": str(offset), "length": str(self.tensor.length)}
         for initializer in self.initializers:
             _clear(initializer)
             initializer.data_location = TensorProto.EXTERNAL
-            for key, value in place.items():
+            for key, value in entries.items():
                 entry = initializer.external_data.add()
                 entry.key, entry.value = key, value
 
@@ -82,8 +82,8 @@ def _undecoded(message: Any) -> bytes | None:
         if entry.type not in (entry.TYPE_STRING, entry.TYPE_MESSAGE):
             continue
         alone = isinstance(value, str | bytes) or hasattr(value, "ListFields")
-        for one in (value,) if alone else value:
-            found = _undecoded(one) if entry.type == entry.TYPE_MESSAGE else one
+        for item in (value,) if alone else value:
+            found = _undecoded(item) if entry.type == entry.TYPE_MESSAGE else item
             if isinstance(found, bytes):
                 return found
     return None
@@ -100,15 +100,15 @@ def weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
     found: dict[object, Weight] = {}
     for node in model.graph.node:
         for constant in _held(node):
-            if (place := place_of(constant, folder)) is not None:
-                _embed(constant, place)
+            if (external := place_of(constant, folder)) is not None:
+                _embed(constant, external)
     for tensor in _in_execution_order(model.graph):
-        place = place_of(tensor, folder)
+        external = place_of(tensor, folder)
         if not _may_leave(tensor):
-            if place is not None:
-                _embed(tensor, place)
+            if external is not None:
+                _embed(tensor, external)
             continue
-        own = _inline(tensor) if place is None else place
+        own = _inline(tensor) if external is None else external
         # the same range of the same file is one weight; inline bytes are their initializer's own
         key = (own.file, own.offset, own.length) if own.file else id(tensor)
         found.setdefault(key, Weight(own)).initializers.append(tensor)
@@ -159,8 +159,8 @@ def embed(weight: Weight) -> None:
     _embed(weight.initializers[0], weight.tensor)
 
 
-def _embed(tensor: onnx.TensorProto, place: TensorBytes) -> None:
-    data = b"".join(place.chunks())
+def _embed(tensor: onnx.TensorProto, source: TensorBytes) -> None:
+    data = b"".join(source.chunks())
     _clear(tensor)
     tensor.raw_data = data
 

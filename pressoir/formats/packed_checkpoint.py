@@ -37,7 +37,7 @@ _ADVICE = "quantise the model again"
 
 
 class LayerInfo(Config):
-    """How one matrix is stored, as `quantization.json` tells it."""
+    """How one matrix is stored, as `quantization.json` describes it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -132,8 +132,8 @@ class PackedCheckpoint:
         info = self.layers[name]
         stored = info.tied_to or name
         packed, scales, zero_points = (
-            tensor_files.read(self.tensors[f"{stored}.{part}"]).numpy()
-            for part in (CODES, SCALES, ZERO_POINTS)
+            tensor_files.read(self.tensors[f"{stored}.{suffix}"]).numpy()
+            for suffix in (CODES, SCALES, ZERO_POINTS)
         )
         return PackedLayer(
             name=name,
@@ -150,7 +150,7 @@ class PackedCheckpoint:
 
     def plain(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that is not quantised, by its name in the model, float32, one at a time."""
-        stored = {part for name, info in self.layers.items() for part in info.layout(name)}
+        stored = {tensor_name for name, info in self.layers.items() for tensor_name in info.layout(name)}
         for name, tensor in self.tensors.items():
             if name not in stored:
                 yield name, tensor_files.read(tensor)
@@ -193,10 +193,10 @@ def open_packed(folder: Path) -> PackedCheckpoint:
                     f"{path.name} it should be {dtype} {list(shape)}; {_ADVICE}"
                 )
     for tensor in tensors:
-        name, _, part = tensor.rpartition(".")
-        if part in (SCALES, ZERO_POINTS) and (name not in layers or layers[name].tied_to):
+        name, _, suffix = tensor.rpartition(".")
+        if suffix in (SCALES, ZERO_POINTS) and (name not in layers or layers[name].tied_to):
             raise QuantizationError(
-                f"{path} does not describe {name}, but {weights.name} contains its {part}; {_ADVICE}"
+                f"{path} does not describe {name}, but {weights.name} contains its {suffix}; {_ADVICE}"
             )
     return PackedCheckpoint(folder, description, layers, tensors)
 

@@ -69,18 +69,18 @@ def has_streams(graph: Path) -> bool:
 def _four_bits(graph: Path, tensor: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     name, dims = shown(tensor.name), tuple(tensor.dims)
     try:
-        place = onnx_weights.place_of(tensor, graph.parent)
+        external = onnx_weights.place_of(tensor, graph.parent)
     except ShardError as error:
         raise SourceError(str(error)) from error
-    if place is None or len(dims) < 2 or min(dims) < 1:
+    if external is None or len(dims) < 2 or min(dims) < 1:
         raise SourceError(f"{graph}: {name} {list(dims)} has no 3-bit weights in a data file; {_ADVICE}")
     rows, codes = dims[0], 2 * prod(dims[1:])
     length = rows * packing.packed_size(codes, 3)
-    if place.length != length:
+    if external.length != length:
         raise SourceError(
-            f"{place.file}: the 3-bit weights of {name} {list(dims)} need {length} bytes, but {place.length} "
-            "are declared; download the model again"
+            f"{external.file}: the 3-bit weights of {name} {list(dims)} need {length} bytes, but "
+            f"{external.length} are declared; download the model again"
         )
-    stream = np.frombuffer(b"".join(place.chunks()), dtype=np.uint8)
+    stream = np.frombuffer(b"".join(external.chunks()), dtype=np.uint8)
     packed = packing.pack(packing.unpack(stream.reshape(rows, -1), 3, codes), 4)
     return packed.reshape(dims)

@@ -39,8 +39,8 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     padding = [(0, 0)] * (codes.ndim - 1) + [(0, -count % 8)]
     whole = np.pad(codes, padding) if count % 8 else codes
     words = np.zeros((*codes.shape[:-1], whole.shape[-1] // 8), dtype="<u8")  # eight codes a word
-    for place in range(8):
-        words |= whole[..., place::8].astype("<u8") << np.uint64(bits * place)
+    for index in range(8):
+        words |= whole[..., index::8].astype("<u8") << np.uint64(bits * index)
     stream = words.view(np.uint8).reshape(*words.shape, 8)[..., :bits]
     return np.ascontiguousarray(stream.reshape(*codes.shape[:-1], -1)[..., : packed_size(count, bits)])
 
@@ -65,8 +65,8 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     bytes_of_words[..., :bits] = whole.reshape(*packed.shape[:-1], groups, bits)
     words = bytes_of_words.view("<u8")[..., 0]  # (…, groups)
     codes = np.empty((*packed.shape[:-1], groups, 8), dtype=np.uint8)
-    for place in range(8):
-        codes[..., place] = (words >> np.uint64(bits * place)) & np.uint64((1 << bits) - 1)
+    for index in range(8):
+        codes[..., index] = (words >> np.uint64(bits * index)) & np.uint64((1 << bits) - 1)
     return np.ascontiguousarray(codes.reshape(*packed.shape[:-1], -1)[..., :count])
 
 

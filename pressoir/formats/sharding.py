@@ -91,7 +91,7 @@ class ShardManifest(_Record):
 
 
 def parse_manifest(content: bytes, where: str) -> ShardManifest:
-    """Read a manifest and check that it is sound: no file is looked at.
+    """Read a manifest and check that it is sound; no other file is read.
 
     Raises:
         ShardError: it is not a manifest of this version, contradicts itself, or names an unsafe file.
@@ -107,8 +107,10 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
         manifest = ShardManifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ShardError(f"{where} is not a shard manifest: {place}: {first['msg']}; {ADVICE}") from error
+        field_path = ".".join(str(key) for key in first["loc"]) or "the file"
+        raise ShardError(
+            f"{where} is not a shard manifest: {field_path}: {first['msg']}; {ADVICE}"
+        ) from error
     for record in manifest.shards:
         if not SHARD_NAME.fullmatch(record.file):
             raise ShardError(
@@ -140,7 +142,7 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
 
 
 def read_manifest(folder: Path) -> ShardManifest:
-    """The manifest of a sharded folder; no other file is looked at.
+    """The manifest of a sharded folder; no other file is read.
 
     Raises:
         ShardError: it cannot be read; see `parse_manifest`.

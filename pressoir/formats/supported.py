@@ -1,4 +1,4 @@
-"""Whether Pressoir runs a model, said from its configuration alone: before any work, in one sentence.
+"""Whether Pressoir runs a model, decided from its configuration alone: before any work, in one sentence.
 
 A task is known by the end of a class's name (`ForConditionalGeneration`), which other kinds of model have,
 too; its declaration lists the types that it runs. Everything that opens a model of such a task asks here.
@@ -17,7 +17,7 @@ from pressoir.formats.folder import model_type_of, read_json, tasks_of
 if TYPE_CHECKING:
     from pressoir.extensions.task_name import TaskName
 
-# Parts of a configuration that tell what a model takes or gives beside text.
+# Parts of a configuration that say what a model takes or returns besides text.
 _PARTS = {
     "images": ("vision_config", "vision_tower_config", "image_size"),
     "sound": ("audio_config", "audio_encoder", "num_mel_bins", "sampling_rate"),
@@ -27,7 +27,7 @@ _PARTS = {
 def unsupported(folder: Path, wanted: TaskName | None = None) -> str | None:
     """Why a model cannot be run for a task, or at all, and what to do; None where it can.
 
-    A model that is supported for another task than the `wanted` one is not looked at further.
+    A model that is supported for another task than the `wanted` one is not checked further.
 
     Raises:
         SourceError: `config.json` is missing or broken.
@@ -71,7 +71,9 @@ def check_exportable(folder: Path) -> None:
     declared, config = task(tasks_of(folder)[0]), read_json(folder / "config.json")
     if (kind := config.get("model_type")) not in declared.pytorch_only:
         return
-    others = tuple(one for one in declared.model_types if one not in declared.pytorch_only)
+    others = tuple(
+        model_type for model_type in declared.model_types if model_type not in declared.pytorch_only
+    )
     raise SourceError(
         f"{folder}: a model of type {kind!r} is not exported: it runs in PyTorch only, by transformers' own "
         f"`generate`. Exported are the types {', '.join(others)}"

@@ -130,14 +130,14 @@ def read_index(index: Path) -> dict[str, Path]:
         SourceError: it is not such an index, or names a file outside its folder.
     """
     content = reader.read_json(index, SourceError, _ADVICE)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise SourceError(f"{index} is not a weight index: no `weight_map` of tensors to files; {_ADVICE}")
     files = {
         name: reader.file_in(index.parent, name, str(index), SourceError, _ADVICE)
-        for name in set(places.values())
+        for name in set(weight_map.values())
     }
-    return {tensor: files[name] for tensor, name in places.items()}
+    return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
 def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
@@ -153,14 +153,14 @@ def checkpoint_tensors(folder: Path) -> list[TensorBytes]:
         raise SourceError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}; specify a folder with safetensors weights"
         )
-    places, found = read_index(index), {}
-    for path in sorted(set(places.values())):
+    files, found = read_index(index), {}
+    for path in sorted(set(files.values())):
         for tensor in read_header(path):
-            if places.get(tensor.name) == path:
+            if files.get(tensor.name) == path:
                 found[tensor.name] = tensor
-    if missing := sorted(places.keys() - found):
+    if missing := sorted(files.keys() - found):
         raise SourceError(
-            f"{index} places {reader.shown(missing[0])} in {places[missing[0]].name}, which does not contain "
+            f"{index} places {reader.shown(missing[0])} in {files[missing[0]].name}, which does not contain "
             "it; download both again"
         )
     return list(found.values())

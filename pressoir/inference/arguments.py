@@ -1,4 +1,4 @@
-"""What people pass to an adapter: a folder by its name, one text in the place of a list."""
+"""What people pass to an adapter: a folder by its name, one text instead of a list."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Waveform = NDArray[np.float32]
 """Mono samples in −1…1, (samples,)."""
 
 _MALLOC_FAILED = 17  # SFE_MALLOC_FAILED: libsndfile found no memory
-# Lines of libsndfile's log, which alone tells of these. First: a header announces another size than the file
+# Lines of libsndfile's log, which alone reports these. First: a header announces another size than the file
 # has. WAV and its like say it of their samples; Wave64 and RF64 (lower case) of the whole file alone. "RIFF"
 # is left out: what a WAV lacks behind its samples is no sound. Second: an Ogg stream does not end as it must
 # (RFC 3533, 6: the last page says that it is the last).
@@ -43,8 +43,8 @@ def read_audio(path: Path, sampling_rate: int) -> Waveform:
     lower rate's Nyquist frequency.
 
     Raises:
-        DataError: the file is missing, is not sound, is cut off (MP3 without a count of its frames does
-            not tell), is empty, or has samples that are not finite.
+        DataError: the file is missing, is not sound, is cut off (not noticed in an MP3 without a count of its
+            frames), is empty, or has samples that are not finite.
     """
     if not path.is_file():
         raise DataError(f"file not found: {path}; specify the path of an audio file")

@@ -178,7 +178,7 @@ class CtcModel:
         for chunk in chunks(len(samples), *self.chunk_samples()):
             frames, heard = self.logits(samples[chunk.start : chunk.end]), chunk.end - chunk.start
             total = round(heard / self.samples_per_frame)
-            left, right = (round(part / heard * total) for part in (chunk.left, chunk.right))
+            left, right = (round(overlap / heard * total) for overlap in (chunk.left, chunk.right))
             yield frames[left : total - right]
 
     def _check_language(self, language: str | None) -> None:
@@ -264,9 +264,9 @@ class CtcVocabulary:
                 "times are not supported by this model: it has no vocab.json that names a word delimiter"
             )
         names = (self._tokens.get(int(index), self._unknown) for index in frames)
-        place, words, parted = 0, list[Span](), True
+        end, words, parted = 0, list[Span](), True
         for name, group in groupby(names):
-            start, place = place, place + len(list(group))
+            start, end = end, end + len(list(group))
             if name == self._pad:
                 continue
             if name in (self._separator, self._between):
@@ -274,9 +274,9 @@ class CtcVocabulary:
                 continue
             text = name.lower() if self._lower else name
             if parted:
-                words.append(Span(text, start, place))
+                words.append(Span(text, start, end))
             else:
-                words[-1] = Span(words[-1].text + text, words[-1].start, place)
+                words[-1] = Span(words[-1].text + text, words[-1].start, end)
             parted = False
         return words
 

@@ -114,7 +114,7 @@ def _divergence(
     reference: Decoder, index: int, prompt: NDArray[np.int64], written: NDArray[np.int64]
 ) -> Divergence | None:
     logits = reference.forward(np.concatenate([prompt, written[:-1]])[None])[0][0]  # (seq, vocabulary)
-    logits = logits[len(prompt) - 1 :]  # of which each row predicts the written token of the same index
+    logits = logits[len(prompt) - 1 :]  # each row predicts the written token of the same index
     choices = logits.argmax(axis=1)
     departs = np.flatnonzero(choices != written)
     if not departs.size:

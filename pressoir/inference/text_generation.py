@@ -137,7 +137,7 @@ class TextGenerator:
         """Perplexity on `text`, cut into windows of `window` tokens that do not overlap.
 
         Each window is scored from its second token on, by what precedes within the window; the rest of the
-        text, shorter than a window, is left out. `progress` is told the windows done, and their number.
+        text, shorter than a window, is left out. `progress` is called with the windows done and their number.
 
         Raises:
             DataError: the text is shorter than one window.
@@ -314,9 +314,9 @@ def negative_log_likelihood(logits: NDArray[np.float32], expected: NDArray[np.in
 
 
 def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """`pieces` up to the first of `stops` that is complete, of which not even a beginning is given away.
+    """`pieces` up to the first of `stops` that is complete; not even its beginning is yielded.
 
-    Each character is looked at once for each stop (Knuth, Morris and Pratt 1977, SIAM J. Comput. 6:323).
+    Each character is read once for each stop (Knuth, Morris and Pratt 1977, SIAM J. Comput. 6:323).
     """
     tables = [_borders(stop) for stop in stops]
     matched = [0] * len(stops)  # characters at the end of the text that begin each stop

@@ -123,15 +123,15 @@ class TransformersSpeechModel:
             max_new_tokens = max_new_tokens or INSTRUCTION_TOKENS
         window = round(WINDOW_S * self.sampling_rate)
         for start in range(0, len(samples), window):
-            part = samples[start : start + window]
-            short = max(0, round(_LEAST_S * self.sampling_rate) - len(part))
-            inputs = self.extract(np.pad(part, (0, short)))
+            chunk = samples[start : start + window]
+            short = max(0, round(_LEAST_S * self.sampling_rate) - len(chunk))
+            inputs = self.extract(np.pad(chunk, (0, short)))
             if self.kind == "gemma3n":
                 inputs |= self._instructed(language)
             yield self.engine.generate(inputs, max_new_tokens, num_beams, **options)
 
     def options(self, language: str | None) -> dict[str, Any]:
-        """What `generate` is told about the language.
+        """The arguments of `generate` that choose the language.
 
         Raises:
             RecipeError: it is unknown to the model, missing, or the model has one language.
@@ -159,7 +159,7 @@ class TransformersSpeechModel:
         return dict(codes or {})
 
     def _instructed(self, language: str | None) -> dict[str, Any]:
-        """Token ids (1, tokens) of Gemma 3n's instruction, with as many places for sound as it has."""
+        """Token ids (1, tokens) of Gemma 3n's instruction, with as many placeholders for sound as it has."""
         tokenizer, config = self.engine.tokenizer, self.engine.model.config
         names = [LANGUAGES[code][1] for code in spellings(language or "") if code in LANGUAGES]
         text = _INSTRUCTION_IN.format(names[0] if names else language) if language else _INSTRUCTION
@@ -168,8 +168,8 @@ class TransformersSpeechModel:
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         sound = tokenizer.audio_token
-        places = sound * int(config.audio_soft_tokens_per_image)
-        prompt = prompt.replace(sound, f"\n\n{tokenizer.boa_token}{places}{tokenizer.eoa_token}\n\n")
+        placeholders = sound * int(config.audio_soft_tokens_per_image)
+        prompt = prompt.replace(sound, f"\n\n{tokenizer.boa_token}{placeholders}{tokenizer.eoa_token}\n\n")
         begun = prompt.startswith(tokenizer.bos_token or "\0")
         ids = np.asarray(tokenizer(prompt, add_special_tokens=not begun)["input_ids"])[None]
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -216,7 +216,10 @@ class SeamlessTranslator:
         inputs = (
             {"input_ids": [row], "attention_mask": [[int(token != padding) for token in row]]} for row in rows
         )
-        return [self.engine.generate(one, max_new_tokens, num_beams, tgt_lang=target) for one in inputs]
+        return [
+            self.engine.generate(row_inputs, max_new_tokens, num_beams, tgt_lang=target)
+            for row_inputs in inputs
+        ]
 
 
 def find_language(code: str | None, known: Sequence[str]) -> str:
@@ -227,7 +230,10 @@ def find_language(code: str | None, known: Sequence[str]) -> str:
     """
     if code is None:
         raise RecipeError(f"a language is required; this model supports {', '.join(sorted(known))}")
-    for candidate in (code, *(one for name in spellings(code) for one in (name, name.partition("_")[0]))):
+    for candidate in (
+        code,
+        *(spelling for name in spellings(code) for spelling in (name, name.partition("_")[0])),
+    ):
         if candidate in known:
             return candidate
     near = difflib.get_close_matches(code, known, n=1)

@@ -10,7 +10,7 @@ T5                    task prefix ("translate English to French: "), for both
 BART, Pegasus         none: they write what they were trained to write, such as a summary
 ====================  =================  ================================================================
 
-Where the tokens stand is what transformers' tokenizer of the model says. A folder of graphs needs no
+Where the tokens go is what transformers' tokenizer of the model says. A folder of graphs needs no
 transformers and no torch, see `pressoir.inference.tokenizers.encoder_decoder`.
 """
 
@@ -87,7 +87,7 @@ LANGUAGES: dict[str, tuple[str, str]] = {
     "zh": ("zho_Hans", "Chinese"),
 }
 
-# How a language stands in a vocabulary: NLLB, mBART, M2M100, and Marian's models of several targets.
+# How a language is written in a vocabulary: NLLB, mBART, M2M100, and Marian's models of several targets.
 _TOKENS = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})|([a-z]{2}_[A-Z]{2})|__([a-z]{2,3})__|>>(\w+)<<")
 
 
@@ -288,12 +288,13 @@ class Translator:
         return ""
 
     def _between(self, source: str | None, target: str | None) -> tuple[list[int], list[int], DecoderStart]:
-        """What stands around a text in one language, and how its translation into another begins."""
+        """The tokens around a text in one language, and how its translation into another begins."""
         before, after = self._frame
         if self._language_ids.intersection([*before, *after]):
             code = self.vocabulary.id(self._language_token(source, "source_language", self.defaults[0]))
             before, after = (
-                [code if token in self._language_ids else token for token in part] for part in (before, after)
+                [code if token in self._language_ids else token for token in tokens]
+                for tokens in (before, after)
             )
         elif source is not None:
             raise RecipeError(

@@ -97,19 +97,19 @@ class WhisperModel:
         width = self.extract.window // self.extract.hop
         before, start, seek, count = self.previous(prompt), tuple[int, ...](), 0, 0
         while seek < spectrum.shape[1]:
-            part = spectrum[:, seek : seek + width]
-            inputs = {"input_features": np.pad(part, ((0, 0), (0, width - part.shape[1])))[None]}
+            window = spectrum[:, seek : seek + width]
+            inputs = {"input_features": np.pad(window, ((0, 0), (0, width - window.shape[1])))[None]}
             start = start or self.prompt(inputs, language, translate=translate, times=True)
             prefix = (*before, *start)
             [tokens] = self.engine.generate(
                 inputs, prompt=prefix, max_new_tokens=max_new_tokens, num_beams=num_beams, timestamps=True
             )
-            spans, heard = spans_of(tokens, self.engine.generation.first_stamp, part.shape[1])
+            spans, heard = spans_of(tokens, self.engine.generation.first_stamp, window.shape[1])
             limit = self.engine.generation.limit(max_new_tokens, len(prefix))
             scores = self._scores(inputs, prefix, tokens, limit) if scored else (nan, nan)
             segments = self._segments(spans, seek, count, *scores)
-            yield Heard("".join(one.text for one in segments), self._spoken(start), segments)
-            seek, count = seek + (heard or part.shape[1]), count + len(segments)
+            yield Heard("".join(segment.text for segment in segments), self._spoken(start), segments)
+            seek, count = seek + (heard or window.shape[1]), count + len(segments)
 
     def features(self, samples: Waveform) -> list[NDArray[np.float32]]:
         """Features (mel bins, frames) of each window of a sound; the last window is padded with silence."""
@@ -241,8 +241,8 @@ class WhisperModel:
 def spans_of(tokens: list[int], first_stamp: int, frames: int) -> tuple[list[Span], int]:
     """Segments of what was written for `frames` frames, and how many of them were heard to their end.
 
-    Two time stamps in a row part segments; text behind the last pair is left to the next window. Where there
-    is no pair, all is one segment, which ends with its last time stamp, or with the sound.
+    Two time stamps in a row separate segments; text behind the last pair is left to the next window. Where
+    there is no pair, all is one segment, which ends with its last time stamp, or with the sound.
     """
     stamped = [token >= first_stamp for token in tokens]
     cuts = [index for index in range(1, len(tokens)) if stamped[index - 1] and stamped[index]]
@@ -252,8 +252,8 @@ def spans_of(tokens: list[int], first_stamp: int, frames: int) -> tuple[list[Spa
     ended = stamped[-2:] == [False, True]  # nothing is said behind it
     if ended:
         cuts.append(len(tokens))
-    parts = [tokens[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
-    spans = [Span(part[0] - first_stamp, part[-1] - first_stamp, part) for part in parts]
+    groups = [tokens[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+    spans = [Span(group[0] - first_stamp, group[-1] - first_stamp, group) for group in groups]
     return spans, frames if ended else spans[-1].end * FRAMES_PER_STAMP
 
 
@@ -271,5 +271,5 @@ def _language_token(stated: str | None, languages: dict[str, int]) -> int | None
 
 
 def _forced_tokens(forced: Any) -> list[int | None]:
-    """The tokens of `forced_decoder_ids`, from the decoder's second place on; None: left to the model."""
-    return [token for place, (at, token) in enumerate(forced or (), start=1) if at == place]
+    """The tokens of `forced_decoder_ids`, from the decoder's second position on; None: left to the model."""
+    return [token for index, (at, token) in enumerate(forced or (), start=1) if at == index]

@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def public_reference(self) -> str:
-        """The reference, without the place of a local folder: for files that leave this machine."""
+        """The reference, without the path of a local folder: for files that leave this machine."""
         local = self.reference.startswith((".", "/", "~")) or exists(self.reference)
         return " ".join((self.folder.name if local else self.reference).split())  # on one line of a file
 
@@ -85,14 +85,14 @@ class Checkpoint:
     @property
     def layers(self) -> int:
         """Number of layers; 0 where they are not one stack of like layers, as in an encoder-decoder."""
-        stacks, parts = set(), dict[int, set[str]]()
+        stacks, suffixes = set(), dict[int, set[str]]()
         for name in self.tensors:
-            if place := layer_of(name):
-                stacks.add(place[0])
-                parts.setdefault(place[1], set()).add(name.partition(f".{place[1]}.")[2])
+            if layer := layer_of(name):
+                stacks.add(layer[0])
+                suffixes.setdefault(layer[1], set()).add(name.partition(f".{layer[1]}.")[2])
         count = next((self.config[key] for key in _LAYER_COUNTS if key in self.config), None)
-        alike = len(stacks) == 1 and sorted(parts) == list(range(len(parts))) and len(parts) == count
-        return len(parts) if alike and all(part == parts[0] for part in parts.values()) else 0
+        alike = len(stacks) == 1 and sorted(suffixes) == list(range(len(suffixes))) and len(suffixes) == count
+        return len(suffixes) if alike and all(names == suffixes[0] for names in suffixes.values()) else 0
 
     def find(self, name: str) -> str | None:
         """What this model calls the tensor that another calls `name`."""
@@ -115,8 +115,8 @@ def summary(names: Iterable[str]) -> str:
     """Tensors by name, those of many layers as one: `model.layers.*.mlp.up_proj.weight (2)`."""
     counts: dict[str, int] = {}
     for name in names:
-        place = layer_of(name)
-        form = name.replace(f"{place[0]}.{place[1]}.", f"{place[0]}.*.", 1) if place else name
+        layer = layer_of(name)
+        form = name.replace(f"{layer[0]}.{layer[1]}.", f"{layer[0]}.*.", 1) if layer else name
         counts[form] = counts.get(form, 0) + 1
     return ", ".join(form + (f" ({count})" if count > 1 else "") for form, count in counts.items())
 

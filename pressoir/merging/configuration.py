@@ -57,12 +57,12 @@ def mergekit_config(plan: MergePlan) -> dict[str, Any]:
         result["models"] = [_model(plan, model) for model in merged]
     else:
         result["slices"] = []
-        for part in config.slices:
+        for layer_slice in config.slices:
             sources = [
                 {**_model(plan, plan.parents[source.model]), "layer_range": list(source.layer_range)}
-                for source in part.sources
+                for source in layer_slice.sources
             ]
-            base = {"model": f"./{plan.base.name}", "layer_range": list(part.sources[0].layer_range)}
+            base = {"model": f"./{plan.base.name}", "layer_range": list(layer_slice.sources[0].layer_range)}
             if config.method in TASK_VECTORS and all(s["model"] != base["model"] for s in sources):
                 sources.append(base)
             result["slices"].append({"sources": sources})
@@ -72,23 +72,23 @@ def mergekit_config(plan: MergePlan) -> dict[str, Any]:
 def architecture(plan: MergePlan) -> dict[str, Any]:
     """The definition of the base's architecture, in the form of mergekit's own.
 
-    Embeddings are taken from the first slice's models, what stands outside the layers otherwise from the
-    last's; where there is no single stack of layers, every tensor stands for itself.
+    Embeddings are taken from the first slice's models, all other tensors outside the layers from the last's;
+    where there is no single stack of layers, every tensor is listed by itself.
     """
     base = plan.base
     before, layers, after = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for name, tensor in base.tensors.items():
-        place = layer_of(name) if base.layers else None
-        if place and place[1] > 0:
+        layer = layer_of(name) if base.layers else None
+        if layer and layer[1] > 0:
             continue
         others = {plan.names[m.name][name] for m in plan.models[1:] if not plan.misfits(m)} - {name}
         weight: dict[str, Any] = {"name": name, "aliases": sorted(others)}
         weight["is_embed"] = is_embedding(name, tensor, base.vocabulary)
-        if place:
+        if layer:
             weight["name"] = _template(name)
             weight["aliases"] = [_template(other) for other in sorted(others)]
-        first = any(part in name for part in ("embed", "wte", "wpe"))
-        (layers if place else before if first else after).append(weight)
+        first = any(substring in name for substring in ("embed", "wte", "wpe"))
+        (layers if layer else before if first else after).append(weight)
     return {
         "model_type": base.config.get("model_type", ""),
         "architectures": [base.architecture],
@@ -104,10 +104,10 @@ def expected_tensors(plan: MergePlan) -> set[str]:
     """Names of the tensors that the result must have."""
     names = set()
     for name in plan.base.tensors:
-        place = layer_of(name) if plan.base.layers else None
-        if place is None:
+        layer = layer_of(name) if plan.base.layers else None
+        if layer is None:
             names.add(name)
-        elif place[1] == 0:
+        elif layer[1] == 0:
             names |= {_layer(name, str(index)) for index in range(plan.layers)}
     return names
 

@@ -60,22 +60,23 @@ def _configurations(base: Checkpoint, model: Checkpoint) -> Iterator[Mismatch]:
             crime=True,
         )
     both = [key for key in _SHAPE_FIELDS if key in model.config and key in base.config]
-    if shapes := _told(base, model, (*both, "tie_word_embeddings")):
+    if shapes := _differing_fields(base, model, (*both, "tie_word_embeddings")):
         yield Mismatch(f"config.json of {pair}: {shapes}", crime=True)
-    if meanings := _told(base, model, _MEANING_FIELDS):
+    if meanings := _differing_fields(base, model, _MEANING_FIELDS):
         yield Mismatch(f"config.json of {pair}: {meanings}; the result has the latter", harmless=True)
     labels, own = _labels(base.config), _labels(model.config)
     if labels and own and labels != own:
-        told = f"labels of {pair}: {own} against {labels}"
+        description = f"labels of {pair}: {own} against {labels}"
         if sorted(labels) == sorted(own):
             yield Mismatch(
-                f"{told}: the same in another order, so that the heads contradict each other", crime=True
+                f"{description}: the same in another order, so that the heads contradict each other",
+                crime=True,
             )
         else:
-            yield Mismatch(f"{told}; the result has the latter", harmless=True)
+            yield Mismatch(f"{description}; the result has the latter", harmless=True)
 
 
-def _told(base: Checkpoint, model: Checkpoint, keys: Sequence[str]) -> str:
+def _differing_fields(base: Checkpoint, model: Checkpoint, keys: Sequence[str]) -> str:
     differing = [key for key in keys if model.config.get(key) != base.config.get(key)]
     return ", ".join(f"{key} {model.config.get(key)} against {base.config.get(key)}" for key in differing)
 
@@ -94,13 +95,15 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
         )
         return
     if ours.ids != theirs.ids:
-        parts = {
+        groups = {
             "with another id": [t for t, index in ours.ids.items() if theirs.ids.get(t, index) != index],
             "missing": sorted(ours.ids.keys() - theirs.ids.keys()),
             "new": sorted(theirs.ids.keys() - ours.ids.keys()),
         }
-        told = ", ".join(f"{len(part)} tokens {what} ({part[0]!r})" for what, part in parts.items() if part)
-        text = f"vocabulary of {model.label} against {base.label}: {told}"
+        description = ", ".join(
+            f"{len(tokens)} tokens {what} ({tokens[0]!r})" for what, tokens in groups.items() if tokens
+        )
+        text = f"vocabulary of {model.label} against {base.label}: {description}"
         if aligned:
             yield Mismatch(f"{text}; mergekit aligns the embeddings by token", harmless=True)
         else:
@@ -108,9 +111,10 @@ def _vocabularies(base: Checkpoint, model: Checkpoint, aligned: bool) -> Iterato
     if rules := [
         key for key in ours.rules.keys() & theirs.rules.keys() if ours.rules[key] != theirs.rules[key]
     ]:
-        told = ", ".join(sorted(rules))
+        rule_names = ", ".join(sorted(rules))
         text = (
-            f"tokenizer.json of {model.label} against {base.label}: other {told}; the result has the latter"
+            f"tokenizer.json of {model.label} against {base.label}: other {rule_names}; "
+            "the result has the latter"
         )
         yield Mismatch(text, harmless=True)
 
@@ -133,8 +137,8 @@ def _match(base: Checkpoint, model: Checkpoint, aligned: bool) -> tuple[dict[str
     ignored = {"lm_head.weight"} if model.config.get("tie_word_embeddings", True) else set()
     taken = {model.find(name) for name in base.tensors}
     extra = [name for name in model.tensors if name not in taken and name not in ignored]
-    told = {"tensors of another shape": shapes, "tensors missing": missing, "tensors too many": extra}
+    groups = {"tensors of another shape": shapes, "tensors missing": missing, "tensors too many": extra}
     pair = f"{model.label} against {base.label}"
     return names, [
-        Mismatch(f"{pair}: {len(v)} {what}: {listed(v)}", crime=True) for what, v in told.items() if v
+        Mismatch(f"{pair}: {len(v)} {what}: {listed(v)}", crime=True) for what, v in groups.items() if v
     ]

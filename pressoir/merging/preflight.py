@@ -1,7 +1,7 @@
-"""Everything that can be known to go wrong with a merge, found before any work, and told at once.
+"""Everything that can be known to go wrong with a merge, found before any work, and reported together.
 
 mergekit itself notices late or not at all: TIES and DARE skip a tensor whose shape differs, every method
-takes one model's tokenizer without a look at the others', and a model that is named twice counts once.
+takes one model's tokenizer without reading the others', and a model that is named twice counts once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MergePlan:
         """Number of layers of the result; 0 where the base has no one stack of layers."""
         if self.config.slices is None:
             return self.base.layers
-        ranges = (part.sources[0].layer_range for part in self.config.slices)
+        ranges = (layer_slice.sources[0].layer_range for layer_slice in self.config.slices)
         return sum(end - start for start, end in ranges)
 
     @property
@@ -79,7 +79,7 @@ def preflight(
 ) -> MergePlan:
     """Check that the models in `inputs` (`parent_0`, `parent_1`, …, and perhaps `base`) can be merged.
 
-    `problems` are the findings of whoever looked for the models; a model that was not found is left out of
+    `problems` are what went wrong when the models were located; a model that was not found is missing from
     `inputs`, and the others are checked all the same.
 
     Raises:
@@ -174,8 +174,8 @@ def _cannot_follow(plan: MergePlan) -> Iterator[str]:
             f'["LlamaForCausalLM"], not {base.config.get("architectures")}'
         )
     by_name = {model.name: model for model in plan.parents}
-    for i, part in enumerate(config.slices or ()):
-        for source in part.sources:
+    for i, layer_slice in enumerate(config.slices or ()):
+        for source in layer_slice.sources:
             model = by_name.get(f"parent_{source.model}")
             if model and source.layer_range[1] > model.layers:
                 asked = f"{source.layer_range[0]} to {source.layer_range[1] - 1}"

@@ -88,8 +88,8 @@ def run_mergekit(folder: Path, out: Path, *, seed: int, reporter: Reporter) -> N
             f"mergekit was killed by signal {-code}" + ("; possibly out of memory" if code == -9 else "")
         )
     if code or skipped:
-        told = "\n".join(skipped or last)
-        raise MergeError(f"mergekit failed (exit code {code}):\n{told}")
+        details = "\n".join(skipped or last)
+        raise MergeError(f"mergekit failed (exit code {code}):\n{details}")
 
 
 def _link_weights(model: Checkpoint, view: Path) -> None:

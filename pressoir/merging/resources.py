@@ -33,10 +33,10 @@ def merge_peak_bytes(base: Checkpoint, models: int, result: int) -> int:
 
 def problems(base: Checkpoint, models: int, result: int, copies: int, output: Path) -> Iterator[str]:
     """What is too little; `copies` are bytes of models that are written out anew to make them fit."""
-    place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
-    free, needed = shutil.disk_usage(place).free, int(1.05 * result) + copies
+    folder = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    free, needed = shutil.disk_usage(folder).free, int(1.05 * result) + copies
     if free < needed:
-        yield f"disk: the merge writes {_gb(needed)}, but {place} has {_gb(free)} free; free some space"
+        yield f"disk: the merge writes {_gb(needed)}, but {folder} has {_gb(free)} free; free some space"
     available, peak = effective_memory().available_bytes, merge_peak_bytes(base, models, result)
     if available < peak:
         yield (

@@ -21,7 +21,7 @@ _BELONGS_TO = {
 
 
 def problems(config: MergeConfig, has_base: bool) -> Iterator[str]:
-    """Everything about `config` that no merge can follow; `has_base` tells whether a base is given."""
+    """Everything about `config` that no merge can follow; `has_base` says whether a base is given."""
     yield from _model_count(config, has_base)
     yield from _ratios(config)
     yield from _options(config)
@@ -112,7 +112,9 @@ def _options(config: MergeConfig) -> Iterator[str]:
             yield f"{path}: {found} must be greater than 0 and at most 1"
         if path == "t" and not all(0 <= number <= 1 for number in found):
             yield f"{path}: {found} must be between 0 and 1"
-        if (parts := filters(setting)) and (parts.count(None) != 1 or parts[-1] is not None):
+        if (filter_names := filters(setting)) and (
+            filter_names.count(None) != 1 or filter_names[-1] is not None
+        ):
             yield (
                 f"{path}: the last entry, and no other, must have no filter; it applies to all other tensors"
             )
@@ -122,9 +124,9 @@ def _options(config: MergeConfig) -> Iterator[str]:
 
 def _slices(config: MergeConfig) -> Iterator[str]:
     wanted = {"passthrough": 1, "slerp": 2}.get(config.method)
-    for i, part in enumerate(config.slices or ()):
-        used = [source.model for source in part.sources]
-        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
+    for i, layer_slice in enumerate(config.slices or ()):
+        used = [source.model for source in layer_slice.sources]
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in layer_slice.sources}
         if min(lengths) < 1:
             yield f"slices[{i}]: the end of a layer range must be after its start"
         elif len(lengths) > 1:

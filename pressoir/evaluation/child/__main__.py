@@ -62,7 +62,7 @@ class _DamagedError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None, open_model: Open | None = None) -> int:
-    """Run the job of a file; return the exit code, which is 0 once the end was told."""
+    """Run the job of a file; return the exit code, which is 0 once the end was reported."""
     path = Path((sys.argv[1:] if arguments is None else arguments)[0])
     end_with_parent()
     raw = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, open_model: Open | None = None)
         print(message.model_dump_json(), file=messages, flush=True)
 
     job = Job.model_validate(raw)
-    # A process that was told to end may still be writing: the kernel releases its lock when it is gone.
+    # A process that was asked to end may still be writing: the kernel releases its lock when it is gone.
     lock = FileLock(path.with_name(f"{job.key[:32]}.lock"), timeout=LOCK_S)
     try:
         with lock:
@@ -99,12 +99,12 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
     from pressoir.evaluation.jobs import End
     from pressoir.evaluation.journal import Journal
 
-    figures = _Figures()
+    stats = _AttemptStats()
     verdict, detail = "ok", ""
     try:
         journal = Journal(job.journal)
         try:
-            _attempt(job, journal, figures, tell, open_model)
+            _attempt(job, journal, stats, tell, open_model)
         finally:
             journal.close()
     except _TooLargeError as error:
@@ -119,20 +119,20 @@ def run(job: Job, tell: Tell, open_model: Open | None = None) -> End:
         else:
             verdict, detail = "exception", _end_of_traceback(error)
             traceback.print_exc()
-    if verdict == "ok" and figures.failed:
-        detail = _failures(figures.failed)
+    if verdict == "ok" and stats.failed:
+        detail = _failures(stats.failed)
     return End.model_validate(
         {
             "verdict": verdict,
             "detail": detail,
-            "batch_size": figures.batch_size,
-            "seconds": figures.seconds,
+            "batch_size": stats.batch_size,
+            "seconds": stats.seconds,
             "peak_bytes": peak_resident_bytes(),
         }
     )
 
 
-class _Figures:
+class _AttemptStats:
     """What is known of an attempt however it ends."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class _Figures:
         """Samples that failed on their own, and why."""
 
 
-def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_model: Open | None) -> None:
+def _attempt(job: Job, journal: Journal, stats: _AttemptStats, tell: Tell, open_model: Open | None) -> None:
     from pressoir.evaluation import datasets
     from pressoir.evaluation.jobs import Loaded, Progress
 
@@ -161,8 +161,8 @@ def _attempt(job: Job, journal: Journal, figures: _Figures, tell: Tell, open_mod
     # Of all samples, those that are done too: so a resumed attempt makes the batches it would have made.
     lengths = {sample.id: predictor.length(sample) for sample in samples}
     with data_limit(job.allowance_bytes, job.folder):
-        _predict(job, predictor, waiting, lengths, journal, figures, tell)
-    tell(Progress(done=len(samples) - len(figures.failed), total=len(samples), batch_size=0))
+        _predict(job, predictor, waiting, lengths, journal, stats, tell)
+    tell(Progress(done=len(samples) - len(stats.failed), total=len(samples), batch_size=0))
 
 
 def _predict(
@@ -171,7 +171,7 @@ def _predict(
     waiting: Sequence[EvaluationSample],
     length_of: dict[str, int],
     journal: Journal,
-    figures: _Figures,
+    stats: _AttemptStats,
     tell: Tell,
 ) -> None:
     """Predict and commit batch by batch; of a batch that fails, each sample is tried on its own.
@@ -184,8 +184,8 @@ def _predict(
 
     total, longest, alone = len(length_of), max(length_of.values()), 0
     anything, streak = len(waiting) < total, 0
-    waiting = sorted(waiting, key=lambda one: -length_of[one.id])
-    lengths = [length_of[one.id] for one in waiting]
+    waiting = sorted(waiting, key=lambda sample: -length_of[sample.id])
+    lengths = [length_of[sample.id] for sample in waiting]
     size = BatchSize(job.batch_size, longest, job.max_batch_size)
     while waiting:
         batch = waiting[:1] if alone else size.take(waiting, lengths)
@@ -205,7 +205,7 @@ def _predict(
                 alone = len(batch)
                 continue
             else:
-                figures.failed[batch[0].id] = _short(error)
+                stats.failed[batch[0].id] = _short(error)
                 print(f"{batch[0].id} failed: {_short(error)}", file=sys.stderr, flush=True)
                 streak += 1
                 if streak == (_STREAK if anything else _FAILURES) or (not anything and len(waiting) == 1):
@@ -231,8 +231,8 @@ def _predict(
                 for sample, value in zip(batch, values, strict=True)
             ],
         )
-        figures.seconds += seconds
-        figures.batch_size = max(together, figures.batch_size or 1)
+        stats.seconds += seconds
+        stats.batch_size = max(together, stats.batch_size or 1)
         anything, streak, alone = True, 0, max(0, alone - 1)
         size.worked(len(batch), lengths[0])
         waiting, lengths = waiting[len(batch) :], lengths[len(batch) :]

@@ -14,7 +14,7 @@ Raw predictions are what metrics are computed from later, so that a new metric n
 must not depend on what a sample is batched with: engines that cannot promise that (dynamic int8 activations)
 get one sample at a time, and so do CTC models, whose padding would be heard.
 
-Here nothing is committed, and no memory is looked at; see `pressoir.evaluation.child`.
+Here nothing is committed, and memory is not checked; see `pressoir.evaluation.child`.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def samples_of(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
     tokenizer = LanguageModelTokenizer.open(job.folder)
     size = job.generation.window
     windows: list[EvaluationSample] = []
-    for one in data.samples:
+    for sample in data.samples:
         left = None if job.samples is None else job.samples - len(windows)
         if left == 0:
             break
-        cut = running_text.windows(tokenizer.encode(one.input), size, left)
+        cut = running_text.windows(tokenizer.encode(sample.input), size, left)
         windows += [
-            EvaluationSample(id=f"{one.id}:{index}", input=row, reference=None, length=size)
+            EvaluationSample(id=f"{sample.id}:{index}", input=row, reference=None, length=size)
             for index, row in enumerate(cut)
         ]
     return tuple(windows)
@@ -160,21 +160,23 @@ class Recognition:
         windows: list[tuple[int, NDArray[np.float32]]] = []
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, sound in enumerate(sounds):
-            parts = model.features(sound)
-            prompt = model.prompt({"input_features": parts[0][None]}, self._language)
-            alike.setdefault(prompt, []).extend(range(len(windows), len(windows) + len(parts)))
-            windows += [(index, part) for part in parts]
+            features = model.features(sound)
+            prompt = model.prompt({"input_features": features[0][None]}, self._language)
+            alike.setdefault(prompt, []).extend(range(len(windows), len(windows) + len(features)))
+            windows += [(index, window) for window in features]
         texts = [""] * len(windows)
-        for prompt, places in alike.items():
-            for start in range(0, len(places), limit):
-                chosen = places[start : start + limit]
-                inputs = {"input_features": np.stack([windows[place][1] for place in chosen])}
-                for place, tokens in zip(chosen, model.engine.generate(inputs, prompt=prompt), strict=True):
-                    texts[place] = model.vocabulary.decode(tokens)
+        for prompt, positions in alike.items():
+            for start in range(0, len(positions), limit):
+                chosen = positions[start : start + limit]
+                inputs = {"input_features": np.stack([windows[position][1] for position in chosen])}
+                for position, tokens in zip(
+                    chosen, model.engine.generate(inputs, prompt=prompt), strict=True
+                ):
+                    texts[position] = model.vocabulary.decode(tokens)
         heard: list[list[str]] = [[] for _ in sounds]
         for (index, _), text in zip(windows, texts, strict=True):
             heard[index].append(text)
-        return [join_windows(one) for one in heard]
+        return [join_windows(window_texts) for window_texts in heard]
 
 
 class Translation:
@@ -258,7 +260,7 @@ def recognition(job: Job, data: DataSet) -> Loaded:
     if not isinstance(model, WhisperModel):
         language = job.data.source_language if model.takes_language else None
         return Recognition(recognizer, language, together=False), model.engine
-    # The data may be for models of one language, too: those are not told which.
+    # The data may be for models of one language, too: those are not given one.
     multilingual = bool(model.engine.generation.settings.get("lang_to_id"))
     language = job.data.source_language if multilingual else None
     return Recognition(recognizer, language, bool(model.engine.batch_invariant)), model.engine

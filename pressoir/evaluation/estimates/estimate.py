@@ -1,4 +1,4 @@
-"""How much memory a child will take at its peak, said before its model is loaded.
+"""How much memory a child will take at its peak, estimated before its model is loaded.
 
 **Why.** What runs together is planned by predicted peaks. A prediction must not take the memory and the time
 that it is there to save: nothing here loads a model or a heavy library.

@@ -1,4 +1,4 @@
-"""What a model's weights and one sample's work take in memory, by sizes that stand in its files' headers.
+"""What a model's weights and one sample's work take in memory, by the sizes in its files' headers.
 
 **What.** Pure arithmetic on `config.json`, safetensors headers and file sizes; no model is loaded. With L
 tokens, h the width, f the feed-forward width and a heads, all numbers float32 (4 bytes):
@@ -132,7 +132,7 @@ def _quantised(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def header(path: Path) -> dict[str, tuple[str, int, int]]:
-    """Type, elements and bytes of each tensor of a safetensors file, by name; empty where it tells nothing.
+    """Type, elements and bytes of each tensor of a safetensors file, by name; empty where it says nothing.
 
     The file may be cut off behind its header.
     """
@@ -276,16 +276,17 @@ def decoder_row(config: Settings, source: int, target: int, searching: bool) -> 
     return layer.cache(source) * (2 if searching else 1) + 2 * layer.cache(target) + states + logits
 
 
-def _layer(config: Settings, part: str = "") -> Layer:
+def _layer(config: Settings, prefix: str = "") -> Layer:
     hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
     heads = max(
-        1, number(config, f"{part}_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads")
+        1,
+        number(config, f"{prefix}_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads"),
     )
-    layers = number(config, f"{part}_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    layers = number(config, f"{prefix}_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     inner = number(
-        config, f"{part}_ffn_dim", "intermediate_size", "n_inner", "d_ff", "hidden_dim", default=4 * hidden
+        config, f"{prefix}_ffn_dim", "intermediate_size", "n_inner", "d_ff", "hidden_dim", default=4 * hidden
     )
-    if part == "decoder":
+    if prefix == "decoder":
         layers = number(config, "num_decoder_layers", default=layers)
     head = number(config, "head_dim", "d_kv", default=hidden // heads)
     keys = number(config, "num_key_value_heads", default=heads)
@@ -307,7 +308,7 @@ def _sizes(config: Settings, name: str, default: tuple[int, ...]) -> tuple[int, 
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it is missing or damaged, which the child will tell."""
+    """A JSON object; empty where it is missing or damaged, which the child will report."""
     try:
         return read_json(path)
     except SourceError:
@@ -315,7 +316,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """`config.json`, with what stands in its part about text; empty where it is missing or damaged."""
+    """`config.json`, with the fields of its part about text; empty where it is missing or damaged."""
     config = read_object(folder / "config.json")
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config

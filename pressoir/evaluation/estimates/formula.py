@@ -57,7 +57,7 @@ def estimate(job: Job, data: DataSet) -> Estimate:
     work = memory.work(runtime, config)
     fast = (job.folder / TOKENIZER).exists()
     torch = runtime == "pytorch" or (memory.needs_tokenizer and needs_transformers(job.folder))
-    parts = {
+    sizes = {
         "process": (TORCH if torch else ONNX) + memory.process(torch),
         "tokenizer": TOKENIZER_FACTOR * _tokenizer_bytes(job.folder),
         "data": _data_bytes(data),
@@ -67,22 +67,22 @@ def estimate(job: Job, data: DataSet) -> Estimate:
     alone, each = (round(heap * size) for size in work)
     if not memory.together(runtime):
         alone, each = alone + each, memory.held()
-    return _assemble(job, parts, alone, each, weights.loading, memory.reading(torch and not fast))
+    return _assemble(job, sizes, alone, each, weights.loading, memory.reading(torch and not fast))
 
 
-def _assemble(job: Job, parts: dict[str, int], alone: int, each: int, loading: int, text: int) -> Estimate:
+def _assemble(job: Job, sizes: dict[str, int], alone: int, each: int, loading: int, text: int) -> Estimate:
     """Loading and cutting the text are over when a sample's work begins: they do not add to it."""
-    parts = parts | {"work": alone}
-    parts["loading"] = max(0, loading - alone - each)
-    parts["text"] = max(0, text - sum(parts.values()) - each)
-    parts["margin"] = round(MARGIN * sum(parts.values()))
-    parts = {name: size for name, size in parts.items() if size}
+    sizes = sizes | {"work": alone}
+    sizes["loading"] = max(0, loading - alone - each)
+    sizes["text"] = max(0, text - sum(sizes.values()) - each)
+    sizes["margin"] = round(MARGIN * sum(sizes.values()))
+    sizes = {name: size for name, size in sizes.items() if size}
     return Estimate(
         model=job.model,
-        fixed_bytes=sum(parts.values()),
+        fixed_bytes=sum(sizes.values()),
         per_sample_bytes=round((1 + MARGIN) * each),
         origin="formula",
-        details=parts,
+        details=sizes,
     )
 
 

@@ -246,7 +246,7 @@ def _count(path: Path, texts: Sequence[str]) -> int | None:
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return max((len(one.ids) for one in tokenizer.encode_batch(list(texts))), default=0)
+        return max((len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))), default=0)
     except Exception:  # tokenizers raises plain Exception; the child will say what is wrong with it
         return None
 

@@ -187,8 +187,8 @@ def _cells(row: EvaluationRow) -> tuple[str, ...]:
 
 def _legend(rows: Sequence[EvaluationRow]) -> str:
     tasks = [task(name) for name in sorted({row.result.task for row in rows})]
-    units = ", ".join(f"{one.unit} of {one.name}" for one in tasks)
-    metrics = [one.main_metric for one in tasks]
+    units = ", ".join(f"{declared.unit} of {declared.name}" for declared in tasks)
+    metrics = [declared.main_metric for declared in tasks]
     better = ", ".join(
         f"{name_of(metric.name)} {'lower' if metric.lower_is_better else 'higher'}" for metric in metrics
     )
@@ -206,24 +206,24 @@ def _comparisons(found: Sequence[Comparison]) -> Table:
     return Table(columns, 4, tuple(map(_comparison, found)))
 
 
-def _comparison(one: Comparison) -> tuple[str, ...]:
-    low, high = (difference_of(one.metric, value) for value in (one.low, one.high))
+def _comparison(comparison: Comparison) -> tuple[str, ...]:
+    low, high = (difference_of(comparison.metric, value) for value in (comparison.low, comparison.high))
     return (
-        one.data,
-        name_of(one.metric),
-        one.model,
-        one.against,
-        difference_of(one.metric, one.difference),
+        comparison.data,
+        name_of(comparison.metric),
+        comparison.model,
+        comparison.against,
+        difference_of(comparison.metric, comparison.difference),
         f"{low} to {high}",
-        f"{one.p_value:.3f}",
-        str(one.samples),
+        f"{comparison.p_value:.3f}",
+        str(comparison.samples),
     )
 
 
 def _failure(result: ModelResult) -> Failure:
     lines = [line for line in result.detail.splitlines() if line.strip()]
     shown = lines[:_DETAIL_LINES]
-    if len(lines) > _DETAIL_LINES:  # of a traceback the end tells most
+    if len(lines) > _DETAIL_LINES:  # the end of a traceback says most
         shown = [lines[0], "…", *lines[-_DETAIL_LINES + 1 :]]
     return Failure(
         result.id,
@@ -259,7 +259,7 @@ def _memory(log: MemoryStats, plan: EvaluationPlan) -> tuple[str, ...]:
     lines += [f"GPU {i}: at most {used:.2f} GB." for i, used in enumerate(peaks.gpu_used_gb)]
     if log.alerts:
         times = ", ".join(
-            f"{one.start_s:.0f}–{one.end_s:.0f} s ({one.ram_percent:.0f} %)" for one in log.alerts[:8]
+            f"{alert.start_s:.0f}–{alert.end_s:.0f} s ({alert.ram_percent:.0f} %)" for alert in log.alerts[:8]
         )
         more = f" and {len(log.alerts) - 8} more" if len(log.alerts) > 8 else ""
         lines.append(f"Alerts, above {last.alert_percent:g} %: {times}{more}.")
@@ -274,7 +274,7 @@ def _batches(batches: Sequence[BatchResult]) -> Table:
     rows = tuple(
         (
             batch.name,
-            ", ".join(f"{one.model} ({one.batch_size})" for one in batch.placements),
+            ", ".join(f"{placement.model} ({placement.batch_size})" for placement in batch.placements),
             number_gb(batch.predicted_peak_bytes),
             number_gb(batch.measured_peak_bytes),
         )
@@ -306,9 +306,9 @@ def _value(name: str, value: Any) -> str:
     if name.endswith("_bytes") and isinstance(value, (int, float)):
         return _gb(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(str(key), part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_value(str(key), item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_value(name, part) for part in value)
+        return ", ".join(_value(name, item) for item in value)
     return str(value)
 
 

@@ -46,7 +46,7 @@ def to_html(content: Content, results: Sequence[EvaluationOutcome], pictures: Se
         content=content,
         verdicts={failure.verdict for failure in content.failures},
         pictures={path.name: _picture(path) for path in pictures},
-        samples=[found for one in results if (found := _samples(one)).worst or found.missing_count],
+        samples=[found for result in results if (found := _samples(result)).worst or found.missing_count],
     )
 
 
@@ -55,17 +55,17 @@ def _picture(path: Path) -> _Picture:
     return _Picture(PICTURE_TITLES[path.name], f"data:image/png;base64,{encoded}")
 
 
-def _samples(one: EvaluationOutcome) -> _RunSamples:
-    declared = task(one.data.task)
-    scored = set(one.score.samples)
+def _samples(result: EvaluationOutcome) -> _RunSamples:
+    declared = task(result.data.task)
+    scored = set(result.score.samples)
     # Where nothing was predicted at all, the run's failure says it; windows are known to the model alone.
-    missing = [] if declared.windows or not scored else [s for s in one.data.samples if s.id not in scored]
+    missing = [] if declared.windows or not scored else [s for s in result.data.samples if s.id not in scored]
     return _RunSamples(
-        run=one.run_id,
-        worst=one.score.worst,
+        run=result.run_id,
+        worst=result.score.worst,
         scored=len(scored),
         unit=declared.unit,
-        missing=[worst.unanswered(one.data, sample) for sample in missing[: worst.SHOWN]],
+        missing=[worst.unanswered(result.data, sample) for sample in missing[: worst.SHOWN]],
         missing_count=len(missing),
-        reason=one.outcome.detail if missing else "",
+        reason=result.outcome.detail if missing else "",
     )

@@ -45,16 +45,16 @@ def to_markdown(content: Content, pictures: Sequence[str] = ()) -> str:
         ["## Notes", "\n".join(f"- {note}" for note in content.notes)] if content.notes else [],
         ["## Conditions", _table(content.conditions)],
     ]
-    return "\n\n".join(part for section in sections for part in section if part) + "\n"
+    return "\n\n".join(block for section in sections for block in section if block) + "\n"
 
 
 def _table(table: Table, bold: Collection[str] = ()) -> str:
-    figures = len(table.columns) - table.texts
+    numbers = len(table.columns) - table.texts
     rows = [[f"**{cell}**" if cell in bold else _cell(cell) for cell in cells] for cells in table.rows]
     return "\n".join(
         [
             f"| {' | '.join(table.columns)} |",
-            f"|{'---|' * table.texts}{'---:|' * figures}",
+            f"|{'---|' * table.texts}{'---:|' * numbers}",
             *(f"| {' | '.join(cells)} |" for cells in rows),
         ]
     )
@@ -83,15 +83,15 @@ def _failures(failures: Sequence[Failure]) -> list[str]:
     """Each model that did not end well: what its verdict means, and the first lines of what happened."""
     if not failures:
         return []
-    parts = [
+    blocks = [
         "## Failures",
         "Full error messages are in `consolidated_results.json`. Completed predictions are kept: "
         "`pressoir evaluate --resume` retries the failed models without repeating them.",
     ]
     for failure in failures:
-        parts.append(f"**{_cell(failure.run)}: {failure.verdict}**: {failure.meaning}.")
-        parts.append("\n".join(f"    {line}" for line in failure.lines))
-    return parts
+        blocks.append(f"**{_cell(failure.run)}: {failure.verdict}**: {failure.meaning}.")
+        blocks.append("\n".join(f"    {line}" for line in failure.lines))
+    return blocks
 
 
 def _batches(content: Content) -> list[str]:

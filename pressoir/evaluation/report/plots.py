@@ -1,7 +1,7 @@
 """The pictures of an evaluation: scores, speed, memory over time, predicted against measured peaks.
 
-Models are compared where that means something: in one panel stand those that did the same task on the same
-data. Who has no result stands there too, with the reason.
+Models are compared where that means something: a panel shows those that did the same task on the same data.
+Models without a result are shown there too, with the reason.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def metrics(rows: Sequence[EvaluationRow], path: Path) -> None:
         scale = 100 if metric.form == "percent" else 1
         known = [(row, row.result.metrics[name]) for row in group if row.main_metric]
         known.sort(key=lambda pair: (not pair[0].whole, pair[1] if lower else -pair[1]))
-        for place, (row, value) in enumerate(known):
+        for index, (row, value) in enumerate(known):
             reach = value
             if interval := row.result.intervals.get(name):
                 low, high = interval
                 reach = max(value, high)
                 spread = scale * np.asarray([[max(value - low, 0)], [reach - value]])
-                axes.errorbar(scale * value, place, xerr=spread, color=INK, linewidth=1.1, capsize=3)
-            _bar(axes, place, scale * value, row, figure_of(name, value), reach=scale * reach)
+                axes.errorbar(scale * value, index, xerr=spread, color=INK, linewidth=1.1, capsize=3)
+            _bar(axes, index, scale * value, row, figure_of(name, value), reach=scale * reach)
         _name_and_fail(axes, [row for row, _ in known], group)
         if name == "accuracy":  # there is no more than 100, though the axis goes on
             axes.set_xticks([0, 20, 40, 60, 80, 100])
@@ -85,9 +85,9 @@ def speed(rows: Sequence[EvaluationRow], path: Path) -> None:
     def per_second(axes: Axes, group: Sequence[EvaluationRow]) -> None:
         known = [(row, value) for row in group if (value := row.measured.samples_per_s) is not None]
         known.sort(key=lambda pair: (not pair[0].whole, -pair[1]))
-        for place, (row, value) in enumerate(known):
+        for index, (row, value) in enumerate(known):
             size = row.measured.batch_size
-            _bar(axes, place, value, row, rate(value) + (f"   batches of {size}" if size else ""))
+            _bar(axes, index, value, row, rate(value) + (f"   batches of {size}" if size else ""))
         _name_and_fail(axes, [row for row, _ in known], group)
         result = group[0].result
         set_title(
@@ -97,9 +97,9 @@ def speed(rows: Sequence[EvaluationRow], path: Path) -> None:
     def real_time(axes: Axes, group: Sequence[EvaluationRow]) -> None:
         known = [(row, value) for row in group if (value := row.measured.real_time_factor) is not None]
         known.sort(key=lambda pair: (not pair[0].whole, pair[1]))
-        for place, (row, value) in enumerate(known):
+        for index, (row, value) in enumerate(known):
             times = f"{1 / value:.0f}" if value < 0.1 else f"{1 / value:.1f}"
-            _bar(axes, place, value, row, f"{factor(value)}   {times}× as fast as speech")
+            _bar(axes, index, value, row, f"{factor(value)}   {times}× as fast as speech")
         _name_and_fail(axes, [row for row, _ in known], group)
         if max(value for _, value in known) > 0.6:
             axes.axvline(1, color=RED, linestyle="--", linewidth=1.2, zorder=0.9)
@@ -123,22 +123,22 @@ def peaks(rows: Sequence[EvaluationRow], budget_bytes: int, path: Path) -> None:
         figure = new_figure(_WIDTH, _PANEL + 0.9 + _ROW * len(shown))
         axes = figure.add_subplot()
         largest = 0.0
-        for place, row in enumerate(shown):
+        for index, row in enumerate(shown):
             predicted = (row.measured.predicted_peak_bytes or 0) / GB
             measured = (row.measured.measured_peak_bytes or 0) / GB
             if not measured:  # what would be too large must not make the others small
                 note = f"{row.result.verdict}; predicted {predicted:.2f} GB"
-                _beside(axes, place, 0.0, note, MUTED)
+                _beside(axes, index, 0.0, note, MUTED)
                 continue
             largest = max(largest, predicted, measured)
             safe = row.peak_ratio is None or row.peak_ratio >= 1
-            axes.barh(place, measured, height=0.6, color=COLOURS["pytorch"] if safe else RED)
+            axes.barh(index, measured, height=0.6, color=COLOURS["pytorch"] if safe else RED)
             note = f"{measured:.2f} GB"
             if row.peak_ratio:
-                axes.plot([predicted] * 2, [place - 0.38, place + 0.38], color=INK, linewidth=2.6)
+                axes.plot([predicted] * 2, [index - 0.38, index + 0.38], color=INK, linewidth=2.6)
                 note += f"   predicted {row.peak_ratio:.2f}×"
             note += "" if row.whole else f"   {row.result.verdict}"
-            _beside(axes, place, max(predicted, measured), note, INK if safe else RED)
+            _beside(axes, index, max(predicted, measured), note, INK if safe else RED)
         name_rows(axes, clipped([row.result.id for row in shown], _NAME_COLUMNS))
         axes.grid(False, axis="y")
         axes.set_xlabel("GB (10⁹ bytes)")
@@ -166,8 +166,8 @@ def peaks(rows: Sequence[EvaluationRow], budget_bytes: int, path: Path) -> None:
 def memory(log: MemoryStats, budget_bytes: int, path: Path) -> None:
     """Memory over time: above the children, stacked; below all RAM that is used, with limit and alerts."""
     unit, seconds = _time_unit(log.samples[-1].t_s)
-    times = [one.t_s / seconds for one in log.samples]
-    labels = list(dict.fromkeys(label for one in log.samples for label in one.children))
+    times = [sample.t_s / seconds for sample in log.samples]
+    labels = list(dict.fromkeys(label for sample in log.samples for label in sample.children))
     columns = min(3 if max(map(len, labels), default=0) <= 24 else 2, max(len(labels), 1))
     with mpl.rc_context(STYLE | {"hatch.linewidth": 0.6}):
         figure = new_figure(_WIDTH, 6.0 + 0.24 * (-(-len(labels) // columns)))
@@ -227,20 +227,20 @@ def _panels(panels: Sequence[tuple[Sequence[EvaluationRow], _Panel]], path: Path
 
 
 def _bar(
-    axes: Axes, place: int, width: float, row: EvaluationRow, note: str, reach: float | None = None
+    axes: Axes, index: int, width: float, row: EvaluationRow, note: str, reach: float | None = None
 ) -> None:
     style: dict[str, Any] = {"color": _colour(str(row.result.runtime))}
     if not row.whole:
         style["alpha"] = 0.35
         note += f"   {row.result.samples} of {row.result.total}: {row.result.verdict}"
-    axes.barh(place, width, height=0.62, **style)
-    _beside(axes, place, max(width, 0.0) if reach is None else reach, note, INK if row.whole else MUTED)
+    axes.barh(index, width, height=0.62, **style)
+    _beside(axes, index, max(width, 0.0) if reach is None else reach, note, INK if row.whole else MUTED)
 
 
-def _beside(axes: Axes, place: int, x: float, note: str, colour: str) -> None:
+def _beside(axes: Axes, index: int, x: float, note: str, colour: str) -> None:
     axes.annotate(
         note,
-        (x, place),
+        (x, index),
         (_GAP_PT, 0),
         textcoords="offset points",
         color=colour,
@@ -268,8 +268,8 @@ def _make_room(figure: Figure) -> None:
 def _name_and_fail(axes: Axes, drawn: Sequence[EvaluationRow], group: Sequence[EvaluationRow]) -> None:
     """Name the bars that are drawn, then those that have none, with the reason."""
     missing = [row for row in group if row not in drawn]
-    for place, row in enumerate(missing, start=len(drawn)):
-        _beside(axes, place, 0.0, f"no result: {row.result.verdict}", MUTED)
+    for index, row in enumerate(missing, start=len(drawn)):
+        _beside(axes, index, 0.0, f"no result: {row.result.verdict}", MUTED)
     name_rows(axes, clipped([row.result.model for row in (*drawn, *missing)], _NAME_COLUMNS))
 
 
@@ -278,7 +278,7 @@ def _children(
 ) -> None:
     peak = log.peaks.children_bytes / GB
     if labels:
-        sizes = [[one.children.get(label, 0) / GB for one in log.samples] for label in labels]
+        sizes = [[sample.children.get(label, 0) / GB for sample in log.samples] for label in labels]
         names = [
             f"{name}  {log.peaks.by_child[label] / GB:.2f} GB"
             for name, label in zip(clipped(labels, _NAME_COLUMNS), labels, strict=True)
@@ -294,10 +294,14 @@ def _children(
         subtitle = f"the budget of {budget:.2f} GB is above the visible range"
     extra = []
     if log.peaks.swap_gb > 0.05 * max(peak, 0.1):
-        axes.plot(times, [one.swap_gb for one in log.samples], color=INK, linestyle=":", label="swap, all")
+        axes.plot(
+            times, [sample.swap_gb for sample in log.samples], color=INK, linestyle=":", label="swap, all"
+        )
         extra.append(log.peaks.swap_gb)
     for gpu, most in enumerate(log.peaks.gpu_used_gb):
-        used = [one.gpu_used_gb[gpu] if gpu < len(one.gpu_used_gb) else np.nan for one in log.samples]
+        used = [
+            sample.gpu_used_gb[gpu] if gpu < len(sample.gpu_used_gb) else np.nan for sample in log.samples
+        ]
         axes.plot(times, used, color=INK, linewidth=1.4, linestyle="-.", label=f"GPU {gpu}, all")
         extra.append(most)
     axes.set_ylim(0, 1.12 * max(peak, budget if budget <= 3 * peak else 0.0, *extra, 0.01))
@@ -308,7 +312,7 @@ def _children(
 
 def _ram(axes: Axes, log: MemoryStats, times: Sequence[float], seconds: float) -> None:
     last = log.sessions[-1]
-    axes.plot(times, [one.ram_percent for one in log.samples], color=INK, linewidth=1.6)
+    axes.plot(times, [sample.ram_percent for sample in log.samples], color=INK, linewidth=1.6)
     for alert in log.alerts:
         axes.axvspan(alert.start_s / seconds, alert.end_s / seconds, color=RED, alpha=0.25, linewidth=0)
     axes.axhline(last.alert_percent, color=RED, linestyle="--", linewidth=1.2)

@@ -178,7 +178,7 @@ class Report:
 def clipped(names: Sequence[str], most: int) -> list[str]:
     """Names without their middle where they have more than `most` letters; longer if they were the same then.
 
-    Both ends tell: a family's models share the beginning, the runs on one data set the end.
+    Both ends matter: a family's models share the beginning, the runs on one data set the end.
     """
     for limit in range(most, max(map(len, names), default=0), 6):
         half = (limit - 1) // 2

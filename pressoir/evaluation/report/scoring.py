@@ -81,9 +81,9 @@ def audio_seconds(values: Sequence[Any]) -> float:
 def rounded(value: Any) -> Any:
     """A raw prediction with its floats rounded to `DIGITS` significant digits."""
     if isinstance(value, dict):
-        return {name: rounded(part) for name, part in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(part) for part in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
@@ -91,13 +91,13 @@ def in_order(data: DataSet, samples: Iterable[str]) -> list[str]:
     """Those of the ids that belong to the data, in its order; windows (`<text>:<index>`) by index."""
     if not task(data.task).windows:
         known = set(samples)
-        return [one.id for one in data.samples if one.id in known]
-    places = {one.id: place for place, one in enumerate(data.samples)}
+        return [sample.id for sample in data.samples if sample.id in known]
+    positions = {sample.id: position for position, sample in enumerate(data.samples)}
     windows = []
     for name in samples:
         text, _, index = name.rpartition(":")
-        if text in places and index.isdecimal():
-            windows.append((places[text], int(index), name))
+        if text in positions and index.isdecimal():
+            windows.append((positions[text], int(index), name))
     return [name for _, _, name in sorted(windows)]
 
 
@@ -131,24 +131,26 @@ def interval_of(metric: str, low: float, high: float) -> str:
 
 
 def _metric(name: str) -> Metric:
-    return next((one for each in tasks() for one in each.metrics if one.name == name), Metric(name))
+    return next(
+        (metric for declared in tasks() for metric in declared.metrics if metric.name == name), Metric(name)
+    )
 
 
 def classification(data: DataSet, found: Predictions) -> Score:
     """Accuracy with Wilson's interval, and F1."""
     answers, expected = [value["label"] for value in found.values()], _expected(data, found)
-    correct = [one == other for one, other in zip(answers, expected, strict=True)]
+    correct = [answer == label for answer, label in zip(answers, expected, strict=True)]
     right = sum(correct)
     low, high = metrics.wilson_interval(right, len(expected))
     count = max(len(data.labels), 2)
     f1 = metrics.f1(answers, expected, count)
     if count > 2:
-        occurring = len({one for one in (*answers, *expected) if one >= 0})
+        occurring = len({label for label in (*answers, *expected) if label >= 0})
         note = f"F1 is the macro average over {occurring} classes"
     else:
         note = f"F1 is that of class {data.labels[1]!r}" if data.labels else "F1 is that of class 1"
     notes = [note, "the interval of the accuracy is the 95 % Wilson confidence interval"]
-    if strange := sum(one < 0 for one in answers):
+    if strange := sum(answer < 0 for answer in answers):
         notes.append(f"{strange} answers were not a label and count as wrong")
     return Score(
         {

@@ -37,8 +37,8 @@ Weights = Callable[[np.random.Generator, int, int], Floats]
 
 def scores(*statistics: Statistic) -> list[Floats]:
     """The metric of each bootstrap draw, (draws,), of statistics of the same samples on the same draws."""
-    sums = _sums([one.rows for one in statistics], _draw)
-    return [one.value(own) for one, own in zip(statistics, sums, strict=True)]
+    sums = _sums([statistic.rows for statistic in statistics], _draw)
+    return [statistic.value(own) for statistic, own in zip(statistics, sums, strict=True)]
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -54,7 +54,7 @@ def intervals(score: Score) -> dict[str, tuple[float, float]]:
         return {}
     values = scores(*(score.statistics[name] for name in drawn)) if drawn else []
     found = {**score.intervals, **dict(zip(drawn, map(interval, values), strict=True))}
-    return {name: tuple(rounded(one)) for name, one in found.items()}
+    return {name: tuple(rounded(bounds)) for name, bounds in found.items()}
 
 
 def p_values(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[float]:
@@ -64,12 +64,12 @@ def p_values(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[fl
     """
     pairs = list(zip(first, second, strict=True))
     # Exchanging two answers moves their difference from one model's sums to the other's.
-    moved = _sums([other.rows - one.rows for one, other in pairs], _exchange)
+    moved = _sums([right.rows - left.rows for left, right in pairs], _exchange)
     found = list[float]()
-    for (one, other), change in zip(pairs, moved, strict=True):
-        before, after = (each.rows.sum(axis=0, keepdims=True) for each in (one, other))
-        real = np.abs(other.value(after) - one.value(before))
-        exchanged = np.abs(other.value(after - change) - one.value(before + change))
+    for (left, right), change in zip(pairs, moved, strict=True):
+        before, after = (each.rows.sum(axis=0, keepdims=True) for each in (left, right))
+        real = np.abs(right.value(after) - left.value(before))
+        exchanged = np.abs(right.value(after - change) - left.value(before + change))
         found.append(float(1 + np.count_nonzero(exchanged >= real - 1e-12)) / (DRAWS + 1))
     return found
 
@@ -77,28 +77,28 @@ def p_values(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[fl
 def compare(outcomes: Sequence[EvaluationOutcome]) -> tuple[Comparison, ...]:
     """The models of each data set: each with each where they are few, else each with the best."""
     groups: dict[tuple[str, str], list[EvaluationOutcome]] = {}
-    for one in outcomes:
-        if one.score.statistics and task(one.data.task).main_metric.name in one.score.metrics:
-            groups.setdefault((one.data.task, one.data_name), []).append(one)
+    for result in outcomes:
+        if result.score.statistics and task(result.data.task).main_metric.name in result.score.metrics:
+            groups.setdefault((result.data.task, result.data_name), []).append(result)
     return tuple(found for group in groups.values() for pair in _pairs(group) for found in _compare(*pair))
 
 
 def _pairs(group: Sequence[EvaluationOutcome]) -> Iterator[tuple[EvaluationOutcome, EvaluationOutcome]]:
     metric = task(group[0].data.task).main_metric
 
-    def rank(one: EvaluationOutcome) -> tuple[bool, float]:
-        value = one.score.metrics[metric.name]
-        return one.outcome.verdict != "ok", value if metric.lower_is_better else -value
+    def rank(result: EvaluationOutcome) -> tuple[bool, float]:
+        value = result.score.metrics[metric.name]
+        return result.outcome.verdict != "ok", value if metric.lower_is_better else -value
 
     ranked = sorted(group, key=rank)
     most = len(ranked) if len(ranked) <= _FEW else 1
-    for place, best in enumerate(ranked[:most]):
-        yield from ((best, other) for other in ranked[place + 1 :])
+    for index, best in enumerate(ranked[:most]):
+        yield from ((best, other) for other in ranked[index + 1 :])
 
 
 def _compare(best: EvaluationOutcome, other: EvaluationOutcome) -> Iterator[Comparison]:
-    places = {sample: place for place, sample in enumerate(best.score.samples)}
-    shared = [(places[s], place) for place, s in enumerate(other.score.samples) if s in places]
+    indices = {sample: index for index, sample in enumerate(best.score.samples)}
+    shared = [(indices[s], index) for index, s in enumerate(other.score.samples) if s in indices]
     if len(shared) < 2:
         return
     names = [name for name in best.score.statistics if name in other.score.statistics]
@@ -108,10 +108,10 @@ def _compare(best: EvaluationOutcome, other: EvaluationOutcome) -> Iterator[Comp
     )
     drawn = scores(*first, *second)
     chances = p_values(first, second)
-    for place, name in enumerate(names):
-        low, high = interval(drawn[len(names) + place] - drawn[place])
-        one, two = (
-            each.value(each.rows.sum(axis=0, keepdims=True))[0] for each in (first[place], second[place])
+    for index, name in enumerate(names):
+        low, high = interval(drawn[len(names) + index] - drawn[index])
+        best_value, other_value = (
+            each.value(each.rows.sum(axis=0, keepdims=True))[0] for each in (first[index], second[index])
         )
         yield Comparison(
             task=best.data.task,
@@ -120,7 +120,14 @@ def _compare(best: EvaluationOutcome, other: EvaluationOutcome) -> Iterator[Comp
             model=other.run_id,
             against=best.run_id,
             samples=len(shared),
-            **rounded({"difference": float(two - one), "low": low, "high": high, "p_value": chances[place]}),
+            **rounded(
+                {
+                    "difference": float(other_value - best_value),
+                    "low": low,
+                    "high": high,
+                    "p_value": chances[index],
+                }
+            ),
         )
 
 
@@ -138,7 +145,7 @@ def _sums(rows: Sequence[Floats], weights: Weights) -> list[Floats]:
 def _draw(random: np.random.Generator, draws: int, samples: int) -> Floats:
     """How often each sample is drawn, (draws, samples)."""
     drawn = random.integers(samples, size=(draws, samples), dtype=np.int32)
-    return np.stack([np.bincount(one, minlength=samples) for one in drawn]).astype(np.float64)
+    return np.stack([np.bincount(indices, minlength=samples) for indices in drawn]).astype(np.float64)
 
 
 def _exchange(random: np.random.Generator, draws: int, samples: int) -> Floats:

@@ -38,7 +38,7 @@ class WorstSample:
 
 def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
     """Wrong labels, those of the highest confidence first; in the data's order where none is recorded."""
-    known = {one.id: one for one in data.samples}
+    known = {sample.id: sample for sample in data.samples}
     wrong = [name for name, value in found.items() if value["label"] != known[name].reference]
     confidences = {name: _confidence(found[name]) for name in wrong}
     wrong.sort(key=lambda name: -(confidences[name] or 0.0))
@@ -81,7 +81,7 @@ def translations(data: DataSet, found: Mapping[str, Any], chrf: metrics.Statisti
     """Those of the lowest chrF of their own first."""
     values = chrf.value(chrf.rows)
     names, references = list(found), _references(data, found)
-    inputs = {one.id: one.input for one in data.samples}
+    inputs = {sample.id: sample.input for sample in data.samples}
     order = [int(i) for i in np.argsort(values, kind="stable")[:SHOWN] if values[i] < 100]
     return tuple(
         WorstSample(

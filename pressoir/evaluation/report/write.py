@@ -7,7 +7,7 @@ file                           content
 `consolidated_detailed.jsonl`  a line a sample: what was asked, what would be right, what was predicted
 `batch_<n>_results.json`       `BatchResult`: who ran together, and how each ended
 `memory_stats.json`            `memory_log.MemoryStats`
-`report.md`                    the table, and what has to be said of it
+`report.md`                    the table, with its notes
 `report.html`                  the same with the pictures and the worst samples, in one file
 `*.png`                        see `pressoir.evaluation.report.plots`
 =============================  ============================================================================
@@ -69,7 +69,7 @@ def write(
     """
     from pressoir.evaluation.report import content, html, page, plots
 
-    rows = tuple(EvaluationRow(_result(one), _measured(one)) for one in results)
+    rows = tuple(EvaluationRow(_result(result), _measured(result)) for result in results)
     consolidated = Consolidated(
         run=folder.name,
         name=str(context.get("name", folder.name)),
@@ -91,9 +91,9 @@ def write(
         pictures["memory.png"] = lambda path: plots.memory(log, plan.budget_bytes, path)
     texts = {
         CONSOLIDATED: _json(consolidated),
-        DETAILED: "".join(line for one in results for line in _detailed(one)),
+        DETAILED: "".join(line for result in results for line in _detailed(result)),
         MEMORY: _json(log),
-        **{f"batch_{one.batch}_results.json": _json(one) for one in batches},
+        **{f"batch_{batch.batch}_results.json": _json(batch) for batch in batches},
         PAGE: page.to_markdown(said, tuple(pictures)),
     }
     with disk_errors(folder):
@@ -125,21 +125,21 @@ def read(path: Path) -> Consolidated:
         raise PressoirError(f"{path} is not a valid evaluation result: {error}") from error
 
 
-def _result(one: EvaluationOutcome) -> ModelResult:
-    outcome, samples = one.outcome, len(one.predictions)
-    declared = task(one.data.task)
+def _result(result: EvaluationOutcome) -> ModelResult:
+    outcome, samples = result.outcome, len(result.predictions)
+    declared = task(result.data.task)
     # how many windows a text has only the tokenizer knows
-    total = max(outcome.total if declared.windows else len(one.data.samples), samples)
+    total = max(outcome.total if declared.windows else len(result.data.samples), samples)
     notes = list(outcome.notes)
     if 0 < samples < total:
         notes.append(f"only {samples} of {total} {declared.unit} have predictions")
     if outcome.verdict == "ok" and outcome.detail:
         notes.append(outcome.detail)
     return ModelResult(
-        id=one.run_id,
-        model=one.model,
-        data=one.data_name,
-        task=one.data.task,
+        id=result.run_id,
+        model=result.model,
+        data=result.data_name,
+        task=result.data.task,
         runtime=outcome.runtime,
         verdict=outcome.verdict,
         detail=outcome.detail,
@@ -147,22 +147,22 @@ def _result(one: EvaluationOutcome) -> ModelResult:
         total=total,
         success_rate=scoring.rounded(samples / total) if total else 0.0,
         metrics=scoring.rounded(outcome.metrics),
-        intervals=significance.intervals(one.score),
+        intervals=significance.intervals(result.score),
         notes=tuple(notes),
     )
 
 
-def _measured(one: EvaluationOutcome) -> Measured:
-    outcome = one.outcome
+def _measured(result: EvaluationOutcome) -> Measured:
+    outcome = result.outcome
     # those of the samples asked for: the journal may have more
-    seconds = math.fsum(prediction.seconds for prediction in one.predictions) or outcome.seconds
+    seconds = math.fsum(prediction.seconds for prediction in result.predictions) or outcome.seconds
     sound = 0.0
-    if task(one.data.task).sound:
-        sound = scoring.audio_seconds([prediction.value for prediction in one.predictions])
+    if task(result.data.task).sound:
+        sound = scoring.audio_seconds([prediction.value for prediction in result.predictions])
     return Measured(
         seconds=seconds,
         load_s=outcome.load_s,
-        samples_per_s=len(one.predictions) / seconds if seconds and one.predictions else None,
+        samples_per_s=len(result.predictions) / seconds if seconds and result.predictions else None,
         batch_size=outcome.batch_size,
         predicted_peak_bytes=outcome.predicted_peak_bytes,
         measured_peak_bytes=outcome.measured_peak_bytes,
@@ -170,14 +170,14 @@ def _measured(one: EvaluationOutcome) -> Measured:
     )
 
 
-def _detailed(one: EvaluationOutcome) -> Iterator[str]:
+def _detailed(result: EvaluationOutcome) -> Iterator[str]:
     """A line a sample, in the data's order; samples without a prediction too, where they are known."""
-    found = {prediction.sample: scoring.rounded(prediction.value) for prediction in one.predictions}
-    known = {sample.id: sample for sample in one.data.samples}
-    declared = task(one.data.task)
-    names = scoring.in_order(one.data, found) if declared.windows else known
+    found = {prediction.sample: scoring.rounded(prediction.value) for prediction in result.predictions}
+    known = {sample.id: sample for sample in result.data.samples}
+    declared = task(result.data.task)
+    names = scoring.in_order(result.data, found) if declared.windows else known
     for name in names:
-        line = {"run": one.run_id, "sample": name}
+        line = {"run": result.run_id, "sample": name}
         if (sample := known.get(name)) is not None:
             if not declared.sound:  # there it is a path of this machine
                 line["input"] = sample.input
@@ -188,7 +188,7 @@ def _detailed(one: EvaluationOutcome) -> Iterator[str]:
 def _batches(
     results: Sequence[EvaluationOutcome], plan: EvaluationPlan, log: MemoryStats
 ) -> list[BatchResult]:
-    outcomes = {one.run_id: one.outcome for one in results}
+    outcomes = {result.run_id: result.outcome for result in results}
     return [
         BatchResult(
             batch=number,

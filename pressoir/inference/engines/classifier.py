@@ -47,9 +47,9 @@ class TorchEngine:
         """See `Engine.run`."""
         import torch
 
-        place = self.model.device
+        device = self.model.device
         tensors = {
-            name: torch.from_numpy(array).to(place)
+            name: torch.from_numpy(array).to(device)
             for name, array in inputs.items()
             if name in self._accepted
         }

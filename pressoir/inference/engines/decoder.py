@@ -157,7 +157,7 @@ def _limits(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[i
 
 
 def _fork(cache: DynamicCache) -> DynamicCache:
-    """A cache that grows without changing `cache`, of which it shares the tensors."""
+    """A cache that shares the tensors of `cache`, and grows without changing it."""
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     return forked

@@ -38,9 +38,9 @@ class TorchEncoder:
         """Last hidden states (batch, seq, hidden) for `input_ids`, `attention_mask`, … of (batch, seq)."""
         import torch
 
-        place = self.model.device
+        device = self.model.device
         tensors = {
-            name: torch.from_numpy(array).to(place)
+            name: torch.from_numpy(array).to(device)
             for name, array in inputs.items()
             if name in self._accepted
         }

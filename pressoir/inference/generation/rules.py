@@ -167,8 +167,8 @@ class Rules:
     ) -> NDArray[np.float32]:
         """`scores` (rows, vocabulary) of the next token, with what is not allowed set to −inf.
 
-        `sequences` are the rows' tokens so far, of which the first `prompt` were given; at most `limit` more
-        may follow those. `sources` are the rows' source tokens; None where the source is sound.
+        `sequences` are the rows' tokens so far, the first `prompt` of them given; at most `limit` more may
+        follow those. `sources` are the rows' source tokens; None where the source is sound.
         """
         scores, generated = scores.copy(), len(sequences[0]) - prompt
         ends = sorted(self.eos_ids)

@@ -48,7 +48,7 @@ def token_score(logits: NDArray[np.float32], id: int, top: int) -> TokenScore:
     top = min(top, len(shifted))
     chosen = np.argpartition(-shifted, top - 1)[:top] if top else np.zeros(0, dtype=np.int64)
     chosen = chosen[np.lexsort((chosen, -shifted[chosen]))]
-    return TokenScore(id, float(shifted[id]), tuple((int(one), float(shifted[one])) for one in chosen))
+    return TokenScore(id, float(shifted[id]), tuple((int(token), float(shifted[token])) for token in chosen))
 
 
 def scored_token(tokenizer: LanguageModelTokenizer, score: TokenScore, text: str, start: int) -> ScoredToken:

@@ -102,26 +102,26 @@ class LateWeights:
             ShardError: its header is not what the manifest says, or a tensor does not fit the model.
         """
         found = {(t.name, t.dtype, t.shape, t.offset, t.length) for t in read_header(path)}
-        told = {(t.name, t.dtype, tuple(t.shape), t.offset, t.bytes) for t in record.tensors}
-        if found != told:
+        declared = {(t.name, t.dtype, tuple(t.shape), t.offset, t.bytes) for t in record.tensors}
+        if found != declared:
             raise ShardError(f"{path}: header and manifest differ; run `pressoir shard` again")
         for tensor in record.tensors:
-            layer, _, part = tensor.name.rpartition(".")
+            layer, _, suffix = tensor.name.rpartition(".")
             value = _mapped(mapped, tensor)
-            if layer not in self._layers or part not in _PARTS:
+            if layer not in self._layers or suffix not in _PARTS:
                 yield from self._put(path, tensor.name, value)
                 continue
-            parts = self._arrived.setdefault(layer, {})
-            parts[part] = value
-            if len(parts) == len(_PARTS):
+            arrived = self._arrived.setdefault(layer, {})
+            arrived[suffix] = value
+            if len(arrived) == len(_PARTS):
                 weight = _expanded(layer, self._layers[layer], self._arrived.pop(layer))
                 yield from self._put(path, f"{layer}.{CODES}", weight)
 
     def _weights_of(self, stored: Iterable[str]) -> Iterator[str]:
         """Names of the weights that the stored tensors make."""
         for name in stored:
-            layer, _, part = name.rpartition(".")
-            if layer not in self._layers or part not in (SCALES, ZERO_POINTS):
+            layer, _, suffix = name.rpartition(".")
+            if layer not in self._layers or suffix not in (SCALES, ZERO_POINTS):
                 yield name
                 yield from self._copies.get(name, ())
 
@@ -145,8 +145,8 @@ class LateWeights:
             new = nn.Parameter(value, requires_grad=False)
             self._filled.add(number)
             for module, attribute in self._slots[number]:
-                # Not by setattr: a thread that builds another model without weights meanwhile has replaced
-                # what registers parameters, for all modules of the process.
+                # Not by setattr: a thread that builds another model without weights at the same time has
+                # replaced what registers parameters, for all modules of the process.
                 if attribute in module._parameters:
                     module._parameters[attribute] = new
                 else:
@@ -157,7 +157,7 @@ class LateWeights:
 
 
 def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
-    """Full name and place of every parameter, and of every buffer that a checkpoint may hold."""
+    """Full name and slot of every parameter, and of every buffer that a checkpoint may hold."""
     for path, module in model.named_modules():
         buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
         for name in [*module._parameters, *buffers]:
@@ -188,7 +188,7 @@ def _mapped(mapped: mmap.mmap, tensor: TensorRecord) -> Tensor:
     return value.clone() if tensor.offset % ALIGNMENT else value
 
 
-def _expanded(name: str, info: LayerInfo, parts: dict[str, Tensor]) -> Tensor:
+def _expanded(name: str, info: LayerInfo, tensors: dict[str, Tensor]) -> Tensor:
     """A quantised weight in float32, in the orientation that the model has it in."""
     layer = PackedLayer(
         name=name,
@@ -197,9 +197,9 @@ def _expanded(name: str, info: LayerInfo, parts: dict[str, Tensor]) -> Tensor:
         bits=info.bits,
         block_size=info.block_size,
         shape=info.shape,
-        packed=parts[CODES].numpy(),
-        scales=parts[SCALES].numpy(),
-        zero_points=packing.unpack(parts[ZERO_POINTS].numpy(), info.bits, info.blocks),
+        packed=tensors[CODES].numpy(),
+        scales=tensors[SCALES].numpy(),
+        zero_points=packing.unpack(tensors[ZERO_POINTS].numpy(), info.bits, info.blocks),
     )
     weight = torch.from_numpy(layer.dequantize())  # (out, in)
     return weight.T.contiguous() if info.kind == "conv1d" else weight

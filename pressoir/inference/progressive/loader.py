@@ -117,7 +117,7 @@ class ProgressiveLoader:
         try:
             for number, loaded in enumerate(self._loaded[:initial_shards]):
                 loaded.wait()
-                if number >= self._shards_loaded:  # a later one's error is told where it is needed
+                if number >= self._shards_loaded:  # a later one's error is raised where it is needed
                     self._raise_error()
         except BaseException:
             self.cancel()
@@ -162,8 +162,8 @@ class ProgressiveLoader:
         entry = Registry(store.home).get(id)
         try:
             base = entry.urls.base
-            place = base if is_url(base) else resolve.locate_entry(entry, store)[1]
-            source = open_source(place, store.home)
+            location = base if is_url(base) else resolve.locate_entry(entry, store)[1]
+            source = open_source(location, store.home)
         except errors.UnreachableError:
             if not entry.urls.mirrors:
                 raise
@@ -230,8 +230,8 @@ class ProgressiveLoader:
             done += count
             if self._on_progress is not None:
                 rate = done / max(time.monotonic() - began, 1e-9)
-                place = (record.order, len(manifest.shards), record.file)
-                self._on_progress(Progress(done, manifest.total_bytes, *place, rate))
+                position = (record.order, len(manifest.shards), record.file)
+                self._on_progress(Progress(done, manifest.total_bytes, *position, rate))
 
         try:
             for record in manifest.shards:

@@ -84,7 +84,7 @@ class SentencePieceTokenizer:
         self._unknown = content(settings.get("unk_token")) or "<unk>"
         self._unknown_id = known[self._unknown]
         self._ids = {**known, **languages, **added}
-        self._tokens = {key: token for part in (spoken, languages, added) for token, key in part.items()}
+        self._tokens = {key: token for group in (spoken, languages, added) for token, key in group.items()}
         self._added, longest_first = set(added), sorted(added, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         named = [settings.get(name) for name in _SPECIAL]
@@ -103,23 +103,23 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """See `Seq2SeqTokenizer.encode`."""
         tokens: list[str] = []
-        for part in filter(None, self._split.split(text)):
-            tokens += [part] if part in self._added else self._pieces(part)
+        for chunk in filter(None, self._split.split(text)):
+            tokens += [chunk] if chunk in self._added else self._pieces(chunk)
         return [self.id(token) for token in tokens]
 
     def decode(self, ids: Sequence[int], strip: bool = True) -> str:
         """See `Seq2SeqTokenizer.decode`."""
-        parts: list[list[str] | str] = []  # pieces, or an added token
+        groups: list[list[str] | str] = []  # pieces, or an added token
         for token in (self._tokens.get(key, self._unknown) for key in ids if key not in self._skipped_ids):
             if token in self._skipped:
                 continue
             if token in self._added:
-                parts.append(token)
-            elif parts and isinstance(parts[-1], list):
-                parts[-1].append(token)
+                groups.append(token)
+            elif groups and isinstance(groups[-1], list):
+                groups[-1].append(token)
             else:
-                parts.append([token])
-        texts = [part if isinstance(part, str) else self._text(part) for part in parts]
+                groups.append([token])
+        texts = [group if isinstance(group, str) else self._text(group) for group in groups]
         text = " ".join(text for text in texts if text)
         text = clean_up(text) if self._cleans else text
         return text.strip() if strip else text

@@ -1,4 +1,4 @@
-"""The part of a text that decides which tokens are kept of it: tokenising costs what is kept, not the rest.
+"""The excerpt of a text that decides which tokens are kept: tokenising costs what is kept, not the rest.
 
 A model takes `limit` tokens, but a tokenizer reads the whole text before the rest is thrown away: seconds for
 some texts of 100,000 characters without blanks. Here the beginning of a long text (its end, where the
@@ -7,7 +7,7 @@ tokenizer keeps that) is tokenised, longer ones until there are enough tokens.
 **Exactness.** Segmentations are found from left to right, by words (WordPiece, byte-level BPE) or as a best
 path (Unigram): the tokens up to a boundary between two tokens do not depend on what follows it. A blank
 between two letters or digits is such a boundary. Without blanks nobody knows where one is, so the text is cut
-at as many neighbouring places as a token has characters, one of which must be a boundary, and, because a long
+at as many neighbouring positions as a token has characters (one must be a boundary) and, because a long
 word that is cut may look like a known one, at one farther away than the longest known word (WordPiece: 100
 characters). Only a beginning on which all of them agree is believed. If they disagree twice, as within a
 single huge word whose segmentation depends on its length, the whole text is tokenised.
@@ -44,25 +44,25 @@ _WORTH = 16  # characters a token of the limit, up to which a text is tokenised 
 def shortened(encode: Encode, text: str, limit: int, *, left: bool = False) -> Generator[None, None, str]:
     """The beginning of `text` that has its first `limit` tokens and at least one more; `left`: the end.
 
-    It is the whole text where that is short, or has no more tokens, or no part can be trusted. A step is the
-    tokenisation of one part, see `pressoir.serving.worker.step_scheduler`.
+    It is the whole text where that is short, or has no more tokens, or no excerpt can be trusted. A step is
+    the tokenisation of one excerpt, see `pressoir.serving.worker.step_scheduler`.
     """
     if len(text) <= _WORTH * limit + 8 * _FAR:
         return text
     size = _first_size(text, limit, left)
     tries = 0
     while 2 * size < len(text) and tries < _TRIES:
-        parts = [_part(text, cut, left) for cut in _cuts(text, size, left)]
+        excerpts = [_excerpt(text, cut, left) for cut in _cuts(text, size, left)]
         kept = list[list[int]]()
-        for part in parts:
-            ids = encode(part)
+        for excerpt in excerpts:
+            ids = encode(excerpt)
             yield None
             if len(ids) <= limit:
                 break
             kept.append(ids[-limit:] if left else ids[:limit])
         else:
             if all(ids == kept[0] for ids in kept[1:]):
-                return parts[0]
+                return excerpts[0]
             tries += 1
         size *= _LONGER
     return text
@@ -78,23 +78,23 @@ def finished(steps: Generator[None, None, Result]) -> Result:
             return result
 
 
-def _part(text: str, size: int, left: bool) -> str:
+def _excerpt(text: str, size: int, left: bool) -> str:
     return text[len(text) - size :] if left else text[:size]
 
 
 def _first_size(text: str, limit: int, left: bool) -> int:
     dense = _DENSE * limit + 2 * _FAR
-    blanks = len(_BLANK.findall(_part(text, dense, left)))
+    blanks = len(_BLANK.findall(_excerpt(text, dense, left)))
     return _SPARSE * limit + 2 * _FAR if 2 * _SPARSE * blanks > dense else dense
 
 
 def _cuts(text: str, size: int, left: bool) -> list[int]:
-    """Sizes of the parts to compare, the smallest first: at blanks, or else anywhere."""
+    """Sizes of the excerpts to compare, the smallest first: at blanks, or else anywhere."""
     first, last = (len(text) - size, len(text) - size // 2) if left else (size // 2, size + 1)
     blanks = [found.start() for found in _BLANK.finditer(text, first, last)]
     sizes = sorted(len(text) - blank if left else blank for blank in blanks)
     if sizes and sizes[0] <= sizes[-1] - _FAR:
-        return [max(one for one in sizes if one <= sizes[-1] - _FAR), sizes[-1]]
+        return [max(length for length in sizes if length <= sizes[-1] - _FAR), sizes[-1]]
     return [_far(text, size, left), *(size - _NEIGHBOURS + 1 + index for index in range(_NEIGHBOURS))]
 
 

@@ -39,28 +39,29 @@ def iter_encoded(
     """
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     encode, left = partial(_whole, tokenizer), tokenizer.truncation_side == "left"
-    parts, characters = dict[int, str](), 0
+    excerpts, characters = dict[int, str](), 0
     for row in sorted(range(len(texts)), key=lambda index: len(texts[index])):
-        part = yield from shortened(encode, texts[row], limit, left=left)
-        if parts and characters + len(part) > STEP:
-            yield _encoded(tokenizer, texts, parts, limit)
-            parts, characters = {}, 0
-        parts[row] = part
-        characters += len(part)
-    yield _encoded(tokenizer, texts, parts, limit)
+        excerpt = yield from shortened(encode, texts[row], limit, left=left)
+        if excerpts and characters + len(excerpt) > STEP:
+            yield _encoded(tokenizer, texts, excerpts, limit)
+            excerpts, characters = {}, 0
+        excerpts[row] = excerpt
+        characters += len(excerpt)
+    yield _encoded(tokenizer, texts, excerpts, limit)
 
 
 def _encoded(
     tokenizer: FastTokenizer | PreTrainedTokenizerBase,
     texts: Sequence[str],
-    parts: dict[int, str],
+    excerpts: dict[int, str],
     limit: int,
 ) -> Encoded:
-    rows = sorted(parts)
-    inputs = encode_batch(tokenizer, [parts[row] for row in rows], limit)
+    rows = sorted(excerpts)
+    inputs = encode_batch(tokenizer, [excerpts[row] for row in rows], limit)
     room = limit - _special_tokens(tokenizer)
     truncated = [
-        len(parts[row]) < len(texts[row]) or (tokens >= limit and len(_whole(tokenizer, parts[row])) > room)
+        len(excerpts[row]) < len(texts[row])
+        or (tokens >= limit and len(_whole(tokenizer, excerpts[row])) > room)
         for row, tokens in zip(rows, inputs["attention_mask"].sum(axis=1).tolist(), strict=True)
     ]
     return Encoded(rows, inputs, truncated)

@@ -76,20 +76,20 @@ def samples_of(job: Job, data: DataSet) -> tuple[EvaluationSample, ...]:
         return data.samples
     size = CHARACTERS_A_TOKEN * job.generation.window
     found: list[EvaluationSample] = []
-    for one in data.samples:
+    for sample in data.samples:
         if len(found) == job.samples:
             break
-        if len(one.input) < size:
+        if len(sample.input) < size:
             raise DataError(
-                f"the text {one.id!r} has {len(one.input)} characters, fewer than one window of {size}; "
-                "use a longer text or a smaller generation.window"
+                f"the text {sample.id!r} has {len(sample.input)} characters, fewer than one window of "
+                f"{size}; use a longer text or a smaller generation.window"
             )
         start, index = 0, 0
-        while len(one.input) - start >= size and len(found) != job.samples:
-            end = _cut(one.input, start, start + size)
-            piece = one.input[start:end]
+        while len(sample.input) - start >= size and len(found) != job.samples:
+            end = _cut(sample.input, start, start + size)
+            piece = sample.input[start:end]
             found.append(
-                EvaluationSample(id=f"{one.id}:{index}", input=piece, reference=None, length=len(piece))
+                EvaluationSample(id=f"{sample.id}:{index}", input=piece, reference=None, length=len(piece))
             )
             start, index = end, index + 1
     return tuple(found)
@@ -133,8 +133,8 @@ def _protocol(server: Endpoint, name: TaskName) -> Protocol:
 
 
 def _cut(text: str, start: int, end: int) -> int:
-    """The last place up to `end` that is before white space; `end` where there is none after `start`."""
-    for place in range(end, start, -1):
-        if place == len(text) or text[place].isspace():
-            return place
+    """The last position up to `end` that is before white space; `end` where there is none after `start`."""
+    for position in range(end, start, -1):
+        if position == len(text) or text[position].isspace():
+            return position
     return end

@@ -62,10 +62,10 @@ class KServe(RemoteModel):
     def classify(self, text: str) -> dict[str, Any]:
         """See `RemoteModel.classify`; the name of a label that the data lack is an error."""
         outputs = self._infer("BYTES", "text", [1], [text])
-        rows = [self._numbers(one).reshape(-1) for one in _of(outputs, *_FLOATS)]
+        rows = [self._numbers(tensor).reshape(-1) for tensor in _of(outputs, *_FLOATS)]
         values = next((self.finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
-        names = [self._texts(one)[0] for one in _of(outputs, "BYTES") if math.prod(one.shape) == 1]
-        named = [place for place in map(self.label, names) if place >= 0]
+        names = [self._texts(tensor)[0] for tensor in _of(outputs, "BYTES") if math.prod(tensor.shape) == 1]
+        named = [index for index in map(self.label, names) if index >= 0]
         strange = len(names) == 1 and not named and not _COUNTED.fullmatch(names[0])
         if not named and (values is None or strange):
             if not names:
@@ -135,7 +135,7 @@ class KServe(RemoteModel):
         self, datatype: str, name: str, shape: list[int], data: list[Any], **parameters: str | int | None
     ) -> list[_Tensor]:
         """What comes back for one input, whose name and rank are as the metadata say."""
-        fitting = sorted(_of(self._inputs, datatype), key=lambda one: one.name != name)
+        fitting = sorted(_of(self._inputs, datatype), key=lambda tensor: tensor.name != name)
         if self._inputs and not fitting:
             raise PressoirError(
                 f"{self.server.url}: {self.name} takes {self._shown(self._inputs)}, but {self.job.task} "
@@ -174,9 +174,9 @@ class KServe(RemoteModel):
         return self.server.malformed(f"{self._path}/infer", what)
 
     def _shown(self, tensors: Sequence[_Tensor]) -> str:
-        names = (f"{one.name} {one.datatype} {tuple(one.shape)}" for one in tensors)
+        names = (f"{tensor.name} {tensor.datatype} {tuple(tensor.shape)}" for tensor in tensors)
         return self.server.shown(", ".join(names)) or "nothing"
 
 
 def _of(tensors: Iterable[_Tensor], *datatypes: str) -> list[_Tensor]:
-    return [one for one in tensors if one.datatype in datatypes]
+    return [tensor for tensor in tensors if tensor.datatype in datatypes]

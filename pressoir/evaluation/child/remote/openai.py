@@ -102,8 +102,8 @@ class OpenAI(RemoteModel):
                 "check url and protocol"
             )
         listed = self.server.parsed(path, answer, _Models).data
-        if self.name not in (one.id for one in listed):
-            known = self.server.shown(", ".join(one.id for one in listed)) or "none"
+        if self.name not in (model.id for model in listed):
+            known = self.server.shown(", ".join(model.id for model in listed)) or "none"
             raise PressoirError(
                 f"{self.server.url} has no model {self.name!r}; available: {known}; set remote_model to "
                 "one of them"
@@ -132,7 +132,7 @@ class OpenAI(RemoteModel):
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """See `RemoteModel.embed`."""
         path, asked = "/v1/embeddings", {"model": self.name, "input": list(texts)}
-        rows = sorted(self.server.post(path, _Embeddings, json=asked).data, key=lambda one: one.index)
+        rows = sorted(self.server.post(path, _Embeddings, json=asked).data, key=lambda row: row.index)
         sizes = {len(row.embedding) for row in rows}
         if [row.index for row in rows] != list(range(len(texts))) or len(sizes) != 1 or 0 in sizes:
             raise self.server.malformed(
