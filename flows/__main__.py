@@ -1,6 +1,6 @@
 """The program `pressoir`, also `python -m pressoir.flows`.
 
-Importing the command line reads the declarations of every installed package, of which one may be broken.
+Importing the command line reads the declarations of every installed package; one of them may be broken.
 """
 
 from __future__ import annotations

@@ -59,13 +59,15 @@ def batch_evaluation(
                     prepared, found = cluster.evaluate(prepared, log)
                     outcomes |= found
                 else:
-                    # Without a batch there may still be models that never fit, which are to be told of.
+                    # Without a batch there may still be models that never fit, which are to be reported.
                     for name in [batch.name for batch in prepared.plan.batches] or [""]:
-                        outcomes |= {one.model: one for one in steps.evaluate_batch(prepared, name, log)}
+                        outcomes |= {
+                            outcome.model: outcome for outcome in steps.evaluate_batch(prepared, name, log)
+                        }
         written = steps.write_report(prepared, folder, outcomes, parent)
         create_markdown_artifact((folder / "report.md").read_text(encoding="utf-8"), key="evaluation-report")
         rows = [(row.result.id, row.result.verdict, row.figures()) for row in written.rows]
-        table = [{"run": name, "verdict": verdict, **figures} for name, verdict, figures in rows]
+        table = [{"run": name, "verdict": verdict, **metrics} for name, verdict, metrics in rows]
         create_table_artifact(table, key="evaluation")
     return EvaluationResult(
         folder=folder.absolute(),

@@ -126,9 +126,9 @@ def store_ls() -> None:
     table = Table("stage", "key", "MB", "created (UTC)", box=None, expand=True)
     table.add_column("metrics", no_wrap=True, ratio=1)  # the rest of the line
     for artifact in Store().artifacts():
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(artifact.metrics.items())[:3])
         size = f"{artifact.size_bytes / 1e6:.1f}"
-        table.add_row(artifact.stage, artifact.key[:12], size, artifact.created_at[:16], figures)
+        table.add_row(artifact.stage, artifact.key[:12], size, artifact.created_at[:16], metrics)
     console.print(table)
 
 
@@ -253,8 +253,8 @@ def _print_comparison(report: Path) -> None:
 
 
 def _print_result(result: CompressResult, output: Path | None) -> None:
-    place = output / "model" if output is not None else result.folder
-    console.print(f"model   {place}")
+    folder = output / "model" if output is not None else result.folder
+    console.print(f"model   {folder}")
     console.print(f"report  {output / 'report' if output is not None else result.report}")
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:

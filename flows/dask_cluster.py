@@ -91,7 +91,7 @@ def running(config: DaskConfig, worker_bytes: int, at_once: int) -> Iterator[Das
 def offers(runner: DaskTaskRunner) -> Mapping[str, int]:
     """Memory that each worker offers, by its address; those that offer none are left out."""
     workers = runner.client.scheduler_info(n_workers=-1)["workers"]
-    found = {address: int(one["resources"].get(MEMORY, 0)) for address, one in workers.items()}
+    found = {address: int(worker["resources"].get(MEMORY, 0)) for address, worker in workers.items()}
     return {address: size for address, size in found.items() if size > 0}
 
 
@@ -124,8 +124,10 @@ def _check_prefect_is_reached(runner: DaskTaskRunner) -> None:
     url = _prefect_url()
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
         return
-    here = {one.address for found in psutil.net_if_addrs().values() for one in found}
-    away = {one["host"] for one in runner.client.scheduler_info(n_workers=-1)["workers"].values()} - here
+    here = {entry.address for found in psutil.net_if_addrs().values() for entry in found}
+    away = {
+        worker["host"] for worker in runner.client.scheduler_info(n_workers=-1)["workers"].values()
+    } - here
     if away:
         raise RecipeError(
             f"dask.address: workers on other machines ({', '.join(sorted(away)[:5])}) cannot reach Prefect "
@@ -207,13 +209,13 @@ class Cluster:
             for name, job in jobs.items():
                 if (before := supervisor.ended_well(journal, job)) is not None:
                     outcomes[name] = before
-            for one in plan.skipped:
-                given = Assignment.of(jobs[one.model], estimates[one.model], 1, self.limits)
-                largest = f"the largest worker offers {_gb(one.budget_bytes)}"
-                detail = f"a single sample needs {_gb(one.peak_bytes)}, {largest}"
-                outcomes.setdefault(one.model, given.failed("skipped_memory", detail))
+            for skipped in plan.skipped:
+                given = Assignment.of(jobs[skipped.model], estimates[skipped.model], 1, self.limits)
+                largest = f"the largest worker offers {_gb(skipped.budget_bytes)}"
+                detail = f"a single sample needs {_gb(skipped.peak_bytes)}, {largest}"
+                outcomes.setdefault(skipped.model, given.failed("skipped_memory", detail))
             waiting = []
-            for placement in (one for batch in plan.batches for one in batch.placements):
+            for placement in (placed for batch in plan.batches for placed in batch.placements):
                 if (name := placement.model) not in outcomes:
                     cluster.hand_over(jobs[name], journal)
                     size = placement.batch_size
@@ -229,8 +231,8 @@ class Cluster:
         pending: dict[str, tuple[Assignment, PrefectDaskFuture[RunOutcome]]] = {}
         topic, enough_at = f"pressoir-{uuid.uuid4()}", time.monotonic()
 
-        def hear(told: tuple[float, dict[str, Any]]) -> None:
-            event = Event(**told[1]["event"])
+        def hear(message: tuple[float, dict[str, Any]]) -> None:
+            event = Event(**message[1]["event"])
             news.put(event if self.here else replace(event, pid=None))
 
         def start(given: Assignment) -> None:
@@ -243,7 +245,7 @@ class Cluster:
             start(given)
         while pending:
             try:
-                one = news.get(timeout=_LOOK_S)
+                item = news.get(timeout=_LOOK_S)
             except queue.Empty:
                 largest = offer(self.runner).largest_bytes
                 if any(given.memory_bytes <= largest for given, _ in pending.values()):
@@ -256,11 +258,11 @@ class Cluster:
                         )
                     return
                 continue
-            if isinstance(one, Event):
-                if one.kind != "batch":
-                    show(one)
+            if isinstance(item, Event):
+                if item.kind != "batch":
+                    show(item)
                 continue
-            given, future = pending.pop(one.job.model)
+            given, future = pending.pop(item.job.model)
             try:
                 outcome = future.result()
             except Exception as error:  # its worker died again and again, or its journal is of no use

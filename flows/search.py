@@ -127,12 +127,12 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
 
 
 def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: SearchLimits, parent: Run) -> None:
-    """Run trials until there are enough; those of an earlier run are told of first."""
+    """Run trials until there are enough; those of an earlier run are logged first."""
     bar, deadline = ProgressArtifact("search"), config.timeout_s and time.monotonic() + config.timeout_s
     total, terminal = min(config.trials, study.combinations), tasks.terminal.get()
     running, done = dict[int, Proposal](), study.trials()
-    for one in done:
-        steps.track(parent, one)
+    for ended in done:
+        steps.track(parent, ended)
 
     def tell(text: str) -> None:
         get_run_logger().info(text)
@@ -146,7 +146,7 @@ def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Searc
             if (asked := study.ask(config.trials)) is None:
                 break
             running[asked.number] = asked
-            rivals = [one.outcome.figures for one in done if one.outcome.figures is not None]
+            rivals = [ended.outcome.figures for ended in done if ended.outcome.figures is not None]
             given = Assignment(
                 number=asked.number,
                 values=asked.values,
@@ -154,27 +154,27 @@ def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: Searc
                 limits=limits,
                 proxy=config.proxy,
                 conditions=trial.conditions_of(config),
-                rivals=tuple(figures for figures in rivals if meets(figures, limits)),
+                rivals=tuple(rival for rival in rivals if meets(rival, limits)),
             )
             tell(f"trial {asked.number}: {describe(asked.values)}")
             workers.start(given)
         if not running:
             return
         number, outcome = workers.next()
-        one = study.tell(running.pop(number), outcome, limits)
-        done.append(one)
-        steps.track(parent, one)
+        ended = study.tell(running.pop(number), outcome, limits)
+        done.append(ended)
+        steps.track(parent, ended)
         bar.show(100.0 * min(len(done) / total, 1.0), f"trials of {config.name}")
-        tell(f"trial {number}: {_ending(one)}")
+        tell(f"trial {number}: {_ending(ended)}")
 
 
-def _ending(one: Trial) -> str:
-    outcome = one.outcome
+def _ending(ended: Trial) -> str:
+    outcome = ended.outcome
     if outcome.figures is None:
         return f"{outcome.state} {outcome.reason}"
-    figures = outcome.figures
+    metrics = outcome.figures
     return (
-        f"accuracy {100 * figures.accuracy:.1f} %, {figures.size_mb:.2f} MB, {figures.latency_ms:.2f} ms, "
+        f"accuracy {100 * metrics.accuracy:.1f} %, {metrics.size_mb:.2f} MB, {metrics.latency_ms:.2f} ms, "
         f"after {outcome.seconds:.0f} s"
     )
 

@@ -31,7 +31,7 @@ def resolve_models(config: ServingConfig, store: Store, run: Run) -> tuple[Servi
     run.log_text(found.to_yaml(), f"{serving_version.FOLDER}/serving.yaml")
     run.log_text(json.dumps(sharing.summary(), indent=2), f"{serving_version.FOLDER}/sharing.json")
     chosen = found.model_dump(mode="json", include={"name", "isolation", "memory_budget_gb", "threads"})
-    tiers = {name: {"model": one.model, "digest": one.digest} for name, one in found.tiers.items()}
+    tiers = {name: {"model": tier.model, "digest": tier.digest} for name, tier in found.tiers.items()}
     run.log(
         params={**chosen, "tiers": tiers},
         metrics={

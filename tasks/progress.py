@@ -36,7 +36,7 @@ class ProgressArtifact:
         self._bar: Any = None
 
     def show(self, percent: float, what: str) -> bool:
-        """Say how far it is, if it was not said a moment ago; return whether it was told."""
+        """Show the progress, unless it was shown a moment ago; return whether it was shown."""
         now = time.monotonic()
         if now - self._started <= _LONG_S or (now - self._told <= _EVERY_S and percent < 100):
             return False

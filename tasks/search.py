@@ -68,7 +68,7 @@ def write_report(
     parent.log_files(paths)
     chosen = found.winner or found.nearest
     metrics = chosen.metrics() if chosen is not None else {}
-    states = [one.outcome.state for one in found.trials]
+    states = [ended.outcome.state for ended in found.trials]
     parent.log(
         metrics={**metrics, "trials": len(states), "trials_cut": states.count("cut")},
         tags={"meets_budget": found.winner is not None, "task_run": task_run.id},

@@ -64,5 +64,5 @@ def _print(result: DeployResult) -> None:
         f"version {result.version} of {result.registered_model} has the alias {result.alias!r}{before}"
     )
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
-    told = f"now served by {result.server}" if result.server else f"pressoir serve {result.name}"
-    console.print(escape(f"serve   {told}"))
+    description = f"now served by {result.server}" if result.server else f"pressoir serve {result.name}"
+    console.print(escape(f"serve   {description}"))

@@ -192,9 +192,9 @@ def _print_estimates(prepared: Prepared) -> None:
     for task, names in itertools.groupby(estimated, lambda name: prepared.jobs[name].task):
         table.add_row(f"[dim]{task}[/]")
         for name in names:
-            one, job = prepared.estimates[name], prepared.jobs[name]
-            figures = (one.fixed_bytes, one.per_sample_bytes, one.peak_bytes(job.batch_size))
-            table.add_row(name, job.runs_in, *(f"{figure / GB:.3f}" for figure in figures), one.origin)
+            estimate, job = prepared.estimates[name], prepared.jobs[name]
+            sizes = (estimate.fixed_bytes, estimate.per_sample_bytes, estimate.peak_bytes(job.batch_size))
+            table.add_row(name, job.runs_in, *(f"{size / GB:.3f}" for size in sizes), estimate.origin)
     console.print()
     console.print(table)
     for name, outcome in prepared.refused.items():
@@ -206,20 +206,20 @@ def _print_plan(prepared: Prepared) -> None:
 
     table = Table("batch", _whole("models (batch size)"), "peak GB", box=None)
     for batch in prepared.plan.batches:
-        members = ", ".join(f"{one.model} ({one.batch_size})" for one in batch.placements)
+        members = ", ".join(f"{placement.model} ({placement.batch_size})" for placement in batch.placements)
         table.add_row(batch.name, members, f"{batch.peak_bytes / GB:.3f}")
     console.print()
     console.print(table)
-    for one in prepared.plan.skipped:
+    for skipped in prepared.plan.skipped:
         console.print(
-            f"[red]skipped[/] {escape(one.model)}: needs {_gb(one.peak_bytes)} for a single sample, but the "
-            f"budget is {_gb(one.budget_bytes)}"
+            f"[red]skipped[/] {escape(skipped.model)}: needs {_gb(skipped.peak_bytes)} for a single sample, "
+            f"but the budget is {_gb(skipped.budget_bytes)}"
         )
 
 
 def _print_batches(prepared: Prepared) -> None:
     for batch in prepared.plan.batches:
-        click.echo(f"{batch.name}: {', '.join(one.model for one in batch.placements)}")
+        click.echo(f"{batch.name}: {', '.join(placement.model for placement in batch.placements)}")
 
 
 def _print_result(result: EvaluationResult) -> None:
@@ -234,9 +234,9 @@ def _print_result(result: EvaluationResult) -> None:
     console.print()
     console.print(table)
     bad = [row.result for row in result.rows if row.result.verdict != "ok"]
-    for one in bad:
-        last = (one.detail.strip().splitlines() or [""])[-1]
-        console.print(f"[red]{one.verdict}[/] {escape(one.id)}: {escape(last)}", soft_wrap=True)
+    for failure in bad:
+        last = (failure.detail.strip().splitlines() or [""])[-1]
+        console.print(f"[red]{failure.verdict}[/] {escape(failure.id)}: {escape(last)}", soft_wrap=True)
     console.print(f"\nreport  {escape(str(result.folder / 'report.html'))}", soft_wrap=True)
     console.print(f"MLflow  run {result.mlflow_run_id} in {result.tracking_uri} (to view: pressoir ui)")
     if bad:

@@ -173,8 +173,8 @@ def _fields(extras: Mapping[str, Any]) -> dict[str, Any]:
 def _slice(text: str) -> dict[str, Any]:
     """`0:2-6,1:2-6` is layers 2 to 5 of two models, merged; a passthrough names one model."""
     sources = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", part)
+    for piece in text.split(","):
+        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", piece)
         if match is None:
             raise click.BadParameter(
                 f"{text!r}: expected model:first-end, such as 0:0-4", param_hint="--slices"

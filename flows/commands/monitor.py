@@ -196,12 +196,12 @@ def _view(sample: MonitorSample, threshold: float, interval_s: float) -> Rendera
     for width in (5, bar_width, 7, 8, told_width):
         bars.add_column(width=width, no_wrap=True, justify="right" if width == 7 else "left")
 
-    def add(name: str, percent: float | None, told: str, levelled: bool = True) -> None:
+    def add(name: str, percent: float | None, description: str, levelled: bool = True) -> None:
         known = percent or 0.0
         style = _STYLES[level(known)] if levelled else "cyan"
         word = f"[{style}]{level(known)}[/]" if levelled and percent is not None else ""
         bar = ProgressBar(total=100, completed=known, complete_style=style, finished_style=style)
-        bars.add_row(name, bar, "–" if percent is None else f"{percent:.1f} %", word, escape(told))
+        bars.add_row(name, bar, "–" if percent is None else f"{percent:.1f} %", word, escape(description))
 
     degrees = "" if sample.temperature_c is None else f", {sample.temperature_c:.0f} °C"
     add("CPU", sample.cpu_percent, f"of {sample.cpus:g} CPUs{degrees}")
@@ -229,18 +229,20 @@ def _view(sample: MonitorSample, threshold: float, interval_s: float) -> Rendera
 def _processes(sample: MonitorSample) -> Table:
     """The watched processes, the largest that fit the terminal, with a sum of all."""
     table = Table("PID", "process", box=None, pad_edge=False)
-    table.add_column(_measure([one for tree in sample.watched for one in tree.processes]), justify="right")
+    table.add_column(
+        _measure([process for tree in sample.watched for process in tree.processes]), justify="right"
+    )
     rows = max(console.height - _FRAME_LINES - len(sample.gpus) - len(sample.alerts), 3)
     for watched in sample.watched:
-        largest = sorted(watched.processes, key=lambda one: one.bytes, reverse=True)
-        for one in largest[:rows]:
-            mark = "" if one.measure == "pss" else " (RSS)"
-            table.add_row(str(one.pid), escape(one.name), _mb(one.bytes) + mark)
+        largest = sorted(watched.processes, key=lambda process: process.bytes, reverse=True)
+        for process in largest[:rows]:
+            mark = "" if process.measure == "pss" else " (RSS)"
+            table.add_row(str(process.pid), escape(process.name), _mb(process.bytes) + mark)
         more = len(largest) - rows
-        told = f"{len(largest)} process{'es' if len(largest) > 1 else ''}" + (
+        summary = f"{len(largest)} process{'es' if len(largest) > 1 else ''}" + (
             f", {more} not shown" if more > 0 else ""
         )
-        table.add_row("sum", told, _mb(watched.bytes), style="bold")
+        table.add_row("sum", summary, _mb(watched.bytes), style="bold")
     return table
 
 
@@ -282,4 +284,4 @@ def _mb(size: float) -> str:
 
 def _measure(processes: Iterable[ProcessMemory]) -> str:
     """PSS, unless every figure had to be an RSS."""
-    return "PSS" if any(one.measure == "pss" for one in processes) else "RSS"
+    return "PSS" if any(process.measure == "pss" for process in processes) else "RSS"

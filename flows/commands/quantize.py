@@ -211,13 +211,13 @@ def _two_stages(
     from pressoir.quantization.metadata import ONNX, QUANTIZED
 
     folders = {"quantize": QUANTIZED, "export": ONNX}
-    model, figures, peaks = source.folder, {}, {}
+    model, metrics, peaks = source.folder, {}, {}
     for name, (module, config) in stages.items():
         out = _folder(context, folders[name], context.out_dir)
         own = replace(context, out_dir=out, work_dir=_folder(context, f"{name}-work", context.work_dir))
-        figures[name] = module.run({"model": model, "data": data}, config, own)
+        metrics[name] = module.run({"model": model, "data": data}, config, own)
         model, peaks[name] = out, peak_rss_mb()
-    _describe(source, {name: config for name, (_, config) in stages.items()}, figures, peaks, context)
+    _describe(source, {name: config for name, (_, config) in stages.items()}, metrics, peaks, context)
 
 
 def _encoder_decoder(
@@ -227,23 +227,23 @@ def _encoder_decoder(
     from pressoir.quantization.metadata import ONNX
 
     out = _folder(context, ONNX, context.out_dir)
-    figures = encoder_decoder.run(
+    metrics = encoder_decoder.run(
         {"model": source.folder}, export_config, replace(context, out_dir=out), int8=True
     )
     configs = {"quantize": config, "export": export_config}
-    _describe(source, configs, {"export": figures}, {"export": peak_rss_mb()}, context)
+    _describe(source, configs, {"export": metrics}, {"export": peak_rss_mb()}, context)
 
 
 def _describe(
     source: Source,
     configs: Mapping[str, Any],
-    figures: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     peaks: Mapping[str, float],
     context: StageContext,
 ) -> None:
     from pressoir.quantization.metadata import FILE, describe
 
-    content = describe(context.out_dir, source, configs, figures, peaks, context.seed)
+    content = describe(context.out_dir, source, configs, metrics, peaks, context.seed)
     (context.out_dir / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -292,7 +292,9 @@ def _print_test(source: Path, result: Path, content: str, threads: int, low_cpu_
     sides["result"] = side(result, prompts, content, threads)
     table = Table("prompt", *sides, show_lines=True)
     for index, prompt in enumerate(prompts):
-        table.add_row(escape(prompt), *(escape(one.texts[index]) for one in sides.values()))
-    scores = (f"{one.perplexity.value:.2f} ({one.perplexity.tokens} tokens)" for one in sides.values())
+        table.add_row(escape(prompt), *(escape(tested.texts[index]) for tested in sides.values()))
+    scores = (
+        f"{tested.perplexity.value:.2f} ({tested.perplexity.tokens} tokens)" for tested in sides.values()
+    )
     table.add_row("perplexity", *scores)
     console.print(table)

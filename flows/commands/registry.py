@@ -86,9 +86,9 @@ def add(
     if path is not None and not is_folder(path):
         raise SourceError(f"--path {path}: no such folder")
     said["license"] = said["license"] or former_license
-    place = str(path.resolve()) if path is not None else str(reference)
+    location = str(path.resolve()) if path is not None else str(reference)
     with console.status("reading and hashing the model files"):
-        entry, replaced = register(Registry(), id, place, Details(type=task, **said), force=force)
+        entry, replaced = register(Registry(), id, location, Details(type=task, **said), force=force)
     verb = "registered" if replaced is None else "updated" if replaced.digest == entry.digest else "replaced"
     what = [entry.type, f"{entry.size_mb:.1f} MB", entry.quantization, entry.license]
     if entry.urls.shards:

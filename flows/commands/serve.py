@@ -122,7 +122,7 @@ class _AccessHandler(logging.StreamHandler[TextIO]):
     """Writes to standard output until nobody reads it any more, which is said once: the server goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's own name
-        """Where the reader is gone, send what is left nowhere; other errors are told as ever."""
+        """Where the reader is gone, discard the rest; report other errors as usual."""
         if not isinstance(sys.exception(), BrokenPipeError):
             super().handleError(record)
             return

@@ -38,10 +38,10 @@ def shard(model: str, output: Path, shards: int | None, max_shard_size: float | 
 
     folder = resolve.folder_of(model) or resolve.resolve(model).folder
     with progress() as reporter, stage_output(output, MANIFEST, reporter) as context:
-        figures = stage.run({"model": folder}, config, context)
+        metrics = stage.run({"model": folder}, config, context)
     console.print(
-        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, largest "
-        f"{figures['largest_shard_mb']:.2f} MB: {escape(str(output))}",
+        f"{metrics['shards']:.0f} shards, {metrics['total_mb']:.2f} MB, largest "
+        f"{metrics['largest_shard_mb']:.2f} MB: {escape(str(output))}",
         soft_wrap=True,
     )
 
@@ -54,9 +54,9 @@ def unshard(model: Path, output: Path) -> None:
     from pressoir.formats import unsharding
 
     with progress() as reporter, stage_output(output, unsharding.MARK, reporter) as context:
-        figures = unsharding.unshard(model, context.out_dir, reporter)
+        metrics = unsharding.unshard(model, context.out_dir, reporter)
     console.print(
-        f"{figures['shards']:.0f} shards, {figures['total_mb']:.2f} MB, merged: {escape(str(output))}",
+        f"{metrics['shards']:.0f} shards, {metrics['total_mb']:.2f} MB, merged: {escape(str(output))}",
         soft_wrap=True,
     )
 

@@ -28,7 +28,7 @@ def stoppable(how: str, grace_s: float = 3.0) -> Iterator[None]:
 
     `grace_s` is how long what runs may take to come to its end.
 
-    Only the main thread can be told of signals; in another one nothing is changed.
+    Only the main thread can receive signals; in another thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -80,7 +80,7 @@ def _entries(group: Group) -> dict[str, EntryPoint]:
     for entry in entry_points(group=group):
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value:
-            both = " and ".join(sorted(str(one.dist and one.dist.name) for one in (other, entry)))
+            both = " and ".join(sorted(str(point.dist and point.dist.name) for point in (other, entry)))
             raise ExtensionError(f"{both} both declare {entry.name!r} in {group}; uninstall one of them")
     if not found:
         raise ExtensionError(

@@ -161,12 +161,12 @@ def task(name: str) -> Task:
 
 def tasks() -> list[Task]:
     """Every task, in the order in which lists show them; raises as `task`."""
-    return sorted(map(task, loader.names(GROUP)), key=lambda one: (one.position, one.name))
+    return sorted(map(task, loader.names(GROUP)), key=lambda declared: (declared.position, declared.name))
 
 
 def names_of(kind: Kind) -> list[str]:
     """Names of the tasks of a kind, in the order in which lists show them."""
-    return [one.name for one in tasks() if one.kind == kind]
+    return [declared.name for declared in tasks() if declared.kind == kind]
 
 
 def tasks_of_architecture(name: str) -> list[Task]:
@@ -175,11 +175,13 @@ def tasks_of_architecture(name: str) -> list[Task]:
     Raises:
         ExtensionError: none does.
     """
-    fitting = [(len(head), one) for one in tasks() for head in one.heads if name.endswith(head)]
+    fitting = [
+        (len(head), declared) for declared in tasks() for head in declared.heads if name.endswith(head)
+    ]
     if not fitting:
         raise ExtensionError(f"no task in {GROUP} is for {name}")
     longest = max(length for length, _ in fitting)
-    return [one for length, one in fitting if length == longest]
+    return [declared for length, declared in fitting if length == longest]
 
 
 def task_of_architecture(name: str) -> Task:
@@ -193,7 +195,7 @@ def task_offering(operation: str) -> Task:
     Raises:
         ExtensionError: there is none.
     """
-    for one in tasks():
-        if operation in one.operations:
-            return one
+    for declared in tasks():
+        if operation in declared.operations:
+            return declared
     raise ExtensionError(f"no task in {GROUP} offers the operation {operation!r}")

@@ -18,7 +18,7 @@ class _TaskName(DeclaredName):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        return tuple(one.name for one in tasks() if self.kinds is None or one.kind in self.kinds)
+        return tuple(task.name for task in tasks() if self.kinds is None or task.kind in self.kinds)
 
 
 TaskName = Annotated[str, _TaskName()]

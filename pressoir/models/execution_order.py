@@ -74,14 +74,14 @@ def role(names: Iterable[str]) -> str:
                 "encoder" if "encoder" in name.split(".") else "head"
             )  # the encoder's ends are not the model's
             parts.setdefault("embeddings" if _EMBEDDING.search(name) else rest, [])
-    return ", ".join(_with_range(part, numbers) for part, numbers in parts.items())
+    return ", ".join(_with_range(component, numbers) for component, numbers in parts.items())
 
 
-def _with_range(part: str, numbers: list[int]) -> str:
+def _with_range(component: str, numbers: list[int]) -> str:
     if not numbers:
-        return part
+        return component
     first, last = min(numbers), max(numbers)
-    return f"{part} {first}" if first == last else f"{part}s {first}–{last}"
+    return f"{component} {first}" if first == last else f"{component}s {first}–{last}"
 
 
 def _modules(name: str) -> list[str]:
@@ -93,4 +93,7 @@ def _modules(name: str) -> list[str]:
 def _natural(name: str) -> tuple[object, ...]:
     """Embeddings, then layers by number, then the rest; numbers by value, not by digit."""
     group = 1 if _LAYER.match(name) else 0 if _EMBEDDING.search(name) else 2
-    return (group, *((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")))
+    return (
+        group,
+        *((0, int(segment), "") if segment.isdigit() else (1, 0, segment) for segment in name.split(".")),
+    )

@@ -50,7 +50,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         SourceError: the architecture is not one whose parts are known.
         ExtensionError: it is declared with a name that the model does not have.
     """
-    return _part(model.base_model, architecture_of(model).layers, nn.ModuleList)
+    return _submodule(model.base_model, architecture_of(model).layers, nn.ModuleList)
 
 
 def replace_layers(model: PreTrainedModel, layers: nn.ModuleList) -> None:
@@ -65,7 +65,7 @@ def linear(layer: nn.Module, path: str) -> nn.Linear:
     Raises:
         ExtensionError: it is declared with a name that the layer does not have.
     """
-    return _part(layer, path, nn.Linear)
+    return _submodule(layer, path, nn.Linear)
 
 
 def position_table(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
@@ -78,7 +78,7 @@ def position_table(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
     if found is None or found.position_embeddings is None or not absolute:
         return None
     parent, _, name = found.position_embeddings.rpartition(".")
-    _part(model.base_model, found.position_embeddings, nn.Embedding)
+    _submodule(model.base_model, found.position_embeddings, nn.Embedding)
     return model.base_model.get_submodule(parent), name
 
 
@@ -97,7 +97,7 @@ def resize_ffn(layer: nn.Module, names: EncoderArchitecture, keep: torch.Tensor)
     inner.out_features = outer.in_features = len(keep)
 
 
-def _part(module: nn.Module, path: str, expected: type[Module]) -> Module:
+def _submodule(module: nn.Module, path: str, expected: type[Module]) -> Module:
     try:
         found = module.get_submodule(path)
     except AttributeError as error:

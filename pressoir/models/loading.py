@@ -285,8 +285,8 @@ def _register(folder: Path) -> None:
     if not path.exists():  # a tokenizer needs none, and what does says so
         return
     config = read_json(path)
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key, value in part.items():
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in section.items():
             most = MOST_LABELS if key == "num_labels" else MOST_LAYERS
             if _COUNT.fullmatch(key) and isinstance(value, int | float) and value > most:
                 raise SourceError(

@@ -43,7 +43,7 @@ def build(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 def executed(folder: Path) -> list[str]:
     """Names of the model's parameters in the order in which a forward pass first uses them.
 
-    The pass runs on fake tensors, of which only shapes are computed. A parameter that no module's own call
+    The pass runs on fake tensors: only shapes are computed. A parameter that no module's own call
     needs (its parent reads it) is left out. Where an architecture cannot run like that (a router that looks
     at values), the order of its modules is taken.
 

@@ -78,7 +78,7 @@ def estimate_disk_bytes(recipe: Recipe, folder: Path, sentences: int) -> int:
 
 
 def _lines(path: Path | None) -> int:
-    """Lines of a text file; 0 where none is named, or it does not exist (which is told elsewhere)."""
+    """Lines of a text file; 0 where none is named, or it does not exist (which is reported elsewhere)."""
     if path is None or not is_file(path):
         return 0
     with path.open("rb") as file:

@@ -58,19 +58,19 @@ class Sources:
         `folders` are those of the inputs: a model of another package's architecture or task makes that
         package part of the key. `threads` are those that the stage will use.
         """
-        place = (stage, config.model_dump_json())
-        if place not in self._parts:
-            self._parts[place] = load_stage(stage).key(config)
+        cache_key = (stage, config.model_dump_json())
+        if cache_key not in self._parts:
+            self._parts[cache_key] = load_stage(stage).key(config)
         origins = sorted({str(origin) for folder in folders for origin in declared_by(folder)})
-        return stage_key(stage, config, inputs, seed, self._parts[place], origins, threads)
+        return stage_key(stage, config, inputs, seed, self._parts[cache_key], origins, threads)
 
     def prepare(self, stage: str, config: BaseModel, seed: int) -> Any:
         """What `Stage.prepare` returns, kept until the stage runs; None where it has none."""
-        place = (stage, config.model_dump_json(), seed)
-        if place not in self._prepared:
+        cache_key = (stage, config.model_dump_json(), seed)
+        if cache_key not in self._prepared:
             prepare = load_stage(stage).prepare
-            self._prepared[place] = prepare and prepare(config, seed)
-        return self._prepared[place]
+            self._prepared[cache_key] = prepare and prepare(config, seed)
+        return self._prepared[cache_key]
 
     def take(self, stage: str, config: BaseModel, seed: int) -> Any:
         """What was prepared for a stage, given away; None where nothing was."""

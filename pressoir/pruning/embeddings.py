@@ -43,7 +43,7 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     model, tokenizer = loading.load_classifier(inputs["model"]), loading.load_tokenizer(inputs["model"])
     if not tokenizer.is_fast:
         raise SourceError(f"vocabulary: {inputs['model']} has no fast tokenizer; save it as tokenizer.json")
-    figures: dict[str, float] = {
+    metrics: dict[str, float] = {
         "accuracy_before": loop.evaluate(model, tokenizer, folder)["validation_accuracy"],
         "parameters_before": count_parameters(model),
         "size_mb_before": size_mb(inputs["model"]),
@@ -81,14 +81,14 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         )
     validation = sentences.load_split(folder, "validation")["text"][:]
     held_out = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, validation)
-    figures |= {
+    metrics |= {
         "pieces_before": len(known),
         "pieces": len(ids),
         "pieces_dropped": len(known) - len(ids),
         "pieces_kept": len(ids) / len(known),
         "positions": _positions(model),
         "parameters": count_parameters(model),
-        "parameters_kept": count_parameters(model) / figures["parameters_before"],
+        "parameters_kept": count_parameters(model) / metrics["parameters_before"],
         "size_mb": size_mb(out),
         "train_token_coverage": trained.tokens,
         "train_sentence_coverage": trained.sentences,
@@ -98,14 +98,14 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         "validation_length_ratio": held_out.length,
         **loop.evaluate(model, cut, folder),
     }
-    (out / REPORT).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (out / REPORT).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     context.reporter.message(
-        f"vocabulary: {len(ids)} of {len(known)} tokens kept, {figures['size_mb_before']:.1f} → "
-        f"{figures['size_mb']:.1f} MB; in the validation text, {held_out.tokens:.2%} of the tokens and "
+        f"vocabulary: {len(ids)} of {len(known)} tokens kept, {metrics['size_mb_before']:.1f} → "
+        f"{metrics['size_mb']:.1f} MB; in the validation text, {held_out.tokens:.2%} of the tokens and "
         f"{held_out.sentences:.2%} of the sentences are tokenised as before; accuracy "
-        f"{figures['accuracy_before']:.4f} → {figures['validation_accuracy']:.4f}"
+        f"{metrics['accuracy_before']:.4f} → {metrics['validation_accuracy']:.4f}"
     )
-    return figures
+    return metrics
 
 
 def keep_rows(model: PreTrainedModel, ids: list[int]) -> None:

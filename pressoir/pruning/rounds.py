@@ -132,9 +132,9 @@ def _round(
     model = loading.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
     tokenizer = loading.load_tokenizer(inputs["model"])
     if earlier:
-        figures = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
+        metrics = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
     else:
-        figures = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
+        metrics = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
     before, parameters = units.units(model), count_parameters(model)
     after_step: Callable[[], None] | None = None
     level, measured = None, dict[str, float]()
@@ -151,8 +151,8 @@ def _round(
         units.remove(model, plan)
         level, measured = plan.level, plan.measured
         log(f"{title}: {_describe(plan.units)}")
-    figures["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
-    log(f"{title}: accuracy {figures['accuracy_before']:.4f} → {figures['accuracy_after_pruning']:.4f}")
+    metrics["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
+    log(f"{title}: accuracy {metrics['accuracy_before']:.4f} → {metrics['accuracy_after_pruning']:.4f}")
     history: list[dict[str, float]] = []
     if config.epochs:
         history = loop.fit(
@@ -170,17 +170,17 @@ def _round(
             after_step()
     loading.save_model(model, out)
     loading.save_tokenizer(tokenizer, out)
-    figures |= loop.evaluate(model, tokenizer, sentences)
-    figures |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
+    metrics |= loop.evaluate(model, tokenizer, sentences)
+    metrics |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
     if config.epochs:
-        log(f"{title}: recovered to {figures['validation_accuracy']:.4f}")
+        log(f"{title}: recovered to {metrics['validation_accuracy']:.4f}")
     done = Round(
         before=before,
         after=units.units(model),
         parameters_before=parameters,
         epochs=config.epochs,
         level=level,
-        figures=figures,
+        figures=metrics,
         measured=measured,
         history=[{**epoch, "epoch": past + epoch["epoch"]} for epoch in history],
     )

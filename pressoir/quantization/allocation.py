@@ -10,7 +10,7 @@ One table answers every budget. `target_bits` reads it at one. `max_perplexity_i
 smallest whose model, really quantised and measured on held-out calibration text, keeps the limit: by
 bisection, from where the sum of divergences predicts it, to within 0.05 bits a weight.
 
-**Cost.** The table takes milliseconds; what feeds it is told in `sensitivity`. A bisection quantises and
+**Cost.** The table takes milliseconds; what feeds it is described in `sensitivity`. A bisection quantises and
 measures the whole model about eight times.
 
 **Source.** H. Kellerer, U. Pferschy and D. Pisinger, Knapsack Problems, Springer 2004, chapter 11.

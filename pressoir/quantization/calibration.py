@@ -53,7 +53,7 @@ class DecoderStream:
     """A causal LM and the text that runs through it.
 
     Raises:
-        QuantizationError: the decoder's layers cannot be told from the rest of the model.
+        QuantizationError: the decoder's layers cannot be distinguished from the rest of the model.
     """
 
     def __init__(self, source: SourceModel, windows: NDArray[np.int64]) -> None:

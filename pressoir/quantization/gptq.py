@@ -47,8 +47,8 @@ def quantize(
     """Quantise a float32 matrix (out, in) by the Hessian X Xᵀ (in, in) of its inputs, at any scale.
 
     Raises:
-        QuantizationError: a weight or the Hessian is not finite, or `block_size` does not divide `in`; `name`
-            is told.
+        QuantizationError: a weight or the Hessian is not finite, or `block_size` does not divide `in`; the
+            message has `name`.
     """
     grid.check(weight, bits, block_size, name)
     if not torch.isfinite(hessian).all():

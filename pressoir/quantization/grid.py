@@ -19,7 +19,8 @@ def check(weight: Tensor, bits: int, block_size: int, name: str) -> None:
     """Refuse what no grid can hold.
 
     Raises:
-        QuantizationError: a weight is NaN or infinite, or blocks do not divide the columns; `name` is told.
+        QuantizationError: a weight is NaN or infinite, or blocks do not divide the columns; the
+            message has `name`.
     """
     if not torch.isfinite(weight).all():
         raise QuantizationError(

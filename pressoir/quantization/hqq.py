@@ -44,7 +44,8 @@ def quantize(weight: Tensor, bits: int, block_size: int, name: str = "weight") -
     """Quantise a float32 matrix (out, in), each row on its own.
 
     Raises:
-        QuantizationError: a weight is not finite, or `block_size` does not divide `in`; `name` is told.
+        QuantizationError: a weight is not finite, or `block_size` does not divide `in`; the
+            message has `name`.
     """
     grid.check(weight, bits, block_size, name)
     rows, columns = weight.shape

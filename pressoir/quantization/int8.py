@@ -30,7 +30,7 @@ def word_table(model: PreTrainedModel) -> str | None:
 
 def named_by(name: str, parts: Sequence[str]) -> bool:
     """Whether `parts` has a module's name, or a beginning of it by whole dotted parts."""
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in parts)
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -46,7 +46,7 @@ def quantize_rows(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]
     """Symmetric int8 codes (rows, columns) and float32 scales (rows,) of a float32 matrix.
 
     Raises:
-        SourceError: the matrix has NaN or infinite values; `name` is told.
+        SourceError: the matrix has NaN or infinite values; the message has `name`.
     """
     if not torch.isfinite(weight).all():
         raise SourceError(

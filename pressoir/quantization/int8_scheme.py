@@ -258,7 +258,7 @@ def _describe(kind: str, weight: Tensor, codes: Tensor, scales: Tensor) -> dict[
     """What `quantization.json` says of a layer."""
     norm = float(torch.linalg.vector_norm(weight))
     difference = float(torch.linalg.vector_norm(weight - dequantize(codes, scales)))
-    told = {
+    description = {
         "kind": kind,
         "bits": 8,
         "shape": list(codes.shape),
@@ -266,6 +266,10 @@ def _describe(kind: str, weight: Tensor, codes: Tensor, scales: Tensor) -> dict[
         "relative_error": difference / norm if norm else 0.0,  # Frobenius
     }
     if scales.ndim == 1:
-        return told
+        return description
     size = codes.shape[1] // scales.shape[1]
-    return told | {"bits": symmetric_blocks.BITS, "granularity": f"block of {size}", "block_size": size}
+    return description | {
+        "bits": symmetric_blocks.BITS,
+        "granularity": f"block of {size}",
+        "block_size": size,
+    }

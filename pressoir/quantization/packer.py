@@ -128,7 +128,7 @@ class Packer:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the matrices of which not all rows are written."""
+        """Names of the matrices whose rows are not all written."""
         return list(self._rows)
 
     def put(self, name: str, weight: Tensor, quantized: QuantizedMatrix, first_row: int = 0) -> Tensor:

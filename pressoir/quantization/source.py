@@ -48,7 +48,7 @@ class Matrix:
 
 
 class SourceModel:
-    """A causal LM in safetensors, of which nothing but headers has been read.
+    """A causal LM in safetensors; only its headers have been read.
 
     Raises:
         QuantizationError: the folder is quantised already, is not a causal LM, or has no matrix products.

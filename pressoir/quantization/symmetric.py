@@ -36,7 +36,7 @@ def quantize(weight: Tensor, block_size: int, name: str = "weight") -> tuple[Ten
 
     Raises:
         QuantizationError: a weight is not finite or too large for a half-precision scale, or `block_size`
-            does not divide the columns; `name` is told.
+            does not divide the columns; the message has `name`.
     """
     grid.check(weight, BITS, block_size, name)
     if (weight.abs() > _LIMIT).any():

@@ -86,8 +86,8 @@ class DataConfig(Config):
             problems.append("source 'files' needs a `train` path")
         test = {"files": self.test, "hub": self.hub_splits[2]}.get(self.source, self.source)
         if test is None and self.test_fraction is None:
-            place = "`test` path" if self.source == "files" else "test split in `hub_splits`"
-            problems.append(f"source {self.source!r} needs a {place}, or `test_fraction` to hold one out")
+            setting = "`test` path" if self.source == "files" else "test split in `hub_splits`"
+            problems.append(f"source {self.source!r} needs a {setting}, or `test_fraction` to hold one out")
         if test is not None and self.test_fraction is not None:
             problems.append(
                 f"specify either `test_fraction` or a test split, not both (there is {str(test)!r})"

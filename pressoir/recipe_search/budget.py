@@ -76,7 +76,7 @@ def measured(cost: Cost | None, accuracy: float | None, limits: SearchLimits) ->
 
 def misses(cost: Cost | None, accuracy: float | None, limits: SearchLimits) -> list[ConstraintViolation]:
     """Every constraint that fails."""
-    return [one for one in measured(cost, accuracy, limits) if one.part > 0]
+    return [violation for violation in measured(cost, accuracy, limits) if violation.part > 0]
 
 
 def meets(figures: Figures, limits: SearchLimits) -> bool:
@@ -87,9 +87,9 @@ def meets(figures: Figures, limits: SearchLimits) -> bool:
 def cannot_cost(predicted: Cost, limits: SearchLimits, latency_tolerance: float) -> str:
     """Why a model of that predicted cost cannot meet the budget; empty where it may."""
     failing = [
-        one
-        for one in misses(predicted, None, limits)
-        if one.constraint == "max_size_mb" or one.part > latency_tolerance
+        violation
+        for violation in misses(predicted, None, limits)
+        if violation.constraint == "max_size_mb" or violation.part > latency_tolerance
     ]
     return "; ".join(map(str, failing))
 
@@ -126,9 +126,9 @@ def winner(
     """
 
     def rank(trial: Trial) -> tuple[float, ...]:
-        figures = trial.outcome.figures
-        assert figures is not None
-        order = {"accuracy": -figures.accuracy, "size": figures.size_mb, "latency": figures.latency_ms}
+        metrics = trial.outcome.figures
+        assert metrics is not None
+        order = {"accuracy": -metrics.accuracy, "size": metrics.size_mb, "latency": metrics.latency_ms}
         return (order[prefer], *order.values(), trial.number)
 
     good = [trial for trial in trials if trial.outcome.figures and meets(trial.outcome.figures, limits)]
@@ -136,14 +136,14 @@ def winner(
 
 
 def nearest(trials: Sequence[Trial], limits: SearchLimits) -> tuple[Trial, list[ConstraintViolation]] | None:
-    """The trial whose failing constraints fail by the smallest parts together, and these constraints.
+    """The trial whose failing constraints exceed their limits least in sum, and these constraints.
 
-    A trial that was trained to its end goes before one of which less is known, where they are as near.
+    Of trials that are equally near, one that was trained to its end goes first.
     """
 
     def rank(trial: Trial) -> tuple[float, ...]:
         failing = misses(trial.outcome.cost, trial.outcome.accuracy, limits)
-        return (sum(one.part for one in failing), trial.outcome.figures is None, trial.number)
+        return (sum(violation.part for violation in failing), trial.outcome.figures is None, trial.number)
 
     known = [trial for trial in trials if trial.outcome.cost or trial.outcome.accuracy is not None]
     if not known:
@@ -156,16 +156,17 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """Finished trials that no other beats in accuracy, size and latency at once, the smallest first."""
 
     def costs(trial: Trial) -> tuple[float, float, float]:
-        figures = trial.outcome.figures
-        assert figures is not None
-        return -figures.accuracy, figures.size_mb, figures.latency_ms
+        metrics = trial.outcome.figures
+        assert metrics is not None
+        return -metrics.accuracy, metrics.size_mb, metrics.latency_ms
 
     finished = [trial for trial in trials if trial.outcome.figures is not None]
     front = [
-        one
-        for one in finished
+        trial
+        for trial in finished
         if not any(
-            all(a <= b for a, b in zip(costs(other), costs(one), strict=True)) and costs(other) != costs(one)
+            all(a <= b for a, b in zip(costs(other), costs(trial), strict=True))
+            and costs(other) != costs(trial)
             for other in finished
         )
     ]

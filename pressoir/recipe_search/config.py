@@ -100,7 +100,7 @@ class Range(Config):
     def values(self) -> list[int | float]:
         """Its numbers, ascending."""
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        numbers = [self.low + place * self.step for place in range(count)]
+        numbers = [self.low + index * self.step for index in range(count)]
         return numbers if self.integer else [round(float(number), 10) for number in numbers]
 
 

@@ -1,8 +1,8 @@
 """Measure while nobody else computes: trials on one machine take turns where a time is taken.
 
 Any number of trials build at once; one that measures waits until the stages that run have ended, and no other
-begins meanwhile. The kernel frees the locks of a process that is killed. They hold on one machine, which is
-where processes disturb each other.
+begins until it is done. The kernel frees the locks of a process that is killed. They hold on one machine,
+which is where processes disturb each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class MeasurementLock:
     def building(self) -> Iterator[None]:
         """A block that others may be in at the same time, but in which nobody measures."""
         with self._gate.open("a") as gate, self._room.open("a") as room:
-            fcntl.flock(gate, fcntl.LOCK_EX)  # held by whoever waits to measure, so that none overtakes
+            # Held by a process that waits to measure, so that none overtakes it.
+            fcntl.flock(gate, fcntl.LOCK_EX)
             fcntl.flock(room, fcntl.LOCK_SH)
             fcntl.flock(gate, fcntl.LOCK_UN)
             yield

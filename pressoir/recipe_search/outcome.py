@@ -35,15 +35,15 @@ class SearchOutcome(Config):
     def headline(self) -> str:
         """The answer in one line."""
         if self.winner is not None:
-            figures = self.winner.outcome.figures
-            assert figures is not None
+            metrics = self.winner.outcome.figures
+            assert metrics is not None
             first = self.reference
             return (
-                f"{self.winner.named()}: {figures.size_mb:.2f} MB, {figures.latency_ms:.2f} ms, validation "
-                f"accuracy {100 * figures.accuracy:.1f} % "
-                f"({times(first.size_mb / figures.size_mb, 'smaller', 'larger')}, "
-                f"{times(first.latency_ms / figures.latency_ms, 'faster', 'slower')}, "
-                f"{points(figures.accuracy - first.accuracy)} points against the exported teacher)"
+                f"{self.winner.named()}: {metrics.size_mb:.2f} MB, {metrics.latency_ms:.2f} ms, validation "
+                f"accuracy {100 * metrics.accuracy:.1f} % "
+                f"({times(first.size_mb / metrics.size_mb, 'smaller', 'larger')}, "
+                f"{times(first.latency_ms / metrics.latency_ms, 'faster', 'slower')}, "
+                f"{points(metrics.accuracy - first.accuracy)} points against the exported teacher)"
             )
         if self.nearest is None:
             return "No recipe meets the budget: no trial produced a model."

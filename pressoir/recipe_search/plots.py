@@ -61,12 +61,12 @@ def pareto(found: SearchOutcome, path: Path) -> None:
 def _panel(
     axes: Axes, found: SearchOutcome, cost: Literal["size_mb", "latency_ms"], most: float | None
 ) -> None:
-    finished = [one.outcome.figures for one in found.trials if one.outcome.figures is not None]
+    finished = [trial.outcome.figures for trial in found.trials if trial.outcome.figures is not None]
     for good, marker, colour in ((True, "o", _MEETS), (False, "s", _FAILS)):
-        chosen = [one for one in finished if meets(one, found.limits) == good]
+        chosen = [model for model in finished if meets(model, found.limits) == good]
         axes.scatter(
-            [getattr(one, cost) for one in chosen],
-            [100 * one.accuracy for one in chosen],
+            [getattr(model, cost) for model in chosen],
+            [100 * model.accuracy for model in chosen],
             s=50,
             marker=marker,
             color=colour,
@@ -74,29 +74,31 @@ def _panel(
             linewidths=0,
             zorder=3,
         )
-    cut = [one.outcome for one in found.trials if one.outcome.state == "cut" and one.outcome.predicted]
-    known = [one for one in cut if one.short_accuracy is not None]
+    cut = [
+        trial.outcome for trial in found.trials if trial.outcome.state == "cut" and trial.outcome.predicted
+    ]
+    known = [outcome for outcome in cut if outcome.short_accuracy is not None]
     axes.scatter(
-        [getattr(one.predicted, cost) for one in known],
-        [100 * (one.short_accuracy or 0) for one in known],
+        [getattr(outcome.predicted, cost) for outcome in known],
+        [100 * (outcome.short_accuracy or 0) for outcome in known],
         marker="x",
         color=MUTED,
         s=40,
         zorder=2,
     )
-    untrained = [getattr(one.predicted, cost) for one in cut if one.short_accuracy is None]
+    untrained = [getattr(outcome.predicted, cost) for outcome in cut if outcome.short_accuracy is None]
     axes.plot(
         untrained, [0.02] * len(untrained), "x", color=MUTED, transform=axes.get_xaxis_transform(), zorder=2
     )
     front: list[tuple[float, float]] = []
-    for one in sorted(finished, key=lambda one: (getattr(one, cost), -one.accuracy)):
-        if not front or 100 * one.accuracy > front[-1][1]:
-            front.append((float(getattr(one, cost)), 100 * one.accuracy))
+    for model in sorted(finished, key=lambda model: (getattr(model, cost), -model.accuracy)):
+        if not front or 100 * model.accuracy > front[-1][1]:
+            front.append((float(getattr(model, cost)), 100 * model.accuracy))
     if front:
         axes.plot(*zip(*staircase(front), strict=True), color=GREEN, linewidth=2.5, alpha=0.5, zorder=1.5)
     if found.winner is not None and (won := found.winner.outcome.figures) is not None:
-        place = (getattr(won, cost), 100 * won.accuracy)
-        axes.scatter(*place, marker="*", s=260, color=GREEN, edgecolors=INK, linewidths=0.8, zorder=4)
+        point = (getattr(won, cost), 100 * won.accuracy)
+        axes.scatter(*point, marker="*", s=260, color=GREEN, edgecolors=INK, linewidths=0.8, zorder=4)
     if most is not None:
         axes.axvline(most, color=INK, linestyle="--", linewidth=1, zorder=1)
     if found.limits.min_accuracy is not None:

@@ -146,10 +146,10 @@ def _budget_rows(found: SearchOutcome) -> list[tuple[str, str, str]]:
 def _test(rows: Sequence[AnyRow]) -> list[str]:
     lines = ["| stage | runtime | accuracy | MB | p50 ms |", "|---|---|---:|---:|---:|"]
     for row in rows:
-        figures: Mapping[str, Any] = row.model_dump()
+        metrics: Mapping[str, Any] = row.model_dump()
         lines.append(
-            f"| {row.stage} | {row.runtime} | {100 * figures['accuracy']:.1f} % | {row.size_mb:.2f} | "
-            f"{figures['latency_ms_p50']:.2f} |"
+            f"| {row.stage} | {row.runtime} | {100 * metrics['accuracy']:.1f} % | {row.size_mb:.2f} | "
+            f"{metrics['latency_ms_p50']:.2f} |"
         )
     return [
         *lines,
@@ -179,8 +179,8 @@ def _prediction(trials: Sequence[Trial]) -> str:
     ]
     if not pairs:
         return ""
-    size = max(abs(one.size_mb / real.size_mb - 1) for one, real in pairs)
-    time = sorted(abs(one.latency_ms / real.latency_ms - 1) for one, real in pairs)
+    size = max(abs(predicted.size_mb / real.size_mb - 1) for predicted, real in pairs)
+    time = sorted(abs(predicted.latency_ms / real.latency_ms - 1) for predicted, real in pairs)
     return (
         f"For the {len(pairs)} finished recipes, the size predicted before training was off by at most "
         f"{100 * size:.2f} %, the latency by {100 * time[len(time) // 2]:.0f} % in the median, "

@@ -60,7 +60,7 @@ class Study:
             directions=_DIRECTIONS,
             load_if_exists=True,
         )
-        self._left_over = [one for one in self._all() if not one.state.is_finished()]
+        self._left_over = [trial for trial in self._all() if not trial.state.is_finished()]
         self._running = dict[int, optuna.trial.Trial]()
 
     @property
@@ -72,17 +72,17 @@ class Study:
         """All that ended, each recipe once, by number."""
         return [
             Trial(
-                number=one.number,
-                values=self._values(one.params),
-                outcome=TrialOutcome.model_validate_json(one.user_attrs[_OUTCOME]),
+                number=trial.number,
+                values=self._values(trial.params),
+                outcome=TrialOutcome.model_validate_json(trial.user_attrs[_OUTCOME]),
             )
-            for one in self._all()
-            if one.state.is_finished() and _OUTCOME in one.user_attrs
+            for trial in self._all()
+            if trial.state.is_finished() and _OUTCOME in trial.user_attrs
         ]
 
     def begun(self) -> int:
         """How many recipes were tried, or are being tried."""
-        return sum(_REPEATS not in one.user_attrs for one in self._all())
+        return sum(_REPEATS not in trial.user_attrs for trial in self._all())
 
     def ask(self, limit: int) -> Proposal | None:
         """The next trial: first those that a killed process left; None where `limit` recipes have been begun.
@@ -110,13 +110,13 @@ class Study:
         from optuna.trial import TrialState
 
         trial = self._running.pop(asked.number)
-        for one in measured(outcome.cost, outcome.accuracy, limits):
-            if one.constraint not in trial.constraints:  # of a process that was killed just here
-                trial.set_constraint(one.constraint, one.part)
+        for violation in measured(outcome.cost, outcome.accuracy, limits):
+            if violation.constraint not in trial.constraints:  # of a process that was killed just here
+                trial.set_constraint(violation.constraint, violation.part)
         trial.set_user_attr(_OUTCOME, outcome.model_dump_json())
-        figures = outcome.figures
-        if figures is not None:
-            values = (figures.accuracy, figures.size_mb, figures.latency_ms)
+        metrics = outcome.figures
+        if metrics is not None:
+            values = (metrics.accuracy, metrics.size_mb, metrics.latency_ms)
             self._study.tell(trial, values)
         else:
             state = TrialState.PRUNED if outcome.state == "cut" else TrialState.FAIL
@@ -142,7 +142,7 @@ class Study:
             else:
                 trial.suggest_categorical(key, [json.dumps(value) for value in options(choices)])
         if self._identity(trial.params) in {
-            self._identity(one.params) for one in self._all() if one.number < trial.number
+            self._identity(earlier.params) for earlier in self._all() if earlier.number < trial.number
         }:
             trial.set_user_attr(_REPEATS, True)
             self._study.tell(trial, state=TrialState.FAIL)
@@ -154,7 +154,9 @@ class Study:
         """All trials that have been proposed."""
         from optuna.trial import TrialState
 
-        return [one for one in self._study.get_trials(deepcopy=False) if one.state != TrialState.WAITING]
+        return [
+            trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING
+        ]
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -167,7 +169,7 @@ class Study:
 
     def _untried(self, number: int) -> dict[str, Any]:
         """A recipe that was not tried yet, as parameters; there is one."""
-        tried = {self._identity(one.params) for one in self._all()}
+        tried = {self._identity(trial.params) for trial in self._all()}
         rng = random.Random(f"{self._seed}-{number}-new")
         for values in itertools.chain(self._drawn(rng), self._listed()):
             if json.dumps(values) not in tried:

@@ -178,7 +178,7 @@ def untrained(recipe: Recipe) -> Recipe:
     for name in ("distill", "prune"):
         if (section := getattr(recipe, name)) is not None:
             # How it would be trained is set to the defaults, so that recipes of one shape are looked at once.
-            usual = {one: type(section).model_fields[one].default for one in LearnerConfig.model_fields}
+            usual = {field: type(section).model_fields[field].default for field in LearnerConfig.model_fields}
             calm = {"epochs": 0, "hidden_weight": 0.0}
             if getattr(section, "target", None):  # which is held against a graph of the bits that this names
                 calm["quantization_aware"] = section.quantization_aware
@@ -267,14 +267,14 @@ class ShapeRunner(StoreRunner):
 
     def build(self, stage: str, config: BaseModel, inputs: dict[str, Artifact | Source | None]) -> Artifact:
         """Build one stage, or find it."""
-        of_student = any(isinstance(one, Artifact) and one.key in self._made for one in inputs.values())
+        of_student = any(isinstance(value, Artifact) and value.key in self._made for value in inputs.values())
         if stage not in _TRAINED and not of_student:
             return super().build(stage, config, inputs)
         moved = {
-            name: Source(reference=one.stage, folder=self.folder(one), digest=one.digest)
-            if isinstance(one, Artifact)
-            else one
-            for name, one in inputs.items()
+            name: Source(reference=value.stage, folder=self.folder(value), digest=value.digest)
+            if isinstance(value, Artifact)
+            else value
+            for name, value in inputs.items()
         }
         if (sentences := moved.get("data")) is not None:
             data.excerpt(sentences.folder, self._excerpt)

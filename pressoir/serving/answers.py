@@ -1,4 +1,4 @@
-"""Answers to several texts, and of which texts the model was not given everything."""
+"""Answers to several texts, and which texts were truncated for the model."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def as_list(text: str | Sequence[str]) -> list[str]:
 
 
 def check_texts(texts: Sequence[str | list[int]], max_batch: int) -> None:
-    """Refuse a request of no texts, of too many, or one of which is empty or no Unicode text.
+    """Refuse a request of no texts or too many, or with a text that is empty or not valid Unicode.
 
     Token ids are checked by the model, which knows its vocabulary.
 
@@ -26,9 +26,9 @@ def check_texts(texts: Sequence[str | list[int]], max_batch: int) -> None:
     """
     if not 1 <= len(texts) <= max_batch:
         raise RequestError(f"the request has {len(texts)} texts; expected 1 to {max_batch}")
-    for index, one in enumerate(texts):
-        if not isinstance(one, list):
-            check_text(one, f"text {index}" if len(texts) > 1 else "the text")
+    for index, text in enumerate(texts):
+        if not isinstance(text, list):
+            check_text(text, f"text {index}" if len(texts) > 1 else "the text")
 
 
 def check_prompt(prompt: str | Sequence[int], what: str) -> None:

@@ -84,7 +84,7 @@ class Server:
         Raises:
             DeploymentError, UnreachableError: it does not answer, or is no server of Pressoir's.
         """
-        return {one.tier: one.digest for one in self._ask("GET", "/tiers", _Tiers).tiers}
+        return {tier.tier: tier.digest for tier in self._ask("GET", "/tiers", _Tiers).tiers}
 
     def ask(self, name: str, tier: TierConfig) -> float:
         """Send a small request to a tier, and look at the answer; returns the milliseconds it took.
@@ -102,7 +102,7 @@ class Server:
                 raise
             start = time.perf_counter()
             outputs = self._ask("POST", path, _Inference, others[0]).outputs
-        if not any(one.data for one in outputs):
+        if not any(output.data for output in outputs):
             raise DeploymentError(f"{self.url}{path} returned an empty response")
         return 1000 * (time.perf_counter() - start)
 

@@ -121,10 +121,10 @@ def _checked(tier: TierConfig, models: dict[str, Entry], store: Store) -> Artifa
         finding = verify.check(entry, store, fetch=False)
         if finding.state != "ok":
             raise DeploymentError(f"{tier.model} is {finding.state}: {finding.what}")
-    place = tier.source or ""
-    if not place.startswith("store:"):
+    source = tier.source or ""
+    if not source.startswith("store:"):
         return None
-    folder = store.root / place.removeprefix("store:")
+    folder = store.root / source.removeprefix("store:")
     artifact = _artifact(folder)
     if entry is None and not store.verify(artifact):
         raise DeploymentError(f"{folder} was modified after its stage created it; run its recipe again")

@@ -27,7 +27,7 @@ def example_requests(tier: TierConfig, sound_s: float = _SILENCE_S) -> list[dict
         return [{"inputs": [sound]}]
     request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
-    if "target_language" in declared.parameters:  # some models translate one pair; some need to be told
+    if "target_language" in declared.parameters:  # a model of several language pairs needs both
         languages = {
             "source_language": settings.source_language or "en",
             "target_language": settings.target_language or "fr",

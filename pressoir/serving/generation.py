@@ -36,8 +36,8 @@ def _compact(schema: dict[str, Any]) -> dict[str, Any]:
     for _ in range(MOST_SCHEMA_DEPTH):
         level = [
             inner
-            for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for container in level
+            for inner in (container.values() if isinstance(container, dict) else container)
             if isinstance(inner, dict | list)
         ]
     if level:

@@ -157,7 +157,7 @@ class Service:
         timeout_s: float | None = None,
         most: int | None = None,
     ) -> Embeddings:
-        """The same, with what the model was given of the texts, of which there may be `most`.
+        """The same, with what the model was given of the texts; at most `most` texts are allowed.
 
         They are computed in batches of the tier's `max_batch`, one after another, so that other requests have
         their turn. A text may be its token ids, as the model's tokenizer makes them, special ones included.
@@ -167,8 +167,8 @@ class Service:
         async def work(settings: TierSettings, model: ModelHandle, until: float) -> Embeddings:
             rows: list[tuple[NDArray[np.float32], int, bool]] = []
             for start in range(0, len(texts), settings.max_batch):
-                part = texts[start : start + settings.max_batch]
-                rows += await model.answer(operation, part, until=until, max_length=settings.max_length)
+                batch = texts[start : start + settings.max_batch]
+                rows += await model.answer(operation, batch, until=until, max_length=settings.max_length)
             vectors, tokens, truncated = zip(*rows, strict=True)
             return Embeddings(np.stack(vectors), sum(tokens), list(truncated))
 

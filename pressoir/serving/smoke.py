@@ -66,7 +66,7 @@ def _running(config: ServingConfig, store: Store, command: Sequence[str]) -> Ite
     with tempfile.TemporaryDirectory(prefix="pressoir-smoke-") as folder:
         path, log = Path(folder) / "serving.yaml", Path(folder) / "server.log"
         path.write_text(config.to_yaml(), encoding="utf-8")
-        key = secrets.token_hex(16)  # its administrator is told why a model cannot be loaded
+        key = secrets.token_hex(16)  # an administrator is shown why a model cannot be loaded
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(path), "--host", HOST, "--port", "0"],

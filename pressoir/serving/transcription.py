@@ -85,6 +85,6 @@ def _read(body: dict[str, Any]) -> Transcript:
         body["text"],
         body["duration_s"],
         body.get("language"),
-        [Segment(**one) for one in segments],
-        [Word(**one) for one in words],
+        [Segment(**segment) for segment in segments],
+        [Word(**word) for word in words],
     )

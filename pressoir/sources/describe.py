@@ -1,7 +1,7 @@
 """A model as an entry of the registry, read from its files: what it is, how big, where from, its license.
 
-What its owner says of it wins over what the files say; an entry that is made anew for the same files keeps
-what it was told before.
+What the user specifies wins over what the files say; an entry that is made anew for the same files keeps
+what was specified before.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         url, folder = resolve.locate_entry(known, store)
     check_model_folder(folder, reference)
     check_graphs(folder, reference)
-    base, revision = _place(url, folder, store)
+    base, revision = _reference(url, folder, store)
     with disk_errors(folder):
         digest, size = content(base, folder)
         weights = folder / "model.safetensors"
@@ -163,7 +163,7 @@ def _kept(old: Entry, new: Entry, details: Details) -> Entry:
     )
 
 
-def _place(url: str, folder: Path, store: Store) -> tuple[str, str | None]:
+def _reference(url: str, folder: Path, store: Store) -> tuple[str, str | None]:
     """How the registry refers to `folder`, to which `url` led, and its commit where it is the hub's."""
     if resolve.folder_of(url) is not None:
         real, root = folder.resolve(), store.root.resolve()

@@ -198,7 +198,7 @@ class Server:
 
 
 class _Sockets:
-    """Open sockets, so that another thread can end whoever waits for one."""
+    """Open sockets, so that another thread can end a wait for one."""
 
     def __init__(self) -> None:
         self._open = weakref.WeakSet[socket.socket]()
@@ -214,7 +214,7 @@ class _Sockets:
         with self._lock:
             self._shut = True
             for old in self._open:
-                with suppress(OSError):  # closed meanwhile
+                with suppress(OSError):  # already closed
                     old.shutdown(socket.SHUT_RDWR)
 
 

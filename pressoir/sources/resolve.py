@@ -177,10 +177,10 @@ def _from_package(module: str, reference: str) -> Path:
     )
 
 
-def _from_store(place: str, reference: str, store: Store) -> Path:
-    if not re.fullmatch(r"[a-z_]+/[0-9a-f]{64}", place):
+def _from_store(path: str, reference: str, store: Store) -> Path:
+    if not re.fullmatch(r"[a-z_]+/[0-9a-f]{64}", path):
         raise SourceError(f"model {reference!r}: expected store:<stage>/<64 hex digits>")
-    folder = store.root / place
+    folder = store.root / path
     if not folder.is_dir():
         raise SourceError(
             f"model {reference!r}: the store {store.root} does not hold it; run its recipe again"
@@ -217,7 +217,7 @@ def _from_server(url: str, store: Store, fetch: bool) -> Path:
     with disk_errors(store.home):
         make_folder(store.home / "locks")
         with FileLock(store.home / "locks" / f"{folder.name}.lock"):
-            if not folder.is_dir():  # another process may have fetched it meanwhile
+            if not folder.is_dir():  # another process may have fetched it by now
                 shards.fetch(url, folder.with_suffix(".partial")).rename(folder)
     return folder
 
@@ -252,7 +252,7 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
         raise SourceError(
             f"model {reference!r}: the hub's {repository} has no revision {revision!r}"
         ) from error
-    except OSError as error:  # of which huggingface_hub's errors are children: no network, HF_HUB_OFFLINE, …
+    except OSError as error:  # base of huggingface_hub's errors: no network, HF_HUB_OFFLINE, …
         if not fetch:
             raise UnreachableError(f"model {reference!r} is not in the hub cache on this machine") from error
         state = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
@@ -261,7 +261,7 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
             f"path of a local model folder, or run `hf download {repository}` on a machine with network "
             "access"
         ) from error
-    # Whoever loads a tokenizer alone leaves a folder without weights behind.
+    # A program that loads a tokenizer alone leaves a folder without weights behind.
     if not fetch and not any(path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)):
         raise UnreachableError(
             f"model {reference!r}: the hub cache on this machine does not contain its weights"

@@ -38,7 +38,7 @@ def verify(registry: Registry, ids: Sequence[str] = (), *, fetch: bool = False) 
     With `fetch`, what is not on this machine is fetched first.
 
     Raises:
-        RegistryError: an id is unknown, told before any work; or the registry is not valid.
+        RegistryError: an id is unknown (raised before any work), or the registry is not valid.
     """
     models = registry.models()
     unknown = []

@@ -36,7 +36,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
 
     A folder's name is its stage (`teacher_onnx` is the teacher, exported); its runtime follows from what it
     holds, and the task of the first model decides what is measured. Writes `benchmark.json`,
-    `comparison.md`, `latencies.json` and pictures; returns the final row's figures.
+    `comparison.md`, `latencies.json` and pictures; returns the final row's metrics.
 
     Raises:
         PressoirError: no model is given, one fails to load in a fresh process, gives logits that are not
@@ -46,8 +46,8 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
     if not folders:
         raise PressoirError("the benchmark needs at least one model, the reference")
     compare = task(task_of(next(iter(folders.values())))).part("compare")
-    figures: dict[str, float] = compare(folders, inputs["data"], config, context)
-    return figures
+    metrics: dict[str, float] = compare(folders, inputs["data"], config, context)
+    return metrics
 
 
 STAGE = Stage(

@@ -37,8 +37,8 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         computes. SourceError: the model does not load.
     """
     export = task(task_of(inputs["model"])).part("export")
-    figures: dict[str, float] = export(inputs, config, context)
-    return figures
+    metrics: dict[str, float] = export(inputs, config, context)
+    return metrics
 
 
 STAGE = Stage(

@@ -180,7 +180,7 @@ def _stored_twice(
 def _write(
     units: Sequence[Sequence[TensorBytes]], config: ShardConfig, context: StageContext, role: str | None
 ) -> list[ShardRecord]:
-    """Write the shards; `role` is told of each, or found from its tensors' names."""
+    """Write the shards; each has the given `role`, or one found from its tensors' names."""
     groups = partition(units, config)
     total = sum(tensor.length for group in groups for tensor in group)
     digits, records, done = max(2, len(str(len(groups) - 1))), [], 0
@@ -216,7 +216,7 @@ def _write(
 def _copy_others(
     source: Path, out: Path, patterns: Sequence[str], names: Set[str] = frozenset()
 ) -> list[Path]:
-    """Copy what belongs to the model besides its weights, told by `patterns` and `names`; return copies."""
+    """Copy what belongs to the model besides its weights, given by `patterns` and `names`; return copies."""
     skip = {*names, MANIFEST, INFO, files.MANIFEST}
     copies = []
     for path in sorted(source.iterdir()):
@@ -305,9 +305,9 @@ def _even(costs: Sequence[int], count: int) -> list[int]:
 def _fill(costs: Sequence[int], limit: int) -> list[int]:
     """Where to cut so that each run is as long as `limit` lets it be."""
     cuts, used = [], 0
-    for place, cost in enumerate(costs):
-        if place and used + cost > limit:
-            cuts.append(place)
+    for index, cost in enumerate(costs):
+        if index and used + cost > limit:
+            cuts.append(index)
             used = 0
         used += cost
     return cuts

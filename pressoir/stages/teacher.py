@@ -50,15 +50,15 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     loop.save_history(history, context, "teacher")
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
-    figures = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
+    metrics = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
     if len(labels := sentences.info(data)["labels"]) == 2:
         context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
     for split in ("train", "validation"):
         found = truncation(tokenizer, sentences.load_split(data, split)["text"][:])
         if found.cut:
             context.reporter.message(f"teacher: {split}: {found} (data.max_tokens)")
-        figures |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}
-    return figures
+        metrics |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}
+    return metrics
 
 
 def key(config: TeacherConfig) -> StageKeyParts:

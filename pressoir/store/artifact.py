@@ -61,8 +61,10 @@ def read_artifact(folder: Path) -> Artifact:
         return Artifact.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path} is not an artifact manifest: {place}: {first['msg']}; {advice}") from error
+        location = ".".join(str(key) for key in first["loc"])
+        raise StoreError(
+            f"{path} is not an artifact manifest: {location}: {first['msg']}; {advice}"
+        ) from error
 
 
 class StageKey(BaseModel):

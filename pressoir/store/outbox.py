@@ -48,8 +48,8 @@ class Outbox:
             StoreError: the disk is full.
         """
         numbers = [int(path.name) for path in self.folder.glob("[0-9]*")]
-        place = self.folder / f"{max(numbers, default=0) + 1:08d}"
-        draft = self.folder / f".{place.name}"
+        folder = self.folder / f"{max(numbers, default=0) + 1:08d}"
+        draft = self.folder / f".{folder.name}"
         with disk_errors(self.folder):
             shutil.rmtree(draft, ignore_errors=True)
             files = []
@@ -57,10 +57,10 @@ class Outbox:
                 name = Path(str(number), path.name)  # a receiver takes the name from the file
                 (draft / name).parent.mkdir(parents=True)
                 shutil.copyfile(path, draft / name)
-                files.append((place / name, where))
+                files.append((folder / name, where))
             kept = entry.model_copy(update={"files": tuple(files)})
             write_text_atomic(draft / _ENTRY, kept.model_dump_json())
-            draft.rename(place)
+            draft.rename(folder)
             flush(self.folder)
 
     def read(self, place: Path) -> Entry:

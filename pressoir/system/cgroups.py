@@ -1,8 +1,8 @@
 """The control groups that limit a process, whichever version of them the machine has.
 
-A container is a cgroup. What psutil and `/proc/meminfo` tell inside it is the host's, so whoever plans by
-them plans too much and is killed. The limits of a process are those of its own cgroup and of every ancestor;
-an ancestor's is shared with all its other children.
+A container is a cgroup. What psutil and `/proc/meminfo` report inside it is the host's, so a process that
+plans by them plans too much and is killed. The limits of a process are those of its own cgroup and of every
+ancestor; an ancestor's is shared with all its other children.
 
 Where they are read:
 
@@ -13,7 +13,7 @@ Where they are read:
   of the mount is the closest cgroup that can be seen.
 
 Every function takes the file system's root, so that a machine can be a folder in a test. A file that does not
-exist is no limit; one that cannot be read is skipped and told in `notes`.
+exist is no limit; one that cannot be read is skipped and listed in `notes`.
 
 Sources: Linux kernel documentation, admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/memory.rst; proc(5),
 cgroups(7), cgroup_namespaces(7).
@@ -224,7 +224,7 @@ def _chain(
     while folders[-1] != mount.folder:
         parent = folders[-1].parent
         if mount.version == 1 and (files.text(parent / "memory.use_hierarchy") or "1").strip() == "0":
-            break  # before Linux 5.11 a version-1 parent could be told not to count its children
+            break  # before Linux 5.11 a version-1 parent could be set not to count its children
         folders.append(parent)
     return tuple(folders)
 
@@ -232,8 +232,8 @@ def _chain(
 def _below_an_outer_mount(mount: _Mount, path: PurePosixPath, files: Files, pid: int | str) -> Path | None:
     """The process's folder in a mount that was made outside of our cgroup namespace.
 
-    Such a mount's root is told as `/../..`: how many levels above the namespace's, but not by which names. So
-    the folder is the one at that depth that lists the process.
+    Such a mount's root is shown as `/../..`: how many levels above the namespace's, but not by which names.
+    So the folder is the one at that depth that lists the process.
     """
     number = (files.text(files.root / "proc" / str(pid) / "stat") or "").partition(" ")[0]
     above = mount.root.parts.count("..")

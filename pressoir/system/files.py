@@ -131,10 +131,10 @@ def swap_folder(draft: Path, target: Path) -> Path | None:
     return old
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Let two folders change places in one step, where the system and the file system can."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    paths = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    paths = (os.fsencode(first.absolute()), os.fsencode(second.absolute()))
     return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
 
 

@@ -10,7 +10,7 @@ import psutil
 class FreeCpus:
     """CPUs of the machine that other programs leave free from now on.
 
-    Other virtual machines on the same hardware count where the system is told of them (steal time). The
+    Other virtual machines on the same hardware count where the system reports them (steal time). The
     counters are those of the whole machine, also inside a container; they tick a hundred times a second.
     """
 

@@ -1,4 +1,4 @@
-"""Locks between processes: who finds one taken is told why, and waits."""
+"""Locks between processes: a process that finds one taken reports why, and waits."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ is short.
 
 A process's memory is its proportional set size (PSS): pages that several processes share are divided among
 them, so that the sum over processes is what they really take together. Resident size (RSS) counts shared
-pages in each; it stands in where the kernel does not tell the PSS, and that is told.
+pages in each; it stands in where the kernel does not report the PSS, which is then noted.
 
 Bytes are bytes; nothing here loads a model or a heavy library. Sources: see `pressoir.system.cgroups`;
 Linux kernel documentation, accounting/psi.rst, filesystems/proc.rst (smaps_rollup).
@@ -76,13 +76,13 @@ class Memory:
 
     @property
     def used_percent(self) -> float:
-        """Used part of the effective limit, 0–100."""
+        """Used fraction of the effective limit, 0–100."""
         return 100 * self.used_bytes / max(self.effective_bytes, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Pressure stall information: the part of the time in which tasks waited for memory, in percent."""
+    """Pressure stall information: the fraction of the time in which tasks waited for memory, in percent."""
 
     source: str
     some_avg10: float
@@ -113,7 +113,7 @@ class GpuMemory:
     used_bytes: int
     """By all processes."""
     busy_percent: float | None
-    """Part of the time in which a kernel ran; None where it is not told."""
+    """Fraction of the time in which a kernel ran, in percent; None where it is not reported."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,15 @@ def process_tree(pid: int, root: Path = ROOT) -> tuple[ProcessMemory, ...]:
         children.setdefault(parent, []).append(child)
     found, waiting = [], [pid] if pid in stats else []
     while waiting:
-        one = waiting.pop(0)
-        if (memory := _process(files, one, stats[one][0])) is not None:
+        current = waiting.pop(0)
+        if (memory := _process(files, current, stats[current][0])) is not None:
             found.append(memory)
-        waiting += children.get(one, [])
+        waiting += children.get(current, [])
     return tuple(found) if found and found[0].pid == pid else ()
 
 
 def pss_bytes(pid: int, root: Path = ROOT, *, children: bool = True) -> int:
-    """Proportional set size of a process, with its descendants unless told otherwise; 0 once it has ended.
+    """Proportional set size of a process, with descendants unless `children` is false; 0 once it has ended.
 
     `process_tree` says which parts of it had to be counted by RSS.
     """
@@ -230,7 +230,7 @@ def _machine(files: Files) -> tuple[int, int, int, int]:
     kernel = files.table(files.root / "proc" / "meminfo")
     if {"MemTotal", "MemAvailable"} <= kernel.keys():
         total = kernel["MemTotal"]
-        # LXC containers may be told less in all than is available on their host.
+        # In an LXC container the total may be less than what is available on the host.
         available = min(kernel["MemAvailable"], total)
         return total, available, kernel.get("SwapTotal", 0), kernel.get("SwapFree", 0)
     import psutil
@@ -335,8 +335,8 @@ def _tree_by_psutil(pid: int) -> tuple[ProcessMemory, ...]:
     found = []
     try:
         process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            found.append(ProcessMemory(one.pid, one.name(), one.memory_info().rss, "rss"))
+        for member in (process, *process.children(recursive=True)):
+            found.append(ProcessMemory(member.pid, member.name(), member.memory_info().rss, "rss"))
     except psutil.Error:
         return tuple(found)
     return tuple(found)
@@ -357,7 +357,7 @@ def _nvidia_smi(program: str) -> tuple[GpuMemory, ...]:
         return ()
     found = []
     for line in answer.splitlines():
-        total, used, busy, name = ([part.strip() for part in line.split(",", 3)] + [""] * 4)[:4]
+        total, used, busy, name = ([field.strip() for field in line.split(",", 3)] + [""] * 4)[:4]
         if total.isdigit() and used.isdigit():  # `[N/A]` on GPUs that share the machine's RAM
             percent = float(busy) if busy.isdigit() else None
             found.append(GpuMemory(name, int(total) << 20, int(used) << 20, percent))

@@ -152,12 +152,12 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        figures = {name: {"mean": self.mean(name), "peak": self.peak(name)} for name in self._figures}
+        statistics = {name: {"mean": self.mean(name), "peak": self.peak(name)} for name in self._figures}
         return {
             "samples": self.samples,
             "alerts": self.alerts,
             "duration_s": self.duration_s,
-            "figures": figures,
+            "figures": statistics,
         }
 
     def _add(self, figure: str, value: float) -> None:
@@ -259,7 +259,7 @@ class Sampler:
             if not tree:
                 self._watched.pop(pid, None)
                 continue
-            found.append(Watched(pid, label, sum(one.bytes for one in tree), tree))
+            found.append(Watched(pid, label, sum(member.bytes for member in tree), tree))
         return tuple(found)
 
 

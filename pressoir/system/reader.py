@@ -2,7 +2,7 @@
 
 Configurations, values of `--set`, the registry, manifests, indexes, headers and settings of models all pass
 through here before anything looks at them. Parsers alone do not suffice: a YAML file of 400 bytes can stand
-for gigabytes, and brackets nested deeply enough exhaust the stack of whoever walks over the value later.
+for gigabytes, and brackets nested deeply enough exhaust the stack of code that walks over the value later.
 
 A value that leaves this module has at most `MAX_DEPTH` levels, numbers of at most `MAX_DIGITS` characters,
 keys that occur once and have at most `MAX_NAME` characters, and texts that can be written as UTF-8 and passed
@@ -79,7 +79,7 @@ def can_exist(path: Path) -> bool:
     """Whether the system lets a file have that name, wherever it is (Linux: NAME_MAX, PATH_MAX)."""
     if _UNWRITABLE.search(str(path)):
         return False
-    sizes = [len(part.encode()) for part in path.parts]
+    sizes = [len(component.encode()) for component in path.parts]
     return max(sizes, default=0) <= MAX_COMPONENT and sum(sizes) + len(sizes) < MAX_PATH
 
 
@@ -200,8 +200,8 @@ def parse_yaml(text: str, where: str, error: Kind) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as fault:
-        told = str(fault).replace('"<unicode string>", ', "")
-        raise error(f"{where} is not valid YAML: {told[:600]}{'…' * (len(told) > 600)}") from fault
+        message = str(fault).replace('"<unicode string>", ', "")
+        raise error(f"{where} is not valid YAML: {message[:600]}{'…' * (len(message) > 600)}") from fault
 
 
 def file_in(folder: Path, name: object, where: str, error: Kind, advice: str) -> Path:
@@ -285,7 +285,7 @@ def _check_texts(value: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes within the limits, of which the parser has none; values are made of nodes afterwards."""
+    """Composes nodes within limits that the parser itself lacks; values are made of the nodes afterwards."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -320,7 +320,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """Refuses a section or field that is written twice, of which YAML would silently take the last."""
+        """Refuses a section or field that is written twice; YAML alone would silently take the last."""
         node, seen = super().compose_mapping_node(anchor), set[str]()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

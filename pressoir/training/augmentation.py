@@ -99,17 +99,17 @@ def sentences(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
         )
     found = []
     for start in range(0, len(texts), 1024):
-        part = list(texts[start : start + 1024])
-        encodings = tokenizer(part, truncation=True).encodings or []
-        found += [_sentence(text, encoding) for text, encoding in zip(part, encodings, strict=True)]
+        batch = list(texts[start : start + 1024])
+        encodings = tokenizer(batch, truncation=True).encodings or []
+        found += [_sentence(text, encoding) for text, encoding in zip(batch, encodings, strict=True)]
     return found
 
 
 def _sentence(text: str, encoding: Any) -> Sentence:
     places = dict[int, list[int]]()  # of each word's pieces
-    for place, word in enumerate(encoding.word_ids):
+    for index, word in enumerate(encoding.word_ids):
         if word is not None:
-            places.setdefault(word, []).append(place)
+            places.setdefault(word, []).append(index)
     if encoding.overflowing and places:
         places.popitem()  # the cut may go through the last word
     words, replaceable = 0, []

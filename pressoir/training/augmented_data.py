@@ -32,8 +32,8 @@ SHORTEST_SPAN = 3  # words
 def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageContext) -> dict[str, float]:
     """Write a data folder whose train has the altered copies and the unlabelled sentences too.
 
-    Returns the counts; the part of all words that copies had replaced; and the part of the copies that the
-    teacher gives the label of their original (of the originals: `teacher_agreement_before`).
+    Returns the counts; the fraction of all words that copies had replaced; and the fraction of the copies
+    that the teacher gives the label of their original (of the originals: `teacher_agreement_before`).
 
     Inputs: `model` (the base model), `teacher`, `data`.
 
@@ -52,7 +52,7 @@ def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageCont
         )
     texts = [row["text"] for row in rows]
     copies: list[tuple[int, str]] = []
-    figures = dict[str, float]()
+    metrics = dict[str, float]()
     taken = sentences.forms(unlabelled)
     for split in sentences.SPLITS:
         taken |= sentences.forms(sentences.load_split(inputs["data"], split)["text"])
@@ -61,7 +61,7 @@ def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageCont
         tokenizer.model_max_length = min(tokenizer.model_max_length, facts["max_tokens"])
         originals = augmentation.sentences(texts, tokenizer)
         propose = _proposer(inputs["model"], config, tokenizer, context)
-        copies, figures = _copies(originals, propose, config, taken, context)
+        copies, metrics = _copies(originals, propose, config, taken, context)
     spans = _spans(texts, config.spans, taken, context.seed)
     new = [text for _, text in copies] + spans + unlabelled
     asked = [*texts, *new] if copies else new
@@ -70,18 +70,18 @@ def extend(inputs: Mapping[str, Path], config: AugmentConfig, context: StageCont
     labels = logits[:, sentences.label_places(inputs["data"], own)].argmax(axis=1)
     if copies:
         given = np.array([row["label"] for row in rows])
-        figures["teacher_agreement_before"] = float((labels[: len(rows)] == given).mean())
+        metrics["teacher_agreement_before"] = float((labels[: len(rows)] == given).mean())
         labels = labels[len(rows) :]
         expected = given[[source for source, _ in copies]]
-        figures["teacher_agreement"] = float((labels[: len(copies)] == expected).mean())
+        metrics["teacher_agreement"] = float((labels[: len(copies)] == expected).mean())
     added = [{"text": text, "label": int(label)} for text, label in zip(new, labels, strict=True)]
     sentences.save_extended(inputs["data"], [*rows, *added], context.out_dir)
-    for place in np.linspace(0, len(copies) - 1, min(EXAMPLES, len(copies)), dtype=int).tolist():
-        source, text = copies[place]
-        context.reporter.message(f"augment: {texts[source]!r} → {text!r} ({facts['labels'][labels[place]]})")
+    for index in np.linspace(0, len(copies) - 1, min(EXAMPLES, len(copies)), dtype=int).tolist():
+        source, text = copies[index]
+        context.reporter.message(f"augment: {texts[source]!r} → {text!r} ({facts['labels'][labels[index]]})")
     counts = {"rows_before": len(rows), "train_rows": len(rows) + len(added)}
     counts |= {"altered_rows": len(copies), "span_rows": len(spans), "unlabelled_rows": len(unlabelled)}
-    return {name: float(count) for name, count in counts.items()} | figures
+    return {name: float(count) for name, count in counts.items()} | metrics
 
 
 def _proposer(
@@ -113,7 +113,7 @@ def _copies(
     taken: set[str],
     context: StageContext,
 ) -> tuple[list[tuple[int, str]], dict[str, float]]:
-    """Altered copies, each with its original's number, none of a form in `taken`; and figures of them.
+    """Altered copies, each with its original's number, none of a form in `taken`; and metrics of them.
 
     The draws of a sentence depend on the seed and its number alone.
     """

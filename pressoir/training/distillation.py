@@ -54,9 +54,9 @@ class TeacherOutputs:
         for name, stored in (("hidden", self.hidden), ("relations", self.relations)):
             if stored is not None:
                 padded = np.zeros((len(rows), length, *stored.shape[1:]), dtype=np.float16)
-                for place, row in enumerate(rows):
+                for index, row in enumerate(rows):
                     start, end = self.offsets[row], self.offsets[row + 1]
-                    padded[place, : end - start] = stored[start:end]
+                    padded[index, : end - start] = stored[start:end]
                 tensors[f"teacher_{name}"] = torch.from_numpy(padded)
         return tensors
 

@@ -79,7 +79,7 @@ def fit(
     outputs: TeacherOutputs | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on the saved data `folder`, keep its best epoch, and return the figures of each
+    """Train `model` in place on the saved data `folder`, keep its best epoch, and return the metrics of each
     epoch.
 
     With `loss` and `outputs` it learns from the teacher's outputs, else from the labels. `after_step` runs
@@ -130,8 +130,8 @@ def fit(
     trainer.distillation, progress.trainer = loss, trainer
     trainer.class_weights = balance.class_weights(config, folder, class_names(model))
     if trainer.class_weights is not None:
-        told = zip(class_names(model), trainer.class_weights.tolist(), strict=True)
-        listed = ", ".join(f"{name} {weight:.3g}" for name, weight in told)
+        pairs = zip(class_names(model), trainer.class_weights.tolist(), strict=True)
+        listed = ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
         context.reporter.message(f"{what}: weights of the labels: {listed}")
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole_checkpoint(checkpoints)
@@ -204,18 +204,18 @@ def evaluate(
     classifier = TextClassifier(TorchEngine(model), tokenizer, class_names(model))
     predicted = classifier.logits(rows["text"][:], batch_size=64)[:, places].argmax(axis=1)
     expected = rows["label"][:]
-    scores = _figures(predicted, expected, len(places))
+    scores = _classification_scores(predicted, expected, len(places))
     return {f"{split}_{name}": value for name, value in scores.items()}
 
 
 def logits_of(folder: Path, texts: list[str], what: str, reporter: Reporter) -> NDArray[np.float32]:
-    """What the classifier in `folder` says of `texts`, (sentences, its labels), told in blocks of 1,024."""
+    """Logits of the classifier in `folder` for `texts`, (sentences, labels); progress per 1,024 sentences."""
     model = loading.load_classifier(folder)
     labels = class_names(model)
     classifier = TextClassifier(TorchEngine(model), loading.load_tokenizer(folder), labels)
     blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
-    told = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
-    found = [classifier.logits(block, batch_size=64) for block in told]
+    tracked = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
+    found = [classifier.logits(block, batch_size=64) for block in tracked]
     return np.concatenate([np.zeros((0, len(labels)), dtype=np.float32), *found])
 
 
@@ -241,7 +241,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def save_history(history: list[dict[str, float]], context: StageContext, title: str) -> None:
-    """Write the figures of each epoch as `history.json` and their curves as a PNG."""
+    """Write the metrics of each epoch as `history.json` and their curves as a PNG."""
 
     (context.out_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     if history:
@@ -249,7 +249,7 @@ def save_history(history: list[dict[str, float]], context: StageContext, title: 
 
 
 def report_epochs(history: list[dict[str, float]], reporter: Reporter) -> None:
-    """Report the validation figures of epochs, each at its number."""
+    """Report the validation metrics of epochs, each at its number."""
     for epoch in history:
         for name in ("loss", *SCORES):
             reporter.metric(f"validation_{name}", epoch[name], step=round(epoch["epoch"]))
@@ -271,7 +271,7 @@ class _Trainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the mean loss of a whole epoch, of which a part may lie before a checkpoint."""
+        """Log the mean loss of a whole epoch, even if it was resumed from a checkpoint within it."""
         if "loss" in logs:
             logs["loss"] = round(self.losses.item() / self.steps, 4)
             self.losses, self.steps = torch.zeros(()), 0
@@ -345,7 +345,7 @@ class _Collator:
 
 
 class _Progress(TrainerCallback):
-    """Forwards steps and epoch figures to the reporter, and asks for checkpoints between epochs."""
+    """Forwards steps and epoch metrics to the reporter, and asks for checkpoints between epochs."""
 
     def __init__(
         self, reporter: Reporter, what: str, every: int | None, after_step: Callable[[], None] | None
@@ -378,7 +378,7 @@ class _Progress(TrainerCallback):
         self.order, self.trainer.began = None, torch.get_rng_state()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the epoch's figures."""
+        """Report the epoch's metrics."""
         report_epochs(_history(state.log_history)[-1:], self.reporter)
 
 
@@ -392,10 +392,10 @@ def _scores(prediction: Any, places: list[int]) -> dict[str, float]:
         prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     )
     expected = np.argsort(places)[prediction.label_ids]  # from the model's order to the data's
-    return _figures(logits[:, places].argmax(axis=-1), expected, len(places))
+    return _classification_scores(logits[:, places].argmax(axis=-1), expected, len(places))
 
 
-def _figures(predicted: Any, expected: Any, classes: int) -> dict[str, float]:
+def _classification_scores(predicted: Any, expected: Any, classes: int) -> dict[str, float]:
     """By the names in `SCORES`; of two labels `f1` is that of the data's second."""
     return {
         "accuracy": metrics.accuracy(predicted, expected),

@@ -12,7 +12,7 @@ belongs to a tensor, so the sentences of a training batch share it; at run time 
 each with a scale of its own. Training thus sees grids a little coarser than those that the model will meet.
 
 Nothing stays behind: the modules' own `forward` is hidden for the time, no parameter or buffer is added, and
-a checkpoint written meanwhile is a plain one.
+a checkpoint written during that time is a plain one.
 
 **Sources.** Y. Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons,
 arXiv:1308.3432 (the straight-through estimator); B. Jacob et al. 2018, arXiv:1712.05877 (training with

@@ -49,8 +49,8 @@ def distill(inputs: Mapping[str, Path], config: DistillConfig, context: StageCon
     for seed in range(context.seed, context.seed + config.seeds):
         tried[seed] = _train(inputs, config, context, seed, tokenizer)
         if config.seeds > 1:
-            told = f"validation {chosen_by.replace('_', ' ')} {tried[seed][f'validation_{chosen_by}']:.4f}"
-            context.reporter.message(f"distill: seed {seed}: {told}")
+            summary = f"validation {chosen_by.replace('_', ' ')} {tried[seed][f'validation_{chosen_by}']:.4f}"
+            context.reporter.message(f"distill: seed {seed}: {summary}")
     best = max(tried, key=lambda seed: tried[seed][f"validation_{chosen_by}"])  # of equals, the first
     for path in _finished(context, best).iterdir():
         if path.name != SCORES:

@@ -59,7 +59,7 @@ def database_lock(home: Path) -> Iterator[None]:
 
 
 def prepare_database(uri: str) -> None:
-    """Create the database, or bring it up to date, where `uri` is one; hold `database_lock` meanwhile."""
+    """Create the database, or bring it up to date, where `uri` is one; hold `database_lock` while it runs."""
     mlflow.MlflowClient(uri, uri).search_experiments(max_results=1)
 
 

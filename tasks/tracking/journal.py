@@ -48,7 +48,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 # MLflow's codes for what will not be otherwise the next time: the entry is wrong, or its run was deleted.
 _FINAL = (400, 404, 409)
 _OURS = (AssertionError, AttributeError, LookupError, TypeError, ValueError, PressoirError)
-# MLflow itself would try for minutes, and the work wait meanwhile; here the journal tries again.
+# MLflow itself would retry for minutes while the work waits; here the journal retries.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -145,19 +145,19 @@ class Journal:
         An entry that MLflow refuses for good is dropped, and said.
         """
         with self._mutex:
-            places = self.outbox.waiting()
-            for done, place in enumerate(places):
-                entry = self.outbox.read(place)
+            folders = self.outbox.waiting()
+            for done, folder in enumerate(folders):
+                entry = self.outbox.read(folder)
                 try:
                     self._send(entry, again=True)
                 except Exception as error:
                     if _may_pass(error):
                         self._failed(error)
-                        return len(places) - done
+                        return len(folders) - done
                     self.tell(f"an entry ({entry.kind}) that waited is dropped: {reason_of(error)}")
-                self.outbox.drop(place)
-            if places:
-                self.tell(f"MLflow answers again; {len(places)} entries that had waited were sent")
+                self.outbox.drop(folder)
+            if folders:
+                self.tell(f"MLflow answers again; {len(folders)} entries that had waited were sent")
             self._pause_s = 0.0
         return 0
 
@@ -299,7 +299,7 @@ def _end_as_killed(book: Journal, run: str, time_ms: int) -> bool:
         return False
     query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}' and attributes.status = '{running}'"
     below = book.client.search_runs([book.experiment_id], query, max_results=50_000)
-    for left in (*(one.info.run_id for one in below), run_id):
+    for left in (*(child.info.run_id for child in below), run_id):
         book.client.set_terminated(left, RunStatus.to_string(RunStatus.KILLED), time_ms)
     return True
 
@@ -320,8 +320,8 @@ def _files(book: Journal, run_id: str, entry: Entry) -> None:
 
 def _inputs(book: Journal, run_id: str, entry: Entry) -> None:
     inputs = [
-        DatasetInput(Dataset(**one["dataset"]), [InputTag(*tag) for tag in one["tags"]])
-        for one in entry.data["inputs"]
+        DatasetInput(Dataset(**item["dataset"]), [InputTag(*tag) for tag in item["tags"]])
+        for item in entry.data["inputs"]
     ]
     book.client.log_inputs(run_id, inputs)
 

@@ -99,8 +99,8 @@ def _create(client: Any, request: VersionRequest, uri: str, experiment_id: str, 
         # Inside the block too: the registry looks the logged model up at the process's tracking URI.
         if not client.search_registered_models(f"name='{request.name}'"):
             client.create_registered_model(request.name)
-        place = f"store:{request.stage}/{request.key}"
-        tags = {"digest": request.digest, "report": request.report, "store": place}
+        location = f"store:{request.stage}/{request.key}"
+        tags = {"digest": request.digest, "report": request.report, "store": location}
         version: ModelVersion = client.create_model_version(
             request.name, f"models:/{model_id}", run_id, tags, model_id=model_id
         )

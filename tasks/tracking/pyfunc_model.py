@@ -27,8 +27,8 @@ class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
         """Open the artifact in the store it was registered from, or where PRESSOIR_HOME says it is now."""
         config = context.model_config
         homes = [Path(home) for home in (config["home"], os.environ.get("PRESSOIR_HOME")) if home]
-        places = [Store(home).root / config["stage"] / config["key"] for home in homes]
-        folder = next((place for place in places if place.is_dir()), None)
+        candidates = [Store(home).root / config["stage"] / config["key"] for home in homes]
+        folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
         if folder is None:
             raise StoreError(
                 f"the store {' or '.join(map(str, homes))} does not contain "

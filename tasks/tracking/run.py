@@ -83,7 +83,7 @@ class Run:
 
     def log_series(self, metrics: list[Metric]) -> None:
         """Log metrics that have steps and times of their own."""
-        series = [(one.key, float(one.value), one.timestamp, one.step) for one in metrics]
+        series = [(metric.key, float(metric.value), metric.timestamp, metric.step) for metric in metrics]
         for start in range(0, len(series), 1000):  # MLflow's limit
             self.journal.write("log", self.id, {"metrics": series[start : start + 1000]})
 

@@ -68,25 +68,27 @@ def reference_of(uri: str, store: Store) -> str:
     if default:
         with database_lock(store.home):
             prepare_database(where)
-    with _told(where):
+    with _mlflow_errors(where):
         version = _version(mlflow.MlflowClient(where, where), asked)
-    place, digest = version.tags.get("store"), version.tags.get("digest")
-    if place is None or digest is None:
+    location, digest = version.tags.get("store"), version.tags.get("digest")
+    if location is None or digest is None:
         raise RegistryError(
             f"{uri} was not registered by Pressoir, so the location of its files is unknown; specify its "
             "folder instead"
         )
-    manifest = store.root / place.removeprefix("store:") / MANIFEST
+    manifest = store.root / location.removeprefix("store:") / MANIFEST
     try:
         found = Artifact.model_validate_json(manifest.read_text(encoding="utf-8")).digest
     except (OSError, ValueError) as error:
         raise RegistryError(
-            f"{uri} is {place}, which is not in the store {store.root}; set PRESSOIR_HOME to the one it "
+            f"{uri} is {location}, which is not in the store {store.root}; set PRESSOIR_HOME to the one it "
             "was registered in, or run its recipe again"
         ) from error
     if found != digest:
-        raise RegistryError(f"{uri} has the digest {digest}, but {place} has {found}; run its recipe again")
-    return place
+        raise RegistryError(
+            f"{uri} has the digest {digest}, but {location} has {found}; run its recipe again"
+        )
+    return location
 
 
 def look(name: str, run: Run) -> Before:
@@ -95,7 +97,7 @@ def look(name: str, run: Run) -> Before:
     Raises:
         RegistryError: it is a model, and no serving configuration.
     """
-    with _told(run.journal.uri):
+    with _mlflow_errors(run.journal.uri):
         model = _model(run.client, name)
     if model is None:
         return Before(False, None)
@@ -111,7 +113,7 @@ def register(config: ServingConfig, latencies_ms: dict[str, float], run: Run, st
     name, client, known = model_name(config), run.client, fingerprint(config)
     if run.journal.send_waiting():  # its files among them
         raise RegistryError(f"MLflow at {run.shown_uri} does not answer; deploy again when it does")
-    with _told(run.journal.uri), database_lock(store.home):
+    with _mlflow_errors(run.journal.uri), database_lock(store.home):
         if _model(client, name) is None:
             client.create_registered_model(name, tags={_KIND: FOLDER})
         found = [
@@ -138,7 +140,7 @@ def register(config: ServingConfig, latencies_ms: dict[str, float], run: Run, st
 def undo(name: str, before: Before, run: Run, store: Store) -> None:
     """Give the alias back to who had it, and remove what `run` made."""
     client = run.client
-    with _told(run.journal.uri), database_lock(store.home):
+    with _mlflow_errors(run.journal.uri), database_lock(store.home):
         model = _model(client, name)
         if model is None:
             return
@@ -161,7 +163,7 @@ def retire(name: str, store: Store) -> str | None:
         RegistryError: MLflow does not answer.
     """
     where, default = tracking_uri(store.home)
-    with _told(where), database_lock(store.home):
+    with _mlflow_errors(where), database_lock(store.home):
         if default:
             prepare_database(where)
         client = mlflow.MlflowClient(where, where)
@@ -176,7 +178,7 @@ def _version(client: Any, asked: re.Match[str]) -> ModelVersion:
     name, alias, number = asked["name"], asked["alias"], asked["version"]
     model = _model(client, name)
     if model is None:
-        known = [one.name for one in client.search_registered_models()]
+        known = [registered.name for registered in client.search_registered_models()]
         near = nearest(name, known)
         hint = f"did you mean {near!r}?" if near else f"available: {', '.join(sorted(known)) or 'none'}"
         raise RegistryError(f"MLflow has no registered model {name!r}; {hint}")
@@ -206,8 +208,8 @@ def _holder(model: RegisteredModel) -> str | None:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """MLflow's own errors as one that says where it is."""
+def _mlflow_errors(uri: str) -> Iterator[None]:
+    """Raise MLflow's errors as a RegistryError that names the server."""
     try:
         yield
     except MlflowException as error:

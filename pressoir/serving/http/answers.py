@@ -184,7 +184,7 @@ class Reloaded(Answer):
 
 def event_of(*contents: type[BaseModel], name: str | None = None) -> dict[str, Any]:
     """The schema of an event (with a `name`) whose data are JSON of one of `contents`."""
-    models: list[Any] = [{"$ref": f"#/components/schemas/{one.__name__}"} for one in contents]
+    models: list[Any] = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in contents]
     content = models[0] if len(models) == 1 else {"anyOf": models}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     named: dict[str, Any] = {} if name is None else {"event": {"const": name}}

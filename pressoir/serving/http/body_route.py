@@ -69,6 +69,6 @@ def check_media_type(given: str, accepted: Collection[str]) -> None:
         name = JSON
     if name in accepted:
         return
-    expected = " or ".join(one for one in accepted if one)
+    expected = " or ".join(media_type for media_type in accepted if media_type)
     message = f"the content type of the body is {given[:100]!r}; send {expected}"
     raise HttpError(415, "unsupported_media_type", message, {"Accept": expected.replace(" or ", ", ")})

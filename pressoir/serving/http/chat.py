@@ -87,7 +87,7 @@ def _source(folder: Path, settings: Mapping[str, Any]) -> str | None:
         return reader.read_text(file, SourceError, "download the model again")
     found = settings.get("chat_template")
     if isinstance(found, list):  # several, by name
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
 

@@ -1,8 +1,8 @@
 """The OpenAPI document of a server: FastAPI's, made true for this server.
 
 FastAPI knows the endpoints, their fields and what they answer. Added here is what all of them have in common:
-the errors that the gate and the handlers answer with, their headers, who needs which key. Who may use the
-tiers is also told which there are and what they allow; others see the same document without these.
+the errors that the gate and the handlers answer with, their headers, who needs which key. A client
+that may use the tiers also sees their names and what they allow; others see the same document without these.
 
 Sources. https://spec.openapis.org/oas/v3.1.0
 """
@@ -131,9 +131,9 @@ def _complete(made: Schema, keys: Keys) -> Schema:
     """FastAPI's document with errors, headers and keys."""
     document = copy.deepcopy(made)
     components = document["components"]
-    more = models_json_schema([(one, "serialization") for one in _MODELS], ref_template=_SCHEMA)[1]["$defs"]
-    known = {name: one for name, one in components["schemas"].items() if name not in _REPLACED}
-    components["schemas"] = dict(sorted((known | more).items()))
+    _, more = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=_SCHEMA)
+    known = {name: schema for name, schema in components["schemas"].items() if name not in _REPLACED}
+    components["schemas"] = dict(sorted((known | more["$defs"]).items()))
     components["responses"] = {
         name + str(status): _error(status, model) for name, model in _ERRORS.items() for status in ERRORS
     }
@@ -148,7 +148,7 @@ def _complete(made: Schema, keys: Keys) -> Schema:
                 if method == "head":
                     response.pop("content", None)
     if used:
-        components["securitySchemes"] = {name: one for name, one in _SCHEMES.items() if name in used}
+        components["securitySchemes"] = {name: scheme for name, scheme in _SCHEMES.items() if name in used}
     return document
 
 
@@ -214,10 +214,10 @@ def _fill(
 def _marks(schema: Any, name: str) -> list[Schema]:
     """The parts of a schema that have a mark."""
     if isinstance(schema, list):
-        return [mark for one in schema for mark in _marks(one, name)]
+        return [mark for item in schema for mark in _marks(item, name)]
     if not isinstance(schema, dict):
         return []
-    below = [mark for one in schema.values() for mark in _marks(one, name)]
+    below = [mark for value in schema.values() for mark in _marks(value, name)]
     return [schema, *below] if name in schema else below
 
 
@@ -257,7 +257,7 @@ def _add_examples(schema: Schema, names: Sequence[str], inferences: Mapping[str,
             return
         own = inferences[given[0]].get("parameters", {})
         languages = {name: own[name] for name in _LANGUAGES if name in own}
-        examples = [{**one, field: given if several else given[0], **languages} for one in examples]
+        examples = [{**example, field: given if several else given[0], **languages} for example in examples]
     if examples:
         schema["examples"] = examples
 

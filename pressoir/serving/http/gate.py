@@ -84,7 +84,7 @@ class Gate:
             self._check_key(request)
             with self._body(request):
                 await self._read(request)
-                with self._place():
+                with self._slot():
                     await self._answer(request)
         except _ClientGoneError:
             request.status = CLIENT_GONE
@@ -144,9 +144,9 @@ class Gate:
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
                 while not request.whole:
-                    part = await request.read()
-                    self._held += len(part)
-                    request.body += part
+                    chunk = await request.read()
+                    self._held += len(chunk)
+                    request.body += chunk
                     if len(request.body) > limit:
                         _too_large(limit)
                     if self._held > self._limits.max_held_bytes:
@@ -163,7 +163,7 @@ class Gate:
             raise HttpError(408, "body_timeout", message) from None
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _slot(self) -> Iterator[None]:
         if self._working >= self._limits.max_concurrent:
             message = f"{self._working} requests are already running; try again later"
             raise HttpError(429, "busy", message, _BUSY)

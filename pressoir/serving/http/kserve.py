@@ -197,15 +197,15 @@ def _add_model(
         if not isinstance(binary, bool):
             raise _wrong("parameters.binary_data_output: expected true or false")
         options = _options(declared, parameters)
-        wanted = {one.name: one.parameters.binary_data for one in body.outputs or ()}
+        wanted = {output.name: output.parameters.binary_data for output in body.outputs or ()}
         run, tensor = declared.part("kserve"), _only(body.inputs, declared, request.state.binary)
         _check_outputs(declared, wanted)
         outputs: list[dict[str, Any]] = await run(backend, found, tensor, options)
-        chosen = [one for one in outputs if not wanted or one["name"] in wanted]
+        chosen = [output for output in outputs if not wanted or output["name"] in wanted]
         content: dict[str, Any] = {"model_name": found.name, "model_version": _version(found)}
         if body.id is not None:
             content["id"] = body.id
-        apart = [binary if (own := wanted.get(one["name"])) is None else own for one in chosen]
+        apart = [binary if (own := wanted.get(output["name"])) is None else own for output in chosen]
         return answer({**content, "outputs": chosen}, apart)
 
     router.add_api_route(
@@ -334,9 +334,9 @@ def _flat(tensor: Tensor) -> list[Any]:
     """The elements, in row-major order; raises HttpError where they do not fill the shape."""
     elements = tensor.data or []
     for _ in tensor.shape[1:]:
-        if not any(isinstance(one, list) for one in elements[:1]):
+        if not any(isinstance(element, list) for element in elements[:1]):
             break
-        elements = [one for row in elements for one in (row if isinstance(row, list) else [row])]
+        elements = [element for row in elements for element in (row if isinstance(row, list) else [row])]
     if len(elements) != prod(tensor.shape):
         raise _wrong(f"inputs.0: {len(elements)} elements do not match the shape {tensor.shape}")
     return elements

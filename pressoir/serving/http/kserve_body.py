@@ -83,9 +83,9 @@ def read_binary(content: bytes, sizes: Sequence[int], datatypes: Sequence[str]) 
         raise _wrong(f"the tensors' binary_data_size add up to {sum(sizes)} bytes, but {len(content)} follow")
     tensors, start = [], 0
     for size, datatype in zip(sizes, datatypes, strict=True):
-        part, start = content[start : start + size], start + size
+        chunk, start = content[start : start + size], start + size
         try:
-            tensors.append(_texts(part) if datatype == "BYTES" else _numbers(part, datatype))
+            tensors.append(_texts(chunk) if datatype == "BYTES" else _numbers(chunk, datatype))
         except ValueError as error:
             raise _wrong(f"binary data is not of the datatype {datatype}: {error}") from error
     return tensors
@@ -108,19 +108,19 @@ def answer(content: dict[str, Any], binary: Sequence[bool]) -> Response:
     )
 
 
-def _numbers(part: bytes, datatype: str) -> list[Any]:
-    values: list[Any] = np.frombuffer(part, dtype=_NUMBERS[datatype]).tolist()
+def _numbers(data: bytes, datatype: str) -> list[Any]:
+    values: list[Any] = np.frombuffer(data, dtype=_NUMBERS[datatype]).tolist()
     return values
 
 
-def _texts(part: bytes) -> list[Any]:
-    texts, place = [], 0
-    while place < len(part):
-        end = place + 4 + int.from_bytes(part[place : place + 4], "little")
-        if end > len(part):
+def _texts(data: bytes) -> list[Any]:
+    texts, offset = [], 0
+    while offset < len(data):
+        end = offset + 4 + int.from_bytes(data[offset : offset + 4], "little")
+        if end > len(data):
             raise ValueError("a text is longer than what follows")
-        texts.append(part[place + 4 : end].decode("utf-8"))
-        place = end
+        texts.append(data[offset + 4 : end].decode("utf-8"))
+        offset = end
     return texts
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`, counted as the service and the server tell of it.
+"""The metrics that Prometheus reads at `/metrics`, counted as the service and the server report them.
 
 Each server counts in a registry of its own, so that several in one process do not add up. Labels are tiers,
 models and routes, all of which the configuration or the program names: no client can make new ones.

@@ -74,28 +74,32 @@ def documentation(schema: dict[str, Any]) -> str:
 
 def _operation(schema: dict[str, Any], path: str, method: str, operation: dict[str, Any]) -> str:
     fields = [
-        (one["name"], one["schema"], one.get("required", False)) for one in operation.get("parameters", ())
+        (parameter["name"], parameter["schema"], parameter.get("required", False))
+        for parameter in operation.get("parameters", ())
     ]
     for content in operation.get("requestBody", {}).get("content", {}).values():
         body = content["schema"]
         for option in body.get("anyOf", [body]):
             model = schema["components"]["schemas"].get(option.get("$ref", "").rpartition("/")[2], {})
             needed = model.get("required", ())
-            fields += [(name, one, name in needed) for name, one in model.get("properties", {}).items()]
+            fields += [
+                (name, field_schema, name in needed)
+                for name, field_schema in model.get("properties", {}).items()
+            ]
     rows = "".join(
-        f"<li><code>{escape(name)}</code> {escape(_type(one))}{', required' if needed else ''}</li>"
-        for name, one, needed in fields
+        f"<li><code>{escape(name)}</code> {escape(_type(field_schema))}{', required' if needed else ''}</li>"
+        for name, field_schema, needed in fields
     )
     text = escape(operation.get("description", ""))
     return f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{text}</p><ul>{rows}</ul>"
 
 
-def _type(one: dict[str, Any]) -> str:
-    if "anyOf" in one:
-        return " or ".join(_type(option) for option in one["anyOf"] if option.get("type") != "null")
-    if "$ref" in one:
-        return str(one["$ref"].rpartition("/")[2])
-    if "enum" in one or "const" in one:
-        return " or ".join(map(repr, one.get("enum", [one.get("const")])))
-    kind = str(one.get("type", "anything"))
-    return f"list of {_type(one['items'])}" if kind == "array" and one.get("items") else kind
+def _type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type(option) for option in schema["anyOf"] if option.get("type") != "null")
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "enum" in schema or "const" in schema:
+        return " or ".join(map(repr, schema.get("enum", [schema.get("const")])))
+    kind = str(schema.get("type", "anything"))
+    return f"list of {_type(schema['items'])}" if kind == "array" and schema.get("items") else kind

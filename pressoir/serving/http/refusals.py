@@ -47,7 +47,7 @@ _PRIVATE: dict[type[PressoirError], str] = {
     errors.InferenceError: "this tier's model failed",
     **dict.fromkeys(_OF_FILES, "this tier's model cannot be loaded"),
 }
-"""What clients are told of errors whose own messages may have paths and digests of the server."""
+"""Messages to clients for errors whose own messages may have paths and digests of the server."""
 _HTTP = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -143,11 +143,11 @@ def refusal(error: Exception, state: Mapping[str, Any]) -> HttpError:
     found = _known(error)
     if found is None:
         return _internal_error(state["request_id"], error)
-    told = next((_PRIVATE[kind] for kind in type(error).__mro__ if kind in _PRIVATE), None)
-    if told is None or state.get("role") == "admin" or found.type == "out_of_memory":
+    message = next((_PRIVATE[kind] for kind in type(error).__mro__ if kind in _PRIVATE), None)
+    if message is None or state.get("role") == "admin" or found.type == "out_of_memory":
         return found
     log.error("request %s failed: %s", state["request_id"], error)
-    found.message = f"{told}; see the server log for this request id"
+    found.message = f"{message}; see the server log for this request id"
     return found
 
 
@@ -160,7 +160,7 @@ def _known(error: Exception) -> HttpError | None:
         kind = _HTTP.get(error.status_code, "invalid_request")
         return HttpError(error.status_code, kind, _said(error), error.headers)
     if isinstance(error, errors.ServingError):
-        status, kind = next(_STATUS[one] for one in type(error).__mro__ if one in _STATUS)
+        status, kind = next(_STATUS[base] for base in type(error).__mro__ if base in _STATUS)
         if status == 500 and error.retriable:
             status, kind = 503, "out_of_memory"
         headers = {}
@@ -184,7 +184,7 @@ def _internal_error(request_id: str, error: Exception) -> HttpError:
 async def answer_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler of all errors that are ours to answer."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        # Starlette names the methods of one route, of which an address may have several.
+        # Starlette names the methods of one route, but an address may have several routes.
         allowed = await asyncio.to_thread(request.app.state.document.methods, request.url.path)
         error.headers = {**(error.headers or {}), **({"Allow": allowed} if allowed else {})}
     found = refusal(error, request.scope["state"])
@@ -209,7 +209,7 @@ def _fields(problems: Sequence[Any]) -> str:
                 f"the body is not valid JSON: {problem['ctx']['error']}, character {problem['loc'][-1]}"
             )
             continue
-        path = ".".join(str(part)[:100] for part in problem["loc"] if part != "body") or "the body"
+        path = ".".join(str(key)[:100] for key in problem["loc"] if key != "body") or "the body"
         messages.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}")
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return "; ".join(dict.fromkeys(messages)) + more

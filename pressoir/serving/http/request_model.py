@@ -21,7 +21,7 @@ from pressoir.serving.generation import TokenId
 
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
-"""A list of which the first wrong element alone is reported."""
+"""A list that reports only its first wrong element."""
 
 _NAMED = 10
 
@@ -43,7 +43,7 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list) and {float, list} & {*map(type, value)}:
-        return [_whole(one) for one in value]
+        return [_whole(item) for item in value]
     return value
 
 
@@ -94,7 +94,7 @@ def refusal_of(fields: Iterable[tuple[str, Any]], refused: Refused) -> str | Non
     """What to say of the first field that would change the answer; None where there is none."""
     for name, value in fields:
         harmless = refused.get(name, (value,))
-        if value is not None and not any(_same(value, one) for one in harmless):
+        if value is not None and not any(_same(value, allowed) for allowed in harmless):
             return f"{name} is not supported; omit it"
     return None
 

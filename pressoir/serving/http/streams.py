@@ -49,13 +49,13 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await _send(send, self._first)
             try:
-                async for one in self._rest:
-                    await _send(send, one)
+                async for chunk in self._rest:
+                    await _send(send, chunk)
             except Exception as error:
                 found = refusal(error, scope["state"])
                 await _send(send, self._failed(found.content(scope["state"]["request_id"])))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
+async def _send(send: Send, chunk: bytes) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -48,7 +48,7 @@ class _Request:
 
 
 class BatchQueue:
-    """The requests to one model, of which one batch at a time is run."""
+    """The requests to one model, run one batch at a time."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class BatchQueue:
             return
         if request in self._waiting:
             self._waiting.remove(request)
-        elif request in self._batch and all(one.answer.done() for one in self._batch):
+        elif request in self._batch and all(member.answer.done() for member in self._batch):
             assert self._working is not None
             self._working.cancel()
             self._batch = []
@@ -136,7 +136,7 @@ class BatchQueue:
             await self._answer(self._batch)
             took = time.monotonic() - start
             self._retry.add(took)
-            self._watch(sum(len(one.texts) for one in self._batch), waited, took)
+            self._watch(sum(len(request.texts) for request in self._batch), waited, took)
         self._batch, self._working = [], None
 
     async def _gather(self) -> None:
@@ -153,7 +153,7 @@ class BatchQueue:
                 return
 
     def _is_full(self) -> bool:
-        return len(self._fitting()) < sum(one.key == self._waiting[0].key for one in self._waiting)
+        return len(self._fitting()) < sum(request.key == self._waiting[0].key for request in self._waiting)
 
     def _fitting(self) -> list[_Request]:
         """Those of the oldest request's kind, as far as the budget reaches; the oldest in any case."""
@@ -161,44 +161,46 @@ class BatchQueue:
         chosen, texts, longest = [oldest], len(oldest.texts), oldest.tokens
         if not self._together:
             return chosen
-        for one in list(self._waiting)[1:]:
-            if one.key != oldest.key:
+        for request in list(self._waiting)[1:]:
+            if request.key != oldest.key:
                 continue
-            tokens = max(longest, one.tokens)
-            number = texts + len(one.texts)
+            tokens = max(longest, request.tokens)
+            number = texts + len(request.texts)
             if number * tokens > self._max_tokens or (self._max_texts and number > self._max_texts):
                 break
-            chosen.append(one)
+            chosen.append(request)
             texts, longest = number, tokens
         return chosen
 
     def _next(self) -> list[_Request]:
         chosen = self._fitting()
-        for one in chosen:
-            self._waiting.remove(one)
+        for request in chosen:
+            self._waiting.remove(request)
         return chosen
 
     async def _answer(self, batch: list[_Request]) -> None:
         """Run a batch and hand out what came of it."""
         try:
-            limits = [one.until for one in batch if one.until is not None]
+            limits = [request.until for request in batch if request.until is not None]
             until = max(limits) if len(limits) == len(batch) else None
-            answers = await self._run(batch[0].key, [text for one in batch for text in one.texts], until)
+            answers = await self._run(
+                batch[0].key, [text for request in batch for text in request.texts], until
+            )
         except Exception as error:
             if len(batch) > 1 and isinstance(error, (InferenceError, RequestError)):
-                for one in batch:
-                    if not one.answer.done():
-                        await self._answer([one])
+                for request in batch:
+                    if not request.answer.done():
+                        await self._answer([request])
                 return
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.set_exception(error)
             return
         start = 0
-        for one in batch:
-            if not one.answer.done():
-                one.answer.set_result(answers[start : start + len(one.texts)])
-            start += len(one.texts)
+        for request in batch:
+            if not request.answer.done():
+                request.answer.set_result(answers[start : start + len(request.texts)])
+            start += len(request.texts)
 
 
 def estimate_tokens(text: Text) -> int:

@@ -150,12 +150,12 @@ class ModelHost:
         """Of each loaded model: `resident_bytes` as last measured, `leases`, and requests `waiting`."""
         names = {model.key: name for name, model in labels(self.sharing).items()}
         return {
-            names.get(key, one.spec.name): {
-                "resident_bytes": one.pss_bytes,
-                "leases": one.leases,
-                "waiting": one.model.waiting,
+            names.get(key, entry.spec.name): {
+                "resident_bytes": entry.pss_bytes,
+                "leases": entry.leases,
+                "waiting": entry.model.waiting,
             }
-            for key, one in self.pool.entries.items()
+            for key, entry in self.pool.entries.items()
         }
 
     def _only(self, operation: str | None) -> Tier:
@@ -173,7 +173,7 @@ class ModelHost:
     def _at_start(self) -> list[ModelSpec]:
         """What is pinned, and of the rest what the budget is expected to have room for."""
         chosen, room = list[ModelSpec](), self.config.memory_budget_bytes
-        for spec in sorted(self.sharing.models, key=lambda one: one.key not in self.pool.pinned):
+        for spec in sorted(self.sharing.models, key=lambda model: model.key not in self.pool.pinned):
             expected = self.pool.expected_bytes(spec)
             if room is None or spec.key in self.pool.pinned or expected <= room:
                 chosen.append(spec)

@@ -63,7 +63,7 @@ class ModelPool(Generic[ModelT]):
     @property
     def resident_bytes(self) -> int:
         """What all models take, as last measured; those on their way out included."""
-        return sum(one.pss_bytes for one in (*self.entries.values(), *self._leaving))
+        return sum(entry.pss_bytes for entry in (*self.entries.values(), *self._leaving))
 
     @asynccontextmanager
     async def lease(self, spec: ModelSpec) -> AsyncIterator[ModelT]:
@@ -119,11 +119,11 @@ class ModelPool(Generic[ModelT]):
 
     async def measure(self) -> None:
         """Measure all models, and make room if they take more than the budget."""
-        everyone = [*self.entries.values(), *self._leaving]
-        for one, bytes_ in zip(
-            everyone, await asyncio.gather(*(one.model.measure() for one in everyone)), strict=True
+        entries = [*self.entries.values(), *self._leaving]
+        for entry, bytes_ in zip(
+            entries, await asyncio.gather(*(entry.model.measure() for entry in entries)), strict=True
         ):
-            one.pss_bytes = bytes_
+            entry.pss_bytes = bytes_
         while self.budget_bytes is not None and self.resident_bytes > self.budget_bytes:
             victim = self._victim()
             if victim is None:
@@ -139,7 +139,7 @@ class ModelPool(Generic[ModelT]):
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
         entries = list(self.entries.values())
         self.entries.clear()
-        await asyncio.gather(*(self._retire(one, drain_s) for one in entries))
+        await asyncio.gather(*(self._retire(entry, drain_s) for entry in entries))
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -191,9 +191,9 @@ class ModelPool(Generic[ModelT]):
 
     async def _load(self, spec: ModelSpec, wait: bool = True) -> PoolEntry[ModelT]:
         """Make room, load, measure. The caller puts it into the pool without waiting for anything."""
-        place = object()
+        reservation = object()
         try:
-            await self._reserve(place, spec, wait)
+            await self._reserve(reservation, spec, wait)
             model = await self._open(spec)
             try:
                 bytes_ = await model.measure()
@@ -207,12 +207,12 @@ class ModelPool(Generic[ModelT]):
             self._on_event("failed", spec)
             raise
         finally:
-            self._reserved.pop(place, None)
+            self._reserved.pop(reservation, None)
             self._notify()
         log.info("loaded %s: %.0f MB", spec.name, bytes_ / 1e6)
         return PoolEntry(spec, model, bytes_)
 
-    async def _reserve(self, place: object, spec: ModelSpec, wait: bool) -> None:
+    async def _reserve(self, reservation: object, spec: ModelSpec, wait: bool) -> None:
         """Keep room for a model, once there is some."""
         self._check_open()
         if self.budget_bytes is None:
@@ -229,7 +229,7 @@ class ModelPool(Generic[ModelT]):
                             "to the first; increase memory_budget_gb"
                         )
                     await self._changed.wait()
-                self._reserved[place] = self._need(spec)
+                self._reserved[reservation] = self._need(spec)
         finally:
             self._queued.discard(spec.key)
 
@@ -253,7 +253,7 @@ class ModelPool(Generic[ModelT]):
     def _pinned_bytes(self, spec: ModelSpec) -> int:
         """What pinned models take, that of `spec` not counted."""
         others = self.pinned - {spec.key}
-        return sum(one.pss_bytes for key, one in self.entries.items() if key in others)
+        return sum(entry.pss_bytes for key, entry in self.entries.items() if key in others)
 
     def _check_fits(self, spec: ModelSpec, need: int) -> None:
         """Refuse what cannot be loaded even when everything is evicted that may be."""
@@ -295,11 +295,11 @@ class ModelPool(Generic[ModelT]):
     def _victim(self) -> PoolEntry[ModelT] | None:
         """The idle model that was used the longest ago."""
         idle = [
-            one
-            for key, one in self.entries.items()
-            if not one.leases and key not in self.pinned and key not in self._waiters
+            entry
+            for key, entry in self.entries.items()
+            if not entry.leases and key not in self.pinned and key not in self._waiters
         ]
-        return min(idle, key=lambda one: one.used, default=None)
+        return min(idle, key=lambda entry: entry.used, default=None)
 
     async def _evict(self, victim: PoolEntry[ModelT]) -> None:
         del self.entries[victim.spec.key]

@@ -56,7 +56,7 @@ class ProcessClient(WorkerClient):
         """Start a worker and have it load a `LoadJob`.
 
         A worker that is still at the same step of a request `grace_s` seconds after that request's time is
-        ended, of which `on_stuck` is told.
+        ended, and `on_stuck` is called.
 
         Raises:
             LoadError: it cannot be loaded, or not in time; the worker has ended.

@@ -92,10 +92,10 @@ class Channel:
     def _exactly(self, count: int) -> bytes | None:
         content = bytearray()
         while len(content) < count:
-            part = self._socket.recv(min(count - len(content), 1 << 20))
-            if not part:
+            chunk = self._socket.recv(min(count - len(content), 1 << 20))
+            if not chunk:
                 return None
-            content += part
+            content += chunk
         return bytes(content)
 
 

@@ -26,8 +26,8 @@ Operations = Mapping[str, Callable[..., Steps]]
 
 
 class StepScheduler:
-    """The requests that a model is working on. `on_message` receives every message they produce; `on_step` is
-    told whose step begins, and 0 when it has ended."""
+    """The requests that a model is working on. `on_message` receives every message they produce; `on_step`
+    receives the request whose step begins, and 0 when the step has ended."""
 
     def __init__(
         self,

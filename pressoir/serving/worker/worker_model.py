@@ -201,8 +201,8 @@ def open_generator(job: LoadJob) -> WorkerModel:
         if max_length is not None and len(ids) > max_length:
             raise PressoirError(f"the text has {len(ids)} tokens, but max_length is {max_length}; shorten it")
         scores: list[TokenScore] = []
-        for part in generator.scores(ids, top_scores):
-            scores += part
+        for chunk in generator.scores(ids, top_scores):
+            scores += chunk
             yield None
         return {"tokens": generator.described(scores)}, None
 

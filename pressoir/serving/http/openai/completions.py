@@ -210,7 +210,7 @@ class Completion(_Continue):
         if isinstance(self.prompt, str):
             return [self.prompt]
         ids = [id for id in self.prompt if isinstance(id, int)]
-        return [ids] if ids else [one for one in self.prompt if not isinstance(one, int)]
+        return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]
 
 
 class Part(RequestModel):
@@ -256,7 +256,7 @@ class Chat(_Continue):
     def _few(cls, data: Any) -> Any:
         messages = data.get("messages") if isinstance(data, dict) else None
         if isinstance(messages, list):
-            parts = (one.get("content") if isinstance(one, dict) else None for one in messages)
+            parts = (message.get("content") if isinstance(message, dict) else None for message in messages)
             number = len(messages) + sum(len(part) for part in parts if isinstance(part, list))
             if number > MOST_MESSAGES:
                 raise ValueError(f"{number} messages and parts of them; at most {MOST_MESSAGES} are allowed")
@@ -284,7 +284,7 @@ class _Form:
         """The answer in one."""
         return {**self._head(""), "choices": choices, "usage": usage}
 
-    def part(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+    def event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """An event of a stream."""
         return event({**self._head(".chunk"), "choices": choices, **more})
 
@@ -295,15 +295,15 @@ class _Form:
         scored: Sequence[ScoredToken] | None = None,
         *,
         index: int = 0,
-        part: bool = False,
+        chunk: bool = False,
     ) -> dict[str, Any]:
-        """A choice, or a part of one; the last part has a reason."""
+        """A choice, or a chunk of one; the last chunk has a reason."""
         shape = logprobs.of_chat if self._chat else logprobs.of_completion
         found = None if scored is None else shape(scored)
         common = {"index": index, "logprobs": found, "finish_reason": reason}
         if not self._chat:
             return {**common, "text": text}
-        if not part:
+        if not chunk:
             return {**common, "message": {"role": "assistant", "content": text}}
         return {**common, "delta": {"content": text} if reason is None else {}}
 
@@ -311,8 +311,8 @@ class _Form:
         """The first event of a conversation's stream says who speaks."""
         if not self._chat:
             return None
-        choice = {**self.choice("", None, part=True), "delta": {"role": "assistant", "content": ""}}
-        return self.part([choice], **more)
+        choice = {**self.choice("", None, chunk=True), "delta": {"role": "assistant", "content": ""}}
+        return self.event([choice], **more)
 
     def _head(self, kind: str) -> dict[str, Any]:
         name = f"chat.completion{kind}" if self._chat else "text_completion"
@@ -374,8 +374,8 @@ def _add_chat(router: APIRouter, backend: Backend) -> None:
     async def chat(body: Chat, request: Request) -> Response:
         """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
         tier = backend.tier(request, body.model, "generate")
-        messages = [{"role": one.role, "content": _joined(one.content)} for one in body.messages]
-        backend.check_lengths(one["content"] for one in messages)
+        messages = [{"role": message.role, "content": _joined(message.content)} for message in body.messages]
+        backend.check_lengths(message["content"] for message in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
         _check_prompts(backend, tier, [prompt], body.stream)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -438,7 +438,7 @@ async def _whole(
         assert generation.usage is not None
         return text, generation.usage
 
-    tasks = [asyncio.create_task(written(one)) for one in generations]
+    tasks = [asyncio.create_task(written(generation)) for generation in generations]
     try:
         found = await asyncio.gather(*tasks)
     finally:
@@ -464,7 +464,7 @@ async def _streamed(
 async def _events(
     form: _Form, generation: Generation, before: _Before, scored: bool, include_usage: bool
 ) -> Events:
-    # With `include_usage` every part has the field, null but in the last one, which has no choice.
+    # With `include_usage` every chunk has the field: null in all but the last, which has no choice.
     more: dict[str, Any] = {"usage": None} if include_usage else {}
     async with generation, aclosing(_with_end(generation)) as pieces:
         begun, shown = False, 0
@@ -473,13 +473,13 @@ async def _events(
                 yield opening
             if not begun and before.text:
                 prompt = (before.scored or []) if scored else None
-                yield form.part([form.choice(before.text, None, prompt, part=True)], **more)
+                yield form.event([form.choice(before.text, None, prompt, chunk=True)], **more)
             begun = True
             fresh, shown = generation.scored[shown:], len(generation.scored)
             tokens = logprobs.after(fresh, len(before.text)) if scored else None
-            yield form.part([form.choice(piece, reason, tokens, part=True)], **more)
+            yield form.event([form.choice(piece, reason, tokens, chunk=True)], **more)
         if include_usage and generation.usage is not None:
-            yield form.part([], usage=_counts([generation.usage]))
+            yield form.event([], usage=_counts([generation.usage]))
     yield b"data: [DONE]\n\n"
 
 
@@ -491,8 +491,8 @@ async def _with_end(generation: Generation) -> AsyncGenerator[tuple[str, str | N
 
 
 def _counts(usages: Sequence[Usage]) -> dict[str, int]:
-    prompt = sum(one.prompt_tokens for one in usages)
-    completion = sum(one.completion_tokens for one in usages)
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -32,7 +32,7 @@ def of_chat(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
     content = [
         {
             **_entry(token["text"], token["bytes"], token["log_probability"]),
-            "top_logprobs": [_entry(*one) for one in token["likeliest"]],
+            "top_logprobs": [_entry(*candidate) for candidate in token["likeliest"]],
         }
         for token in tokens
     ]

@@ -35,6 +35,6 @@ def routes(backend: Backend) -> APIRouter:
         backend.tier(request, tier)
         return JsonAnswer(described(tier))
 
-    for part in (completions, embeddings, audio):
-        part.add_routes(router, backend)
+    for module in (completions, embeddings, audio):
+        module.add_routes(router, backend)
     return router

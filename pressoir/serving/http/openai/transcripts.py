@@ -85,16 +85,17 @@ def answer(found: Transcript, format: TranscriptFormat, times: Sequence[Times], 
 
 def _srt(segments: Sequence[Segment]) -> str:
     blocks = []
-    for number, one in enumerate(segments, start=1):
-        times = f"{_clock(one.start, ',')} --> {_clock(one.end, ',')}"
-        blocks.append(f"{number}\n{times}\n{_line(one.text).replace('-->', '->')}\n\n")
+    for number, segment in enumerate(segments, start=1):
+        times = f"{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}"
+        blocks.append(f"{number}\n{times}\n{_line(segment.text).replace('-->', '->')}\n\n")
     return "".join(blocks)
 
 
 def _vtt(segments: Sequence[Segment]) -> str:
     cues = (
-        f"{_clock(one.start, '.')} --> {_clock(one.end, '.')}\n{escape(_line(one.text), quote=False)}\n\n"
-        for one in segments
+        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n"
+        f"{escape(_line(segment.text), quote=False)}\n\n"
+        for segment in segments
     )
     return "WEBVTT\n\n" + "".join(cues)
 
