@@ -28,7 +28,7 @@ from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import GRAPH, Runtime, read_json, task_of
 from pressoir.formats.packed_streams import has_streams
 from pressoir.system.memory import peak_rss_mb, rss_mb
-from pressoir.system.runtime import child_environment
+from pressoir.system.runtime import child_environment, hide_scikit_learn
 
 if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier
@@ -148,4 +148,5 @@ def _import_libraries(folder: Path, runtime: Runtime, declared: Task) -> None:
 
 
 if __name__ == "__main__":
+    hide_scikit_learn()
     main()

@@ -31,7 +31,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from pressoir.system.cgroups import cpu_limit
 
@@ -99,6 +100,15 @@ def limit_threads(threads: int | None = None) -> int:
     if "torch" in sys.modules:
         use_threads(threads)
     return threads
+
+
+def hide_scikit_learn() -> None:
+    """Keep transformers from importing scikit-learn, which takes pandas along: 110 MB and a second.
+
+    It does so wherever that is installed, for generation that is assisted by a smaller model, which nothing
+    here uses. For processes that run one model; before they import transformers.
+    """
+    sys.modules.setdefault("sklearn", cast(ModuleType, None))
 
 
 def use_threads(threads: int) -> None:

@@ -34,7 +34,7 @@ from pressoir.system.allowance import (
     map_large_blocks,
     peak_resident_bytes,
 )
-from pressoir.system.runtime import end_with_parent, limit_threads, release_memory
+from pressoir.system.runtime import end_with_parent, hide_scikit_learn, limit_threads, release_memory
 
 if TYPE_CHECKING:
     from pressoir.evaluation.child.predictors import BatchPredictor
@@ -296,4 +296,5 @@ def _end_of_traceback(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    hide_scikit_learn()
     sys.exit(main())

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from pressoir.serving.worker.current_step import CurrentStep
 from pressoir.serving.worker.messages import LENGTHS, Message, pack, unpack
 from pressoir.serving.worker.step_scheduler import StepScheduler, failure
-from pressoir.system.runtime import end_with_parent, limit_threads
+from pressoir.system.runtime import end_with_parent, hide_scikit_learn, limit_threads
 
 if TYPE_CHECKING:
     from pressoir.serving.worker.worker_model import WorkerModel
@@ -112,4 +112,5 @@ def _load(message: Message, channel: Channel) -> WorkerModel | None:
 
 
 if __name__ == "__main__":
+    hide_scikit_learn()
     sys.exit(main())

@@ -133,6 +133,22 @@ def test_flows_let_threads_spin_briefly_unless_the_user_has_said_how(given, spin
     assert out.stdout.strip() == str(spins), out.stderr
 
 
+@pytest.mark.process
+def test_a_process_that_runs_one_model_does_not_import_scikit_learn(tiny_classifier):
+    """transformers does wherever it is installed, as it is here."""
+    command = ["pressoir.benchmark.probe", tiny_classifier, "--runtime=pytorch", "--threads=1", "--text=good"]
+    child = subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines() if "|" in line}
+    assert "transformers.generation.candidate_generator" in imported
+    assert not {"sklearn", "pandas"} & imported
+
+
 def test_inference_mode_keeps_no_graph():
     import torch
 
