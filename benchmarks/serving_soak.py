@@ -172,7 +172,6 @@ def disturb(server: Server, tiers: Sequence[str], seen: Seen, seconds: float) ->
     start = time.monotonic()
     process = psutil.Process(server.pid)
     kill_at, reload_at = KILL_S / 2, KILL_S
-    connection = http.client.HTTPConnection(HOST, server.port, timeout=120)
     for turn in itertools.count():
         now = time.monotonic() - start
         if now >= seconds:
@@ -184,14 +183,15 @@ def disturb(server: Server, tiers: Sequence[str], seen: Seen, seconds: float) ->
             kill_at += KILL_S
         if now >= reload_at:
             tier = tiers[seen.reloaded.total() % len(tiers)]
+            connection = http.client.HTTPConnection(HOST, server.port, timeout=120)
             status, answer = post(connection, f"/v2/repository/models/{tier}/reload", {})
+            connection.close()
             seen.reloaded[f"{tier}: {status if status == 200 else answer}"] += 1
             reload_at += KILL_S
         seen.samples.append((now, pss_bytes(server.pid), process.num_fds()))
         if turn % 12 == 0:
             print(f"{now / 60:.0f} min: {seen.right} right", file=sys.stderr, flush=True)
         time.sleep(max(0.0, start + (turn + 1) * SAMPLE_S - time.monotonic()))
-    connection.close()
 
 
 def print_results(seen: Seen, minutes: float) -> int:
