@@ -42,6 +42,7 @@ from pressoir.system.runtime import describe_machine
 KEY = "soak"
 CLIENTS = 4
 SAMPLE_S, KILL_S = 5.0, 60.0
+PATIENCE_S = 600.0
 MOST_GROWTH = 1.1
 TOLERANCE = 1e-6
 NEW_TOKENS = 8
@@ -137,7 +138,7 @@ def writes(expected: str) -> Callable[[Any], bool]:
 
 def ask(server: Server, questions: Sequence[Question], seen: Seen, over: threading.Event) -> None:
     """A client: one question after another, each until it is answered."""
-    connection = http.client.HTTPConnection(HOST, server.port, timeout=120)
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=PATIENCE_S)
     for question in itertools.cycle(questions):
         while not over.is_set():
             status, answer = post(connection, question.path, question.body)
@@ -183,7 +184,7 @@ def disturb(server: Server, tiers: Sequence[str], seen: Seen, seconds: float) ->
             kill_at += KILL_S
         if now >= reload_at:
             tier = tiers[seen.reloaded.total() % len(tiers)]
-            connection = http.client.HTTPConnection(HOST, server.port, timeout=120)
+            connection = http.client.HTTPConnection(HOST, server.port, timeout=PATIENCE_S)
             status, answer = post(connection, f"/v2/repository/models/{tier}/reload", {})
             connection.close()
             seen.reloaded[f"{tier}: {status if status == 200 else answer}"] += 1
