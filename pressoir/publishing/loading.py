@@ -10,21 +10,36 @@ from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json
 from pressoir.formats.packed_streams import has_streams
 
 _PLACE = 'folder = "."  # the whole folder; from the hub: huggingface_hub.snapshot_download("USER/NAME")'
-# By the end of the class name in `config.json`: transformers' class, optimum's, the pipeline, its options, an
-# example.
+
+
+class _Pipeline(NamedTuple):
+    """How a pipeline of transformers runs a model."""
+
+    automatic: str
+    """transformers' class for a checkpoint."""
+    onnx: str
+    """optimum's class for a graph."""
+    options: str
+    example: str
+
+
+_GENERATION = _Pipeline(
+    "AutoModelForCausalLM",
+    "ORTModelForCausalLM",
+    "",
+    'print(answer("Once upon a time", max_new_tokens=64, do_sample=False)[0]["generated_text"])',
+)
 _PIPELINES = {
-    "ForSequenceClassification": (
-        *("AutoModelForSequenceClassification", "ORTModelForSequenceClassification", "text-classification"),
-        *("truncation=True", 'print(answer("A sentence to classify."))'),
+    "ForSequenceClassification": _Pipeline(
+        "AutoModelForSequenceClassification",
+        "ORTModelForSequenceClassification",
+        "truncation=True",
+        'print(answer("A sentence to classify."))',
     ),
-    **dict.fromkeys(
-        ("ForCausalLM", "LMHeadModel"),
-        (
-            *("AutoModelForCausalLM", "ORTModelForCausalLM", "text-generation", ""),
-            'print(answer("Once upon a time", max_new_tokens=64, do_sample=False)[0]["generated_text"])',
-        ),
-    ),
+    "ForCausalLM": _GENERATION,
+    "LMHeadModel": _GENERATION,
 }
+"""By the end of the class name in `config.json`."""
 _EXAMPLES = {
     "TextClassifier": 'print(model.predict(["A sentence to classify."]))',
     "TextGenerator": 'print("".join(model.generate("Once upon a time", max_new_tokens=64)))',
@@ -51,30 +66,26 @@ def loading(folder: Path, task: Task) -> Loading:
         SourceError: a file of the folder is missing or damaged.
     """
     names = read_json(folder / "config.json").get("architectures") or [""]
-    known = next((row for head, row in _PIPELINES.items() if str(names[0]).endswith(head)), None)
+    pipeline = next((row for head, row in _PIPELINES.items() if str(names[0]).endswith(head)), None)
     graph = (folder / GRAPH).is_file()
-    reason = _unreadable(folder, graph)
-    if known is None or reason is not None:
-        reason = reason or "they have no class for it"
-        return Loading(
-            "pressoir",
-            "Pressoir",
-            _with_pressoir(task),
-            f"Neither transformers nor optimum can open this folder: {reason}.",
-        )
-    automatic, onnx, pipeline, options, example = known
+    if reason := _unreadable(folder, graph):
+        note = f"Neither transformers nor optimum can open this folder: {reason}."
+        return Loading("pressoir", "Pressoir", _with_pressoir(task), note)
+    if pipeline is None:
+        note = f"The class is the one that Pressoir has for the task {task.name}."
+        return Loading("pressoir", "Pressoir", _with_pressoir(task), note)
     own = f"`{_adapter(task)[1]}.open(folder)`"
     if graph:
         return Loading(
             "onnx",
             '`pip install "optimum[onnxruntime]"`',
-            _with_pipeline("optimum.onnxruntime", onnx, pipeline, options, example),
+            _with_pipeline("optimum.onnxruntime", pipeline.onnx, pipeline, task),
             f"ONNX Runtime also opens `{GRAPH}` by itself, and Pressoir the folder: {own}, without PyTorch.",
         )
     return Loading(
         "transformers",
         "`pip install transformers torch`",
-        _with_pipeline("transformers", automatic, pipeline, options, example),
+        _with_pipeline("transformers", pipeline.automatic, pipeline, task),
         f"Pressoir opens the folder with {own}.",
     )
 
@@ -88,14 +99,15 @@ def _unreadable(folder: Path, graph: bool) -> str | None:
     return "its quantised weights are in Pressoir's own format" if packed else None
 
 
-def _with_pipeline(library: str, name: str, pipeline: str, options: str, example: str) -> str:
+def _with_pipeline(library: str, name: str, pipeline: _Pipeline, task: Task) -> str:
     if library == "transformers":
         imports = [f"from transformers import {', '.join(sorted((name, 'AutoTokenizer')))}, pipeline"]
     else:
         imports = [f"from {library} import {name}", "from transformers import AutoTokenizer, pipeline"]
-    call = ", ".join(filter(None, (f'"{pipeline}"', "model=model", "tokenizer=tokenizer", options)))
+    arguments = (f'"{task.pipeline_tag}"', "model=model", "tokenizer=tokenizer", pipeline.options)
+    call = ", ".join(filter(None, arguments))
     opened = [f"model = {name}.from_pretrained(folder)", "tokenizer = AutoTokenizer.from_pretrained(folder)"]
-    return "\n".join([*imports, "", _PLACE, *opened, f"answer = pipeline({call})", example])
+    return "\n".join([*imports, "", _PLACE, *opened, f"answer = pipeline({call})", pipeline.example])
 
 
 def _with_pressoir(task: Task) -> str:

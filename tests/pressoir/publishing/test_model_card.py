@@ -295,4 +295,4 @@ def test_a_model_of_a_type_that_no_pipeline_takes_is_opened_by_its_own_class(tmp
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     opened = loading(tmp_path, task("feature-extraction"))
     assert "from pressoir import SentenceEncoder" in opened.code
-    assert "they have no class for it" in opened.note
+    assert ONLY_PRESSOIR not in opened.note
