@@ -24,6 +24,7 @@ from pressoir.flows.commands.evaluate import evaluate
 from pressoir.flows.commands.merge import merge
 from pressoir.flows.commands.monitor import monitor
 from pressoir.flows.commands.pool import pool
+from pressoir.flows.commands.push import push
 from pressoir.flows.commands.quantize import quantize
 from pressoir.flows.commands.registry import registry
 from pressoir.flows.commands.search import search
@@ -35,6 +36,7 @@ from pressoir.flows.commands.undeploy import undeploy
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.pipeline.estimates import estimate_peak_bytes
 from pressoir.pipeline.sources import Sources
+from pressoir.publishing import model_card
 from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
 from pressoir.reference import reference as reference_of
@@ -178,7 +180,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 for command in (
     *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy, undeploy),
-    *(tracking, pool),
+    *(tracking, pool, push),
 ):
     main.add_command(command)
 
@@ -214,11 +216,13 @@ def _check_output(output: Path) -> None:
 
 
 def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
-    """`model/`, `report/`, `recipe.yaml` (resolved) and `benchmark.json`, put in place together."""
+    """`model/` with its card, `report/`, `recipe.yaml` (resolved), `benchmark.json`: in place together."""
     with replaced(output.absolute(), _OUTPUT) as draft:
-        Store().copy(result.artifact, draft / "model")
+        store = Store()
+        store.copy(result.artifact, draft / "model")
         copy_folder(result.report, draft / "report")
         text = (result.report / "benchmark.json").read_text(encoding="utf-8")
+        model_card.write(draft / "model", recipe, reports.read(result.report / "benchmark.json"), store)
         write_text_atomic(draft / "benchmark.json", text)
         write_text_atomic(draft / "recipe.yaml", recipe.to_yaml())
 

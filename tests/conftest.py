@@ -327,6 +327,28 @@ def no_cold_starts(monkeypatch, cold_start):
         monkeypatch.setattr(f"pressoir.benchmark.{module}.probe", lambda *call: cold_start)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine, that `huggingface_hub` takes for the real one; see `hub_server`."""
+    import huggingface_hub
+    from hub_server import Hub
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, reset_sessions
+
+    served = Hub()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    reset_sessions()  # those made before cannot reach anything
+    disable_progress_bars()
+    yield served
+    enable_progress_bars()
+    served.close()
+    monkeypatch.undo()
+    reset_sessions()
+
+
 # Slowest first. A test with none of these marks is fast: `make check` runs those.
 SLOW_MARKS = ("slow", "browser", "flow", "process")
 

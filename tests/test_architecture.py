@@ -35,6 +35,7 @@ quantization training pruning merging export: the techniques
 evaluation: many models on one machine
 serving: tiers over shared models
 pipeline: from a recipe to its steps
+publishing: the model card, and the upload to the hub
 stages: one file a stage
 recipe_search: from a budget to a recipe
 declarations reference aliases: what is named by entry points, the documentation of all types, former names

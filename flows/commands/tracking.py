@@ -8,6 +8,7 @@ import click
 
 from pressoir.flows.commands.terminal import console
 from pressoir.store.store import Store
+from pressoir.system.addresses import without_password
 
 
 @click.group()
@@ -21,7 +22,7 @@ def tracking_flush() -> None:
 
     Exit code 1 if something still waits. Runs also do this when they start. Sending twice changes nothing.
     """
-    from pressoir.tasks.tracking.database import tracking_uri, without_password
+    from pressoir.tasks.tracking.database import tracking_uri
     from pressoir.tasks.tracking.experiment import check_reachable
     from pressoir.tasks.tracking.journal import flush_journals
 

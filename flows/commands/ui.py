@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.flows.commands.stopping import sigterm_as_interrupt
 from pressoir.store.store import Store
+from pressoir.system.addresses import without_password
 from pressoir.tasks.tracking.database import (
     MLFLOW_PORT,
     database_lock,
     prepare_database,
     set_ui_port,
     tracking_uri,
-    without_password,
 )
 
 HOST = "127.0.0.1"

@@ -259,7 +259,7 @@ def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
     return [
         row.stage,
         row.runtime,
-        _accuracy(row),
+        accuracy_text(row),
         "reference" if row is first else points(row.accuracy_delta),
         f"{row.size_mb:.1f}",
         f"{row.compression:.1f}×",
@@ -281,7 +281,7 @@ def _baseline_line(benchmark: Benchmark) -> list[str]:
     cells = [
         "linear baseline",
         "scikit-learn",
-        _accuracy(base),
+        accuracy_text(base),
         points(base.accuracy - first.accuracy),
         f"{base.size_mb:.1f}",
         f"{first.size_mb / base.size_mb:.1f}×",
@@ -413,7 +413,7 @@ def _name(row: BenchmarkRow) -> str:
     return f"{row.stage} ({row.runtime})"
 
 
-def _accuracy(row: BenchmarkRow | LinearBaseline) -> str:
+def accuracy_text(row: BenchmarkRow | LinearBaseline) -> str:
     """With its confidence interval."""
     return f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})"
 

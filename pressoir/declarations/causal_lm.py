@@ -1,9 +1,10 @@
-"""A text to its continuation, and to the likelihood of its tokens. Hugging Face calls it text-generation."""
+"""A text to its continuation, and to the likelihood of its tokens."""
 
 from pressoir.extensions.task import Metric, Task
 
 TASK = Task(
     name="causal-lm",
+    hub_name="text-generation",
     position=2,
     heads=("ForCausalLM", "LMHeadModel"),
     kind="language model",

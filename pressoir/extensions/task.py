@@ -57,6 +57,8 @@ class Task:
 
     name: str
     """The same as its entry point's."""
+    hub_name: str | None = None
+    """Hugging Face's name for it, where that is another."""
     position: int = 1000
     """Where lists show it, before those of a higher one; ties by name."""
     heads: tuple[str, ...]
@@ -123,6 +125,11 @@ class Task:
     """Parameters of a KServe v2 request."""
     outputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", ("rows",)),)
     """Tensors of a KServe v2 answer."""
+
+    @property
+    def pipeline_tag(self) -> str:
+        """What Hugging Face calls it."""
+        return self.hub_name or self.name
 
     @property
     def main_metric(self) -> Metric:

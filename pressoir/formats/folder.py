@@ -23,6 +23,7 @@ MODEL_FILES = (
     *("*.jinja", "additional_chat_templates/*.jinja", "bpe.codes", "prophetnet.tokenizer"),
     "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
 )
+CARD = "README.md"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"

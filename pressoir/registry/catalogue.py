@@ -54,7 +54,8 @@ class Entry(Config):
     urls: Urls
     """Where to find the model files."""
     digest: Sha256 | None = None
-    """SHA-256 of all files, as in the artifact store; for hub and HTTP models, of the downloaded files."""
+    """SHA-256 of all files, as in the artifact store; for hub and HTTP models, of weights, graphs,
+    configuration and tokenizer."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of `model.safetensors`, verified before the model is used."""
     revision: str | None = None

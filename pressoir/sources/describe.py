@@ -16,7 +16,7 @@ from pressoir.config import Config
 from pressoir.errors import RegistryError, ShardError, SourceError, StoreError
 from pressoir.extensions.task_name import TaskName
 from pressoir.formats import onnx_weights, sharding
-from pressoir.formats.folder import check_model_folder, model_files, read_json, task_of
+from pressoir.formats.folder import CARD, check_model_folder, model_files, read_json, task_of
 from pressoir.registry.catalogue import Entry, Urls, check_id
 from pressoir.registry.registry import Registry
 from pressoir.sources import resolve
@@ -27,7 +27,7 @@ from pressoir.system.files import disk_errors, file_sha256, folder_digest
 
 NO_LICENSE = "NOASSERTION"
 # Model cards write identifiers in lower case; these are they as SPDX does.
-_SPDX = {
+SPDX = {
     id.lower(): id
     for id in """
     Apache-2.0 MIT BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear ISC Zlib Unlicense GPL-2.0 GPL-3.0 LGPL-2.1
@@ -114,7 +114,7 @@ def describe(id: str, reference: str, details: Details, store: Store) -> Entry:
         digest=digest,
         weights_sha256=weights_sha256,
         revision=revision,
-        license=details.license or _license(folder),
+        license=details.license or license_of(folder),
         metrics=details.metrics,
         quantization=details.quantization or _quantization(folder),
         lineage=_lineage(folder, base, digest, store),
@@ -203,12 +203,12 @@ def _quantization(folder: Path) -> str | None:
     return str(read_json(path).get("scheme") or "") or None if path.is_file() else None
 
 
-def _license(folder: Path) -> str:
+def license_of(folder: Path) -> str:
     """What the model card's front matter says, in SPDX's spelling where that is known."""
     try:
-        text = reader.read_text(folder / "README.md", SourceError, "").removeprefix("\ufeff")
+        text = reader.read_text(folder / CARD, SourceError, "").removeprefix("\ufeff")
         matter = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
-        front = reader.parse_yaml(matter[1], "README.md", SourceError) if matter else None
+        front = reader.parse_yaml(matter[1], CARD, SourceError) if matter else None
     except SourceError:
         return NO_LICENSE
     card = front if isinstance(front, dict) else {}
@@ -216,7 +216,7 @@ def _license(folder: Path) -> str:
     if said == "other":
         said = card.get("license_name")
     names = [str(name) for name in (said if isinstance(said, list) else [said]) if name and name != "unknown"]
-    return " AND ".join(_SPDX.get(name.lower(), name) for name in names) or NO_LICENSE
+    return " AND ".join(SPDX.get(name.lower(), name) for name in names) or NO_LICENSE
 
 
 def _lineage(folder: Path, base: str, digest: str, store: Store) -> dict[str, str]:

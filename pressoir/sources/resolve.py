@@ -24,7 +24,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from pressoir.errors import SourceError, UnreachableError
-from pressoir.formats.folder import MODEL_FILES, WEIGHT_PATTERNS, check_model_folder, model_files
+from pressoir.formats.folder import CARD, MODEL_FILES, WEIGHT_PATTERNS, check_model_folder, model_files
 from pressoir.registry.catalogue import Entry, nearest
 from pressoir.registry.registry import Registry
 from pressoir.store.store import Store
@@ -236,7 +236,7 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
         folder = snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=[*MODEL_FILES, CARD],  # the card has the license
             ignore_patterns=["*/*"],  # other formats and precisions of the same model
             local_files_only=not fetch,
         )

@@ -11,14 +11,12 @@ from pathlib import Path
 import mlflow
 from filelock import FileLock
 
+from pressoir.system.addresses import USER
 from pressoir.system.files import write_text_atomic
 
 MLFLOW_PORT = 5000
 """Where `pressoir ui` serves MLflow when nothing else is said."""
 _PORT = "mlflow-port"
-_USER = re.compile(r"//[^/\s]*@")
-_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]+")  # keys have many names
-_SECRET = re.compile(r"([?&;](?:password|pwd|token)=)[^&;\s]*", re.IGNORECASE)
 
 
 def tracking_uri(home: Path) -> tuple[str, bool]:
@@ -27,14 +25,9 @@ def tracking_uri(home: Path) -> tuple[str, bool]:
     return (chosen, False) if chosen else (f"sqlite:///{(home / 'mlflow.db').absolute()}", True)
 
 
-def without_password(text: str) -> str:
-    """A text in which addresses have neither user names, passwords nor keys, as it may be shown."""
-    return re.sub(_QUERY, r"\1?***", re.sub(_SECRET, r"\1***", re.sub(_USER, "//***@", text)))
-
-
 def server_page(uri: str, port: int) -> str:
     """Address of MLflow's page: the server itself, or where `pressoir ui` serves a database."""
-    return re.sub(_USER, "//", uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    return re.sub(USER, "//", uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
 def ui_port(home: Path) -> int:

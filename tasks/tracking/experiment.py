@@ -17,13 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pressoir.errors import UnreachableError
 from pressoir.store.store import Store
+from pressoir.system.addresses import without_password
 from pressoir.tasks.tracking.database import (
     database_lock,
     environment,
     prepare_database,
     tracking_uri,
     ui_port,
-    without_password,
 )
 from pressoir.tasks.tracking.journal import flush_journals, journal, log, reason_of
 from pressoir.tasks.tracking.run import Run, running

@@ -36,8 +36,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pressoir.errors import PressoirError
 from pressoir.registry.version import VersionRequest
 from pressoir.store.outbox import Entry, Outbox
+from pressoir.system.addresses import without_password
 from pressoir.system.files import write_text_atomic
-from pressoir.tasks.tracking.database import environment, without_password
+from pressoir.tasks.tracking.database import environment
 from pressoir.tasks.tracking.model_version import send_version
 
 WAITS = object()

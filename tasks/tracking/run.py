@@ -24,8 +24,9 @@ from pressoir.recipe.recipe import Recipe
 from pressoir.registry.version import VersionRequest
 from pressoir.stage import LoggedDataset
 from pressoir.store.artifact import Artifact
+from pressoir.system.addresses import without_password
 from pressoir.system.files import MANIFEST
-from pressoir.tasks.tracking.database import MLFLOW_PORT, server_page, without_password
+from pressoir.tasks.tracking.database import MLFLOW_PORT, server_page
 from pressoir.tasks.tracking.journal import WAITS, Journal, now_ms
 from pressoir.tasks.tracking.model_version import Registered
 

@@ -23,12 +23,12 @@ from pressoir.serving.config import EXTERNAL, ServingConfig
 from pressoir.serving.deployment import fingerprint
 from pressoir.store.artifact import Artifact
 from pressoir.store.store import Store
+from pressoir.system.addresses import without_password
 from pressoir.system.files import MANIFEST
 from pressoir.tasks.tracking.database import (
     database_lock,
     prepare_database,
     tracking_uri,
-    without_password,
 )
 from pressoir.tasks.tracking.run import Run
 

@@ -144,6 +144,7 @@ def test_help_is_there_for_every_command():
         ("store", "verify"),
         ("store", "gc"),
         ("ui",),
+        ("push",),
     ):
         result = run(*words, "--help")
         assert result.exit_code == 0

@@ -399,7 +399,7 @@ class Settings:
             partial(folders.task_of, folder),
             partial(folders.declared_by, folder),
             partial(most_tokens, folder),
-            partial(describe._license, folder),
+            partial(describe.license_of, folder),
             lambda: ChatTemplate(folder).render([{"role": "user", "content": "a"}]),
             lambda: LanguageModelTokenizer.open(folder).encode("good film"),
             lambda: FastTokenizer(folder)(["good film"]),
