@@ -12,13 +12,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pressoir.data.classes import name_of
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 LISTED = 20
 """Malformed rows that a message names; of the others it gives the number."""
@@ -29,7 +33,8 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+"""A field as CSV writes it in double quotes."""
 Row = tuple[str, str]  # text, label name
 Record = dict[str | int, Any] | list[Any] | str
 """A row's fields by name or index, or what is wrong with it."""
@@ -63,6 +68,30 @@ def read(path: Path, config: DataConfig) -> Table:
     Raises:
         DataError: it cannot be read as a table with these columns. Malformed rows are in the result.
     """
+    table = Table()
+    for line, record in _reader(path)(path, config, table):
+        table.add(record, config, f"{path}, line {line}")
+    return table
+
+
+def records(path: Path, config: DataConfig) -> Iterator[Record]:
+    """The records of a file, each with all of its columns: lists of a TSV or CSV file, whose header is the
+    first of them, else mappings.
+
+    Raises:
+        DataError: it cannot be read as a table.
+    """
+    if path.suffix.lower() == ".parquet":
+        with _parquet_file(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+        return
+    whole = config.model_copy(update={"header": False, "text_column": 0, "label_column": 1})
+    for _, record in _reader(path)(path, whole, Table()):
+        yield record
+
+
+def _reader(path: Path) -> Callable[[Path, DataConfig, Table], Iterator[tuple[int, Record]]]:
     readers: dict[str, Callable[[Path, DataConfig, Table], Iterator[tuple[int, Record]]]] = {
         ".tsv": _delimited,
         ".txt": _delimited,
@@ -74,10 +103,7 @@ def read(path: Path, config: DataConfig) -> Table:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unsupported file type {path.suffix!r}; use {', '.join(sorted(readers))}")
-    table = Table()
-    for line, record in reader(path, config, table):
-        table.add(record, config, f"{path}, line {line}")
-    return table
+    return reader
 
 
 def read_rows(path: Path, config: DataConfig) -> list[Row]:
@@ -215,7 +241,7 @@ def _delimited(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[i
     lines = lines_of(path, config.encoding, newline="\n")
     rows = ((n, line.rstrip("\r\n").split(delimiter)) for n, line in enumerate(lines, 1) if line.strip())
     for line, record in _by_column(rows, path, config):
-        if isinstance(text := _value(record, config.text_column), str) and _QUOTED.fullmatch(text.strip()):
+        if isinstance(text := _value(record, config.text_column), str) and QUOTED.fullmatch(text.strip()):
             quoted, doubled = quoted + 1, doubled + ('""' in text.strip()[1:-1])
         count += 1
         yield line, record
@@ -305,19 +331,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, Record]]:
+    names, number = [str(config.text_column), str(config.label_column)], 0
+    with _parquet_file(path) as file:
+        if twice := [name for name in names if file.schema_arrow.names.count(name) > 1]:
+            raise DataError(f"{path} has the column {twice[0]!r} more than once; rename one")
+        table.labels = _class_names(file.schema_arrow.metadata or {}, names[1])
+        for batch in file.iter_batches(columns=names):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     import pyarrow
     import pyarrow.parquet
 
-    names, number = [str(config.text_column), str(config.label_column)], 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if twice := [name for name in names if file.schema_arrow.names.count(name) > 1]:
-                raise DataError(f"{path} has the column {twice[0]!r} more than once; rename one")
-            table.labels = _class_names(file.schema_arrow.metadata or {}, names[1])
-            for batch in file.iter_batches(columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 

@@ -22,7 +22,8 @@ from mutations import (
 from onnx import TensorProto
 
 from pressoir.config import examples
-from pressoir.data import sentences
+from pressoir.data import columns, first_recipe, layout, sentences
+from pressoir.data.inspection import inspect
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig, EvaluationConfig
 from pressoir.evaluation.estimates import footprint
@@ -440,7 +441,7 @@ class Data:
             ],
             pairs: [partial(self.load, task="feature-extraction", pairs=pairs)],
             recordings: [partial(self.load, task="automatic-speech-recognition", manifest=recordings)],
-            tables.train: [partial(sentences.load, tables, 0)],
+            tables.train: [partial(sentences.load, tables, 0), partial(self.recipe, tables.train)],
             tables.test: [partial(sentences.test_rows, tables, 0)],
         }
         path = rng.choice([*steps])
@@ -460,6 +461,13 @@ class Data:
     @staticmethod
     def load(**config):
         datasets.load(DataSetConfig(**config))
+
+    @staticmethod
+    def recipe(path):
+        """What `pressoir init` does, with a recipe that is not written."""
+        found, output = layout.find(path), path.with_name("recipe.yaml")
+        inspected = inspect({"train": path}, found, columns.choose(found.columns, found.rows), None)
+        first_recipe.check(first_recipe.recipe_text(inspected, "fuzzed", "model", output), output)
 
 
 # --- examples ---
