@@ -21,6 +21,7 @@ from pressoir.benchmark import reports
 from pressoir.errors import PressoirError, StoreError
 from pressoir.flows.commands.deploy import deploy
 from pressoir.flows.commands.evaluate import evaluate
+from pressoir.flows.commands.inspect import inspect
 from pressoir.flows.commands.merge import merge
 from pressoir.flows.commands.monitor import monitor
 from pressoir.flows.commands.pool import pool
@@ -178,7 +179,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 for command in (
     *(search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor, serve, deploy, undeploy),
-    *(tracking, pool),
+    *(tracking, pool, inspect),
 ):
     main.add_command(command)
 
