@@ -9,7 +9,8 @@ from typing import Any
 from pressoir.formats.folder import read_json
 
 MAX_TOKENS = 512  # where the model's own limit is not given
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+# Where configurations say how many positions the model was built for.
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 _NO_LIMIT = 10**6  # tokenizers state one of 1e30 where there is none
 
 
@@ -21,11 +22,6 @@ def most_tokens(folder: Path) -> int:
     if not isinstance(positions, int):
         return MAX_TOKENS
     return min(positions - first_position(config.get("pad_token_id")), MAX_TOKENS)
-
-
-def context_of(config: Mapping[str, Any]) -> int | None:
-    """How many positions a configuration says that the model was built for."""
-    return next((int(config[name]) for name in _CONTEXT if config.get(name)), None)
 
 
 def most_source_tokens(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> int:

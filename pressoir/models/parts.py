@@ -73,6 +73,7 @@ _MASK = re.compile(r"attn\.(attention\.)?bias$")  # GPT-2's, with four dimension
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _GRAPH_FLOATS = ("DOUBLE", "FLOAT", "FLOAT16", "BFLOAT16")
 _CODES = ("INT8", "UINT8", "INT4", "UINT4")
+_PACKED = ("MatMulNBits", "GatherBlockQuantized")  # scales and zero points are the third and fourth input
 _FUSED = ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention")
 
 
@@ -209,7 +210,8 @@ def _graph_name(name: str, reader: onnx.NodeProto | None, side: str) -> str:
 def _graph_parameters(tensor: onnx.TensorProto, reader: onnx.NodeProto | None) -> int:
     """Weights that an initializer holds: none of scales, zero points, shapes and single numbers."""
     kind, elements = onnx_weights.kind_of(tensor), int(prod(tensor.dims))
-    if elements <= 1 or tensor.name.endswith(onnx_weights.NOT_WEIGHTS):
+    scales = reader is not None and tensor.name in reader.input[2:4] and reader.op_type in _PACKED
+    if elements <= 1 or scales or tensor.name.endswith(onnx_weights.NOT_WEIGHTS):
         return 0
     if kind in _GRAPH_FLOATS:
         return elements

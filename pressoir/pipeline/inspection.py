@@ -29,19 +29,19 @@ from pressoir.formats.folder import (
     QUANTIZATION,
     Runtime,
     check_model_folder,
+    is_shape,
     read_json,
     runtime_of,
     tasks_of,
 )
 from pressoir.formats.labels import labels_of
 from pressoir.formats.supported import unsupported
-from pressoir.formats.tokenizer_limit import context_of, most_source_tokens, most_tokens
+from pressoir.formats.tokenizer_limit import CONTEXT, most_source_tokens, most_tokens
 from pressoir.inference.ctc import CHUNK_S
 from pressoir.models import parts
 from pressoir.models.parts import PartName, Stack
 from pressoir.pipeline.stage_support import StageSupport, stage_support
 from pressoir.sources import resolve
-from pressoir.sources.describe import check_graphs
 from pressoir.store.store import Store
 from pressoir.system.reader import JSON_BYTES
 
@@ -58,6 +58,7 @@ _KINDS: dict[FileKind, tuple[str, ...]] = {
 }
 _NO_LIMIT = 10**6  # see `formats.tokenizer_limit`
 _SAMPLING_RATE = 16_000
+_MOST_LAYERS = 1_000  # see `models.loading`
 
 
 class PartSize(Config):
@@ -124,16 +125,13 @@ class Inspection(Config):
     max_tokens: int | None
     """Of a text, as Pressoir gives it to the model; null for sound, or where nothing limits it."""
     parameters: int
+    bits_per_weight: float
+    """Of all parts together."""
     parts: tuple[PartSize, ...]
     files: dict[FileKind, int]
     """Bytes on disk by kind."""
     memory: MemoryEstimate | None
     """Null where the model is not supported."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of all parts together."""
-        return 8 * sum(part.bytes for part in self.parts) / max(1, self.parameters)
 
 
 def inspect_model(reference: str, store: Store | None = None) -> Inspection:
@@ -146,8 +144,8 @@ def inspect_model(reference: str, store: Store | None = None) -> Inspection:
     """
     folder = resolve.locate(reference, store or Store())
     check_model_folder(folder, reference)
-    check_graphs(folder, reference)
     config, reason = read_json(folder / "config.json"), unsupported(folder)
+    labels = _labels(config, folder)
     sizes, names, runtime = parts.parts(folder), _tasks(folder), runtime_of(folder)
     declared = task(names[0]) if names else None
     found = [
@@ -160,13 +158,13 @@ def inspect_model(reference: str, store: Store | None = None) -> Inspection:
         )
         for size in sizes
     ]
-    settings, name = footprint.settings(folder), next(iter(config.get("architectures") or ()), None)
-    limit = _max_tokens(folder, settings, declared)
+    settings = footprint.settings(folder)
+    total, limit = sum(size.parameters for size in sizes), _max_tokens(folder, settings, declared)
     return Inspection(
         reference=reference,
         folder=folder,
         model_type=str(config.get("model_type") or ""),
-        architecture=name,
+        architecture=_class_name(config),
         tasks=names,
         runtime=runtime,
         quantization=_scheme(folder),
@@ -175,11 +173,12 @@ def inspect_model(reference: str, store: Store | None = None) -> Inspection:
         width=_layer(settings).hidden or None,
         stacks=_stacks(settings),
         vocabulary=footprint.number(settings, "vocab_size") or None,
-        positions=context_of(settings) or footprint.number(settings, "max_target_positions") or None,
-        labels=tuple(labels_of(config)) if name and name.endswith("Classification") else (),
+        positions=footprint.number(settings, *CONTEXT, "max_target_positions") or None,
+        labels=labels,
         tokenizer=_tokenizer(folder),
         max_tokens=limit,
-        parameters=sum(size.parameters for size in sizes),
+        parameters=total,
+        bits_per_weight=8 * sum(size.bytes for size in sizes) / max(1, total),
         parts=tuple(found),
         files=files_by_kind(folder),
         memory=None if reason or declared is None else _memory(folder, declared, runtime, limit),
@@ -193,12 +192,28 @@ def files_by_kind(folder: Path) -> dict[FileKind, int]:
     paths |= {path for pattern in MODEL_FILES if "/" in pattern for path in folder.glob(pattern)}
     sizes: dict[FileKind, int] = {}
     for path in sorted(paths):
-        kind: FileKind = next(
-            (kind for kind, names in _KINDS.items() if any(map(path.match, names))), "other"
-        )
+        fitting = (kind for kind, names in _KINDS.items() if any(map(path.match, names)))
+        kind: FileKind = next(fitting, "other")
         sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
     order: tuple[FileKind, ...] = (*_KINDS, "other")
     return {kind: sizes[kind] for kind in order if kind in sizes}
+
+
+def _class_name(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def _labels(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    if not (_class_name(config) or "").endswith("Classification"):
+        return ()
+    try:
+        return tuple(labels_of(config))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{folder / 'config.json'}: id2label is not a mapping of numbers to names; download or create the "
+            "model again"
+        ) from error
 
 
 def _tasks(folder: Path) -> tuple[TaskName, ...]:
@@ -234,14 +249,15 @@ def _stack(config: Mapping[str, Any], name: Stack) -> StackSize:
     widths = config.get("intermediate_size") if widths is None else widths
     heads: int | tuple[int, ...] = layer.heads
     if isinstance(pruned, dict) and pruned:
-        heads = _one_or_all([layer.heads - len(pruned.get(str(i), ())) for i in range(layer.layers)])
+        gone = [pruned.get(str(index)) for index in range(min(layer.layers, _MOST_LAYERS))]
+        heads = _one_or_all([layer.heads - (len(of) if isinstance(of, list) else 0) for of in gone])
     groups = footprint.number(config, "num_key_value_heads")
     return StackSize(
         stack=name,
         layers=layer.layers,
         heads=heads,
         key_value_heads=groups if 0 < groups < layer.heads else None,
-        feed_forward=_one_or_all(widths) if isinstance(widths, list) and widths else layer.inner,
+        feed_forward=_one_or_all(widths) if is_shape(widths) else layer.inner,
     )
 
 
@@ -269,7 +285,7 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], declared: Task | None) 
     if declared is None or declared.sound:
         return None
     if declared.windows:
-        return context_of(config)
+        return footprint.number(config, *CONTEXT) or None
     if config.get("is_encoder_decoder"):
         return most_source_tokens(config, tokenizer)
     sentence = footprint.read_object(folder / "sentence_bert_config.json")

@@ -43,7 +43,8 @@ def _asked(stage: str, check: Callable[[Path], None], folder: Path) -> StageSupp
     try:
         check(folder)
     except PressoirError as error:
-        reason = str(error).removeprefix(f"{folder}: ").replace(str(folder), "the folder")
+        reason = str(error).removeprefix(f"{folder}: ").removeprefix(f"{stage}: ")
+        reason = reason.replace(str(folder), "the folder")
         return StageSupport(stage=stage, possible=False, reason=reason)
     return StageSupport(stage=stage, possible=True)
 

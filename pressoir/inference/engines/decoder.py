@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime, read_json, runtime_of
 from pressoir.formats.packed_streams import expand
-from pressoir.formats.tokenizer_limit import context_of
+from pressoir.formats.tokenizer_limit import CONTEXT
 from pressoir.inference.engines.decoder_protocol import Cache, Decoder
 from pressoir.inference.engines.session import make_session, verify_shards
 
@@ -148,7 +148,7 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
 
 def _limits(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, int, frozenset[int]]:
     """Number of logits, most tokens, and tokens that end a text, as the two configurations say."""
-    context = context_of(config) or sys.maxsize
+    context = next((int(config[name]) for name in CONTEXT if config.get(name)), sys.maxsize)
     eos = generation.get("eos_token_id")
     eos = config.get("eos_token_id") if eos is None else eos
     ends = frozenset() if eos is None else frozenset(eos) if isinstance(eos, list) else frozenset([eos])
