@@ -211,8 +211,8 @@ def _labels(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return tuple(labels_of(config))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SourceError(
-            f"{folder / 'config.json'}: id2label is not a mapping of numbers to names; download or create the "
-            "model again"
+            f"{folder / 'config.json'}: id2label is not a mapping of numbers to names; download or create "
+            "the model again"
         ) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pressoir.config import Config
-from pressoir.errors import PressoirError, RecipeError
+from pressoir.errors import PressoirError, RecipeError, SourceError
 from pressoir.extensions import architecture, loader
 from pressoir.extensions.task import names_of, task
 from pressoir.formats.folder import check_not_quantized, model_type_of, read_json, task_of
@@ -66,7 +66,10 @@ def _distill(folder: Path) -> None:
 def _vocabulary(folder: Path) -> None:
     _in_a_recipe("vocabulary", folder)
     if (path := folder / "tokenizer.json").exists():  # else transformers makes it of the tokenizer's files
-        vocabulary.pieces(read_json(path))
+        try:
+            vocabulary.pieces(read_json(path))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SourceError(f"{path} describes no tokenizer; download or create the model again") from error
 
 
 def _prune(folder: Path) -> None:
