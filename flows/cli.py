@@ -22,6 +22,7 @@ from pressoir.errors import PressoirError, StoreError
 from pressoir.flows.commands.deploy import deploy
 from pressoir.flows.commands.evaluate import evaluate
 from pressoir.flows.commands.init import init
+from pressoir.flows.commands.inspect import inspect
 from pressoir.flows.commands.merge import merge
 from pressoir.flows.commands.monitor import monitor
 from pressoir.flows.commands.pool import pool
@@ -180,7 +181,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 for command in (
-    *(init, search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor),
+    *(init, inspect, search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor),
     *(serve, deploy, undeploy, tracking, pool, push),
 ):
     main.add_command(command)

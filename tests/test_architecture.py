@@ -34,7 +34,7 @@ benchmark: models side by side
 quantization training pruning merging export: the techniques
 evaluation: many models on one machine
 serving: tiers over shared models
-pipeline: from a recipe to its steps
+pipeline: from a recipe to its steps; what a model is, and which stages take it
 publishing: the model card, and the upload to the hub
 stages: one file a stage
 recipe_search: from a budget to a recipe

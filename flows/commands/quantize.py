@@ -130,7 +130,7 @@ def quantize(
     source = resolve.resolve(model)
     check_supported(source.folder)
     declared = task(task_of(source.folder))
-    _check(level, declared, test, low_cpu_mem)
+    _check(level, declared, source.folder, test, low_cpu_mem)
     judged = _evaluation(evaluation) if test else ""
     with progress() as reporter, stage_output(output, FILE, reporter, seed=seed, threads=threads) as context:
         if declared.kind == "language model":
@@ -145,7 +145,9 @@ def quantize(
         _print_test(source.folder, output / ONNX, judged, threads, low_cpu_mem)
 
 
-def _check(level: str, declared: Task, test: bool, low_cpu_mem: bool) -> None:
+def _check(level: str, declared: Task, folder: Path, test: bool, low_cpu_mem: bool) -> None:
+    from pressoir.formats.supported import check_exportable
+
     language_model = declared.kind == "language model"
     if language_model and level == "int8":
         raise QuantizationError(
@@ -154,10 +156,7 @@ def _check(level: str, declared: Task, test: bool, low_cpu_mem: bool) -> None:
         )
     if not language_model and level != "int8":
         raise QuantizationError(f"--level {level} is for causal LMs; choose int8 for {declared.name}")
-    if declared.export is None:
-        raise QuantizationError(
-            "exporting a model without a task head is not supported; use a model with one"
-        )
+    check_exportable(folder)
     if not language_model and (test or low_cpu_mem):
         option = "--test" if test else "--low-cpu-mem"
         raise QuantizationError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pressoir.formats.folder import GRAPH
+from pressoir.formats.onnx_weights import NOT_WEIGHTS
 
 # What a folder needs to be opened: weights, graph, configuration, tokenizer. Reports do not count as size.
 _MODEL_FILES = (
@@ -15,8 +16,6 @@ _MODEL_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
 )
-# Initializers that belong to a quantised tensor without being weights.
-_NOT_WEIGHTS = ("_scale", "_scales", "_zero_point", "_zero_points", "_zp", ".scale", ".zero_point")
 
 
 def size_mb(folder: Path) -> float:
@@ -43,6 +42,6 @@ def count_weights(folder: Path) -> int:
     total = 0
     for tensor in graph.initializer:
         elements = int(np.prod(tensor.dims))
-        if tensor.data_type in kinds and elements > 1 and not tensor.name.endswith(_NOT_WEIGHTS):
+        if tensor.data_type in kinds and elements > 1 and not tensor.name.endswith(NOT_WEIGHTS):
             total += elements
     return total

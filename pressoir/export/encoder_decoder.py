@@ -36,7 +36,7 @@ from pressoir.export.encoder_decoder_parity import check_parity
 from pressoir.export.graph import operator_counts
 from pressoir.export.tracing import REPORT
 from pressoir.extensions.task import task
-from pressoir.formats.folder import QUANTIZATION, is_ctc, task_of
+from pressoir.formats.folder import QUANTIZATION, check_not_quantized, is_ctc, task_of
 from pressoir.formats.supported import check_exportable
 from pressoir.inference.tokenizers.encoder_decoder import TOKENIZER, PythonSeq2SeqTokenizer, open_vocabulary
 from pressoir.models import loading
@@ -61,7 +61,8 @@ def run(
 
     Raises:
         ParityError: the graphs do not compute what the checkpoint computes, or optimum cannot make them.
-        SourceError: the model does not load, is quantised already, or is for another task.
+        SourceError: the model does not load, or is for another task. QuantizationError: it is quantised
+        already.
     """
     source, out, tell = inputs["model"], context.out_dir, context.reporter.message
     check_exportable(source)
@@ -70,8 +71,7 @@ def run(
         raise SourceError(
             f"{source} is a model for {declared.name}, not for translation or speech recognition"
         )
-    if (source / QUANTIZATION).exists():
-        raise SourceError(f"{source} is already quantised; export the original checkpoint")
+    check_not_quantized(source)
     model = loading.load_ctc(source) if ctc else loading.load_encoder_decoder(source)
     original = sum(parameter.nbytes for parameter in model.parameters())
     graph_layers = encoder_decoder_graph.layers(model)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from pressoir.errors import ExtensionError
+from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import loader
 
 if TYPE_CHECKING:
@@ -83,6 +83,19 @@ def find(model_type: object) -> EncoderArchitecture | None:
         raise ExtensionError(
             f"{model_type!r} in {GROUP} is a {type(found).__name__}; an EncoderArchitecture is expected"
         )
+    return found
+
+
+def known(model_type: object) -> EncoderArchitecture:
+    """The architecture of a `model_type`.
+
+    Raises:
+        SourceError: it is not declared. ExtensionError: as `find`.
+    """
+    found = find(model_type)
+    if found is None:
+        supported = ", ".join(loader.names(GROUP))
+        raise SourceError(f"models of type {model_type!r} are not supported here; supported are {supported}")
     return found
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pressoir.errors import ExtensionError, SourceError
+from pressoir.errors import ExtensionError, QuantizationError, SourceError
 from pressoir.extensions import architecture, loader, task
 from pressoir.formats.tensor_bytes import INDEX, check_file, read_index
 from pressoir.system import reader
@@ -79,6 +80,40 @@ def has_ctc_head(config: Mapping[str, Any]) -> bool:
     """The same, of a model's configuration."""
     names = config.get("architectures")
     return isinstance(names, list) and bool(names) and str(names[0]).endswith("ForCTC")
+
+
+class QuantizedLayer(NamedTuple):
+    """A matrix whose weights are stored as codes."""
+
+    elements: int
+    bits: int
+
+
+def quantized_layers(description: Mapping[str, Any]) -> dict[str, QuantizedLayer]:
+    """The layers that a `quantization.json` describes; one that shares another's weights is left out."""
+    layers = description.get("layers")
+    found = {}
+    for name, layer in layers.items() if isinstance(layers, dict) else ():
+        if isinstance(layer, dict) and is_shape(layer.get("shape")) and not layer.get("tied_to"):
+            bits = layer.get("bits")
+            positive = isinstance(bits, int) and not isinstance(bits, bool) and bits > 0
+            found[str(name)] = QuantizedLayer(prod(layer["shape"]), bits if positive else 8)
+    return found
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a value of a JSON file is a list of sizes."""
+    return isinstance(value, list) and bool(value) and all(isinstance(size, int) for size in value)
+
+
+def check_not_quantized(folder: Path) -> None:
+    """Refuse a folder whose weights are codes already.
+
+    Raises:
+        QuantizationError: they are.
+    """
+    if (folder / QUANTIZATION).exists():
+        raise QuantizationError(f"{folder} is already quantised; specify the original model")
 
 
 def declared_by(folder: Path) -> set[Origin]:

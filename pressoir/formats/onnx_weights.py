@@ -31,6 +31,8 @@ DTYPES = {
     **{"INT8": ("I8", 1), "UINT8": ("U8", 1)},
 }
 HALF_BYTE = {"UINT4", "INT4"}  # two elements a byte: safetensors gets the bytes
+# Initializers that belong to a quantised tensor without being weights.
+NOT_WEIGHTS = ("_scale", "_scales", "_zero_point", "_zero_points", "_zp", ".scale", ".zero_point")
 # Smaller tensors, and whole numbers (shapes, axes), stay in the graph: shape inference must see them.
 MIN_ELEMENTS = 16
 
@@ -128,6 +130,33 @@ def external_weights(model: onnx.ModelProto, folder: Path) -> list[Weight]:
     return list(found.values())
 
 
+def initializers(model: onnx.ModelProto, folder: Path) -> list[Weight]:
+    """Every initializer of the graph, in the order of first use, without its values; the range of a file that
+    several share is one weight.
+
+    Raises:
+        ShardError: as `weights`.
+    """
+    found: dict[object, Weight] = {}
+    for tensor in _in_execution_order(model.graph):
+        own = place_of(tensor, folder)
+        if own is None:
+            length = _inline_bytes(tensor)
+            own = _typed(tensor, TensorBytes(tensor.name, "U8", (length,), length))
+        key = (own.file, own.offset, own.length) if own.file else id(tensor)
+        found.setdefault(key, Weight(own)).initializers.append(tensor)
+    return list(found.values())
+
+
+def first_readers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The first node that takes each value, by the value's name."""
+    found: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        for name in _reads(node):
+            found.setdefault(name, node)
+    return found
+
+
 def check_places(model: onnx.ModelProto, folder: Path) -> None:
     """Check that every external tensor lies in a file of `folder` that is long enough.
 
@@ -170,7 +199,8 @@ def _clear(tensor: onnx.TensorProto) -> None:
         tensor.ClearField(name)
 
 
-def _kind(tensor: onnx.TensorProto) -> str:
+def kind_of(tensor: onnx.TensorProto) -> str:
+    """ONNX's name of a tensor's element type."""
     from onnx import TensorProto
 
     try:
@@ -180,7 +210,7 @@ def _kind(tensor: onnx.TensorProto) -> str:
 
 
 def _may_leave(tensor: onnx.TensorProto) -> bool:
-    kind = _kind(tensor)
+    kind = kind_of(tensor)
     if kind in HALF_BYTE:  # packed already, or spread over int32_data
         kind = "UINT8" if tensor.data_location == tensor.EXTERNAL or tensor.raw_data else kind
     return kind in DTYPES and math.prod(tensor.dims) >= MIN_ELEMENTS
@@ -188,10 +218,17 @@ def _may_leave(tensor: onnx.TensorProto) -> bool:
 
 def _expected_bytes(tensor: onnx.TensorProto) -> int | None:
     """Bytes that the tensor's type and dimensions make; None for a type that is not known here."""
-    kind, elements = _kind(tensor), int(math.prod(tensor.dims))
+    kind, elements = kind_of(tensor), int(math.prod(tensor.dims))
     if kind in HALF_BYTE:
         return (elements + 1) // 2
     return elements * DTYPES[kind][1] if kind in DTYPES else None
+
+
+def _inline_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of an inline tensor's values."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    return _expected_bytes(tensor) or tensor.ByteSize()
 
 
 def _inline(tensor: onnx.TensorProto) -> TensorBytes:
@@ -234,7 +271,7 @@ def place_of(tensor: onnx.TensorProto, folder: Path) -> TensorBytes | None:
 
 def _typed(tensor: onnx.TensorProto, own: TensorBytes) -> TensorBytes:
     """With type and shape, where safetensors has the type and the length is that of the shape."""
-    dtype, item = DTYPES.get(_kind(tensor), ("", 0))
+    dtype, item = DTYPES.get(kind_of(tensor), ("", 0))
     if not dtype or own.length != item * math.prod(tensor.dims):
         return own
     return TensorBytes(own.name, dtype, tuple(tensor.dims), own.length, own.file, own.offset, own.data)

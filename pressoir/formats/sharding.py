@@ -32,6 +32,7 @@ HEADER_BYTES = 128
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Kind = Literal["checkpoint", "onnx"]
 
 
 class LoadingCancelledError(ShardError):
@@ -78,7 +79,7 @@ class ShardManifest(_Record):
     """The content of `shard_manifest.json`."""
 
     format_version: int
-    kind: Literal["checkpoint", "onnx"]
+    kind: Kind
     """Whose weights they are: a PyTorch checkpoint's, or an ONNX graph's."""
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
     """In execution order."""
@@ -139,6 +140,25 @@ def parse_manifest(content: bytes, where: str) -> ShardManifest:
     if manifest.total_bytes != sum(record.bytes for record in manifest.shards):
         raise ShardError(f"{where}: total_bytes is not the sum of the shards' bytes; {ADVICE}")
     return manifest
+
+
+def kind_of(folder: Path) -> Kind:
+    """What of a folder is sharded: its graph, or else its checkpoint.
+
+    Raises:
+        ShardError: it has neither.
+    """
+    if (folder / GRAPH).is_file():
+        return "onnx"
+    if any(folder.glob("*.safetensors")):
+        return "checkpoint"
+    below = sorted(
+        path.parent.name for name in (GRAPH, "model.safetensors") for path in folder.glob(f"*/{name}")
+    )
+    hint = f"; specify one of its folders: {', '.join(below)}" if below else ""
+    if any(folder.glob("*.onnx")):
+        hint = "; sharding models with several graphs, such as encoder-decoders, is not supported"
+    raise ShardError(f"{folder} has neither {GRAPH} nor safetensors weights{hint}")
 
 
 def read_manifest(folder: Path) -> ShardManifest:

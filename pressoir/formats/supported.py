@@ -62,13 +62,15 @@ def check_supported(folder: Path, wanted: TaskName | None = None) -> None:
 
 
 def check_exportable(folder: Path) -> None:
-    """Refuse a model that is run in PyTorch alone, or not at all.
+    """Refuse a model that has no head of a task, is run in PyTorch alone, or not at all.
 
     Raises:
         SourceError: it cannot be exported, or `config.json` is missing or broken.
     """
     check_supported(folder)
     declared, config = task(tasks_of(folder)[0]), read_json(folder / "config.json")
+    if declared.export is None:
+        raise SourceError("exporting a model without a task head is not supported; use a model with one")
     if (kind := config.get("model_type")) not in declared.pytorch_only:
         return
     others = tuple(

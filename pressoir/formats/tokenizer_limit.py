@@ -9,6 +9,8 @@ from typing import Any
 from pressoir.formats.folder import read_json
 
 MAX_TOKENS = 512  # where the model's own limit is not given
+# Where configurations say how many positions the model was built for.
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 _NO_LIMIT = 10**6  # tokenizers state one of 1e30 where there is none
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_LAYER = re.compile(r"^(?P<path>.*?)(?:layers?|h|blocks?)\.(?P<index>\d+)(?:\.|$)")
+LAYER = re.compile(r"^(?P<path>.*?)(?:layers?|h|blocks?)\.(?P<index>\d+)(?:\.|$)")
 _EMBEDDING = re.compile(r"emb(?!ed_out)|(^|\.)(wte|wpe|shared)\.")
 _OF_WEIGHT = re.compile(r"(?<=\.weight)_(scale|zero_point)$")
 
@@ -66,7 +66,7 @@ def role(names: Iterable[str]) -> str:
     """What the tensors are for, such as `embeddings, layers 0–3`; final norm, pooler and head are `head`."""
     parts: dict[str, list[int]] = {}
     for name in names:
-        if layer := _LAYER.match(name):
+        if layer := LAYER.match(name):
             stack = next((word for word in ("encoder", "decoder") if word in layer["path"].split(".")), "")
             parts.setdefault(f"{stack} layer".strip(), []).append(int(layer["index"]))
         else:
@@ -92,7 +92,7 @@ def _modules(name: str) -> list[str]:
 
 def _natural(name: str) -> tuple[object, ...]:
     """Embeddings, then layers by number, then the rest; numbers by value, not by digit."""
-    group = 1 if _LAYER.match(name) else 0 if _EMBEDDING.search(name) else 2
+    group = 1 if LAYER.match(name) else 0 if _EMBEDDING.search(name) else 2
     return (
         group,
         *((0, int(segment), "") if segment.isdigit() else (1, 0, segment) for segment in name.split(".")),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from pressoir.errors import ExtensionError, SourceError
-from pressoir.extensions import architecture, loader
+from pressoir.errors import ExtensionError
+from pressoir.extensions import architecture
 from pressoir.extensions.architecture import EncoderArchitecture
 from pressoir.formats.labels import labels_of
 
@@ -35,12 +35,7 @@ def architecture_of(model: PreTrainedModel) -> EncoderArchitecture:
     Raises:
         SourceError: the architecture is not one whose parts are known.
     """
-    model_type = model.config.model_type
-    found = architecture.find(model_type)
-    if found is None:
-        supported = ", ".join(loader.names(architecture.GROUP))
-        raise SourceError(f"models of type {model_type!r} are not supported here; supported are {supported}")
-    return found
+    return architecture.known(model.config.model_type)
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -334,6 +334,20 @@ def rename(config: Any, labels: Sequence[str]) -> None:
     config.label2id = {label: index for index, label in enumerate(labels)}
 
 
+def check_classifier_type(model_type: str) -> None:
+    """Refuse a type of model that no classifier can be made of.
+
+    Raises:
+        SourceError: transformers has no classifier of this type.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise SourceError(
+            f"transformers has no text classifier of type {model_type!r}; use an encoder that it has one of"
+        )
+
+
 def new_classifier(config: Any) -> PreTrainedModel:
     """A randomly initialised classifier of `config`'s architecture."""
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from pressoir.errors import QuantizationError, SourceError
 from pressoir.extensions.task import task
 from pressoir.formats import tensor_files
-from pressoir.formats.folder import QUANTIZATION, task_of
+from pressoir.formats.folder import check_not_quantized, task_of
 from pressoir.formats.tensor_bytes import TensorBytes
 from pressoir.models import skeleton, weight_layers
 from pressoir.models.execution_order import model_name
@@ -56,8 +56,7 @@ class SourceModel:
     """
 
     def __init__(self, folder: Path) -> None:
-        if (folder / QUANTIZATION).exists():
-            raise QuantizationError(f"{folder} is already quantised; specify the original model")
+        check_not_quantized(folder)
         if (declared := task(task_of(folder))).kind != "language model":
             raise QuantizationError(
                 f"{folder} is a model for {declared.name}; q8 to q2 are for causal language models, use int8"

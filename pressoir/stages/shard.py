@@ -41,6 +41,7 @@ from pressoir.formats.sharding import (
     ShardManifest,
     ShardRecord,
     TensorRecord,
+    kind_of,
     verify,
 )
 from pressoir.formats.sharding_info import describe
@@ -72,20 +73,11 @@ def run(inputs: Mapping[str, Path], config: ShardConfig, context: StageContext) 
         SourceError: the weights are broken.
     """
     source, out = inputs["model"], context.out_dir
-    if (source / GRAPH).is_file():
+    kind, tied = kind_of(source), dict[str, str]()
+    if kind == "onnx":
         records, copied = _shard_graph(source, config, context)
-        tied, kind = dict[str, str](), "onnx"
-    elif any(source.glob("*.safetensors")):
-        records, copied, tied = _shard_checkpoint(source, config, context)
-        kind = "checkpoint"
     else:
-        below = sorted(
-            path.parent.name for name in (GRAPH, "model.safetensors") for path in source.glob(f"*/{name}")
-        )
-        hint = f"; specify one of its folders: {', '.join(below)}" if below else ""
-        if any(source.glob("*.onnx")):
-            hint = "; sharding models with several graphs, such as encoder-decoders, is not supported"
-        raise ShardError(f"{source} has neither {GRAPH} nor safetensors weights{hint}")
+        records, copied, tied = _shard_checkpoint(source, config, context)
     manifest = ShardManifest.model_validate(
         {
             "format_version": FORMAT_VERSION,

@@ -29,7 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pressoir.errors import SourceError
-from pressoir.formats.folder import QUANTIZATION, Runtime, read_json
+from pressoir.formats.folder import (
+    QUANTIZATION,
+    QuantizedLayer,
+    Runtime,
+    is_shape,
+    quantized_layers,
+    read_json,
+)
 from pressoir.formats.tensor_bytes import INDEX, read_index
 from pressoir.system.reader import JSON_BYTES, parse_json
 
@@ -121,14 +128,8 @@ def _graph(folder: Path, config: Settings) -> Weights:
     return Weights(stored + three // 2, min(stored, largest if largest >= matrix else FLOAT * matrix))
 
 
-def _quantised(folder: Path) -> dict[str, tuple[int, int]]:
-    """Elements and bits of each quantised layer; one that shares another's weights is left out."""
-    layers = read_object(folder / QUANTIZATION).get("layers")
-    return {
-        str(name): (prod(layer["shape"]), number(layer, "bits", default=8))
-        for name, layer in (layers.items() if isinstance(layers, dict) else ())
-        if isinstance(layer, dict) and _is_shape(layer.get("shape")) and not layer.get("tied_to")
-    }
+def _quantised(folder: Path) -> dict[str, QuantizedLayer]:
+    return quantized_layers(read_object(folder / QUANTIZATION))
 
 
 def header(path: Path) -> dict[str, tuple[str, int, int]]:
@@ -168,12 +169,8 @@ def dynamic(folder: Path) -> bool:
 
 def _largest_matrix(config: Settings) -> int:
     """Elements of the largest table or matrix that an architecture has."""
-    layer = _layer(config)
+    layer = layer_sizes(config)
     return max(layer.hidden * number(config, "vocab_size"), layer.hidden * layer.inner)
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(size, int) for size in value)
 
 
 # --- work ---------------------------------------------------------------------------------------------------
@@ -202,7 +199,7 @@ class Layer(NamedTuple):
 
 def encoder(config: Settings, tokens: int, runtime: Runtime, fused: bool) -> Work:
     """A BERT-type encoder, classifier or not; `fused`: its graph's attention is one operator."""
-    layer = _layer(config, "encoder")
+    layer = layer_sizes(config, "encoder")
     states = FLOAT * 2 * tokens * layer.hidden
     if runtime == "pytorch":
         return Work(0, layer.work(tokens, 0) + MASK * tokens**2 + states)
@@ -211,7 +208,7 @@ def encoder(config: Settings, tokens: int, runtime: Runtime, fused: bool) -> Wor
 
 def causal_lm(config: Settings, window: int, runtime: Runtime) -> Work:
     """A window of a causal LM: logits, those shifted by their maximum, the cache, a layer."""
-    layer = _layer(config)
+    layer = layer_sizes(config)
     logits = FLOAT * window * number(config, "vocab_size")
     if runtime == "pytorch":
         return Work(0, 2 * logits + layer.cache(window) + layer.work(window, 0) + MASK * window**2)
@@ -225,7 +222,7 @@ def translation(config: Settings, source: int, target: int, beams: int, runtime:
     than one.
     """
     scores = 3 if "t5" in str(config.get("model_type")) else 0
-    reading = _layer(config, "encoder")
+    reading = layer_sizes(config, "encoder")
     once = reading.work(source, scores) + MASK * source**2 + FLOAT * 2 * source * reading.hidden
     row = decoder_row(config, source, target, beams > 1)
     if runtime == "pytorch":
@@ -237,7 +234,7 @@ def translation(config: Settings, source: int, target: int, beams: int, runtime:
 
 def whisper(config: Settings, target: int, runtime: Runtime) -> Work:
     """One window of sound to at most `target` tokens."""
-    layer, window = _layer(config, "encoder"), number(config, "max_source_positions", default=1500)
+    layer, window = layer_sizes(config, "encoder"), number(config, "max_source_positions", default=1500)
     features = FLOAT * 2 * window * number(config, "num_mel_bins", default=80)
     convolved = FLOAT * 2 * window * layer.hidden * 3
     reading = max(convolved, layer.work(window, 0 if runtime == "pytorch" else 2))
@@ -247,7 +244,7 @@ def whisper(config: Settings, target: int, runtime: Runtime) -> Work:
 
 def ctc(config: Settings, samples: int, runtime: Runtime) -> Work:
     """A sound of so many samples, which is always run alone."""
-    layer, length, convolved = _layer(config, "encoder"), samples, 0
+    layer, length, convolved = layer_sizes(config, "encoder"), samples, 0
     kernels = zip(
         _sizes(config, "conv_dim", (512,) * 7),
         _sizes(config, "conv_kernel", (10, 3, 3, 3, 3, 2, 2)),
@@ -270,13 +267,14 @@ def decoder_row(config: Settings, source: int, target: int, searching: bool) -> 
     A step's cache is the last one's and one token more: for a moment both are there. Searching among beams,
     the cache is written in another order, and the scores of all tokens are sorted.
     """
-    layer = _layer(config, "decoder")
+    layer = layer_sizes(config, "decoder")
     states = FLOAT * source * layer.hidden
     logits = FLOAT * number(config, "vocab_size") * (6 if searching else 4)
     return layer.cache(source) * (2 if searching else 1) + 2 * layer.cache(target) + states + logits
 
 
-def _layer(config: Settings, prefix: str = "") -> Layer:
+def layer_sizes(config: Settings, prefix: str = "") -> Layer:
+    """Sizes of the layers, by the usual names of their fields; `prefix`: of the `encoder` or `decoder`."""
     hidden = number(config, "hidden_size", "d_model", "n_embd", "dim")
     heads = max(
         1,
@@ -304,7 +302,7 @@ def number(config: Settings, *names: str, default: int = 0) -> int:
 
 def _sizes(config: Settings, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     value = config.get(name)
-    return tuple(value) if isinstance(value, list) and _is_shape(value) else default
+    return tuple(value) if is_shape(value) else default
 
 
 def read_object(path: Path) -> dict[str, Any]:

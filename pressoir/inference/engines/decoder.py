@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from pressoir.errors import SourceError
 from pressoir.formats.folder import GRAPH, Runtime, read_json, runtime_of
 from pressoir.formats.packed_streams import expand
+from pressoir.formats.tokenizer_limit import CONTEXT
 from pressoir.inference.engines.decoder_protocol import Cache, Decoder
 from pressoir.inference.engines.session import make_session, verify_shards
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-# Where configurations say how many positions the model was built for.
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -149,7 +148,7 @@ def open_decoder(folder: Path, threads: int, runtime: Runtime | None = None) -> 
 
 def _limits(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, int, frozenset[int]]:
     """Number of logits, most tokens, and tokens that end a text, as the two configurations say."""
-    context = next((int(config[name]) for name in _CONTEXT if config.get(name)), sys.maxsize)
+    context = next((int(config[name]) for name in CONTEXT if config.get(name)), sys.maxsize)
     eos = generation.get("eos_token_id")
     eos = config.get("eos_token_id") if eos is None else eos
     ends = frozenset() if eos is None else frozenset(eos) if isinstance(eos, list) else frozenset([eos])

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pressoir.errors import ParityError, SourceError
+from pressoir.errors import ParityError, QuantizationError, SourceError
 from pressoir.export import encoder_decoder, encoder_decoder_graph
 from pressoir.export.encoder_decoder_graph import DATA
 from pressoir.formats.folder import DECODER, ENCODER, GRAPH, read_json
@@ -268,7 +268,7 @@ def test_a_quantised_model_is_not_quantised_again(tiny_nllb, context, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(tiny_nllb, source)
     (source / "quantization.json").write_text("{}")
-    with pytest.raises(SourceError, match="already quantised"):
+    with pytest.raises(QuantizationError, match="already quantised"):
         encoder_decoder.run({"model": source}, ExportConfig(), context, int8=True)
 
 
