@@ -11,11 +11,11 @@ from rich.table import Table
 
 from pressoir.data import columns, first_recipe, layout
 from pressoir.data.inspection import Inspection, SplitFacts, inspect, splits_of
-from pressoir.errors import RecipeError
+from pressoir.errors import RecipeError, StoreError
 from pressoir.flows.commands.terminal import console
 from pressoir.recipe.recipe import Recipe
 from pressoir.system.files import disk_errors, write_text_atomic
-from pressoir.system.reader import exists, shown
+from pressoir.system.reader import exists, named, shown
 
 _LISTED = 12
 """Labels, and kinds of malformed rows, that are printed."""
@@ -63,7 +63,7 @@ def init(
       pressoir compress recipe.yaml --dry-run
     """
     if exists(output) and not (force and output.is_file()):
-        raise RecipeError(f"{output} exists; specify another --output, or --force to replace a recipe")
+        raise RecipeError(f"{named(output)} exists; specify another --output, or --force to replace a recipe")
     files = splits_of(data)
     found = layout.find(files["train"], encoding)
     _print_layout(found, files)
@@ -74,8 +74,12 @@ def init(
     text = first_recipe.recipe_text(inspection, name or first_recipe.name_for(files), model, output)
     sizes = first_recipe.check(text, output)
     _print_recipe(inspection, sizes)
-    with disk_errors(output):
-        write_text_atomic(output, text)
+    try:
+        with disk_errors(output):
+            write_text_atomic(output, text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"{named(output)} cannot be written: {reason}; specify another --output") from error
     console.print(escape(f"recipe     {output}"), soft_wrap=True)
     console.print(escape(f"next       pressoir compress {output} --dry-run"), soft_wrap=True)
 
@@ -86,7 +90,7 @@ def _say(topic: str, text: str) -> None:
 
 def _print_layout(found: layout.Layout, files: Mapping[str, Path]) -> None:
     for split, path in files.items():
-        _say(split, str(path))
+        _say(split, named(path))
     parts = [found.path.suffix[1:].upper()]
     if found.encoding is not None:
         parts.append(found.encoding.upper() if found.encoding.startswith("utf") else found.encoding)

@@ -21,8 +21,8 @@ from pressoir.system.reader import shown
 
 TEXT_NAMES = tuple(
     """text sentence review review_text reviewtext comment comment_text tweet tweet_text message sms email
-    post utterance content body document article paragraph query question headline title description
-    summary""".split()
+    post utterance content body document article paragraph query question description summary headline
+    title""".split()
 )
 LABEL_NAMES = tuple(
     """label labels class category target sentiment emotion emotions intent topic topics polarity gold_label
@@ -107,6 +107,11 @@ class Column:
     def words(self) -> float:
         """The median number of words."""
         return statistics.median(len(str(value).split()) for value in self.values) if self.values else 0
+
+    @property
+    def filled(self) -> bool:
+        """Whether at least half of its fields are not empty."""
+        return bool(self.values) and 2 * len(self.values) >= len(self.cells)
 
     def mostly(self, count: int) -> bool:
         """Whether so many of its values are most of them."""
@@ -235,7 +240,7 @@ def _named(columns: Mapping[Key, Column]) -> Column | None:
 
 def _text(candidates: Sequence[Column]) -> tuple[Column | None, str, tuple[Column, Column] | None]:
     """The text, why it is that, and the two columns between which it could not be decided."""
-    texts = [c for c in candidates if c.values and not (c.lists or c.numeric or c.tags or c.identifies)]
+    texts = [c for c in candidates if c.filled and not (c.lists or c.numeric or c.tags or c.identifies)]
     by_name = {column.name: column for column in texts}
     for first, second in _PAIRS:
         if first in by_name and second in by_name:
@@ -261,7 +266,7 @@ def _by_values(others: Sequence[Column]) -> tuple[Column | None, str, str | None
     for column in others:
         if column.tags or column.lists:
             return column, "", None
-    likely = [column for column in others if column.repeats and not (column.scores or column.identifies)]
+    likely = [c for c in others if c.filled and c.repeats and not (c.scores or c.identifies)]
     if len(likely) == 1:
         found = f"{len(likely[0].counts)} different values in {len(likely[0].values):,} rows, as labels have"
         return likely[0], found, None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,9 @@ def splits_of(words: Sequence[str]) -> dict[str, Path]:
         path = Path(name if given else word)
         if not reader.is_file(path):
             raise DataError(f"{reader.named(path)} is not a file (relative to {Path.cwd()})")
-        named = {
-            _SPLIT_NAMES[part] for part in re.split(r"[^a-z]+", path.stem.lower()) if part in _SPLIT_NAMES
-        }
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{path} cannot be read: permission denied")
+        named = named_splits(path)
         if given:
             named = {role}
         elif len(words) == 1:
@@ -144,7 +145,7 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
         DataError: a file cannot be read so, most of its rows are malformed, or the label has about as many
             values as there are rows.
     """
-    settings = {**layout.settings, **_encoding(files, layout, encoding)}
+    settings = {**layout.settings, **_encoding(files, encoding)}
     for field, column in (("text_column", choice.text), ("label_column", choice.label)):
         if column != DataConfig.model_fields[field].default:
             settings[field] = column
@@ -196,7 +197,7 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
     )
 
 
-def _encoding(files: Mapping[str, Path], layout: Layout, given: str | None) -> dict[str, str]:
+def _encoding(files: Mapping[str, Path], given: str | None) -> dict[str, str]:
     """The one encoding that a recipe has for all of its files, where it must be named."""
     if given is not None:
         return {"encoding": given}

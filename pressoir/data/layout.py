@@ -6,9 +6,10 @@ regular table of a file, and of settings that do equally well the file type's ow
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from pressoir.recipe.sections import DataConfig
 from pressoir.system.reader import shown
 
 SAMPLE = 5000
-"""Records that are looked at; the rest of a file is only read as the layout says."""
+"""Records that are looked at: the first ones for the delimiter, of the whole file for the columns."""
 DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "vertical bar"}
 _DELIMITED = {".csv": (",", "csv"), ".tsv": ("\t", "none"), ".txt": ("\t", "none")}
 _NEARLY_ALL = 0.98
@@ -98,7 +99,7 @@ def find(path: Path, encoding: str | None = None) -> Layout:
 
 def _of_objects(path: Path, settings: dict[str, Any], encoding: str | None, guess: str | None) -> Layout:
     """That of JSONL and Parquet, whose records name their columns themselves."""
-    sample = list(islice(tables.records(path, DataConfig(encoding=settings.get("encoding"))), SAMPLE))
+    sample = _sample(tables.records(path, DataConfig(encoding=settings.get("encoding"))))
     rows = tuple(record for record in sample if isinstance(record, dict))
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     if not rows:
@@ -136,7 +137,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _most_regular(path: Path, base: DataConfig) -> tuple[str, str, list[list[str]]]:
-    """The delimiter and the quoting with which most records have the same number of columns, and these."""
+    """The delimiter and the quoting with which most records have the same number of columns; a sample."""
     usual_delimiter, usual_quoting = _DELIMITED[path.suffix.lower()]
     found: dict[tuple[str, str], list[list[str]]] = {}
     shares: dict[tuple[str, str], float] = {}
@@ -168,7 +169,22 @@ def _most_regular(path: Path, base: DataConfig) -> tuple[str, str, list[list[str
     quoted = (delimiter, "csv")
     if quoting == "none" and shares.get(quoted, 0) >= share and _looks_quoted(found[best]):
         quoting = "csv"
-    return delimiter, quoting, found[delimiter, quoting]
+    rows = found[delimiter, quoting]
+    if len(rows) == SAMPLE:
+        config = base.model_copy(update={"delimiter": delimiter, "quoting": quoting})
+        rows = [row for row in _sample(tables.records(path, config)) if isinstance(row, list)]
+    return delimiter, quoting, rows
+
+
+def _sample(records: Iterable[tables.Record]) -> list[tables.Record]:
+    """The first record, and others of the whole file: it may be sorted by its labels."""
+    rng, kept = random.Random(0), list[tables.Record]()
+    for number, record in enumerate(records):
+        if number < SAMPLE:
+            kept.append(record)
+        elif (place := rng.randrange(1, number + 1)) < SAMPLE:
+            kept[place] = record
+    return kept
 
 
 def _regularity(rows: Sequence[Sequence[str]]) -> float:

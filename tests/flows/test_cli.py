@@ -139,6 +139,7 @@ def test_help_is_there_for_every_command():
     for words in (
         (),
         ("compress",),
+        ("init",),
         ("store",),
         ("store", "ls"),
         ("store", "verify"),

@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from pressoir.config import examples
 from pressoir.data import columns, first_recipe, layout, sentences
-from pressoir.data.inspection import inspect
+from pressoir.data.inspection import inspect, splits_of
 from pressoir.evaluation import datasets
 from pressoir.evaluation.config import DataSetConfig, EvaluationConfig
 from pressoir.evaluation.estimates import footprint
@@ -465,8 +465,9 @@ class Data:
     @staticmethod
     def recipe(path):
         """What `pressoir init` does, with a recipe that is not written."""
-        found, output = layout.find(path), path.with_name("recipe.yaml")
-        inspected = inspect({"train": path}, found, columns.choose(found.columns, found.rows), None)
+        files, output = splits_of([f"train={path}"]), path.with_name("recipe.yaml")
+        found = layout.find(path)
+        inspected = inspect(files, found, columns.choose(found.columns, found.rows), None)
         first_recipe.check(first_recipe.recipe_text(inspected, "fuzzed", "model", output), output)
 
 

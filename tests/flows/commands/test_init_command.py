@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pressoir.data import sentences
+from pressoir.data import layout, sentences
 from pressoir.pipeline.checks import check_inputs
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
@@ -161,6 +161,15 @@ def test_class_names_of_a_parquet_file(folder):
     assert "'zebra' 100 (50.0%)" in told
     assert {label for _, label in read(recipe)} == set(names)
     assert recipe.name == "data"
+
+
+def test_empty_columns_and_labels_that_are_sorted(folder, monkeypatch):
+    monkeypatch.setattr(layout, "SAMPLE", 100)
+    pairs = sorted((label, text, "and so on" * (i == 3), "") for i, (text, label) in enumerate(rows()))
+    (folder / "spam.csv").write_text(lines(pairs, ",", ("v1", "v2", "", "")))
+    _, recipe = accepted("spam.csv")
+    assert (recipe.data.text_column, recipe.data.label_column) == ("v2", "v1")
+    assert read(recipe) == set(rows())
 
 
 def test_jsonl_with_other_columns(folder):
@@ -478,6 +487,7 @@ def test_an_existing_recipe_is_kept_unless_it_may_be_replaced(folder):
     assert (recipe.name, recipe.model) == ("mine", "some/model")
     assert "name: String should match pattern" in run("init", "a.tsv", "--force", "--name", "Mine").stderr
     assert "exists" in run("init", "a.tsv", "--force", "--output", folder).stderr
+    assert "cannot be written: File name too long" in run("init", "a.tsv", "--output", "a" * 300).stderr
 
 
 def test_a_recipe_elsewhere_finds_the_data_from_everywhere(folder, tmp_path, monkeypatch):
