@@ -93,8 +93,11 @@ class PartSize:
     bytes: int
 
 
-class _Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
+    """A tensor of a file."""
+
     name: str
+    """Its module's path."""
     parameters: int
     bytes: int
     shape: tuple[int, ...]
@@ -119,7 +122,9 @@ def parts(folder: Path) -> list[PartSize]:
     return _summed(_tied(config, [(place_of(tensor, config, names), tensor) for tensor in tensors]))
 
 
-def place_of(tensor: _Tensor, config: Mapping[str, Any], names: EncoderArchitecture | None = None) -> Place:
+def place_of(
+    tensor: StoredTensor, config: Mapping[str, Any], names: EncoderArchitecture | None = None
+) -> Place:
     """What a tensor belongs to."""
     name, layer = tensor.name, LAYER.match(tensor.name)
     inside = layer is not None and "conv_layers" not in layer[0] and "feature_extractor" not in layer["path"]
@@ -160,7 +165,7 @@ def _declared(name: str, names: EncoderArchitecture) -> PartName | None:
     return None
 
 
-def _of_checkpoint(folder: Path, layers: Mapping[str, QuantizedLayer]) -> Iterator[_Tensor]:
+def _of_checkpoint(folder: Path, layers: Mapping[str, QuantizedLayer]) -> Iterator[StoredTensor]:
     for tensor in checkpoint_tensors(folder):
         name = weight_of(tensor.name)
         packed = layers.get(name.removesuffix(".weight"))
@@ -169,10 +174,10 @@ def _of_checkpoint(folder: Path, layers: Mapping[str, QuantizedLayer]) -> Iterat
             continue
         if packed is not None and name.endswith(".weight"):
             parameters = packed.elements if name == tensor.name else 0
-        yield _Tensor(name, parameters, tensor.length, tensor.shape)
+        yield StoredTensor(name, parameters, tensor.length, tensor.shape)
 
 
-def _of_graphs(folder: Path) -> Iterator[_Tensor]:
+def _of_graphs(folder: Path) -> Iterator[StoredTensor]:
     """The initializers; what two graphs, or two initializers, share is counted once."""
     seen = set[tuple[object, int, int]]()
     for file in (GRAPH,) if (folder / GRAPH).exists() else (ENCODER, DECODER):
@@ -189,7 +194,7 @@ def _of_graphs(folder: Path) -> Iterator[_Tensor]:
             if onnx_weights.kind_of(tensor) not in (*_GRAPH_FLOATS, *_CODES) or _BUFFERS.search(tensor.name):
                 continue  # also shapes and axes
             reader = readers.get(tensor.name)
-            yield _Tensor(
+            yield StoredTensor(
                 _graph_name(tensor.name, reader, side),
                 _graph_parameters(tensor, reader),
                 own.length,
@@ -224,8 +229,8 @@ def _graph_parameters(tensor: onnx.TensorProto, reader: onnx.NodeProto | None) -
 
 
 def _tied(
-    config: Mapping[str, Any], placed: Iterable[tuple[Place, _Tensor]]
-) -> Iterator[tuple[Place, _Tensor]]:
+    config: Mapping[str, Any], placed: Iterable[tuple[Place, StoredTensor]]
+) -> Iterator[tuple[Place, StoredTensor]]:
     """Second copies of tied weights count as bytes alone: a head of the word embeddings' shape, and the word
     embeddings of both sides where there are shared ones."""
     placed = list(placed)
@@ -241,7 +246,7 @@ def _tied(
         yield place, tensor._replace(parameters=0) if copy else tensor
 
 
-def _summed(placed: Iterable[tuple[Place, _Tensor]]) -> list[PartSize]:
+def _summed(placed: Iterable[tuple[Place, StoredTensor]]) -> list[PartSize]:
     """Where all other layers are one stack's, those whose names do not say are it, too."""
     placed, totals = list(placed), dict[Place, list[int]]()
     stacks = {place.stack for place, _ in placed} - {""}

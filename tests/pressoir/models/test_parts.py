@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pressoir.errors import ShardError, SourceError
-from pressoir.models.parts import Place, parts
+from pressoir.extensions.architecture import EncoderArchitecture
+from pressoir.models.parts import Place, StoredTensor, parts, place_of
 
 
 def built(folder):
@@ -306,6 +307,31 @@ def test_fused_and_renamed_weights_are_known_by_the_node_that_reads_them(tmp_pat
         Place("encoder", "attention"): (4 * hidden**2, 4 * 4 * hidden**2),
         Place("encoder", "feed_forward"): (4 * hidden**2, 4 * 4 * hidden**2),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("net.stack.layers.3.mix.first.weight", Place("", "attention")),
+        ("net.stack.layers.3.mix.last.weight", Place("", "attention")),
+        ("net.stack.layers.3.widen.bias", Place("", "feed_forward")),
+        ("net.stack.layers.3.narrow.weight", Place("", "feed_forward")),
+        ("net.stack.layers.3.gate", Place("", "norms")),
+        ("net.places.weight", Place("", "position_embeddings")),
+    ],
+)
+def test_an_architecture_of_another_package_is_read_by_the_names_it_declares(name, place):
+    names = EncoderArchitecture(
+        layers="stack.layers",
+        query="mix.first",
+        key="mix.second",
+        value="mix.third",
+        attention_output="mix.last",
+        ffn_in="widen",
+        ffn_out="narrow",
+        position_embeddings="places",
+    )
+    assert place_of(StoredTensor(name, 4, 16, (2, 2)), {}, names) == place
 
 
 def test_what_is_missing_or_broken_is_named(tiny_llama, tmp_path):
