@@ -51,8 +51,13 @@ def test_json_is_everything(tiny_llama):
     assert Inspection.model_validate_json(result.output) == inspect_model(str(tiny_llama))
 
 
-def test_stages_that_give_the_same_reason_stand_together(tiny_t5):
-    text = " ".join(run(tiny_t5).output.split())
+def test_stages_that_give_the_same_reason_stand_together(tiny_bert, tmp_path):
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=1200, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    text = " ".join(run(tmp_path).output.split())
     assert (
         "stages quantize, export, shard, serve not train, distill, vocabulary, prune: recipes are for "
         "text-classification and causal-lm, not for translation" in text
