@@ -50,7 +50,7 @@ class FastTokenizer:
             settings, self._tokenizer = _read(folder)
             own = int(settings.get("model_max_length") or MAX_TOKENS)
             self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
-            self._names = settings.get("model_input_names") or _INPUTS
+            self._names = frozenset[str](settings.get("model_input_names") or _INPUTS)
             pad = content(settings.get("pad_token")) or "[PAD]"
             cut, padded = self._tokenizer.truncation or {}, self._tokenizer.padding or {}  # of tokenizer.json
             self.truncation_side = str(settings.get("truncation_side") or cut.get("direction", "right"))
