@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from pressoir.errors import ExtensionError, QuantizationError, SourceError
 from pressoir.extensions import architecture, loader, task
@@ -101,7 +101,7 @@ def quantized_layers(description: Mapping[str, Any]) -> dict[str, QuantizedLayer
     return found
 
 
-def is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> TypeGuard[list[int]]:
     """Whether a value of a JSON file is a list of sizes."""
     return isinstance(value, list) and bool(value) and all(isinstance(size, int) for size in value)
 
