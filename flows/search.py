@@ -23,13 +23,12 @@ from pressoir.evaluation.guards import exclusive
 from pressoir.flows.compress import pipeline
 from pressoir.flows.extras import needs_dask
 from pressoir.flows.linked import linked_run
-from pressoir.pipeline.architecture_checks import check_architectures
-from pressoir.pipeline.checks import base_reference, check_inputs
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import report, trial
 from pressoir.recipe_search.budget import SearchLimits, meets
-from pressoir.recipe_search.config import Range, SearchConfig, load, options, with_values
+from pressoir.recipe_search.checks import check_search
+from pressoir.recipe_search.config import SearchConfig, load
 from pressoir.recipe_search.outcome import SearchResult, conclude
 from pressoir.recipe_search.records import Trial, TrialOutcome, describe
 from pressoir.recipe_search.study import Proposal, Study
@@ -85,7 +84,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     from prefect.runtime import flow_run
 
     store = Store()
-    _check(config, Sources(store))
+    check_search(config, Sources(store))
     folder = report.begin(config)
     with (
         exclusive(folder),
@@ -125,16 +124,6 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         mlflow_run_id=parent.run_id,
         tracking_uri=parent.shown_uri,
     )
-
-
-def _check(config: SearchConfig, sources: Sources) -> None:
-    """Check the recipe, and that each choice of the space works with the architectures of the models."""
-    check_inputs(config.recipe, sources)
-    for key, choices in config.space.items():
-        values = options(choices)
-        for value in (values[0], values[-1]) if isinstance(choices, Range) else values:
-            tried = with_values(config.recipe, {key: value})
-            check_architectures(tried, base_reference(tried), sources)
 
 
 def _try_all(config: SearchConfig, study: Study, workers: Workers, limits: SearchLimits, parent: Run) -> None:
