@@ -23,11 +23,11 @@ from pressoir.evaluation.guards import exclusive
 from pressoir.flows.compress import pipeline
 from pressoir.flows.extras import needs_dask
 from pressoir.flows.linked import linked_run
-from pressoir.pipeline.checks import check_inputs
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
 from pressoir.recipe_search import report, trial
 from pressoir.recipe_search.budget import SearchLimits, meets
+from pressoir.recipe_search.checks import check_search
 from pressoir.recipe_search.config import SearchConfig, load
 from pressoir.recipe_search.outcome import SearchResult, conclude
 from pressoir.recipe_search.records import Trial, TrialOutcome, describe
@@ -84,7 +84,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
     from prefect.runtime import flow_run
 
     store = Store()
-    check_inputs(config.recipe, Sources(store))
+    check_search(config, Sources(store))
     folder = report.begin(config)
     with (
         exclusive(folder),

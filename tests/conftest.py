@@ -147,6 +147,56 @@ def tiny_classifier(tiny_bert, built_once):
     return built_once("tiny-classifier", make)
 
 
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+_OF_TYPE = {
+    "albert": {"embedding_size": 16},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 16,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "esm": {"mask_token_id": 4},
+    "fnet": {"num_attention_heads": None},
+    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    "modernbert": {
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "reference_compile": False,
+    },
+    "mpnet": {"pad_token_id": 1, "max_position_embeddings": 66},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_bert, built_once):
+    """`tiny_encoder(model_type)`: folder of a random classifier of that type, of four layers, with the
+    tokenizer of the tiny BERT."""
+
+    def make(model_type, folder):
+        import torch
+        from transformers import AutoConfig
+
+        from pressoir.models import loading
+
+        tokenizer = loading.load_tokenizer(tiny_bert)
+        values = {**_SIZES, **_SPECIAL, "max_position_embeddings": 64, **_OF_TYPE.get(model_type, {})}
+        given = {name: value for name, value in values.items() if value is not None}
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), initializer_range=0.2, **given)
+        loading.rename(config, ["negative", "positive"])
+        torch.manual_seed(0)
+        loading.save_model(loading.new_classifier(config), folder)
+        loading.save_tokenizer(tokenizer, folder)
+
+    return lambda model_type: built_once(f"tiny-{model_type}", lambda folder: make(model_type, folder))
+
+
 def _byte_tokenizer(folder):
     """A byte-level BPE tokenizer of 320 tokens, trained on the sentences of this file."""
     from tokenizers import ByteLevelBPETokenizer

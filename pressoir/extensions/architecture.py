@@ -8,10 +8,10 @@ loaded configuration are read by transformers' common names (`num_hidden_layers`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import loader
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROUP: Final = "pressoir.architectures"
+Step = Literal["vocabulary", "layers", "relations", "prune", "heads", "quantize", "export"]
+"""What a recipe does with an encoder: `layers` makes a student of some of them, `relations` learns from the
+queries, keys and values of the last one, `heads` removes attention heads; the others are stages."""
 
 
 def prune_heads_by_transformers(model: PreTrainedModel, heads: dict[int, list[int]]) -> None:
@@ -35,7 +38,8 @@ class EncoderArchitecture:
     """The `nn.ModuleList` of layers, from `model.base_model` (a classifier without its head)."""
 
     query: str
-    """The attention's projections, from a layer; each an `nn.Linear`, (heads × head size, hidden)."""
+    """The attention's projections, from a layer; each an `nn.Linear`, (heads × head size, hidden). Where all
+    three are one path, that one `nn.Linear` has the rows of the query, then the key's, then the value's."""
     key: str
     """See `query`."""
     value: str
@@ -43,9 +47,14 @@ class EncoderArchitecture:
     attention_output: str
     """The `nn.Linear` that joins the heads again, from a layer: (hidden, heads × head size)."""
     ffn_in: str
-    """The feed-forward part's first `nn.Linear`, from a layer: (neurons, hidden)."""
+    """The feed-forward part's first `nn.Linear`, from a layer: (neurons, hidden); see `gated_ffn`."""
     ffn_out: str
     """Its second, from a layer: (hidden, neurons)."""
+    gated_ffn: bool = False
+    """Whether it is a gated linear unit: `ffn_in` has two rows a neuron, (2 × neurons, hidden), first those
+    that go through the activation, then those that multiply the result."""
+    absent_in_first_layer: tuple[str, ...] = ()
+    """Modules that every layer has but the first, from a layer; a student's first layer goes without them."""
 
     position_embeddings: str | None
     """The `nn.Embedding` of absolute positions, from the base model; None where there is none, and the
@@ -63,6 +72,10 @@ class EncoderArchitecture:
     prune_heads: Callable[[PreTrainedModel, dict[int, list[int]]], None] = prune_heads_by_transformers
     """Removes heads in place, {layer: heads, numbered as in the whole model}. The configuration then has all
     that are gone as `pruned_heads`, and a model made from it lacks them."""
+
+    unsupported: Mapping[Step, str] = field(default_factory=dict, hash=False)
+    """Steps that do not work with this architecture, and why; a recipe that takes one is refused with that
+    reason, before any work."""
 
     modeling: str | None = None
     """Module that registers the classes with transformers' `AutoConfig`, `AutoModel` and

@@ -63,6 +63,34 @@ def linear(layer: nn.Module, path: str) -> nn.Linear:
     return _submodule(layer, path, nn.Linear)
 
 
+def projections(layer: nn.Module, names: EncoderArchitecture) -> dict[str, tuple[nn.Linear, slice]]:
+    """The linear layers that give a layer's `query`, `key` and `value`, and which of their outputs those are.
+
+    Raises:
+        ExtensionError: they are declared with names that the layer does not have.
+    """
+    paths = {"query": names.query, "key": names.key, "value": names.value}
+    found = {name: linear(layer, path) for name, path in paths.items()}
+    shared = len(set(paths.values())) == 1
+    width = found["query"].out_features // (len(found) if shared else 1)
+    starts = [index * width if shared else 0 for index in range(len(found))]
+    return {
+        name: (module, slice(start, start + width))
+        for (name, module), start in zip(found.items(), starts, strict=True)
+    }
+
+
+def count_neurons(layer: nn.Module, names: EncoderArchitecture) -> int:
+    """Feed-forward neurons of a layer."""
+    return linear(layer, names.ffn_in).out_features // (2 if names.gated_ffn else 1)
+
+
+def attention_width(layer: nn.Module, names: EncoderArchitecture) -> int:
+    """Units of all heads of a layer together."""
+    _, rows = projections(layer, names)["query"]
+    return int(rows.stop - rows.start)
+
+
 def position_table(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
     """Which module holds the table of absolute positions, one a token, and by what name.
 
@@ -85,11 +113,12 @@ def count_parameters(model: nn.Module) -> int:
 def resize_ffn(layer: nn.Module, names: EncoderArchitecture, keep: torch.Tensor) -> None:
     """Keep only the feed-forward neurons `keep` (indices, any order preserved) of one encoder layer."""
     inner, outer = linear(layer, names.ffn_in), linear(layer, names.ffn_out)
-    inner.weight = nn.Parameter(inner.weight.detach()[keep].clone())  # (kept, hidden)
+    rows = torch.cat([keep, keep + count_neurons(layer, names)]) if names.gated_ffn else keep
+    inner.weight = nn.Parameter(inner.weight.detach()[rows].clone())  # (kept, hidden)
     if inner.bias is not None:
-        inner.bias = nn.Parameter(inner.bias.detach()[keep].clone())
+        inner.bias = nn.Parameter(inner.bias.detach()[rows].clone())
     outer.weight = nn.Parameter(outer.weight.detach()[:, keep].clone())  # (hidden, kept)
-    inner.out_features = outer.in_features = len(keep)
+    inner.out_features, outer.in_features = len(rows), len(keep)
 
 
 def _submodule(module: nn.Module, path: str, expected: type[Module]) -> Module:

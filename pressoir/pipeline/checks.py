@@ -1,4 +1,4 @@
-"""What is checked before any work: the store, the registry, the data, and the room that a run needs."""
+"""What is checked before any work: store, registry, data, architectures, and the room that a run needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pressoir.errors import DataError
 from pressoir.formats.folder import read_json
 from pressoir.formats.labels import check_single_label, labels_of, match
 from pressoir.merging.preflight import preflight
+from pressoir.pipeline.architecture_checks import check_architectures
 from pressoir.pipeline.estimates import estimate_disk_bytes
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
@@ -24,13 +25,15 @@ def base_reference(recipe: Recipe) -> str:
 
 
 def check_inputs(recipe: Recipe, sources: Sources) -> int:
-    """Check the store, the registry and the data; return the number of training sentences (LMs: 0).
+    """Check the store, the registry, the data, and that each step works with the architectures of the models;
+    return the number of training sentences (LMs: 0).
 
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
         missing or has a malformed row, or a finished checkpoint has other labels. SourceError: a hub data
         set or a parent cannot be loaded, or a finished checkpoint does not choose one label of several.
-        MergeError: the models cannot be merged; every finding is listed.
+        MergeError: the models cannot be merged; every finding is listed. RecipeError: a step does not work
+        with a model's architecture.
     """
     store = sources.store
     store.check_writable()
@@ -44,6 +47,7 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
     if recipe.teacher is None:
         sources.key("text", recipe.text, {}, recipe.seed)
         return 0
+    check_architectures(recipe, base_reference(recipe), sources)
     stored = store.find(sources.key("data", recipe.data, {}, recipe.seed))
     if stored is not None:
         facts = sentences.info(store.path(stored))

@@ -25,7 +25,9 @@ from pressoir.data import sentences
 from pressoir.models.layouts import (
     accepted_inputs,
     architecture_of,
+    attention_width,
     class_names,
+    count_neurons,
     encoder_layers,
     linear,
     resize_ffn,
@@ -81,8 +83,8 @@ def units(model: PreTrainedModel) -> Units:
     """
     names, layers, head_size = architecture_of(model), encoder_layers(model), _head_size(model)
     return Units(
-        tuple(linear(layer, names.query).out_features // head_size for layer in layers),
-        tuple(linear(layer, names.ffn_in).out_features for layer in layers),
+        tuple(attention_width(layer, names) // head_size for layer in layers),
+        tuple(count_neurons(layer, names) for layer in layers),
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pressoir.errors import RecipeError
-from pressoir.models.layouts import architecture_of, encoder_layers, linear
+from pressoir.models.layouts import architecture_of, attention_width, encoder_layers, projections
 
 PROJECTIONS = ("query", "key", "value")
 WIDTH = 16  # of a relation head of the teacher: 48 heads of 768 units, 64 of 1024, as in the paper
@@ -38,10 +38,12 @@ def captured(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """
     seen: dict[str, Tensor] = {}
     hooks = []
-    for name, module in _projections(model).items():
+    for name, (module, rows) in _projections(model).items():
 
-        def keep(module: nn.Module, args: object, output: Tensor, name: str = name) -> None:
-            seen[name] = output
+        def keep(
+            module: nn.Module, args: object, output: Tensor, name: str = name, rows: slice = rows
+        ) -> None:
+            seen[name] = output[..., rows]
 
         hooks.append(module.register_forward_hook(keep))
     try:
@@ -58,7 +60,7 @@ def stacked(seen: dict[str, Tensor]) -> Tensor:
 
 def width(model: PreTrainedModel) -> int:
     """Units of all heads of the last layer together."""
-    return _projections(model)["query"].out_features
+    return attention_width(encoder_layers(model)[-1], architecture_of(model))
 
 
 def count_heads(teacher_width: int, student_width: int, asked: int | None = None) -> int:
@@ -115,6 +117,5 @@ def _log_relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
     return F.log_softmax(scores, dim=-1)
 
 
-def _projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    names, layer = architecture_of(model), encoder_layers(model)[-1]
-    return {name: linear(layer, getattr(names, name)) for name in PROJECTIONS}
+def _projections(model: PreTrainedModel) -> dict[str, tuple[nn.Linear, slice]]:
+    return projections(encoder_layers(model)[-1], architecture_of(model))

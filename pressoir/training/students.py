@@ -130,8 +130,12 @@ def make_student(
     keep = matched_layers(config, teacher.config.num_hidden_layers)
     layers = encoder_layers(teacher)
     replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
-    shrunk = teacher.config.to_dict() | {architecture_of(teacher).layer_count_field: len(keep)}
+    names = architecture_of(teacher)
+    shrunk = teacher.config.to_dict() | {names.layer_count_field: len(keep)}
     student = loading.new_classifier(type(teacher.config)(**shrunk))
-    student.load_state_dict(teacher.state_dict())
+    first = f"{teacher.base_model_prefix}.{names.layers}.0"
+    absent = tuple(f"{first}.{part}." for part in names.absent_in_first_layer)
+    state = teacher.state_dict()
+    student.load_state_dict({name: state[name] for name in state if not name.startswith(absent)})
     replace_layers(teacher, layers)
     return student

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import logging
 import shutil
 import sys
@@ -492,3 +493,43 @@ def test_the_pipeline_fits_on_one_screen():
 def quiet(caplog):
     """Prefect's own log is not what is tested."""
     caplog.set_level(logging.CRITICAL, logger="prefect")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "way"),
+    [
+        *((name, "prune.head_sparsity", "compress") for name in ("modernbert", "mpnet")),
+        *((name, "prune", "compress") for name in ("albert", "deberta-v2", "fnet")),
+        *(("mobilebert", "prune", way) for way in ("compress", "--dry-run", "flow", "search")),
+    ],
+)
+def test_an_architecture_that_a_step_does_not_take_is_refused_before_any_work(
+    recipe, fake_stages, tiny_encoder, home, tmp_path, model_type, field, way
+):
+    from click.testing import CliRunner
+
+    from pressoir.errors import RecipeError
+    from pressoir.flows.cli import main
+    from pressoir.flows.compress import compress
+
+    wrong = set_(recipe, model=str(tiny_encoder(model_type)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(wrong.to_yaml())
+    if way == "flow":
+        with pytest.raises(RecipeError, match=f"model type '{model_type}'"):
+            compress(wrong)
+    else:
+        words = ["compress", str(path), *([way] if way == "--dry-run" else [])]
+        if way == "search":
+            values = {"recipe": str(path), "budget": {"max_size_mb": 9}}
+            values["space"] = {"distill.student.layers": [1, 2]}
+            (tmp_path / "search.yaml").write_text(
+                json.dumps({**values, "results": str(tmp_path / "results")})
+            )
+            words = ["search", str(tmp_path / "search.yaml")]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 2, done.output
+        assert f"model type '{model_type}'" in done.stderr
+        assert f"\n  {field}: " in done.stderr
+        assert "leave it out (prune: null). Supported are bert, camembert" in done.stderr
+    assert fake_stages == []

@@ -1,5 +1,6 @@
 """Encoder architectures: ours fit transformers' modules, and one of another package is pruned like ours."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pressoir.models.layouts import (
     encoder_layers,
     linear,
     position_table,
+    projections,
     resize_ffn,
 )
 from pressoir.pipeline import estimates
@@ -27,7 +29,8 @@ from pressoir.recipe.sections import PruneConfig, StudentConfig, VocabularyConfi
 from pressoir.stages import prune, vocabulary
 from pressoir.training import relations, students
 
-OURS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+OURS = ("bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+SETTINGS = {"modernbert": {"pad_token_id": 0, "reference_compile": False, "local_attention": 8}}
 HIDDEN, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 3, 64, 40
 
 
@@ -43,7 +46,7 @@ def sizes(names):
 def made(model_type):
     """A tiny random classifier, whose sizes are given by the names that its entry has for them."""
     torch.manual_seed(0)
-    given = sizes(architecture.find(model_type))
+    given = sizes(architecture.find(model_type)) | SETTINGS.get(model_type, {})
     config = AutoConfig.for_model(model_type, vocab_size=50, max_position_embeddings=POSITIONS, **given)
     config.num_labels = 2
     return loading.new_classifier(config)
@@ -69,10 +72,15 @@ def test_every_part_is_there_and_as_large_as_the_configuration_says(model_type):
     layers = encoder_layers(model)
     assert len(layers) == LAYERS
     for layer in layers:
-        for path in (names.query, names.key, names.value, names.attention_output):
-            assert linear(layer, path).weight.shape == (HIDDEN, HIDDEN)
-        assert linear(layer, names.ffn_in).weight.shape == (NEURONS, HIDDEN)
+        for module, rows in projections(layer, names).values():
+            assert module.weight[rows].shape == (HIDDEN, HIDDEN)
+        assert linear(layer, names.attention_output).weight.shape == (HIDDEN, HIDDEN)
+        rows = NEURONS * (2 if names.gated_ffn else 1)
+        assert linear(layer, names.ffn_in).weight.shape == (rows, HIDDEN)
         assert linear(layer, names.ffn_out).weight.shape == (HIDDEN, NEURONS)
+    if names.position_embeddings is None:
+        assert position_table(model) is None
+        return
     table = getattr(*position_table(model))
     assert isinstance(table, nn.Embedding)
     assert table.num_embeddings == POSITIONS
@@ -81,32 +89,76 @@ def test_every_part_is_there_and_as_large_as_the_configuration_says(model_type):
 @pytest.mark.parametrize("model_type", OURS)
 def test_the_parts_are_those_that_a_pass_uses(model_type):
     """The query is not the key: with all keys alike, queries no longer matter, and so on."""
-    for name in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out"):
-        model = made(model_type)
-        before = logits(model)
+
+    def scale(model, name, factor):
+        names = architecture_of(model)
         with torch.no_grad():
             for layer in encoder_layers(model):
-                linear(layer, getattr(architecture_of(model), name)).weight.mul_(50)
-        assert not torch.allclose(logits(model), before), name
-    model = made(model_type)
-    names = architecture_of(model)
+                if name in relations.PROJECTIONS:
+                    module, rows = projections(layer, names)[name]
+                    module.weight[rows] *= factor
+                else:
+                    linear(layer, getattr(names, name)).weight.mul_(factor)
+        return model
+
+    before = logits(made(model_type))
+    for name in (*relations.PROJECTIONS, "attention_output", "ffn_in", "ffn_out"):
+        assert not torch.allclose(logits(scale(made(model_type), name, 50)), before), name
+    model = scale(made(model_type), "key", 0)
+    alike = logits(model)
+    torch.testing.assert_close(logits(scale(model, "query", 50)), alike)
+
+
+@pytest.mark.parametrize("model_type", OURS)
+def test_a_student_computes_what_transformers_does_with_those_layers(model_type):
+    teacher = made(model_type)
+    student = students.make_student(teacher, StudentConfig(layers=(0, 2)), None, print)
+    layers = encoder_layers(teacher)
+    del layers[1]
+    teacher.config.num_hidden_layers = 2
+    assert torch.equal(logits(student), logits(teacher))
+
+
+def test_a_student_without_the_first_layer_loads_where_that_layer_has_fewer_parts():
+    teacher = made("modernbert")
+    student = students.make_student(teacher, StudentConfig(layers=(1, 2)), None, print)
+    for ours, theirs in zip(encoder_layers(student), encoder_layers(teacher)[1:], strict=True):
+        assert torch.equal(ours.mlp.Wi.weight, theirs.mlp.Wi.weight)
+        assert torch.equal(ours.attn.Wqkv.weight, theirs.attn.Wqkv.weight)
+    assert isinstance(encoder_layers(student)[0].attn_norm, nn.Identity)
+
+
+def heads_to_keep(model_type):
+    """Of each layer; all of them where the entry says that none can be removed."""
+    whole = (0, 1, 2, 3)
+    return (whole,) * 3 if "heads" in architecture.find(model_type).unsupported else ((0, 2, 3), whole, (1,))
+
+
+@pytest.mark.parametrize("model_type", OURS)
+def test_a_pruned_model_computes_what_the_whole_one_does_with_those_weights_at_zero(model_type):
+    model, names, heads = made(model_type), architecture.find(model_type), heads_to_keep(model_type)
+    neurons = (tuple(range(0, NEURONS, 4)), (1, 5, *range(30, 44)), tuple(range(NEURONS)))
+    zeroed = copy.deepcopy(model)
     with torch.no_grad():
-        for layer in encoder_layers(model):
-            linear(layer, names.key).weight.zero_()
-        alike = logits(model)
-        for layer in encoder_layers(model):
-            linear(layer, names.query).weight.mul_(50)
-    torch.testing.assert_close(logits(model), alike)
+        for layer, kept, units_kept in zip(encoder_layers(zeroed), heads, neurons, strict=True):
+            lost = [head for head in range(HEADS) if head not in kept]
+            joined = linear(layer, names.attention_output).weight.unflatten(1, (HEADS, -1))
+            joined[:, lost] = 0
+            gone = [neuron for neuron in range(NEURONS) if neuron not in units_kept]
+            linear(layer, names.ffn_out).weight[:, gone] = 0
+    assert not torch.allclose(logits(zeroed), logits(model))
+    units.remove(model, units.PruningPlan(heads=heads, neurons=neurons))
+    torch.testing.assert_close(logits(model), logits(zeroed))
 
 
 @pytest.mark.parametrize("model_type", OURS)
 @pytest.mark.parametrize("neurons", [(16, 16, 16), (48, 16, 64)])
 def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
     model = made(model_type)
-    heads = ((0, 2, 3), (0, 1, 2, 3), (1,))
+    heads = heads_to_keep(model_type)
     plan = units.PruningPlan(heads=heads, neurons=tuple(tuple(range(count)) for count in neurons))
     units.remove(model, plan)
-    assert units.units(model) == units.Units((3, 4, 1), neurons)
+    assert units.units(model) == units.Units(tuple(map(len, heads)), neurons)
     loading.save_model(model, tmp_path)
     again = loading.load_classifier(tmp_path)
     assert units.units(again) == units.units(model)

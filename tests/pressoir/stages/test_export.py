@@ -390,6 +390,24 @@ def test_other_architectures_export_in_float32_and_int8(kind, classifier, tiny_d
     assert figures["label_agreement"] >= 0.97
 
 
+@pytest.mark.parametrize("kind", ["modernbert", "mpnet"])
+def test_encoders_without_a_fused_attention_export_in_float32_and_int8(
+    kind, tiny_encoder, tiny_data, tmp_path
+):
+    source = tiny_encoder(kind)
+    texts = list(sentences.load_split(tiny_data, "test")["text"])[:9]
+    float_folder, figures = to_onnx(source, tiny_data, tmp_path / "float")
+    assert figures["max_logit_difference"] < 1e-5
+    small = to_int8(source, tiny_data, tmp_path / "int8")
+    folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert_holds_the_checkpoints_numbers(folder, small)
+    assert figures["label_agreement"] >= 0.97
+    for graph, checkpoint, tolerance in ((float_folder, source, 1e-5), (folder, small, 0.05)):
+        answers = [TextClassifier.open(of, 1).predict(texts) for of in (graph, checkpoint)]
+        for actual, expected in zip(*answers, strict=True):
+            assert actual == pytest.approx(expected, abs=tolerance)
+
+
 def corrupt(graph_path, contains, change):
     """Apply `change` to the one initializer whose name contains `contains`."""
     graph = onnx.load(graph_path)
