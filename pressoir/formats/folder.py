@@ -96,8 +96,9 @@ def quantized_layers(description: Mapping[str, Any]) -> dict[str, QuantizedLayer
     for name, layer in layers.items() if isinstance(layers, dict) else ():
         if isinstance(layer, dict) and is_shape(layer.get("shape")) and not layer.get("tied_to"):
             bits = layer.get("bits")
-            positive = isinstance(bits, int) and not isinstance(bits, bool) and bits > 0
-            found[str(name)] = QuantizedLayer(prod(layer["shape"]), bits if positive else 8)
+            if not isinstance(bits, int) or isinstance(bits, bool) or bits <= 0:
+                bits = 8
+            found[str(name)] = QuantizedLayer(prod(layer["shape"]), bits)
     return found
 
 

@@ -47,7 +47,7 @@ def check_architectures(recipe: Recipe, base: str, sources: Sources) -> None:
         if not isinstance(kind, str):
             continue
         found = _setting(kind, recipe) if need.step == "quantize" else None
-        if reason := _reason(kind, need.step):
+        if reason := unsupported(kind, need.step):
             found = f"{need.field}: {reason}; {need.remedy}. Supported are {_types_that_take(need.step)}"
         if found is not None:
             title = f"{need.model} is of the model type {kind!r}, with which these steps do not work:"
@@ -92,7 +92,7 @@ def _needs(recipe: Recipe, base: str) -> Iterator[_Need]:
         yield _Need(model, "export", "export", another)
 
 
-def _reason(kind: str, step: Step) -> str | None:
+def unsupported(kind: str, step: Step) -> str | None:
     """Why a step does not work with models of a type; None where it does."""
     declared = architecture.find(kind)
     if declared is not None:
@@ -134,6 +134,6 @@ def _types_that_take(step: Step) -> str:
     able = []
     for name in names:
         with suppress(ExtensionError):  # of another package, which cannot be imported
-            if _reason(name, step) is None:
+            if unsupported(name, step) is None:
                 able.append(name)
     return ", ".join(sorted(set(able)))

@@ -14,12 +14,14 @@ from pydantic import ValidationError
 from pressoir.config import Config
 from pressoir.errors import PressoirError, RecipeError, SourceError
 from pressoir.extensions import architecture, loader
+from pressoir.extensions.architecture import Step
 from pressoir.extensions.task import names_of, task
 from pressoir.formats.folder import check_not_quantized, model_type_of, read_json, task_of
 from pressoir.formats.labels import check_single_label
 from pressoir.formats.sharding import kind_of
 from pressoir.formats.supported import check_exportable, check_supported, served_tasks
 from pressoir.formats.tensor_bytes import checkpoint_tensors
+from pressoir.pipeline.architecture_checks import unsupported
 from pressoir.pruning import vocabulary
 from pressoir.recipe.recipe import Recipe
 
@@ -61,10 +63,12 @@ def _train(folder: Path) -> None:
 def _distill(folder: Path) -> None:
     _in_a_recipe("distill", folder)
     architecture.known(model_type_of(folder))
+    _by_architecture("layers", folder)
 
 
 def _vocabulary(folder: Path) -> None:
     _in_a_recipe("vocabulary", folder)
+    _by_architecture("vocabulary", folder)
     if (path := folder / "tokenizer.json").exists():  # else transformers makes it of the tokenizer's files
         try:
             vocabulary.pieces(read_json(path))
@@ -75,16 +79,19 @@ def _vocabulary(folder: Path) -> None:
 def _prune(folder: Path) -> None:
     _in_a_recipe("prune", folder)
     architecture.known(model_type_of(folder))
+    _by_architecture("prune", folder)
 
 
 def _quantize(folder: Path) -> None:
     _export(folder)
+    _by_architecture("quantize", folder)
     if task(task_of(folder)).kind != "classifier":
         check_not_quantized(folder)
 
 
 def _export(folder: Path) -> None:
     check_exportable(folder)
+    _by_architecture("export", folder)
     checkpoint_tensors(folder)
     if task(task_of(folder)).kind is None:
         check_not_quantized(folder)
@@ -109,6 +116,12 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
     "shard": _shard,
     "serve": _serve,
 }
+
+
+def _by_architecture(step: Step, folder: Path) -> None:
+    """Raise SourceError if a classifier's architecture does not take `step`."""
+    if task(task_of(folder)).kind == "classifier" and (reason := unsupported(model_type_of(folder), step)):
+        raise SourceError(reason)
 
 
 def _in_a_recipe(section: str, folder: Path) -> None:
