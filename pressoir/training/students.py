@@ -136,6 +136,8 @@ def make_student(
     first = f"{teacher.base_model_prefix}.{names.layers}.0"
     absent = tuple(f"{first}.{part}." for part in names.absent_in_first_layer)
     state = teacher.state_dict()
-    student.load_state_dict({name: state[name] for name in state if not name.startswith(absent)})
+    for part in [name for name in state if name.startswith(absent)]:
+        del state[part]
+    student.load_state_dict(state)
     replace_layers(teacher, layers)
     return student
