@@ -24,6 +24,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
+from pressoir.formats.folder import CARD
 from pressoir.store.store import Store
 from pressoir.system.files import folder_digest
 
@@ -145,7 +146,9 @@ class Home:
             return {name: one["config"]["tiers"] for name, one in served.items()}
         results = {key: digest for key, (digest, _) in self.published().items()}
         if command == "compress":
-            results["out"] = folder_digest(self.folder / "out" / "model")
+            model = self.folder / "out" / "model"
+            files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != CARD)
+            results["out"] = folder_digest(model, files)  # the card has measured times
         return results
 
 
