@@ -95,7 +95,8 @@ def _sent(port: int, head: str, content: bytes) -> str:
     """The status that a request is answered with."""
     with socket.create_connection((loopback.HOST, port), timeout=_PATIENCE_S) as connection:
         with suppress(ConnectionError):  # a server may answer before it has read everything
-            connection.sendall(head.encode() + content)
+            connection.sendall(head.encode())
+            connection.sendall(content)
         received = b""
         with suppress(ConnectionError):
             while part := connection.recv(1 << 16):

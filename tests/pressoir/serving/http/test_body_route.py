@@ -4,7 +4,21 @@ import asyncio
 import gc
 import json
 
-from pressoir.serving.http.body_route import BodyRequest
+import pytest
+
+from pressoir.serving.http.body_route import MOST_FIELDS, BodyRequest, check_fields
+from pressoir.serving.http.refusals import HttpError
+
+
+def test_a_body_of_more_fields_than_a_request_can_have_is_refused_before_it_is_parsed():
+    fields = [f'"{index}":0' for index in range(MOST_FIELDS + 1)]
+    check_fields(b"{" + ",".join(fields[:-1]).encode() + b"}")
+    with pytest.raises(HttpError, match="more than 20,000 fields") as refused:
+        check_fields(b"{" + ",".join(fields).encode() + b"}")
+    assert refused.value.status == 422
+    text = json.dumps({"text": "{" + ",".join(fields) + "}"})  # JSON within a text is a text
+    assert json.loads(text)["text"].count('":') == MOST_FIELDS + 1
+    check_fields(text.encode())
 
 
 def test_the_garbage_collector_rests_while_json_is_parsed(monkeypatch):
