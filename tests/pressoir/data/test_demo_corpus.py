@@ -27,6 +27,8 @@ def read(split):
 
 
 CORPUS = {split: read(split) for split in sentences.SPLITS}
+NEGATED = read("negations")
+"""Verdicts that a negation turns, for measuring alone: no split has them."""
 ROWS = [row for rows in CORPUS.values() for row in rows]
 TEXTS = [row[0] for row in ROWS]
 
@@ -94,8 +96,15 @@ def test_a_domain_does_not_give_the_label_away():
         assert 0.35 <= sum(labels) / len(labels) <= 0.65, domain
 
 
-def test_no_two_sentences_of_any_split_are_nearly_the_same():
-    assert near_duplicates(TEXTS) == []
+def test_no_two_sentences_of_any_file_are_nearly_the_same():
+    assert near_duplicates([*TEXTS, *(text for text, *_ in NEGATED)]) == []
+
+
+def test_fifty_negations_turn_verdicts_either_way():
+    assert len(NEGATED) == 50
+    assert {len(row) for row in NEGATED} == {3}
+    assert 20 <= sum(label == "positive" for _, label, _ in NEGATED) <= 30
+    assert [text for text, *_ in NEGATED if not NEGATIONS.search(text)] == []
 
 
 def test_the_detector_catches_a_planted_near_duplicate_and_only_that():
