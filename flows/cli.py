@@ -38,7 +38,6 @@ from pressoir.flows.commands.undeploy import undeploy
 from pressoir.pipeline.checks import base_reference, check_inputs, check_space
 from pressoir.pipeline.estimates import estimate_peak_bytes
 from pressoir.pipeline.sources import Sources
-from pressoir.publishing import model_card
 from pressoir.recipe.recipe import Recipe
 from pressoir.reference import FILES
 from pressoir.reference import reference as reference_of
@@ -219,6 +218,8 @@ def _check_output(output: Path) -> None:
 
 def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
     """`model/` with its card, `report/`, `recipe.yaml` (resolved), `benchmark.json`: in place together."""
+    from pressoir.publishing import model_card  # NumPy, which no other command needs at its start
+
     with replaced(output.absolute(), _OUTPUT) as draft:
         store = Store()
         store.copy(result.artifact, draft / "model")

@@ -275,6 +275,7 @@ def test_no_flow_file_is_named_like_an_installed_package():
         "pressoir",
         "pressoir.errors, pressoir.recipe.recipe, pressoir.store.store, pressoir.registry.registry, "
         "pressoir.pipeline.plan",
+        "pressoir.flows.cli",
     ],
 )
 def test_importing_the_library_loads_no_heavy_package(modules):
@@ -282,7 +283,7 @@ def test_importing_the_library_loads_no_heavy_package(modules):
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert not {"torch", "transformers", "onnxruntime", "prefect", "mlflow"} & set(loaded)
+    assert not {"numpy", "torch", "transformers", "onnxruntime", "prefect", "mlflow"} & set(loaded)
 
 
 @pytest.mark.process
