@@ -48,6 +48,7 @@ from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
+from pressoir.system import runtime
 from pressoir.training import balance, precision, quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
@@ -145,7 +146,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         # Checkpoints of a small model follow each other within a second, which Trainer takes for a bad clock.
         warnings.filterwarnings("ignore", message="mtime may not be reliable")
-        with _rounding(model, config), captured as trainer.vectors:
+        with _rounding(model, config), runtime.freed_blocks_kept(), captured as trainer.vectors:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.forward = type(model).forward.__get__(model)  # drop accelerate's autocast wrapper
     if hasattr(model, PROJECTION):

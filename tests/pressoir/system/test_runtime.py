@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import weakref
@@ -202,6 +203,27 @@ class TestReleaseMemory:
         if platform.libc_ver()[0] == "glibc":
             assert held - psutil.Process().memory_info().rss > 60_000_000
         libc.free(blocks[-1])
+
+    @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no mallopt")
+    def test_freed_blocks_are_kept_for_a_while(self):
+        libc, size = ctypes.CDLL(None), 200_000_000
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+        def faults(rounds):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(rounds):
+                block = libc.malloc(ctypes.c_size_t(size))
+                ctypes.memset(block, 1, size)
+                libc.free(block)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        pages = size // resource.getpagesize()
+        outside = faults(4)
+        with runtime.freed_blocks_kept():
+            first, held = faults(1), psutil.Process().memory_info().rss
+            assert faults(3) < pages / 10
+        assert outside > 2 * first, "each round has its pages cleared anew"
+        assert held - psutil.Process().memory_info().rss > 0.9 * size
 
     @pytest.mark.parametrize("uses_gpu", [True, False])
     def test_the_gpus_cache_is_emptied_only_where_torch_uses_a_gpu(self, monkeypatch, uses_gpu):
