@@ -199,7 +199,8 @@ def scatter(
     texts += [Text(_LEFT - 8, place + 4, text, "end") for place, text in up.ticks()]
     texts += [Text((_LEFT + _RIGHT) / 2, _BOTTOM + 40, labels[0], "middle", "muted")]
     texts += [Text(14, (_TOP + _BOTTOM) / 2, labels[1], "middle", "muted up")]
-    names, leaders = _names(points, centres, [*ranges, *front_lines])
+    behind = [line for line in (*lines, *front_lines, *ranges) if line.kind not in ("grid", "axis")]
+    names, leaders = _names(points, centres, behind)
     return Chart(
         title,
         _BOTTOM + 50,
