@@ -187,7 +187,7 @@ def scatter(
         for point, (x, _) in zip(points, centres, strict=True)
         if point.low < point.high
     ]
-    shapes, spots = [], []
+    shapes, spots = list[Shape](), list[Spot]()
     # The largest first, so that it neither hides nor covers what lies within.
     for point, (x, y) in sorted(zip(points, centres, strict=True), key=lambda pair: -pair[0].radius):
         path = _mark(x, y, point.radius, point.group)
@@ -218,7 +218,7 @@ def bars(title: str, rows: Sequence[Bar], label: str, keys: Sequence[tuple[str, 
     left = max(len(name) for name in names) * _CHARACTER + 14
     right = WIDTH - max(len(row.text) for row in rows) * _CHARACTER - 16
     largest = max(row.upper for row in rows)
-    lines, shapes, texts, spots = [], [], [], []
+    lines, shapes, texts, spots = list[Line](), list[Shape](), list[Text](), list[Spot]()
     bottom = _TOP + len(rows) * _BAR_STEP
     height = max(bottom + 28, *(_tip_height(row.facts) + 4 for row in rows))
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
@@ -250,7 +250,7 @@ def _names(
         (min(x.x0, x.x1) - 3, min(x.y0, x.y1) - 3, max(x.x0, x.x1) + 3, max(x.y0, x.y1) + 3) for x in lines
     ]
     boxes = place_labels(centres, radii, extents, (_LEFT, _TOP, _RIGHT, _BOTTOM), obstacles)
-    texts, leaders = [], []
+    texts, leaders = list[Text](), list[Line]()
     for name, (x, y), radius, (x0, y0, x1, y1) in zip(names, centres, radii, boxes, strict=True):
         near = (min(max(x, x0), x1), min(max(y, y0), y1))
         apart = math.dist((x, y), near)
