@@ -145,7 +145,7 @@ def _sizes(rows: Sequence[AnyRow], facts: Sequence[tuple[str, ...]], simulated: 
             )
             for row, name, told in zip(rows, _names(rows), facts, strict=True)
         ],
-        "MB (10⁶ bytes) of weights, graph, configuration and tokenizer; ×: smaller than the first",
+        "MB of weights, graph, configuration and tokenizer; ×: smaller than the first",
         _keys(rows, simulated),
     )
 
