@@ -29,6 +29,7 @@ from pressoir.flows.commands.pool import pool
 from pressoir.flows.commands.push import push
 from pressoir.flows.commands.quantize import quantize
 from pressoir.flows.commands.registry import registry
+from pressoir.flows.commands.report import report
 from pressoir.flows.commands.search import search
 from pressoir.flows.commands.serve import serve
 from pressoir.flows.commands.shard import shard, unshard, verify
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from pressoir.pipeline.runner import CompressResult
 
 
-_OUTPUT = ("model", "report", "benchmark.json", "recipe.yaml")
+_OUTPUT = ("model", "report", "benchmark.json", "recipe.yaml", "report.html")
 
 
 class _Group(click.Group):
@@ -181,7 +182,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 for command in (
     *(init, inspect, search, evaluate, merge, quantize, shard, unshard, verify, registry, monitor),
-    *(serve, deploy, undeploy, tracking, pool, push),
+    *(serve, deploy, undeploy, tracking, pool, push, report),
 ):
     main.add_command(command)
 
@@ -217,8 +218,9 @@ def _check_output(output: Path) -> None:
 
 
 def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
-    """`model/` with its card, `report/`, `recipe.yaml` (resolved), `benchmark.json`: in place together."""
-    from pressoir.publishing import model_card  # NumPy, which no other command needs at its start
+    """`model/` with its card, `report/`, `report.html`, `recipe.yaml` (resolved), `benchmark.json`: in place
+    together."""
+    from pressoir.publishing import model_card, run_report  # NumPy, which no command needs at its start
 
     with replaced(output.absolute(), _OUTPUT) as draft:
         store = Store()
@@ -228,6 +230,7 @@ def _write_output(result: CompressResult, recipe: Recipe, output: Path) -> None:
         model_card.write(draft / "model", recipe, reports.read(result.report / "benchmark.json"), store)
         write_text_atomic(draft / "benchmark.json", text)
         write_text_atomic(draft / "recipe.yaml", recipe.to_yaml())
+        run_report.write(draft)
 
 
 def _print_plan(rows: list[PlanRow], recipe: Recipe, base: Path) -> None:
@@ -263,6 +266,8 @@ def _print_result(result: CompressResult, output: Path | None) -> None:
     folder = output / "model" if output is not None else result.folder
     console.print(f"model   {folder}")
     console.print(f"report  {output / 'report' if output is not None else result.report}")
+    if output is not None:
+        console.print(f"page    {output / 'report.html'}")
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:
         console.print(escape(f"id      {result.registry_id}: {result.decision}"))

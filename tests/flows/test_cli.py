@@ -207,7 +207,8 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     assert "distill: steps: resuming from checkpoint-" in told
     assert next((home / "store" / "teacher").glob("*/artifact.json")).read_text() == teacher
 
-    assert {path.name for path in output.iterdir()} == {"model", "report", "recipe.yaml", "benchmark.json"}
+    files = {"recipe.yaml", "benchmark.json", "report.html"}
+    assert {path.name for path in output.iterdir()} == {"model", "report", *files}
     rows = json.loads((output / "benchmark.json").read_text())["rows"]
     assert [row["stage"] for row in rows] == [
         *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard"),
