@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import compile_path
 
+from pressoir.data.texts import PAIR
 from pressoir.extensions.task import task
 from pressoir.serving.examples import example_requests
 from pressoir.serving.http.answers import Done, Piece
@@ -240,9 +241,10 @@ def _require_tier(schema: Schema) -> None:
 
 
 def _example(tier: Tier, info: Mapping[str, Any]) -> Schema:
-    """A small inference on a tier, with languages where its model has several."""
+    """A small inference on a tier, with languages where its model has several; of a pair where it takes
+    pairs."""
     requests = example_requests(tier.config, sound_s=0.01)
-    return requests[-1] if info.get("languages") else requests[0]
+    return requests[-1] if info.get("languages") or info.get("pairs") else requests[0]
 
 
 def _add_examples(schema: Schema, names: Sequence[str], inferences: Mapping[str, Schema]) -> None:
@@ -257,9 +259,19 @@ def _add_examples(schema: Schema, names: Sequence[str], inferences: Mapping[str,
             return
         own = inferences[given[0]].get("parameters", {})
         languages = {name: own[name] for name in _LANGUAGES if name in own}
-        examples = [{**example, field: given if several else given[0], **languages} for example in examples]
+        second = _second_text(schema["properties"], inferences[given[0]])
+        examples = [
+            {**second, **example, field: given if several else given[0], **languages} for example in examples
+        ]
     if examples:
         schema["examples"] = examples
+
+
+def _second_text(fields: Schema, inference: Schema) -> Schema:
+    """The field of a request that has the second text of a pair, where the inference is of one."""
+    found = [tensor["data"] for tensor in inference["inputs"] if tensor["name"] == PAIR]
+    several = {f"{PAIR}s": found[0], PAIR: found[0][0]} if found else {}
+    return {name: value for name, value in several.items() if name in fields}
 
 
 def _add_inferences(document: Schema, tiers: Sequence[Tier], examples: Mapping[str, Schema]) -> None:
