@@ -46,7 +46,7 @@ def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
         WorstSample(
             name,
             f"confidence {100 * sure:.1f} %" if (sure := confidences[name]) is not None else "",
-            _clipped(str(known[name].input)),
+            _clipped(_text(known[name].input)),
             _label(data, known[name].reference),
             _label(data, found[name]["label"]),
         )
@@ -102,7 +102,7 @@ def unanswered(data: DataSet, sample: EvaluationSample) -> WorstSample:
     return WorstSample(
         sample.id,
         "no prediction",
-        "" if declared.sound else _clipped(str(sample.input)),
+        "" if declared.sound else _clipped(_text(sample.input)),
         _label(data, reference) if data.labels else _clipped(str(reference)),
         None,
     )
@@ -123,6 +123,11 @@ def _confidence(value: Mapping[str, Any]) -> float | None:
 
 def _label(data: DataSet, index: int) -> str:
     return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
+
+
+def _text(value: Any) -> str:
+    """An input as it is read: the two texts of a pair with a bar between them."""
+    return " | ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _clipped(text: str) -> str:
