@@ -111,8 +111,10 @@ class Document:
         return self._with(())
 
     def _with(self, tiers: Sequence[Tier]) -> Schema:
-        examples = {tier.name: _example(tier, self._backend.model_info(tier)) for tier in tiers}
-        return _fill(self._marked, tiers, examples, self._backend.limits.max_text_characters)
+        infos = {tier.name: self._backend.model_info(tier) for tier in tiers}
+        examples = {tier.name: _example(tier, infos[tier.name]) for tier in tiers}
+        pairs = {name: info.get("pairs") for name, info in infos.items()}
+        return _fill(self._marked, tiers, examples, pairs, self._backend.limits.max_text_characters)
 
     @cached_property
     def _methods(self) -> list[tuple[re.Pattern[str], str]]:
@@ -182,7 +184,11 @@ def _error(status: int, model: type[BaseModel]) -> Schema:
 
 
 def _fill(
-    document: Schema, tiers: Sequence[Tier], examples: Mapping[str, Schema], most_characters: int
+    document: Schema,
+    tiers: Sequence[Tier],
+    examples: Mapping[str, Schema],
+    pairs: Mapping[str, bool | None],
+    most_characters: int,
 ) -> Schema:
     """The document with names, versions and limits of the tiers in the places that are marked for them."""
     filled = copy.deepcopy(document)
@@ -190,6 +196,7 @@ def _fill(
         operations = [mark[TIERS] for mark in _marks(schema, TIERS)]
         fitting = _with_operation(tiers, operations[0]) if operations else []
         _add_examples(schema, [tier.name for tier in fitting], examples)
+        _settle_pairs(schema, {pairs[tier.name] for tier in fitting})
         if len(fitting) > 1:
             _require_tier(schema)
         for mark in _marks(schema, LIMIT):
@@ -229,6 +236,19 @@ def _with_operation(tiers: Sequence[Tier], operation: str) -> list[Tier]:
 def _allowed(tier: Tier, limit: str) -> float:
     value: float | None = getattr(tier.config.settings, limit)
     return MOST_TOKENS if value is None else value
+
+
+def _settle_pairs(schema: Schema, kinds: set[bool | None]) -> None:
+    """Where all tiers are alike, the second text of a pair is needed, or there must be none."""
+    fields = schema.get("properties", {})
+    for field in {PAIR, f"{PAIR}s"} & set(fields):
+        if kinds == {False}:
+            fields[field] = {"type": "null", "description": "No tier takes pairs of texts."}
+        elif kinds == {True}:
+            options = [option for option in fields[field]["anyOf"] if option.get("type") != "null"]
+            fields[field] = {**fields[field], "anyOf": options}
+            fields[field].pop("default", None)
+            schema["required"] = [*schema.get("required", ()), field]
 
 
 def _require_tier(schema: Schema) -> None:

@@ -148,8 +148,8 @@ def routes(backend: Backend) -> APIRouter:
         paired(body.text, body.text_pair)
         texts, others = as_list(body.text), None if body.text_pair is None else as_list(body.text_pair)
         tier = backend.tier(request, body.tier, "classify")
-        limits = {"max_length": body.max_length, "timeout_s": body.timeout_s}
-        found = await service.classify(texts, text_pair=others, tier=tier, **limits)
+        options = body.model_dump(include={"max_length", "timeout_s"})
+        found = await service.classify(texts, text_pair=others, tier=tier, **options)
         results = [_decided(row, cut) for row, cut in zip(found, found.truncated, strict=True)]
         return JsonAnswer({"tier": tier.name, "results": results})
 

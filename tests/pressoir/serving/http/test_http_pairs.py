@@ -5,6 +5,7 @@ import json
 import struct
 
 import pytest
+from jsonschema import Draft202012Validator
 from serving_http import app_of, asked
 from transformers import pipeline
 
@@ -17,9 +18,11 @@ FIRST, SECOND = (list(texts) for texts in zip(*PAIRS, strict=True))
 @pytest.fixture
 def run(tmp_path, pair_classifier, tiny_classifier):
     """`run(work)` runs `work(client)` on a server of a model of pairs and of one of single texts."""
-    tiers = {"pairs": (pair_classifier("bert"), {}), "single": (tiny_classifier, {})}
+    every = {"pairs": (pair_classifier("bert"), {}), "single": (tiny_classifier, {})}
 
-    def start(work):
+    def start(work, names=("pairs", "single")):
+        tiers = {name: every[name] for name in names}
+
         async def session():
             async with asked(app_of(Store(tmp_path / "home"), tiers)) as client:
                 await work(client)
@@ -126,3 +129,16 @@ def test_the_document_has_an_example_of_a_pair(run):
         assert tiers == {"pairs": True, "single": False}
 
     run(work)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "single"])
+def test_the_document_says_whether_there_are_pairs_where_all_tiers_are_alike(run, kind):
+    async def work(client):
+        schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        schema = schemas["Classify"]
+        for body in ({"text": "a"}, {"text": "a", "text_pair": "b"}, {"text": "a", "text_pair": None}):
+            answer = await client.post("/classify", json=body)
+            valid = Draft202012Validator({**schema, "components": {"schemas": schemas}}).is_valid(body)
+            assert (answer.status_code == 200) == valid
+
+    run(work, [kind])
