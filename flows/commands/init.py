@@ -39,6 +39,9 @@ _LISTED = 12
     help="Base model: folder, catalogue id or hub id.",
 )
 @click.option("--text-column", metavar="COLUMN", help="Column of the text: a name, or an index from 0.")
+@click.option(
+    "--text-pair-column", metavar="COLUMN", help="Column of a second text: a name, or an index from 0."
+)
 @click.option("--label-column", metavar="COLUMN", help="Column of the label: a name, or an index from 0.")
 @click.option("--encoding", help="Encoding of the files, such as cp1251, if it is not recognised.")
 def init(
@@ -48,6 +51,7 @@ def init(
     name: str | None,
     model: str,
     text_column: str | None,
+    text_pair_column: str | None,
     label_column: str | None,
     encoding: str | None,
 ) -> None:
@@ -67,7 +71,7 @@ def init(
     files = splits_of(data)
     found = layout.find(files["train"], encoding)
     _print_layout(found, files)
-    choice = columns.choose(found.columns, found.rows, text_column, label_column)
+    choice = columns.choose(found.columns, found.rows, text_column, label_column, text_pair_column)
     _print_choice(found, choice)
     inspection = inspect(files, found, choice, encoding)
     _print_splits(inspection)
@@ -108,7 +112,10 @@ def _print_layout(found: layout.Layout, files: Mapping[str, Path]) -> None:
 def _print_choice(found: layout.Layout, choice: columns.Choice) -> None:
     _say("text", f"column {shown(choice.text)} ({choice.text_reason})")
     _say("label", f"column {shown(choice.label)} ({choice.label_reason})")
-    others = [shown(key) for key in found.columns if key not in (choice.text, choice.label)]
+    if choice.text_pair is not None:
+        _say("text pair", f"column {shown(choice.text_pair)} ({choice.text_pair_reason})")
+    read = (choice.text, choice.text_pair, choice.label)
+    others = [shown(key) for key in found.columns if key not in read]
     if others:
         _say("not read", ", ".join(others))
 

@@ -142,7 +142,7 @@ class LinearBaseline(Config, allow_inf_nan=False):
     """Results of the linear classifier on the test split."""
 
     ngrams: str
-    """What its n-grams are of: `words` or `characters`."""
+    """What its n-grams are of: `words` or `characters`; of pairs with the features it has besides."""
     training_sentences: Positive
     """Number of sentences it was trained on."""
     train_s: PositiveFloat

@@ -26,6 +26,7 @@ from pressoir.benchmark.timing import (
     tokenization_ms,
 )
 from pressoir.data import sentences
+from pressoir.data.texts import Text, texts_of
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier, softmax
@@ -63,7 +64,7 @@ def compare(
             other labels than the data.
     """
     test = sentences.load_split(data, "test")
-    texts, expected = list(test["text"]), np.asarray(test["label"])
+    texts, expected = texts_of(test), np.asarray(test["label"])
     labels = sentences.info(data)["labels"]
     use_threads(context.threads)
 
@@ -122,7 +123,7 @@ def compare(
 
 
 def _contenders(
-    folders: Mapping[str, Path], texts: Sequence[str], data: Path, context: StageContext
+    folders: Mapping[str, Path], texts: Sequence[Text], data: Path, context: StageContext
 ) -> list[_Contender]:
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
     costs = []

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pressoir.data import sentences as data
+from pressoir.data.texts import Text, texts_of
 from pressoir.errors import ParityError
 from pressoir.export import first_token, int8_graph
 from pressoir.export.graph import MICROSOFT, operator_counts, remove_unused, split_skip_layer_norm
@@ -117,7 +118,7 @@ def check_parity(
     graph: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
+    sentences: Sequence[Text],
     config: ExportConfig,
     quantised: bool,
     threads: int,
@@ -168,7 +169,7 @@ def first_departure(
     graph: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentence: str,
+    sentence: Text,
     quantised: bool,
     threads: int,
 ) -> str:
@@ -223,11 +224,11 @@ def first_departure(
     )
 
 
-def parity_sentences(folder: Path, count: int) -> list[str]:
-    """Up to `count` different sentences, validation first, then train; the test split is not touched."""
-    found: dict[str, None] = {}
+def parity_sentences(folder: Path, count: int) -> list[Text]:
+    """Up to `count` different sentences or pairs, validation first, then train, never of the test split."""
+    found: dict[Text, None] = {}
     for split in ("validation", "train"):
-        for text in data.load_split(folder, split)["text"]:
+        for text in texts_of(data.load_split(folder, split)):
             if len(found) == count:
                 return list(found)
             found[text] = None

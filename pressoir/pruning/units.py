@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
 from pressoir.data import sentences
+from pressoir.data.texts import texts_of
 from pressoir.models.layouts import (
     accepted_inputs,
     architecture_of,
@@ -120,14 +121,15 @@ def importance(
     head_size, present = _head_size(model), units(model)
     scores = Importance([torch.zeros(n) for n in present.heads], [torch.zeros(n) for n in present.neurons])
     inputs = accepted_inputs(model)
-    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    texts, labels = texts_of(rows), list(rows["label"])
+    batches = [slice(start, start + 16) for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
-        encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
+        encoded = tokenizer(texts[batch], padding=True, truncation=True, return_tensors="pt")
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
             logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
-                F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
+                F.cross_entropy(logits, torch.tensor(labels[batch]), reduction="sum").backward()
         for (kind, index), activation in seen.items():  # activation: (batch, seq, units)
             if taylor:
                 assert activation.grad is not None

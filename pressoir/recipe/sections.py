@@ -56,6 +56,9 @@ class DataConfig(Config):
     and stops, `drop` leaves them out."""
     text_column: str | int = "text"
     """Column of the sentence: a name, or a zero-based index if there is no header."""
+    text_pair_column: str | int | None = None
+    """Column of a second sentence, for a classifier of pairs (paraphrase, inference, reranking); null: there
+    is one sentence per row."""
     label_column: str | int = "label"
     """Column of the label: a name, or a zero-based index if there is no header."""
     labels: tuple[str, ...] | None = None
@@ -77,7 +80,8 @@ class DataConfig(Config):
     test_samples: Positive | None = None
     """Number of test sentences to sample; null uses all."""
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
-    """Maximum number of tokens per sentence; longer sentences are truncated."""
+    """Maximum number of tokens per sentence, or per pair; longer ones are truncated, of a pair the longer
+    sentence first."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -101,6 +105,13 @@ class DataConfig(Config):
             problems.append(f"{', '.join(hub)} specified, but source is {self.source!r}; set `source: hub`")
         if self.encoding is not None and not _is_encoding(self.encoding):
             problems.append(f"`encoding` {self.encoding!r} is unknown; use a name such as utf-8 or cp1252")
+        if self.text_pair_column is not None:
+            if self.source == "demo":
+                problems.append("`text_pair_column` is specified, but the demo reviews are single sentences")
+            if self.unlabelled is not None:
+                problems.append("`unlabelled` holds single sentences; omit it, or `text_pair_column`")
+            if self.text_pair_column in (self.text_column, self.label_column):
+                problems.append("`text_pair_column` must be another column than the text and the label")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("`labels` must contain at least two different labels")
         return checked(self, problems)

@@ -81,6 +81,7 @@ def _train(
     torch.manual_seed(seed)
     teacher = loading.load_classifier(inputs["teacher"])
     student = make_student(teacher, config.student, inputs.get("student"), context.reporter.message)
+    heads.mark_pairs(student, inputs["data"])
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
     loss = DistillationLoss.from_config(config)

@@ -246,6 +246,11 @@ class Similarity:
 def classification(job: Job, data: DataSet) -> Loaded:
     """A classifier."""
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
+    if classifier.pairs and job.data.classification.text_pair_column is None:
+        raise RecipeError(
+            f"{job.model} was trained on pairs of texts; set text_pair_column of the data set, or leave the "
+            "model out"
+        )
     columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
     return Classification(classifier, columns), classifier.engine
 

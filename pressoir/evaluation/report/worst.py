@@ -47,7 +47,7 @@ def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
         WorstSample(
             name,
             f"confidence {100 * sure:.1f} %" if (sure := confidences[name]) is not None else "",
-            shortened(str(known[name].input)),
+            shortened(_text(known[name].input)),
             _label(data, known[name].reference),
             _label(data, found[name]["label"]),
         )
@@ -103,7 +103,7 @@ def unanswered(data: DataSet, sample: EvaluationSample) -> WorstSample:
     return WorstSample(
         sample.id,
         "no prediction",
-        "" if declared.sound else shortened(str(sample.input)),
+        "" if declared.sound else shortened(_text(sample.input)),
         _label(data, reference) if data.labels else shortened(str(reference)),
         None,
     )
@@ -124,6 +124,11 @@ def _confidence(value: Mapping[str, Any]) -> float | None:
 
 def _label(data: DataSet, index: int) -> str:
     return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
+
+
+def _text(value: Any) -> str:
+    """An input as it is read: the two texts of a pair with a bar between them."""
+    return " | ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _clipped_words(words: Sequence[tuple[str, str]]) -> Words:
