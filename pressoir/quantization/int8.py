@@ -55,13 +55,18 @@ def _used(model: nn.Module) -> set[nn.Module]:
     hooks = [
         module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()
     ]
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]  # such as sinusoids
     model.eval()  # a pass of training would draw random numbers
     tokens = torch.zeros((1, 4), dtype=torch.long)
     try:
+        for weight in frozen:
+            weight.requires_grad_(True)
         with torch.enable_grad():
             logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     finally:
         model.train(training)
+        for weight in frozen:
+            weight.requires_grad_(False)
         for hook in hooks:
             hook.remove()
     steps, weights, seen = [logits.grad_fn], set[int](), set[Any]()
