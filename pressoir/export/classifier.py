@@ -19,8 +19,14 @@ from pressoir.data import sentences as data
 from pressoir.data.texts import Text, texts_of
 from pressoir.errors import ParityError
 from pressoir.export import first_token, int8_graph
-from pressoir.export.graph import MICROSOFT, operator_counts, remove_unused, split_skip_layer_norm
-from pressoir.export.tracing import REPORT, quiet
+from pressoir.export.graph import (
+    MICROSOFT,
+    operator_counts,
+    remove_copies,
+    remove_unused,
+    split_skip_layer_norm,
+)
+from pressoir.export.tracing import REPORT, quiet, unscripted
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
@@ -58,6 +64,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     if config.fuse:
         tell("fusing operators")
         graph = fuse(graph, context.work_dir)
+    remove_copies(graph)
     placements: dict[str, int8_graph.Placement] = {}
     if quantised:
         packed = int8_checkpoint.packed_layers(source)
@@ -239,7 +246,7 @@ def trace(model: PreTrainedModel, config: ExportConfig, work_dir: Path) -> onnx.
     """The float32 graph, weights inside."""
     from optimum.exporters.onnx import onnx_export_from_model
 
-    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
+    with quiet(), unscripted(model), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         onnx_export_from_model(
             model, Path(folder), task="text-classification", opset=config.opset, do_validation=False
         )

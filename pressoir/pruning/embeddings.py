@@ -68,8 +68,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         longest = min(longest, sentences.info(folder)["max_tokens"])
         if not keep_positions(model, longest):
             context.reporter.message(
-                f"vocabulary: position embeddings are not truncated; how a {model.config.model_type} model "
-                "uses them is unknown"
+                f"vocabulary: position embeddings are not truncated; no table of absolute positions is known "
+                f"of a {model.config.model_type} model"
             )
     loading.save_model(model, out)
     cut = _save_tokenizer(tokenizer, vocabulary.cut(content, ids), ids, longest, context)

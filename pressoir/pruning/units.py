@@ -105,7 +105,7 @@ def importance(
     rows = sentences.load_split(folder, "train", class_names(model)).shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
-    seen: dict[tuple[str, int], Tensor] = {}
+    seen: dict[tuple[str, int], list[Tensor]] = {}  # of a shared layer, one a repetition
     hooks = []
     for index, layer in enumerate(layers):
         for kind, path in (("heads", names.attention_output), ("neurons", names.ffn_out)):
@@ -113,7 +113,7 @@ def importance(
             def capture(
                 module: nn.Module, args: tuple[Tensor, ...], units_of: tuple[str, int] = (kind, index)
             ) -> None:
-                seen[units_of] = args[0]
+                seen.setdefault(units_of, []).append(args[0])
                 if taylor:
                     args[0].retain_grad()
 
@@ -130,17 +130,20 @@ def importance(
             logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
                 F.cross_entropy(logits, torch.tensor(labels[batch]), reduction="sum").backward()
-        for (kind, index), activation in seen.items():  # activation: (batch, seq, units)
+        for (kind, index), activations in seen.items():  # each (batch, seq, units)
             if taylor:
-                assert activation.grad is not None
-                effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
+                effect = torch.zeros(())
+                for activation in activations:
+                    assert activation.grad is not None
+                    effect = effect + (activation.detach() * activation.grad * mask).sum(dim=1)
                 if kind == "heads":
                     per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
                     scores.heads[index] += per_head
                 else:
                     scores.neurons[index] += effect.abs().sum(dim=0)
             else:
-                size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
+                total = torch.stack([each.detach().abs() for each in activations]).sum(dim=0)
+                size = (total * mask).sum(dim=(0, 1)) / (mask.sum() * len(activations))
                 if kind == "heads":
                     scores.heads[index] += size.view(-1, head_size).sum(dim=1)
                 else:

@@ -129,9 +129,14 @@ def make_student(
         except ValueError as error:
             raise RecipeError(f"distill.student.config: {error}") from error
     keep = matched_layers(config, teacher.config.num_hidden_layers)
-    layers = encoder_layers(teacher)
-    replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
-    names = architecture_of(teacher)
+    layers, names = encoder_layers(teacher), architecture_of(teacher)
+    if names.shared_layers:
+        tell(
+            f"distill: all layers of the teacher ({teacher.config.model_type}) are one, repeated; the "
+            f"student repeats it {len(keep)} times instead of {teacher.config.num_hidden_layers}"
+        )
+    else:
+        replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
     shrunk = teacher.config.to_dict() | {names.layer_count_field: len(keep)}
     student = loading.new_classifier(type(teacher.config)(**shrunk))
     first = f"{teacher.base_model_prefix}.{names.layers}.0"
