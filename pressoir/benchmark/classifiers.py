@@ -26,7 +26,7 @@ from pressoir.benchmark.timing import (
     tokenization_ms,
 )
 from pressoir.data import sentences
-from pressoir.data.texts import Text, texts_of
+from pressoir.data.texts import Text, as_read, texts_of
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
 from pressoir.inference.text_classification import TextClassifier, softmax
@@ -107,7 +107,9 @@ def compare(
         rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
     first, last = (softmax(contenders[place].logits) for place in (0, -1))
-    _write(benchmark, details(texts, expected, labels, first, last), latency_ms, context.out_dir)
+    _write(
+        benchmark, details([*map(as_read, texts)], expected, labels, first, last), latency_ms, context.out_dir
+    )
     context.reporter.message(headline(benchmark))
     if (busy := benchmark.busy()) is not None:
         context.reporter.message(f"WARNING: {busy}")

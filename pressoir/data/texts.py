@@ -28,6 +28,11 @@ def text_of(row: Mapping[str, Any]) -> Text:
     return (row["text"], row[PAIR]) if PAIR in row else str(row["text"])
 
 
+def as_read(text: Text) -> str:
+    """One text to be read: of a pair both, with a bar between them."""
+    return text if isinstance(text, str) else " | ".join(text)
+
+
 def characters(text: Text) -> int:
     """How long a text is, or the two of a pair together."""
     return len(text) if isinstance(text, str) else sum(map(len, text))

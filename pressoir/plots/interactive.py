@@ -256,7 +256,8 @@ def _names(
         apart = math.dist((x, y), near)
         if apart > radius + 11:
             start = (x + (near[0] - x) * radius / apart, y + (near[1] - y) * radius / apart)
-            leaders.append(Line(*(round(value, 2) for value in (*start, *near)), "leader"))
+            ends = [round(value, 2) for value in (*start, *near)]
+            leaders.append(Line(ends[0], ends[1], ends[2], ends[3], "leader"))
         texts.append(Text(round((x0 + x1) / 2, 2), round((y0 + y1) / 2 + 4, 2), name, "middle", "name"))
     return texts, leaders
 

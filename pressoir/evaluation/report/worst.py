@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pressoir import metrics
+from pressoir.data.texts import as_read
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
@@ -47,7 +48,7 @@ def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
         WorstSample(
             name,
             f"confidence {100 * sure:.1f} %" if (sure := confidences[name]) is not None else "",
-            shortened(_text(known[name].input)),
+            shortened(as_read(known[name].input)),
             _label(data, known[name].reference),
             _label(data, found[name]["label"]),
         )
@@ -103,7 +104,7 @@ def unanswered(data: DataSet, sample: EvaluationSample) -> WorstSample:
     return WorstSample(
         sample.id,
         "no prediction",
-        "" if declared.sound else shortened(_text(sample.input)),
+        "" if declared.sound else shortened(as_read(sample.input)),
         _label(data, reference) if data.labels else shortened(str(reference)),
         None,
     )
@@ -124,11 +125,6 @@ def _confidence(value: Mapping[str, Any]) -> float | None:
 
 def _label(data: DataSet, index: int) -> str:
     return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
-
-
-def _text(value: Any) -> str:
-    """An input as it is read: the two texts of a pair with a bar between them."""
-    return " | ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _clipped_words(words: Sequence[tuple[str, str]]) -> Words:
