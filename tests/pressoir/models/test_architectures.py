@@ -186,7 +186,7 @@ def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
         torch.testing.assert_close(logits(plain), logits(model))
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert"])
+@pytest.mark.parametrize("model_type", ["electra", "albert"])
 def test_importance_is_the_effect_of_a_gate_in_all_repetitions_of_a_layer(
     model_type, tiny_encoder, tiny_data, context
 ):

@@ -134,7 +134,7 @@ class TestSizes:
             (
                 "/classify",
                 {f"f{i}": 1 for i in range(20_000)},
-                "unknown fields: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9; known: text, tier",
+                "unknown fields: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9; known: text, text_pair, tier",
             ),
             ("/classify", {f"f{i}": 1 for i in range(20_001)}, "the body has more than 20,000 fields"),
             (
