@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROUP: Final = "pressoir.architectures"
-Step = Literal["vocabulary", "layers", "relations", "prune", "heads", "quantize", "export"]
-"""What a recipe does with an encoder: `layers` makes a student of some of them, `relations` learns from the
-queries, keys and values of the last one, `heads` removes attention heads; the others are stages."""
+Step = Literal["vocabulary", "layers", "embedding size", "relations", "prune", "heads", "quantize", "export"]
+"""What a recipe does with an encoder: `layers` makes a student of some of them, `embedding size` gives it
+narrower embeddings, `relations` learns from the queries, keys and values of the last one, `heads` removes
+attention heads; the others are stages."""
 
 
 def prune_heads_by_transformers(model: PreTrainedModel, heads: dict[int, list[int]]) -> None:

@@ -71,6 +71,8 @@ def _needs(recipe: Recipe, base: str) -> Iterator[_Need]:
                 "specify distill.student.model or distill.student.config, or leave it out (distill: null)"
             )
             yield _Need(base, "layers", "distill", remedy)
+            if distill.student.embedding_size is not None:
+                yield _Need(base, "embedding size", "distill.student.embedding_size", "leave it out")
         if distill.relation_weight:
             for model in models:
                 yield _Need(model, "relations", "distill.relation_weight", "set it to 0")
@@ -95,6 +97,8 @@ def unsupported(config: Mapping[str, Any], step: Step) -> str | None:
     """Why a step does not work with a model of this `config.json`; None where it does."""
     kind = config.get("model_type")
     declared = architecture.find(kind)
+    if step == "embedding size":
+        return None if kind == "bert" else "only a BERT's layers are also an ELECTRA's"
     if declared is not None:
         for name, value in declared.presumed.items():
             if (found := config.get(name, value)) != value and step in _UNKNOWN:

@@ -287,8 +287,8 @@ class TeacherConfig(TrainingConfig):
 
 
 class StudentConfig(Config):
-    """Architecture of the student. Specify at most one field; by default every second layer of the teacher is
-    kept."""
+    """Architecture of the student. Specify at most one of `layers`, `model` and `config`; by default every
+    second layer of the teacher is kept."""
 
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Teacher layers to keep: a count (evenly spaced) or zero-based indices, such as `[1, 3, 5]`."""
@@ -296,6 +296,9 @@ class StudentConfig(Config):
     """A smaller pretrained model (folder, hub id or package), such as `distilbert-base-uncased`."""
     config: dict[str, int] | None = None
     """Fields of the teacher's config to override, such as `{hidden_size: 192, num_attention_heads: 6}`."""
+    embedding_size: Positive | None = None
+    """Width of the embeddings of a student made of a BERT's layers, which becomes an ELECTRA: narrower tables
+    and a projection to the hidden size. Null keeps the teacher's embeddings."""
 
     @model_validator(mode="after")
     def _one_form(self) -> StudentConfig:
@@ -303,6 +306,8 @@ class StudentConfig(Config):
         given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
         if len(given) > 1:
             problems.append(f"specify only one of layers, model and config, not {' and '.join(given)}")
+        if self.embedding_size is not None and (self.model is not None or self.config is not None):
+            problems.append("`embedding_size` can be combined with `layers` only")
         if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
             problems.append("`layers` must contain at least one layer and no duplicates")
         return checked(self, problems)

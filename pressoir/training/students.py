@@ -29,6 +29,7 @@ from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
 from pressoir.training import balance, heads, loop
 from pressoir.training.distillation import DistillationLoss, TeacherOutputs
+from pressoir.training.factorized import with_embedding_size
 from pressoir.training.teacher_outputs import matched_layers
 
 SCORES = "scores.json"  # of a seed; written last
@@ -81,6 +82,8 @@ def _train(
     torch.manual_seed(seed)
     teacher = loading.load_classifier(inputs["teacher"])
     student = make_student(teacher, config.student, inputs.get("student"), context.reporter.message)
+    if config.student.embedding_size is not None:
+        student = with_embedding_size(student, config.student.embedding_size, seed)
     heads.mark_pairs(student, inputs["data"])
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher

@@ -36,6 +36,14 @@ def test_every_step_works_with_bert(tiny_bert, refusal):
     assert refusal(tiny_bert, vocabulary={}, distill={"relation_weight": 1}) is None
 
 
+def test_narrow_embeddings_are_a_berts(tiny_bert, tiny_encoder, refusal):
+    narrow = {"student": {"layers": 2, "embedding_size": 16}}
+    assert refusal(tiny_bert, distill=narrow) is None
+    told = refusal(tiny_encoder("roberta"), distill=narrow)
+    assert "distill.student.embedding_size: only a BERT's layers are also an ELECTRA's; leave it out" in told
+    assert told.endswith("Supported are bert")
+
+
 def test_of_an_unknown_type_layers_relations_heads_and_neurons_are_not_known(tiny_encoder, refusal):
     told = refusal(tiny_encoder("megatron-bert"), distill={"relation_weight": 1}).splitlines()
     assert [line.split(":")[0].strip() for line in told[1:]] == [
