@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pressoir.data import sentences
 from pressoir.errors import DataError
 from pressoir.formats.folder import read_json
-from pressoir.formats.labels import check_single_label, labels_of, match
+from pressoir.formats.labels import check_problem, labels_of, match
+from pressoir.formats.problems import PROBLEMS, REGRESSION, Problem
 from pressoir.merging.preflight import preflight
 from pressoir.pipeline.architecture_checks import check_architectures
 from pressoir.pipeline.estimates import estimate_disk_bytes
@@ -31,7 +32,7 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
         missing or has a malformed row, or a finished checkpoint has other labels. SourceError: a hub data
-        set or a parent cannot be loaded, or a finished checkpoint does not choose one label of several.
+        set or a parent cannot be loaded, or a finished checkpoint decides something else of a text.
         MergeError: the models cannot be merged; every finding is listed. RecipeError: a step does not work
         with a model's architecture.
     """
@@ -56,14 +57,17 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         corpus = sources.prepare("data", recipe.data, recipe.seed)
         count, labels, ordered = len(corpus.splits["train"]), corpus.labels, corpus.ordered
     if recipe.merge is None and recipe.teacher.checkpoint is not None:
-        _check_labels(sources.model(recipe.teacher.checkpoint), labels, ordered)
+        problem = PROBLEMS[recipe.data.problem]
+        _check_labels(sources.model(recipe.teacher.checkpoint), labels, ordered, problem)
     return int(count)
 
 
-def _check_labels(checkpoint: Source, labels: Sequence[str], ordered: bool) -> None:
+def _check_labels(checkpoint: Source, labels: Sequence[str], ordered: bool, problem: Problem) -> None:
     """Check that a finished checkpoint is a classifier for the labels of the data."""
     config = read_json(checkpoint.folder / "config.json")
-    check_single_label(config, checkpoint.reference)
+    check_problem(config, checkpoint.reference, problem)
+    if problem is REGRESSION:
+        return  # the name of its score says nothing
     try:
         match(labels_of(config), labels, ordered)
     except DataError as error:

@@ -15,12 +15,26 @@ import yaml
 
 import pressoir
 from pressoir.benchmark import reports
-from pressoir.benchmark.classifier_report import Benchmark, accuracy_text, busy_lines, points
+from pressoir.benchmark.classifier_report import (
+    TITLES,
+    Benchmark,
+    accuracy_text,
+    busy_lines,
+    delta_text,
+    measured_on,
+)
 from pressoir.benchmark.language_model_report import GenerationBenchmark, figure, percent
 from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import CARD, GRAPH, QUANTIZATION, read_json
 from pressoir.formats.labels import labels_of
+from pressoir.formats.problems import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    THRESHOLDS,
+    problem_of,
+)
 from pressoir.formats.tokenizer_limit import most_tokens
 from pressoir.publishing import origins
 from pressoir.publishing.evaluation_results import evaluation_results, test_data
@@ -108,7 +122,11 @@ def _what(folder: Path, recipe: Recipe, benchmark: AnyBenchmark, store: Store) -
     ]
     if isinstance(benchmark, Benchmark):
         names = ", ".join(f"`{label}`" for label in labels_of(read_json(folder / "config.json")))
-        kind = f"A text classifier with the labels {names}"
+        kind = {
+            SINGLE_LABEL: f"A text classifier with the labels {names}",
+            MULTI_LABEL: f"A text classifier that gives a text any number of the labels {names}",
+            REGRESSION: "A model that gives a text a score",
+        }[benchmark.rows[-1].problem]
     else:
         kind = "A causal language model"
     return (
@@ -132,9 +150,8 @@ def _comparison(benchmark: AnyBenchmark) -> Iterator[str]:
         )
     else:
         yield (
-            f"Accuracy is measured on {benchmark.test_sentences} test sentences, with its 95 % Wilson "
-            "confidence interval; p50 is the median latency of one sentence, without the tokenizer. MB = 10⁶ "
-            "bytes."
+            f"{measured_on(benchmark).removesuffix('.')}; p50 is the median latency of one sentence, without "
+            "the tokenizer. MB = 10⁶ bytes."
         )
 
 
@@ -157,13 +174,15 @@ def _table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
             ]
             for name, row in ends
         ]
-    columns = ["model", "runtime", "accuracy (95 % interval)", "points", "size MB", "smaller", "p50 ms"]
+    problem = benchmark.rows[0].problem
+    metric, change = f"{TITLES[problem.metric]} (95 % interval)", "Δ" if problem is REGRESSION else "points"
+    columns = ["model", "runtime", metric, change, "size MB", "smaller", "p50 ms"]
     return [*columns, "faster"], [
         [
             f"{row.stage} ({name})",
             row.runtime,
             accuracy_text(row),
-            points(row.accuracy_delta),
+            delta_text(row),
             f"{row.size_mb:.1f}",
             f"{row.compression:.1f}×",
             f"{row.latency_ms_p50:.2f}",
@@ -212,7 +231,15 @@ def _limits(folder: Path, recipe: Recipe, benchmark: AnyBenchmark) -> Iterator[s
     cut, sentences = benchmark.texts_truncated, benchmark.test_sentences
     some = "" if cut is None else f"; {cut or 'none'} of {sentences} test sentences are longer"
     yield f"Texts are cut at {_most_tokens(folder)} tokens{some}."
-    yield "It answers one of its labels, whatever the text is."
+    config = read_json(folder / "config.json")
+    if problem_of(config) is MULTI_LABEL:
+        yield (
+            f"A text has the labels whose probability (sigmoid) is at least their threshold, `{THRESHOLDS}` "
+            "in `config.json`, which was chosen on validation data; transformers' pipeline does not apply it."
+        )
+    else:
+        what = "a score" if problem_of(config) is REGRESSION else "one of its labels"
+        yield f"It answers {what}, whatever the text is."
 
 
 def _most_tokens(folder: Path) -> int:

@@ -44,13 +44,17 @@ def key(config: DataConfig) -> StageKeyParts:
         path: Path | None = getattr(config, split)
         values[split] = None if path is None else path.suffix.lower()
     values["hub_id"] = config.hub_id is not None
+    if config.problem == "single-label":  # as results were stored before there were others
+        for name in ("problem", "label_separator", "thresholds"):
+            del values[name]
     return StageKeyParts(values, {"source": sentences.source_digest(config)})
 
 
 def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
     """The three splits."""
     files = {split: folder / f"{split}.jsonl" for split in sentences.SPLITS}
-    return LoggedDataset(config.hub_id or config.source, files, {"text": "string", "label": "long"})
+    kind = {"single-label": "long", "multi-label": "string", "regression": "double"}[config.problem]
+    return LoggedDataset(config.hub_id or config.source, files, {"text": "string", "label": kind})
 
 
 STAGE = Stage(
