@@ -64,13 +64,16 @@ def compare(outcomes: Sequence[EvaluationOutcome]) -> tuple[Comparison, ...]:
     """The models of each data set: each with each where they are few, else each with the best."""
     groups: dict[tuple[str, str], list[EvaluationOutcome]] = {}
     for result in outcomes:
-        if result.score.statistics and task(result.data.task).main_metric.name in result.score.metrics:
+        if (
+            result.score.statistics
+            and task(result.data.task).main_metric_of(result.score.metrics).name in result.score.metrics
+        ):
             groups.setdefault((result.data.task, result.data_name), []).append(result)
     return tuple(found for group in groups.values() for pair in _pairs(group) for found in _compare(*pair))
 
 
 def _pairs(group: Sequence[EvaluationOutcome]) -> Iterator[tuple[EvaluationOutcome, EvaluationOutcome]]:
-    metric = task(group[0].data.task).main_metric
+    metric = task(group[0].data.task).main_metric_of(group[0].score.metrics)
 
     def rank(result: EvaluationOutcome) -> tuple[bool, float]:
         value = result.score.metrics[metric.name]

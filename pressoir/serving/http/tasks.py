@@ -12,6 +12,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
+from pressoir.inference.text_classification import decided
 from pressoir.serving.checks import as_list
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
@@ -138,12 +140,14 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/classify", response_model=Classified, responses=may_answer(404, 504))
     async def classify(body: Classify, request: Request) -> Response:
-        """Classify texts: the probability of each label."""
+        """Classify texts: the probability of each label; with multi-label models also the labels over their
+        thresholds, with regression models the score."""
         texts = as_list(body.text)
         backend.check_lengths(texts)
         tier = backend.tier(request, body.tier, "classify")
         found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
-        results = [_decided(row, cut) for row, cut in zip(found, found.truncated, strict=True)]
+        info = await backend.info(tier)
+        results = [_decided(row, cut, info) for row, cut in zip(found, found.truncated, strict=True)]
         return JsonAnswer({"tier": tier.name, "results": results})
 
     @router.post("/translate", response_model=Translated, responses=may_answer(404, 504))
@@ -192,6 +196,7 @@ def routes(backend: Backend) -> APIRouter:
             raise HttpError(
                 422, "invalid_request", f"the request has {len(body.texts)} texts; expected 1 to {most}"
             )
+        await _check_one_label(backend, tiers.values())
         comparison = comparisons.of(_digests(tiers))
         order, results = comparison.order(body.tiers), []
         limit = max(tier.config.settings.timeout_s for tier in tiers.values())
@@ -231,21 +236,38 @@ def routes(backend: Backend) -> APIRouter:
     return router
 
 
-def _decided(probabilities: dict[str, float], truncated: bool) -> dict[str, Any]:
-    label = max(probabilities, key=lambda name: probabilities[name])
+def _decided(probabilities: dict[str, float], truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
+    problem = PROBLEMS[info.get("problem", SINGLE_LABEL.name)]
+    found = decided(problem, probabilities, list(probabilities), info.get("thresholds"))
+    if problem is REGRESSION:
+        return {"score": found, "truncated": truncated}
+    if problem is MULTI_LABEL:
+        return {"labels": found, "probabilities": probabilities, "truncated": truncated}
     return {
-        "label": label,
-        "confidence": probabilities[label],
+        "label": found,
+        "confidence": probabilities[found],
         "probabilities": probabilities,
         "truncated": truncated,
     }
+
+
+async def _check_one_label(backend: Backend, tiers: Iterable[Tier]) -> None:
+    """Raises HttpError where a tier's model does not decide one label per text."""
+    for tier in tiers:
+        info = await backend.info(tier)
+        if (problem := info.get("problem", SINGLE_LABEL.name)) != SINGLE_LABEL.name:
+            raise HttpError(
+                422,
+                "invalid_request",
+                f"tier {tier.name!r} is a {problem} model; use /classify: one label per text is compared",
+            )
 
 
 async def _timed(backend: Backend, text: str, tier: Tier) -> dict[str, Any]:
     start = time.perf_counter()
     found = await backend.service.classify([text], tier=tier)
     latency_ms = 1000 * (time.perf_counter() - start)
-    return {"tier": tier.name, **_decided(found[0], found.truncated[0]), "latency_ms": latency_ms}
+    return {"tier": tier.name, **_decided(found[0], found.truncated[0], {}), "latency_ms": latency_ms}
 
 
 async def _pieces(generation: Generation) -> Events:
