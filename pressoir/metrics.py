@@ -47,6 +47,41 @@ def _f1(predicted: Ints, expected: Ints, labels: list[int]) -> float:
     return float(f1_score(expected, predicted, labels=labels, average="macro", zero_division=0))
 
 
+def label_set_scores(predicted: NDArray[Any], expected: NDArray[Any]) -> dict[str, float]:
+    """Micro- and macro-averaged F1 of sets of labels, each (texts, labels) of yes and no; 0–1.
+
+    Every label counts in the macro average, also one that neither side has, whose F1 is 0.
+    """
+    from sklearn.metrics import f1_score
+
+    right, given = np.asarray(expected) > 0, np.asarray(predicted) > 0
+    return {
+        f"{average}_f1": float(f1_score(right, given, average=average, zero_division=0))
+        for average in ("micro", "macro")
+    }
+
+
+def regression_scores(predicted: NDArray[Any], expected: NDArray[Any]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation, −1 to 1, and the mean absolute error.
+
+    Where one side is constant there is no correlation, which counts as 0.
+    """
+    from scipy.stats import rankdata
+
+    given, right = np.asarray(predicted, np.float64), np.asarray(expected, np.float64)
+    return {
+        "pearson": _correlation(given, right),
+        "spearman": _correlation(rankdata(given), rankdata(right)),
+        "mae": float(np.abs(given - right).mean()),
+    }
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    a, b = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float(np.clip((a * b).sum() / scale, -1, 1)) if scale > 0 else 0.0
+
+
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % confidence interval of a proportion (E. B. Wilson 1927, JASA 22:209), 0–1."""
     if total == 0:
@@ -77,6 +112,80 @@ def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     # Nothing expected: every insertion counts as one error, as jiwer has it.
     quotients: NDArray[np.float64] = sums[:, 0] / np.maximum(sums[:, 1], 1)
     return quotients
+
+
+def label_set_statistics(predicted: NDArray[Any], expected: NDArray[Any]) -> dict[str, Statistic]:
+    """Those of `label_set_scores`: micro-averaged F1 is twice the right labels over all that are given or
+    expected, macro-averaged F1 the mean of that of each label.
+    """
+    given, right = np.asarray(predicted) > 0, np.asarray(expected) > 0
+    hits, all_of_them = 2.0 * (given & right), given.astype(np.float64) + right
+    return {
+        "micro_f1": Statistic.of_ratio(hits.sum(axis=1).tolist(), all_of_them.sum(axis=1).tolist()),
+        "macro_f1": Statistic(np.hstack([hits, all_of_them]), _mean_ratio),
+    }
+
+
+def _mean_ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    numerators, denominators = np.hsplit(sums, 2)
+    means: NDArray[np.float64] = (numerators / np.maximum(denominators, 1)).mean(axis=1)
+    return means
+
+
+def regression_statistics(predicted: NDArray[Any], expected: NDArray[Any]) -> dict[str, Statistic]:
+    """Those of `regression_scores` that are made of sums: all but Spearman's."""
+    given, right = np.asarray(predicted, np.float64), np.asarray(expected, np.float64)
+    a, b = given - given.mean(), right - right.mean()  # sums of large numbers would lose digits
+    rows = np.column_stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+    errors = np.abs(given - right)
+    return {
+        "pearson": Statistic(rows, _pearson),
+        "mae": Statistic.of_ratio(errors.tolist(), [1.0] * len(errors)),
+    }
+
+
+def _pearson(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    count, a, b, aa, bb, ab = sums.T
+    scale = np.sqrt(np.maximum(count * aa - a * a, 0) * np.maximum(count * bb - b * b, 0))
+    quotients = np.divide(count * ab - a * b, scale, out=np.zeros_like(scale), where=scale > 0)
+    clipped: NDArray[np.float64] = np.clip(quotients, -1, 1)
+    return clipped
+
+
+DRAWS = 1000
+"""Draws of a bootstrap."""
+_SEED = 20041
+_WEIGHTS = 1_000_000  # that are held at once
+Weights = Callable[[np.random.Generator, int, int], NDArray[np.float64]]
+
+
+def bootstrap(*statistics: Statistic) -> list[NDArray[np.float64]]:
+    """The metric of each bootstrap draw, (draws,), of statistics of the same samples on the same draws."""
+    sums = resampled([statistic.rows for statistic in statistics], _draw)
+    return [statistic.value(own) for statistic, own in zip(statistics, sums, strict=True)]
+
+
+def percentile_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """What the middle 95 % lie between."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resampled(rows: Sequence[NDArray[np.float64]], weights: Weights) -> list[NDArray[np.float64]]:
+    """Of each rows, (samples, figures), the sums of each draw of weights, (draws, figures)."""
+    joined = np.hstack(rows)
+    random = np.random.default_rng(_SEED)
+    step = max(1, _WEIGHTS // len(joined))
+    sums = np.concatenate(
+        [weights(random, min(step, DRAWS - i), len(joined)) @ joined for i in range(0, DRAWS, step)]
+    )
+    return np.split(sums, np.cumsum([each.shape[1] for each in rows])[:-1], axis=1)
+
+
+def _draw(random: np.random.Generator, draws: int, samples: int) -> NDArray[np.float64]:
+    """How often each sample is drawn, (draws, samples)."""
+    drawn = random.integers(samples, size=(draws, samples), dtype=np.int32)
+    return np.stack([np.bincount(indices, minlength=samples) for indices in drawn]).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
     if len(files) > 1:
         raise DataError(f"--evaluate: {len(files)} files given, but a classifier is evaluated on one table")
     rows = tables.read_rows(files[0], _columns(files[0]))
-    labels = classes.in_order(label for _, label in rows)
+    labels = classes.in_order(str(label) for _, label in rows)
     pairs = {} if isinstance(rows[0][0], str) else {PAIR: True}
     (folder / sentences.INFO).write_text(json.dumps({"labels": labels, **pairs}), encoding="utf-8")
     lines = (json.dumps({**sentences.columns_of(text), "label": labels.index(label)}) for text, label in rows)

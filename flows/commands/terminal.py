@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pressoir.formats.problems import MAIN_METRICS
 from pressoir.reporting import LogReporter, Reporter
 
 console = Console()
@@ -39,7 +40,7 @@ class TerminalReporter:
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """Show accuracies as they come; the other figures are in MLflow."""
-        if name.endswith("accuracy") and step is not None:
+        if name.endswith(MAIN_METRICS) and step is not None:
             self.message(f"  epoch {step}: {name.replace('_', ' ')} {value:.1%}")
 
     def message(self, text: str) -> None:

@@ -12,7 +12,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.benchmark.classifier_report import BenchmarkRow, points, times
+from pressoir.benchmark.classifier_report import TITLES, ClassifierRow, delta_text, times
+from pressoir.formats.problems import REGRESSION
 from pressoir.plots.style import (
     BESIDE_STYLE,
     COLOURS,
@@ -41,16 +42,17 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path, baseline: float | None = None) -> None:
-    """Accuracy against median latency; bubbles as large as the files, Pareto front, 95 % intervals.
+def accuracy_latency(rows: Sequence[ClassifierRow], path: Path, baseline: float | None = None) -> None:
+    """The main metric against median latency; bubbles as large as the files, Pareto front, 95 % intervals.
 
     `baseline` is the accuracy of a linear classifier, a horizontal line.
     """
     with mpl.rc_context(STYLE):
+        scale, metric = _scale(rows[0]), TITLES[rows[0].problem.metric]
         figure = new_figure(9.0, 5.6)
         axes = figure.add_subplot()
         real = [row for row in rows if not row.simulated] or list(rows)
-        corners = staircase([(row.latency_ms_p50, 100 * row.accuracy) for row in pareto_front(real)])
+        corners = staircase([(row.latency_ms_p50, scale * row.score) for row in pareto_front(real)])
         axes.plot(*zip(*corners, strict=True), color=GREEN, linewidth=2.5, alpha=0.5, zorder=1.5)
         largest = max(row.size_mb for row in rows)
         areas = [1100 * row.size_mb / largest + 40 for row in rows]  # square points
@@ -60,20 +62,21 @@ def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path, baseline: float |
         latencies = [row.latency_ms_p50 for row in rows]
         axes.set_xlim(min(latencies) / 1.6, max(latencies) * 1.6)
         set_log_ticks(axes.xaxis)
-        edges = [edge for row in rows for edge in (row.accuracy_ci_low, row.accuracy_ci_high)]
+        edges = [edge for row in rows for edge in row.score_interval]
         if baseline is not None:
             edges.append(baseline)
-            axes.axhline(100 * baseline, color=MUTED, linestyle=":", linewidth=1.5, zorder=1)
+            axes.axhline(scale * baseline, color=MUTED, linestyle=":", linewidth=1.5, zorder=1)
         low, high = min(edges), max(edges)
         margin = 0.12 * max(high - low, 0.01)
-        axes.set_ylim(100 * (low - margin), 100 * (high + margin))
+        axes.set_ylim(scale * (low - margin), scale * (high + margin))
         axes.set_xlabel("median latency of one sentence, ms (log scale, left is faster)")
-        axes.set_ylabel("test accuracy, %")
+        axes.set_ylabel(f"test {metric}, %" if scale == 100 else f"test {metric}")
         first, last = rows[0], rows[-1]
-        title, subtitle = "Accuracy against latency", ""
+        title, subtitle = f"{metric[0].upper()}{metric[1:]} against latency", ""
         if len(rows) > 1:
             title += f": {times(last.speedup, 'faster', 'slower')}, "
-            title += f"{times(last.compression, 'smaller', 'larger')}, {points(last.accuracy_delta)} points"
+            title += f"{times(last.compression, 'smaller', 'larger')}, {delta_text(last)}"
+            title += " points" * (scale == 100)
             subtitle = (
                 f"{last.stage} in {NAMES[last.runtime]} against {first.stage} in {NAMES[first.runtime]}"
             )
@@ -93,14 +96,15 @@ def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path, baseline: float |
             handles.append(mark("int8, simulated", marker="o", **hollow))
         add_legend(figure, handles)
         lines = [
-            (row.latency_ms_p50, 100 * row.accuracy_ci_low, row.latency_ms_p50, 100 * row.accuracy_ci_high)
+            (row.latency_ms_p50, scale * low, row.latency_ms_p50, scale * high)
             for row in rows
+            for low, high in [row.score_interval]
         ]
         lines += [(*a, *b) for a, b in itertools.pairwise(corners)]
         labels = [
             Label(
                 x=row.latency_ms_p50,
-                y=100 * row.accuracy,
+                y=scale * row.score,
                 radius_pt=math.sqrt(area) / 2,
                 name=row.stage,
                 fact=f"{row.latency_ms_p50:.2f} ms, {row.size_mb:.1f} MB",
@@ -112,9 +116,15 @@ def accuracy_latency(rows: Sequence[BenchmarkRow], path: Path, baseline: float |
         figure.savefig(path)
 
 
-def _bubble(axes: Axes, row: BenchmarkRow, area: float) -> None:
-    colour, x, y = COLOURS[row.runtime], row.latency_ms_p50, 100 * row.accuracy
-    spread = [[y - 100 * row.accuracy_ci_low], [100 * row.accuracy_ci_high - y]]
+def _scale(row: ClassifierRow) -> float:
+    """Fractions are shown in percent, correlations as they are."""
+    return 1 if row.problem is REGRESSION else 100
+
+
+def _bubble(axes: Axes, row: ClassifierRow, area: float) -> None:
+    scale, (low, high) = _scale(row), row.score_interval
+    colour, x, y = COLOURS[row.runtime], row.latency_ms_p50, scale * row.score
+    spread = [[max(0.0, y - scale * low)], [max(0.0, scale * high - y)]]  # a bootstrap may leave it outside
     axes.errorbar(x, y, yerr=spread, color=colour, alpha=0.35, linewidth=1.2, capsize=3, zorder=2)
     style: dict[str, Any] = {"facecolor": colour, "alpha": 0.55}
     if row.simulated:
@@ -124,7 +134,7 @@ def _bubble(axes: Axes, row: BenchmarkRow, area: float) -> None:
     axes.scatter(x, y, s=9, color=INK, zorder=4)
 
 
-def sizes(rows: Sequence[BenchmarkRow], path: Path) -> None:
+def sizes(rows: Sequence[ClassifierRow], path: Path) -> None:
     """Size on disk of each artifact, with how many times smaller than the first it is."""
     with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 1.8 + 0.46 * len(rows))
@@ -182,11 +192,11 @@ def latency_distribution(samples: Sequence[Mapping[str, Any]], path: Path) -> No
         figure.savefig(path)
 
 
-def pareto_front(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+def pareto_front(rows: Sequence[ClassifierRow]) -> list[ClassifierRow]:
     """Rows that no other beats in both latency and accuracy, the fastest first."""
-    front: list[BenchmarkRow] = []
-    for row in sorted(rows, key=lambda row: (row.latency_ms_p50, -row.accuracy)):
-        if not front or row.accuracy > front[-1].accuracy:
+    front: list[ClassifierRow] = []
+    for row in sorted(rows, key=lambda row: (row.latency_ms_p50, -row.score)):
+        if not front or row.score > front[-1].score:
             front.append(row)
     return front
 

@@ -6,40 +6,36 @@ off, a difference that chance may explain, a speed that is only simulated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
 
 from pressoir.config import Config, Fraction, NotNegative, Positive
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime, read_json
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Problem
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
 BUSY_CPUS, BUSY_DRIFT = 0.2, 0.25
 """CPUs that other programs take from a benchmark's threads, and drift of its medians, above which its times
 are not reliable."""
 
 
-class BenchmarkRow(Config, allow_inf_nan=False):
-    """Results of one model in one runtime."""
+class ClassifierRow(Config, allow_inf_nan=False):
+    """Results of one model in one runtime, but for those of its kind of problem."""
+
+    problem: ClassVar[Problem]
 
     stage: str
     """Stage that produced the model; `teacher` also for the teacher exported to ONNX."""
     runtime: Runtime
     """Runtime that executes the model."""
-    accuracy: Fraction
-    """Fraction of test sentences with the correct label."""
-    accuracy_ci_low: Fraction
-    """Lower bound of the 95 % Wilson confidence interval of `accuracy`."""
-    accuracy_ci_high: Fraction
-    """Upper bound of that interval."""
-    f1: Fraction
-    """F1 score of the class `f1_label` for two classes, macro average for more."""
-    macro_f1: Fraction | None = None
-    """Mean of the F1 scores of all classes; None in files of older versions."""
     agreement: Fraction
-    """Fraction of test sentences with the same predicted label as in the first row."""
+    """Fraction of test sentences with the same predicted label, or set of labels, as in the first row; of
+    scores R² against those of the first row."""
     size_mb: PositiveFloat
     """Size on disk of weights, graph, configuration and tokenizer, MB = 10^6 bytes."""
     parameters: Annotated[int, Field(gt=0)]
@@ -63,13 +59,89 @@ class BenchmarkRow(Config, allow_inf_nan=False):
     """Median latency of the first row divided by that of this row; higher is better."""
     compression: PositiveFloat
     """Size of the first row divided by that of this row; higher is better."""
-    accuracy_delta: Annotated[float, Field(ge=-1, le=1)]
-    """Accuracy minus that of the first row (a fraction)."""
+
+    @property
+    def score(self) -> float:
+        """The main metric of the problem."""
+        return float(getattr(self, self.problem.metric))
+
+    @property
+    def score_interval(self) -> tuple[float, float]:
+        """Its 95 % confidence interval."""
+        metric = self.problem.metric
+        return getattr(self, f"{metric}_ci_low"), getattr(self, f"{metric}_ci_high")
+
+    @property
+    def score_delta(self) -> float:
+        """Its difference from the first row's."""
+        return float(getattr(self, f"{self.problem.metric}_delta"))
 
     @property
     def simulated(self) -> bool:
         """Whether the runtime only computes what an int8 one would, in float32: its speed says nothing."""
         return self.stage == "quantize" and self.runtime == "pytorch"
+
+
+class BenchmarkRow(ClassifierRow, allow_inf_nan=False):
+    """Results of a classifier with one label per text."""
+
+    problem: ClassVar[Problem] = SINGLE_LABEL
+
+    accuracy: Fraction
+    """Fraction of test sentences with the correct label."""
+    accuracy_ci_low: Fraction
+    """Lower bound of the 95 % Wilson confidence interval of `accuracy`."""
+    accuracy_ci_high: Fraction
+    """Upper bound of that interval."""
+    f1: Fraction
+    """F1 score of the class `f1_label` for two classes, macro average for more."""
+    macro_f1: Fraction | None = None
+    """Mean of the F1 scores of all classes; None in files of older versions."""
+    accuracy_delta: Annotated[float, Field(ge=-1, le=1)]
+    """Accuracy minus that of the first row (a fraction)."""
+
+
+class MultiLabelRow(ClassifierRow, allow_inf_nan=False):
+    """Results of a multi-label classifier, which decides by its own thresholds."""
+
+    problem: ClassVar[Problem] = MULTI_LABEL
+
+    micro_f1: Fraction
+    """Micro-averaged F1 score: of all pairs of a test sentence and a label."""
+    micro_f1_ci_low: Fraction
+    """Lower bound of the 95 % bootstrap confidence interval of `micro_f1`."""
+    micro_f1_ci_high: Fraction
+    """Upper bound of that interval."""
+    macro_f1: Fraction
+    """Mean of the F1 scores of all labels."""
+    micro_f1_delta: Annotated[float, Field(ge=-1, le=1)]
+    """`micro_f1` minus that of the first row (a fraction)."""
+
+
+class RegressionRow(ClassifierRow, allow_inf_nan=False):
+    """Results of a regression model."""
+
+    problem: ClassVar[Problem] = REGRESSION
+
+    pearson: Correlation
+    """Pearson correlation of predicted and expected scores."""
+    pearson_ci_low: Correlation
+    """Lower bound of the 95 % bootstrap confidence interval of `pearson`."""
+    pearson_ci_high: Correlation
+    """Upper bound of that interval."""
+    spearman: Correlation
+    """Spearman rank correlation."""
+    mae: NotNegative
+    """Mean absolute error, in the unit of the scores."""
+    pearson_delta: Annotated[float, Field(ge=-2, le=2)]
+    """`pearson` minus that of the first row."""
+
+
+ROWS: dict[str, type[ClassifierRow]] = {
+    row.problem.name: row for row in (BenchmarkRow, MultiLabelRow, RegressionRow)
+}
+TITLES = {"accuracy": "accuracy", "micro_f1": "micro-averaged F1", "pearson": "Pearson correlation"}
+"""Main metrics as a person writes them."""
 
 
 class Conditions(Config, allow_inf_nan=False):
@@ -189,9 +261,9 @@ class Benchmark(Conditions, allow_inf_nan=False):
     tokens_truncated: Annotated[int, Field(ge=0)] | None = None
     """Tokens beyond that limit."""
     linear_baseline: LinearBaseline | None = None
-    """A linear classifier trained on the same data; None in files of older versions, and where the training
-    split has one label only."""
-    rows: Annotated[tuple[BenchmarkRow, ...], Field(min_length=1)]
+    """A linear classifier trained on the same data; None in files of older versions, where the training split
+    has one label only, and of multi-label data and scores."""
+    rows: Annotated[tuple[BenchmarkRow | MultiLabelRow | RegressionRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
 
@@ -204,13 +276,17 @@ def busy_lines(conditions: Conditions) -> list[str]:
 def headline(benchmark: Benchmark) -> str:
     """The final row against the first, in one line: `10.4× faster, 5.6× smaller, −0.9 points of accuracy`."""
     first, last = benchmark.rows[0], benchmark.rows[-1]
+    metric, change = TITLES[last.problem.metric], delta_text(last)
+    if last.problem is not REGRESSION:
+        change += " points"
     if len(benchmark.rows) == 1:
         return (
-            f"{_name(first)}: accuracy {_percent(first.accuracy)}, {first.latency_ms_p50:.2f} ms per sentence"
+            f"{_name(first)}: {metric} {score_figure(first, first.score)}, {first.latency_ms_p50:.2f} ms per "
+            "sentence"
         )
     return (
         f"{_name(last)} against {_name(first)}: {times(last.speedup, 'faster', 'slower')}, "
-        f"{times(last.compression, 'smaller', 'larger')}, {points(last.accuracy_delta)} points of accuracy"
+        f"{times(last.compression, 'smaller', 'larger')}, {change} of {metric}"
     )
 
 
@@ -239,8 +315,8 @@ def table(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
         *(
             "stage",
             "runtime",
-            "accuracy (95 % interval)",
-            "Δ points",
+            f"{TITLES[benchmark.rows[0].problem.metric]} (95 % interval)",
+            "Δ points" if benchmark.rows[0].problem is not REGRESSION else "Δ",
             "size MB",
             "smaller",
             "p50 ms",
@@ -258,18 +334,27 @@ def method(benchmark: Benchmark) -> list[str]:
         f"p50 and p95 are latencies of the model alone at batch size 1, over {benchmark.latency_samples} "
         "sentences, with the models taking turns in one process; they and the ratios do not include the "
         "tokenizer, whose median time is listed separately. Sentences/s is measured in batches of "
-        f"{benchmark.throughput_batch_size}, without tokenizer. Accuracy is measured on "
-        f"{benchmark.test_sentences} test sentences, with its 95 % Wilson confidence interval. MB = 10⁶ "
-        "bytes."
+        f"{benchmark.throughput_batch_size}, without tokenizer. {measured_on(benchmark)} MB = 10⁶ bytes."
     ]
 
 
-def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
+def measured_on(benchmark: Benchmark) -> str:
+    """On how many sentences the main metric was measured, and what interval it has."""
+    metric = benchmark.rows[0].problem.metric
+    title = TITLES[metric][0].upper() + TITLES[metric][1:]
+    interval = "Wilson" if metric == "accuracy" else "bootstrap"
+    return (
+        f"{title} is measured on {benchmark.test_sentences} test sentences, with its 95 % {interval} "
+        "confidence interval."
+    )
+
+
+def _cells(row: ClassifierRow, first: ClassifierRow) -> list[str]:
     return [
         row.stage,
         row.runtime,
         accuracy_text(row),
-        "reference" if row is first else points(row.accuracy_delta),
+        "reference" if row is first else delta_text(row),
         f"{row.size_mb:.1f}",
         f"{row.compression:.1f}×",
         f"{row.latency_ms_p50:.2f}",
@@ -285,7 +370,7 @@ def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
 def _baseline_cells(benchmark: Benchmark) -> list[list[str]]:
     """The row of the linear classifier, if there is one; its time is that of text to label."""
     base, first = benchmark.linear_baseline, benchmark.rows[0]
-    if base is None:
+    if base is None or not isinstance(first, BenchmarkRow):
         return []
     cells = [
         "linear baseline",
@@ -307,7 +392,7 @@ def _baseline_cells(benchmark: Benchmark) -> list[list[str]]:
 def baseline_note(benchmark: Benchmark) -> str | None:
     """Whether the data needs a Transformer at all; None where no linear classifier was trained."""
     base, last = benchmark.linear_baseline, benchmark.rows[-1]
-    if base is None:
+    if base is None or not isinstance(last, BenchmarkRow):
         return None
     gain = last.accuracy - base.accuracy
     trained = (
@@ -368,8 +453,9 @@ def notes(benchmark: Benchmark) -> list[str]:
         "RSS is measured in a fresh process and includes the imported libraries: "
         f"{', '.join(shares.values())}."
     )
-    if first.macro_f1 is not None:
-        found.append(_f1_note(benchmark))
+    found += _other_scores(benchmark)
+    if first.problem is not SINGLE_LABEL:
+        found.append("The linear baseline is left out: it is for one label per text.")
     if (truncation := truncation_note(benchmark)) is not None:
         found.append(truncation)
     if benchmark.latency_samples > benchmark.test_sentences:
@@ -379,22 +465,32 @@ def notes(benchmark: Benchmark) -> list[str]:
     return found
 
 
-def _f1_note(benchmark: Benchmark) -> str:
+def _other_scores(benchmark: Benchmark) -> list[str]:
+    """A note of the metrics besides the main one, of the first row and the last."""
     rows = list(dict.fromkeys((benchmark.rows[0], benchmark.rows[-1])))
-    note = "Macro-averaged F1: "
-    note += ", ".join(f"{_name(row)} {_percent(row.macro_f1 or 0)}" for row in rows)
+
+    def listed(title: str, figure: Callable[[Any], str]) -> str:
+        return f"{title}: " + ", ".join(f"{_name(row)} {figure(row)}" for row in rows)
+
+    first = rows[0]
+    if isinstance(first, RegressionRow):
+        spearman = listed("Spearman correlation", lambda row: _correlation(row.spearman))
+        return [f"{spearman}. {listed('Mean absolute error', lambda row: f'{row.mae:.3g}')}."]
+    if isinstance(first, BenchmarkRow) and first.macro_f1 is None:
+        return []
+    note = listed("Macro-averaged F1", lambda row: _percent(row.macro_f1 or 0))
     if benchmark.f1_label is not None:
-        note += f"; F1 of the label {benchmark.f1_label!r}: "
-        note += ", ".join(f"{_name(row)} {_percent(row.f1)}" for row in rows)
-    return note + "."
+        note += f"; {listed(f'F1 of the label {benchmark.f1_label!r}', lambda row: _percent(row.f1))}"
+    return [note + "."]
 
 
-def _accuracy_notes(first: BenchmarkRow, last: BenchmarkRow, sentences: int) -> list[str]:
-    notes = []
-    band = f"{100 * first.accuracy_ci_low:.1f}–{_percent(first.accuracy_ci_high)}"
-    if last.accuracy != first.accuracy:
-        difference = f"The difference of {points(last.accuracy_delta)} points is"
-        if first.accuracy_ci_low <= last.accuracy <= first.accuracy_ci_high:
+def _accuracy_notes(first: ClassifierRow, last: ClassifierRow, sentences: int) -> list[str]:
+    notes, (low, high) = list[str](), first.score_interval
+    band = f"{score_figure(first, low, unit=False)}–{score_figure(first, high)}"
+    if last.score != first.score:
+        unit = "" if first.problem is REGRESSION else " points"
+        difference = f"The difference of {delta_text(last)}{unit} is"
+        if low <= last.score <= high:
             notes.append(
                 f"{difference} within the confidence interval of the reference ({band}): {sentences} test "
                 "sentences are too few to distinguish it from chance."
@@ -404,11 +500,23 @@ def _accuracy_notes(first: BenchmarkRow, last: BenchmarkRow, sentences: int) -> 
                 f"{difference} outside the confidence interval of the reference ({band}): it is unlikely "
                 "to be chance."
             )
-    same = f"predicts the same label for {_percent(last.agreement)} of the sentences as"
-    return [*notes, f"{_name(last)} {same} {_name(first)}."]
+    return [*notes, _AGREEMENT[first.problem.name](_name(last), _percent(last.agreement), _name(first))]
 
 
-def _payoff(row: BenchmarkRow, parent: BenchmarkRow) -> list[str]:
+_AGREEMENT: dict[str, Callable[[str, str, str], str]] = {
+    SINGLE_LABEL.name: lambda model, share, reference: (
+        f"{model} predicts the same label for {share} of the sentences as {reference}."
+    ),
+    MULTI_LABEL.name: lambda model, share, reference: (
+        f"{model} predicts exactly the same labels for {share} of the sentences as {reference}."
+    ),
+    REGRESSION.name: lambda model, share, reference: (
+        f"{model} reproduces {share} of the variance of the scores of {reference} (R²)."
+    ),
+}
+
+
+def _payoff(row: ClassifierRow, parent: ClassifierRow) -> list[str]:
     """A note where a stage that is to make the model faster did not, or one that is not to slow it did; and
     what `vocabulary` gives, which is not speed."""
     against = f"({row.latency_ms_p50:.2f} against {parent.latency_ms_p50:.2f} ms)"
@@ -428,13 +536,35 @@ def _payoff(row: BenchmarkRow, parent: BenchmarkRow) -> list[str]:
     return [note + "."]
 
 
-def _name(row: BenchmarkRow) -> str:
+def _name(row: ClassifierRow) -> str:
     return f"{row.stage} ({row.runtime})"
 
 
-def accuracy_text(row: BenchmarkRow | LinearBaseline) -> str:
-    """With its confidence interval."""
-    return f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})"
+def accuracy_text(row: ClassifierRow | LinearBaseline) -> str:
+    """The main metric with its confidence interval."""
+    if isinstance(row, LinearBaseline):
+        return f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})"
+    low, high = (score_figure(row, end, unit=False) for end in row.score_interval)
+    return f"{score_figure(row, row.score)} ({low}–{high})"
+
+
+def score_figure(row: ClassifierRow, value: float, unit: bool = True) -> str:
+    """A value of the main metric: in percent, or a correlation with three decimals."""
+    if row.problem is REGRESSION:
+        return _correlation(value)
+    return _percent(value) if unit else f"{100 * value:.1f}"
+
+
+def delta_text(row: ClassifierRow) -> str:
+    """How the main metric differs from the first row's: in points, or of a correlation as it is."""
+    if row.problem is REGRESSION:
+        text = f"{row.score_delta:+.3f}"
+        return "±0.000" if text in ("+0.000", "-0.000") else text.replace("-", "−")
+    return points(row.score_delta)
+
+
+def _correlation(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def _percent(fraction: float) -> str:

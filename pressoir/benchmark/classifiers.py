@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.benchmark import linear_baseline
 from pressoir.benchmark.classifier_details import DETAILS, ClassifierDetails, details
-from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, headline, to_markdown
+from pressoir.benchmark.classifier_report import ROWS, Benchmark, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
 from pressoir.benchmark.size import count_weights, size_mb
@@ -27,11 +28,12 @@ from pressoir.benchmark.timing import (
 )
 from pressoir.data import sentences
 from pressoir.data.texts import Text, as_read, texts_of
-from pressoir.errors import DataError, PressoirError
-from pressoir.formats.folder import runtime_of
+from pressoir.errors import DataError, PressoirError, SourceError
+from pressoir.formats.folder import read_json, runtime_of
+from pressoir.formats.labels import check_problem
+from pressoir.formats.problems import SINGLE_LABEL, Problem
 from pressoir.inference.text_classification import TextClassifier, softmax
 from pressoir.inference.tokenizers.tokenizers import truncation
-from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.stage import StageContext
 from pressoir.system.load import FreeCpus
@@ -46,12 +48,8 @@ class _Contender:
     classifier: TextClassifier
     logits: NDArray[np.float32]
     """(sentences, labels) of the test sentences, by the labels' places in the data."""
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Label of each test sentence, by its place in the data's labels."""
-        labels: NDArray[np.int64] = self.logits.argmax(axis=1)
-        return labels
+    predicted: NDArray[Any]
+    """What it decides of each test sentence (`Problem.decide`), by the places of the data's labels."""
 
 
 def compare(
@@ -63,9 +61,9 @@ def compare(
         PressoirError: a model fails to load in a fresh process, gives logits that are not finite, or has
             other labels than the data.
     """
-    test = sentences.load_split(data, "test")
-    texts, expected = texts_of(test), np.asarray(test["label"])
+    test, problem = sentences.load_split(data, "test"), sentences.problem_of(data)
     labels = sentences.info(data)["labels"]
+    texts, expected = texts_of(test), problem.targets(test["label"][:], len(labels))
     use_threads(context.threads)
 
     contenders = _contenders(folders, texts, data, context)
@@ -84,7 +82,8 @@ def compare(
     )  # (models,)
 
     free_cpus = free.mean()
-    baseline = linear_baseline.measure(data, test, sample, context.seed)
+    single = problem is SINGLE_LABEL
+    baseline = linear_baseline.measure(data, test, sample, context.seed) if single else None
     cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,25 +101,26 @@ def compare(
         tokens_truncated=cut.lost,
         free_cpus=free_cpus,
         drift=drift(latency_ms),
-        f1_label=labels[1] if len(labels) == 2 else None,
+        f1_label=labels[1] if single and len(labels) == 2 else None,
         linear_baseline=baseline,
-        rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
+        rows=_rows(contenders, problem, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
-    first, last = (softmax(contenders[place].logits) for place in (0, -1))
-    _write(
-        benchmark, details([*map(as_read, texts)], expected, labels, first, last), latency_ms, context.out_dir
-    )
+    found = None
+    if single:
+        likely = (softmax(contenders[place].logits) for place in (0, -1))
+        found = details([*map(as_read, texts)], expected, labels, *likely)
+    _write(benchmark, found, latency_ms, context.out_dir)
     context.reporter.message(headline(benchmark))
     if (busy := benchmark.busy()) is not None:
         context.reporter.message(f"WARNING: {busy}")
-    reference, final = benchmark.rows[0], benchmark.rows[-1]
+    first, final = benchmark.rows[0], benchmark.rows[-1]
     metrics = final.model_dump(exclude={"stage", "runtime"})
     return {
         **{name: float(value) for name, value in metrics.items()},
         **({} if baseline is None else {"linear_baseline_accuracy": baseline.accuracy}),
-        "reference_accuracy": reference.accuracy,
-        "reference_latency_ms_p50": reference.latency_ms_p50,
-        "reference_size_mb": reference.size_mb,
+        f"reference_{problem.metric}": first.score,
+        "reference_latency_ms_p50": first.latency_ms_p50,
+        "reference_size_mb": first.size_mb,
     }
 
 
@@ -134,12 +134,13 @@ def _contenders(
         costs.append(probe(folder, runtime, context.threads, texts[0]))
         context.reporter.progress(done, len(folders), "load time and memory")
 
-    contenders = []
+    contenders, problem = [], sentences.problem_of(data)
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):
         classifier = TextClassifier.open(folder, context.threads)
         try:
+            check_problem(read_json(folder / "config.json"), "the model", problem)
             indices = sentences.label_places(data, classifier.labels)
-        except DataError as error:
+        except (DataError, SourceError) as error:
             raise DataError(f"{name} ({folder}): {error}") from error
         logits = classifier.logits(texts)[:, indices]  # (sentences, labels of the data)
         if not np.isfinite(logits).all():
@@ -147,36 +148,37 @@ def _contenders(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"
             )
         stage = name.removesuffix("_onnx")
-        contenders.append(_Contender(stage, folder, cost, classifier, logits))
+        limits = classifier.thresholds and [classifier.thresholds[index] for index in indices]
+        predicted = problem.decide(logits, limits)
+        contenders.append(_Contender(stage, folder, cost, classifier, logits, predicted))
         context.reporter.progress(done, len(folders), "accuracy")
     return contenders
 
 
 def _rows(
     contenders: Sequence[_Contender],
-    expected: NDArray[np.int64],
+    problem: Problem,
+    expected: NDArray[Any],
     classes: int,
     latency_ms: NDArray[np.float64],
     tokenizing_ms: NDArray[np.float64],
     throughput_per_s: NDArray[np.float64],
-) -> tuple[BenchmarkRow, ...]:
+) -> tuple[Any, ...]:
     """One row a contender; `latency_ms` is (models, samples), the others (models,)."""
     p50, p95 = np.percentile(latency_ms, [50, 95], axis=1)
     sizes = [size_mb(contender.folder) for contender in contenders]
-    scores = [accuracy(contender.predicted, expected) for contender in contenders]
+    scores = [problem.score(contender.predicted, expected, classes) for contender in contenders]
+    main = problem.metric
     rows = []
     for i, contender in enumerate(contenders):
-        low, high = wilson_interval(int((contender.predicted == expected).sum()), len(expected))
+        low, high = problem.interval(contender.predicted, expected)
         rows.append(
-            BenchmarkRow(
+            ROWS[problem.name](
                 stage=contender.stage,
                 runtime=contender.classifier.engine.runtime,
-                accuracy=scores[i],
-                accuracy_ci_low=low,
-                accuracy_ci_high=high,
-                f1=f1(contender.predicted, expected, classes),
-                macro_f1=macro_f1(contender.predicted, expected),
-                agreement=accuracy(contender.predicted, contenders[0].predicted),
+                **scores[i],
+                **{f"{main}_ci_low": low, f"{main}_ci_high": high},
+                agreement=problem.agreement(contender.predicted, contenders[0].predicted),
                 size_mb=sizes[i],
                 parameters=count_weights(contender.folder),
                 latency_ms_p50=float(p50[i]),
@@ -188,14 +190,14 @@ def _rows(
                 load_s=contender.cost.load_s,
                 speedup=float(p50[0] / p50[i]),
                 compression=sizes[0] / sizes[i],
-                accuracy_delta=scores[i] - scores[0],
+                **{f"{main}_delta": scores[i][main] - scores[0][main]},
             )
         )
     return tuple(rows)
 
 
 def _write(
-    benchmark: Benchmark, found: ClassifierDetails, latency_ms: NDArray[np.float64], folder: Path
+    benchmark: Benchmark, found: ClassifierDetails | None, latency_ms: NDArray[np.float64], folder: Path
 ) -> None:
     from pressoir.benchmark import classifier_plots
 
@@ -204,7 +206,8 @@ def _write(
         for row, times in zip(benchmark.rows, latency_ms, strict=True)
     ]
     benchmark.write(folder / RESULT)
-    found.write(folder / DETAILS)
+    if found is not None:
+        found.write(folder / DETAILS)
     (folder / TABLE).write_text(to_markdown(benchmark), encoding="utf-8")
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
     baseline = benchmark.linear_baseline

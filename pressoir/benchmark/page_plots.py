@@ -6,9 +6,16 @@ import math
 from collections.abc import Sequence
 
 from pressoir.benchmark import classifier_plots, language_model_plots
-from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, accuracy_text, points
+from pressoir.benchmark.classifier_report import (
+    TITLES,
+    Benchmark,
+    ClassifierRow,
+    accuracy_text,
+    delta_text,
+)
 from pressoir.benchmark.language_model_report import GenerationBenchmark, GenerationRow, figure, percent
 from pressoir.benchmark.reports import AnyBenchmark, AnyRow
+from pressoir.formats.problems import REGRESSION
 from pressoir.plots.interactive import Bar, Chart, Point, bars, scatter
 from pressoir.plots.style import NAMES, row_names, staircase
 
@@ -28,12 +35,15 @@ def _of_classifiers(benchmark: Benchmark) -> list[Chart]:
     rows, baseline = benchmark.rows, benchmark.linear_baseline
     names, facts = _names(rows), [_classifier_facts(row) for row in rows]
     largest = max(row.size_mb for row in rows)
+    problem = rows[0].problem
+    whole, unit = (1, "") if problem is REGRESSION else (100, ", %")
+    title = TITLES[problem.metric]
     marks = [
         Point(
             row.latency_ms_p50,
-            100 * row.accuracy,
-            100 * row.accuracy_ci_low,
-            100 * row.accuracy_ci_high,
+            whole * row.score,
+            whole * row.score_interval[0],
+            whole * row.score_interval[1],
             radius=math.sqrt(380 * row.size_mb / largest + 16),
             group=row.runtime,
             hollow=row.simulated,
@@ -44,7 +54,7 @@ def _of_classifiers(benchmark: Benchmark) -> list[Chart]:
     ]
     real = [row for row in rows if not row.simulated] or list(rows)
     corners = staircase(
-        [(row.latency_ms_p50, 100 * row.accuracy) for row in classifier_plots.pareto_front(real)]
+        [(row.latency_ms_p50, whole * row.score) for row in classifier_plots.pareto_front(real)]
     )
     simulated = "int8, simulated"
     keys = [*_keys(rows, simulated), ("area", "area: size on disk"), _INTERVAL]
@@ -52,13 +62,13 @@ def _of_classifiers(benchmark: Benchmark) -> list[Chart]:
     keys += [("level", f"linear baseline, {100 * baseline.accuracy:.1f} %")] if baseline else []
     return [
         scatter(
-            "Accuracy against latency",
+            f"{title[0].upper()}{title[1:]} against latency",
             marks,
-            ("median latency of one sentence, ms (log scale, left is faster)", "test accuracy, %"),
+            ("median latency of one sentence, ms (log scale, left is faster)", f"test {title}{unit}"),
             keys,
             front=corners,
             level=100 * baseline.accuracy if baseline else None,
-            most_y=100,
+            most_y=whole,
         ),
         _sizes(rows, facts, simulated),
         bars(
@@ -160,10 +170,11 @@ def _keys(rows: Sequence[AnyRow], simulated: str) -> list[tuple[str, str]]:
     return [*keys, *hollow]
 
 
-def _classifier_facts(row: BenchmarkRow) -> tuple[str, ...]:
+def _classifier_facts(row: ClassifierRow) -> tuple[str, ...]:
     faster = "simulated" if row.simulated else f"{row.speedup:.1f}× faster"
+    title, unit = TITLES[row.problem.metric], "" if row.problem is REGRESSION else " points"
     return (
-        f"accuracy {accuracy_text(row)}, {points(row.accuracy_delta)} points",
+        f"{title} {accuracy_text(row)}, {delta_text(row)}{unit}",
         f"{row.size_mb:.1f} MB, {row.compression:.1f}× smaller",
         f"median {row.latency_ms_p50:.2f} ms, p95 {row.latency_ms_p95:.2f} ms, {faster}",
         f"{row.throughput_per_s:.0f} sentences/s, {row.peak_rss_mb:.0f} MB of memory",

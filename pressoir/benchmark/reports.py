@@ -8,14 +8,23 @@ from pathlib import Path
 
 import pressoir
 from pressoir.benchmark import classifier_report, language_model_report
-from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, points
+from pressoir.benchmark.classifier_report import (
+    Benchmark,
+    BenchmarkRow,
+    ClassifierRow,
+    MultiLabelRow,
+    RegressionRow,
+    delta_text,
+    score_figure,
+)
 from pressoir.benchmark.language_model_report import GenerationBenchmark, GenerationRow, figure, percent
 from pressoir.formats.folder import read_json
+from pressoir.formats.problems import REGRESSION
 
 RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
 
 AnyBenchmark = Benchmark | GenerationBenchmark
-AnyRow = BenchmarkRow | GenerationRow
+AnyRow = BenchmarkRow | MultiLabelRow | RegressionRow | GenerationRow
 
 
 def read(path: Path) -> AnyBenchmark:
@@ -61,16 +70,22 @@ def short_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
     if isinstance(benchmark, GenerationBenchmark):
         columns = ["stage", "runtime", "perplexity", "Δ", "bits", "MB", "smaller", "tok/s", "faster"]
         return columns, [_generation_cells(row) for row in benchmark.rows]
-    columns = ["stage", "runtime", "accuracy", "points", "MB", "smaller", "p50 ms", "faster", "RSS MB"]
+    first = benchmark.rows[0]
+    metric = _SHORT.get(first.problem.metric, first.problem.metric)
+    change = "points" if first.problem is not REGRESSION else "Δ"
+    columns = ["stage", "runtime", metric, change, "MB", "smaller", "p50 ms", "faster", "RSS MB"]
     return columns, [_classifier_cells(row) for row in benchmark.rows]
 
 
-def _classifier_cells(row: BenchmarkRow) -> list[str]:
+_SHORT = {"micro_f1": "micro F1"}
+
+
+def _classifier_cells(row: ClassifierRow) -> list[str]:
     return [
         row.stage,
         row.runtime,
-        f"{row.accuracy:.1%}",
-        points(row.accuracy_delta),
+        f"{row.score:.1%}" if row.problem is not REGRESSION else score_figure(row, row.score),
+        delta_text(row),
         f"{row.size_mb:.1f}",
         f"{row.compression:.1f}×",
         f"{row.latency_ms_p50:.2f}",

@@ -326,14 +326,14 @@ def _unsupported(label: Column, columns: Sequence[Column] | Any) -> str | None:
         )
     if label.lists or label.joined:
         return (
-            f"{held} several labels per text, such as {_several(label)}: multi-label classification is not "
-            "supported; keep one label per text"
+            f"{held} several labels per text, such as {_several(label)}: `pressoir init` writes recipes "
+            "for one label per text only; write one with `problem: multi-label` in `data` yourself"
         )
     if label.scores:
         fraction = next(value for value in label.values if not (number_of(value) or 0.0).is_integer())
         return (
             f"{held} numbers that are not whole, such as {shown(fraction)}: scores (regression) are not "
-            "supported; replace them by classes"
+            "supported by `pressoir init`; write a recipe with `problem: regression` in `data` yourself"
         )
     return None
 

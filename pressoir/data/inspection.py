@@ -236,7 +236,7 @@ def _labels(table: tables.Table, choice: Choice) -> tuple[str, ...]:
     """The classes of the training file, in their order."""
     if table.labels:
         return table.labels
-    labels = classes.in_order(label for _, label in table.rows)
+    labels = classes.in_order(str(label) for _, label in table.rows)
     if len(labels) > 2 and 2 * len(labels) > len(table.rows):
         raise DataError(
             f"column {choice.label!r} has {len(labels):,} different values in {len(table.rows):,} rows, so "
@@ -246,10 +246,10 @@ def _labels(table: tables.Table, choice: Choice) -> tuple[str, ...]:
 
 
 def _facts(path: Path, table: tables.Table, labels: Sequence[str]) -> SplitFacts:
-    counts = Counter(label for _, label in table.rows)
+    counts = Counter(str(label) for _, label in table.rows)
     by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for text, label in table.rows:
-        by_form[normal_form(text)][label] += 1
+        by_form[normal_form(text)][str(label)] += 1
     words = sorted(len(_joined(text).split()) for text, _ in table.rows)
     return SplitFacts(
         path=path,

@@ -50,7 +50,8 @@ def save_table(path: Path, model: Path, folder: Path) -> None:
     known = {str(number): number for number in range(len(names))}
     known |= {name.casefold(): number for number, name in enumerate(names)}
     rows, columns = [], {"text_pair_column": PAIR if pairs else None}
-    for text, label in tables.read_rows(path, DataConfig().model_copy(update=columns)):
+    for text, written in tables.read_rows(path, DataConfig().model_copy(update=columns)):
+        label = str(written)
         if label.casefold() not in known:
             raise DataError(f"{path}: label {label!r} is not one of the model's classes {names}")
         rows.append({**sentences.columns_of(text), "label": known[label.casefold()]})

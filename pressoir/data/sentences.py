@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pressoir.data import classes, tables
+from pressoir.data.classes import LABELLINGS, Label
 from pressoir.data.tables import Table
 from pressoir.data.texts import PAIR, Text
 from pressoir.errors import DataError, SourceError
 from pressoir.formats.labels import match
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SCORE, SINGLE_LABEL, Problem
 from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
@@ -37,8 +39,10 @@ UNLABELLED = "unlabelled"
 EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
 ORDERED = "labels_ordered"
+PROBLEM, THRESHOLDS = "problem", "thresholds"
 Rows = list[dict[str, Any]]
-"""Each `{"text": str, "label": int}`, of pairs with `"text_pair": str`; the label indexes the labels."""
+"""Each `{"text": str, "label": …}`, of pairs with `"text_pair": str`; the label is an index into the
+labels, a sorted list of them (multi-label), or a number (regression)."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,14 @@ class Corpus:
     """What a person should know of how the files were read."""
     ordered: bool = False
     """Whether the order of the labels is the recipe's or the data set's own, and not merely sorted."""
+    problem: str = SINGLE_LABEL.name
+    thresholds: str = "global"
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes, in their order."""
-        return tuple(self.splits["train"].features["label"].names)
+        label = self.splits["train"].features["label"]
+        return tuple(getattr(getattr(label, "feature", label), "names", (SCORE,)))
 
 
 def source_digest(config: DataConfig) -> str:
@@ -105,7 +112,12 @@ def load(config: DataConfig, seed: int) -> Corpus:
     """
     datasets, read = _library(), _clean(config)
     second = {} if config.text_pair_column is None else {PAIR: datasets.Value("string")}
-    label = datasets.ClassLabel(names=list(read.labels))
+    names = datasets.ClassLabel(names=list(read.labels))
+    label = {
+        SINGLE_LABEL.name: names,
+        MULTI_LABEL.name: datasets.Sequence(names),
+        REGRESSION.name: datasets.Value("float64"),
+    }[config.problem]
     features = datasets.Features({"text": datasets.Value("string"), **second, "label": label})
     clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in read.rows.items()}
     if config.test_fraction is not None:
@@ -130,14 +142,19 @@ def load(config: DataConfig, seed: int) -> Corpus:
         text = datasets.Features({"text": datasets.Value("string")})
         result[UNLABELLED] = datasets.Dataset.from_dict({"text": sentences}, features=text)
         counts = counts | {f"{UNLABELLED}_copies_dropped": copies}
-    return Corpus(result, counts, read.remarks, read.ordered)
+    return Corpus(result, counts, read.remarks, read.ordered, config.problem, config.thresholds)
 
 
 def _hold_out(train: Any, field: str, size: float, seed: int) -> tuple[Any, Any]:
-    """A stratified part of train, drawn by the seed: what is left, and that part."""
+    """A part of train, drawn by the seed, stratified if rows have one label: what is left, and that part."""
+    by_label = "label" if hasattr(train.features["label"], "names") else None
     try:
-        splits = train.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
+        splits = train.train_test_split(test_size=size, seed=seed, stratify_by_column=by_label)
     except ValueError as error:  # fewer rows than asked for, or than there are labels on either side
+        if by_label is None:
+            raise DataError(
+                f"train has {len(train)} rows, from which data.{field} = {size} cannot be held out: {error}"
+            ) from error
         raise DataError(
             f"train has {len(train)} rows, from which data.{field} = {size} cannot be held out so that both "
             f"splits contain each of the {len(train.features['label'].names)} labels: {error}"
@@ -197,16 +214,17 @@ def _clean(config: DataConfig) -> _Clean:
     remarks += [f"{split}: malformed rows dropped:\n{tables.listed(t)}" for split, t in malformed.items()]
     labels, ordered = _labels(config, raw)
     counts = {f"{split}_bad_rows_dropped": len(texts) for split, texts in malformed.items()}
-    known: defaultdict[str, set[str]] = defaultdict(set)  # labels by text, of the splits that go before
+    labelling = LABELLINGS[config.problem]
+    known: defaultdict[str, set[Label]] = defaultdict(set)  # labels by text, of the splits that go before
     clean: dict[str, Rows] = {}
     for split in reversed([name for name in SPLITS if name in raw]):  # test first: the others give way to it
-        kept, own, conflicts = [], defaultdict[str, set[str]](set), 0
+        kept, own, conflicts = [], defaultdict[str, set[Label]](set), 0
         for text, label in raw[split].rows:
             form = normal_form(text)
             copies = known.get(form, set()) | own[form]
             conflicts += bool(copies - {label})
             if form not in known and not (split == "train" and copies):
-                kept.append({**columns_of(text), "label": labels.index(label)})
+                kept.append({**columns_of(text), "label": labelling.stored(label, labels)})
             own[form].add(label)
         if not kept:
             raise DataError(f"the {split} split is empty: all its sentences also occur in other splits")
@@ -229,11 +247,18 @@ def _labels(config: DataConfig, raw: Mapping[str, Table]) -> tuple[tuple[str, ..
     for split, table in raw.items():
         if not table.rows:
             raise DataError(f"the {split} split is empty")
-    found = {split: {label for _, label in table.rows} for split, table in raw.items()}
+    labelling = LABELLINGS[config.problem]
+    if labelling.fixed is not None:
+        return labelling.fixed, False
+    found = {
+        split: {name for _, label in table.rows for name in labelling.names(label)}
+        for split, table in raw.items()
+    }
     given = config.labels or raw["train"].labels
     labels = given or classes.in_order(found["train"])
-    if len(labels) < 2:
-        raise DataError(f"train has only the label {labels[0]!r}; a classifier needs at least two")
+    if len(labels) < labelling.least:
+        what = f"only the label {labels[0]!r}" if labels else "no label"
+        raise DataError(f"train has {what}; {labelling.too_few}")
     if given is None:
         classes.in_order(set().union(*found.values()))
     for split in raw:
@@ -263,7 +288,17 @@ def save(corpus: Corpus, folder: Path, max_tokens: int) -> dict[str, float]:
         _write(rows, folder / f"{split}.jsonl")
     ordered = {ORDERED: True} if corpus.ordered else {}
     pairs = {PAIR: True} if PAIR in corpus.splits["train"].column_names else {}
-    facts = {"labels": corpus.labels, **ordered, **pairs, "max_tokens": max_tokens, **counts}
+    problem = {} if corpus.problem == SINGLE_LABEL.name else {PROBLEM: corpus.problem}
+    each = {THRESHOLDS: corpus.thresholds} if corpus.problem == MULTI_LABEL.name else {}
+    facts = {
+        "labels": corpus.labels,
+        **ordered,
+        **pairs,
+        **problem,
+        **each,
+        "max_tokens": max_tokens,
+        **counts,
+    }
     (folder / INFO).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
 
@@ -289,18 +324,19 @@ def _write(rows: Iterable[Any], path: Path) -> None:
 def info(folder: Path) -> dict[str, Any]:
     """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts.
 
-    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own, `text_pair`
-    where each row has two texts.
+    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own,
+    `text_pair` where each row has two texts; `problem` is absent where a text has one label,
+    `thresholds` where it has not several.
     """
     facts: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
     return facts
 
 
 def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) -> datasets.Dataset:
-    """One split of a saved data folder: columns `text` (str), of pairs `text_pair` (str), and `label` (int);
-    see `pressoir.data.texts`.
+    """One split of a saved data folder: columns `text` (str), of pairs `text_pair` (str), and `label` (see
+    `Rows`); see `pressoir.data.texts`.
 
-    `label` is an index into the data's labels, or into those of a model, `labels`, where they are given.
+    `label` has indices into the data's labels, or into those of a model, `labels`, where they are given.
 
     Raises:
         DataError: the model has other labels than the data.
@@ -308,8 +344,8 @@ def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) ->
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     if labels is not None:
-        indices = label_places(folder, labels)
-        rows = [{**row, "label": indices[row["label"]]} for row in rows]
+        places, moved = label_places(folder, labels), LABELLINGS[problem_of(folder).name].moved
+        rows = [{**row, "label": moved(row["label"], places)} for row in rows]
     return _library().Dataset.from_list(rows)
 
 
@@ -320,7 +356,14 @@ def label_places(folder: Path, labels: Sequence[str]) -> list[int]:
         DataError: the model has other labels than the data.
     """
     facts = info(folder)
+    if problem_of(folder) is REGRESSION and len(labels) == 1:
+        return [0]  # the names of scores say nothing
     return match(labels, facts["labels"], ordered=facts.get(ORDERED, False))
+
+
+def problem_of(folder: Path) -> Problem:
+    """What a model for a saved data folder decides of a text."""
+    return PROBLEMS[info(folder).get(PROBLEM, SINGLE_LABEL.name)]
 
 
 def load_unlabelled(folder: Path) -> list[str]:
@@ -389,6 +432,7 @@ def _read_hub(config: DataConfig) -> dict[str, Table]:
             if column not in rows.column_names:
                 raise DataError(f"data set {config.hub_id!r} has columns {rows.column_names}, not {column!r}")
         label = rows.features[config.label_column]
+        label = getattr(label, "feature", label)  # of a list: that of its items
         names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
         result[split] = Table(labels=names)
         for number, row in enumerate(rows.select_columns(columns), 1):

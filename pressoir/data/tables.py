@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pressoir.data.classes import name_of
+from pressoir.data.classes import LABELLINGS, Label
 from pressoir.data.texts import Text
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig
@@ -36,7 +36,7 @@ _BOMS = {
 }
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as CSV writes it in double quotes."""
-Row = tuple[Text, str]  # text, label name
+Row = tuple[Text, Label]  # text or pair, and label: a name, several, or a number
 Record = dict[str | int, Any] | list[Any] | str
 """A row's fields by name or index, or what is wrong with it."""
 
@@ -176,23 +176,22 @@ def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: S
     """
     text = _text(record, "text_column", config)
     pair = None if config.text_pair_column is None else _text(record, "text_pair_column", config)
-    label = _value(record, config.label_column)
-    if labels is not None and isinstance(label, int):
-        label = labels[label] if 0 <= label < len(labels) else None  # −1 where it is hidden
+    labelling = LABELLINGS[config.problem]
     try:
-        name = name_of(label, config.labels or labels)
+        label = labelling.read(_value(record, config.label_column), config.labels or labels, labels, config)
     except ValueError as error:
         if str(error) != "no label":
             raise
         raise ValueError(
             f"no label (column {config.label_column!r}); fix the row or data.label_column"
         ) from error
-    for role, value in (("text", text), ("second text", pair or ""), ("label", name)):
+    named = [("label", name) for name in labelling.names(label)]
+    for role, value in (("text", text), ("second text", pair or ""), *named):
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"the {role} contains a lone surrogate (half a character); fix the row")
         if "\0" in value:
             raise ValueError(f"the {role} contains a NUL character; fix the row, or data.encoding")
-    return text if pair is None else (text, pair), name
+    return text if pair is None else (text, pair), label
 
 
 def _text(record: Record, field: str, config: DataConfig) -> str:
@@ -374,6 +373,7 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] |
     """Those that the datasets library stores in a Parquet file beside a column of class numbers."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        feature = feature.get("feature", feature)  # of a list: that of its items
         return tuple(feature["names"]) if feature["_type"] == "ClassLabel" else None
     except (KeyError, TypeError, ValueError):
         return None

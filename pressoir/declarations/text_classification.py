@@ -20,8 +20,12 @@ TASK = Task(
     score="pressoir.evaluation.report.scoring:classification",
     metrics=(
         Metric("accuracy", form="percent"),
+        Metric("micro_f1", "micro F1", form="percent"),
+        Metric("pearson", "Pearson correlation", form="correlation"),
         Metric("f1", "F1", form="percent"),
         Metric("macro_f1", "macro F1", form="percent"),
+        Metric("spearman", "Spearman correlation", form="correlation"),
+        Metric("mae", "mean absolute error", lower_is_better=True),
         Metric("accuracy_ci_low", form="percent"),
         Metric("accuracy_ci_high", form="percent"),
     ),

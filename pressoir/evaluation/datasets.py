@@ -14,6 +14,7 @@ from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import Task, task
 from pressoir.extensions.task_name import TaskName
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.store.artifact import digest_of
 from pressoir.system import reader
 from pressoir.system.files import file_sha256
@@ -43,6 +44,8 @@ class DataSet:
     normaliser: metrics.Normaliser | None = None
     notes: tuple[str, ...] = ()
     """What a reader of the scores must know about the data."""
+    problem: str = SINGLE_LABEL.name
+    """What a classifier decides of a sample, see `pressoir.formats.problems`."""
 
 
 Data = tuple[tuple[str, ...], list[EvaluationSample]]
@@ -75,6 +78,7 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
         config.bleu_tokenizer,
         config.normaliser,
         (f"{repeated} samples are listed more than once and count once",) if repeated else (),
+        config.classification.problem,
     )
 
 

@@ -29,6 +29,7 @@ from pressoir.export.graph import (
 from pressoir.export.tracing import REPORT, quiet, unscripted
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION
+from pressoir.formats.problems import problem_of, thresholds_of
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
 from pressoir.inference.engines.session import feed, input_names
 from pressoir.inference.text_classification import TextClassifier
@@ -142,7 +143,9 @@ def check_parity(
     with one_thread() if quantised else contextlib.nullcontext():
         expected = TextClassifier(torch_engine, tokenizer, labels).logits(sentences)
     differences = np.abs(actual.astype(np.float64) - expected).max(axis=1)
-    agreement = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))
+    settings = model.config.to_dict()
+    problem, thresholds = problem_of(settings), thresholds_of(settings)
+    agreement = problem.agreement(problem.decide(actual, thresholds), problem.decide(expected, thresholds))
     worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
     largest = float(differences[worst])
     metrics = {

@@ -6,6 +6,7 @@ A task is declared in one file (`pressoir/declarations/` has Pressoir's) and fou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -138,6 +139,12 @@ class Task:
     def main_metric(self) -> Metric:
         """By which models are compared."""
         return self.metrics[0]
+
+    def main_metric_of(self, found: Iterable[str]) -> Metric:
+        """The first of the metrics that is among those found, else the first: what a model decides of a text
+        has its own."""
+        known = set(found)
+        return next((metric for metric in self.metrics if metric.name in known), self.main_metric)
 
     def part(self, field: Part) -> Any:
         """What the dotted path of a field names, imported now.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pressoir.errors import DataError, SourceError
+from pressoir.formats.problems import SINGLE_LABEL, Problem, problem_of
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:
@@ -45,22 +46,24 @@ def match(own: Sequence[str], wanted: Sequence[str], ordered: bool = False) -> l
     )
 
 
+def check_problem(config: Mapping[str, Any], model: str, wanted: Problem) -> None:
+    """Check that `model`, whose configuration says so, decides what is `wanted`.
+
+    Raises:
+        SourceError: it is a token classifier, or decides something else of a text.
+    """
+    found = problem_of(config, model)
+    if found is not wanted:
+        raise SourceError(f"{model} is {found.model}; {wanted.model} is needed")
+
+
 def check_single_label(config: Mapping[str, Any], model: str) -> None:
     """Check that `model`, whose configuration says so, chooses one label of several for a text.
 
     Raises:
         SourceError: it is a token classifier, a multi-label classifier or a regression model.
     """
-    kind = None
-    head = str((config.get("architectures") or [""])[0])
-    if head.endswith("ForTokenClassification"):
-        kind = "a token classifier (such as for named entities), which labels words and not texts"
-    elif config.get("problem_type") == "multi_label_classification":
-        kind = "a multi-label classifier, which gives a text any number of labels"
-    elif config.get("problem_type") == "regression" or len(labels_of(config)) < 2:
-        kind = "a regression model, which gives a text a number"
-    if kind is not None:
-        raise SourceError(f"{model} is {kind}; a classifier with one label per text is needed")
+    check_problem(config, model, SINGLE_LABEL)
 
 
 def _listed(labels: Sequence[str]) -> str:

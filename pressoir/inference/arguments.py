@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pressoir.errors import SourceError
 from pressoir.system.runtime import available_cpus
+
+T = TypeVar("T")
 
 
 def opened(folder: Path | str, threads: int | None) -> tuple[Path, int]:
@@ -21,6 +24,6 @@ def opened(folder: Path | str, threads: int | None) -> tuple[Path, int]:
     return path, threads or available_cpus()
 
 
-def listed(texts: Sequence[str] | str) -> Sequence[str]:
+def listed(texts: Sequence[T] | str) -> Sequence[T | str]:
     """`texts`, or the list of one text: a string is a sequence of its characters, which nobody means."""
     return [texts] if isinstance(texts, str) else texts

@@ -1,18 +1,31 @@
-"""Text classification over any engine: sentences, or pairs of them, in; label probabilities out."""
+"""Text classification over any engine: sentences, or pairs of them, in; label probabilities (or scores) out.
+
+What a model decides of a text, one label, any number of them or a score, its `config.json` says: see
+`pressoir.formats.problems`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.data.texts import Text, characters, check_pair, takes_pairs
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.formats.labels import check_single_label, labels_of
-from pressoir.inference.arguments import opened
+from pressoir.formats.labels import labels_of
+from pressoir.formats.problems import (
+    DEFAULT_THRESHOLD,
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Problem,
+    problem_of,
+    thresholds_of,
+)
+from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.classifier import Engine, open_engine
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.steps import iter_encoded
@@ -45,24 +58,35 @@ class TextClassifier:
         tokenizer: FastTokenizer | PreTrainedTokenizerBase,
         labels: Sequence[str],
         pairs: bool = False,
+        problem: Problem = SINGLE_LABEL,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
-        self.engine, self.tokenizer, self.labels, self.pairs = engine, tokenizer, list(labels), pairs
+        self.engine, self.tokenizer, self.labels = engine, tokenizer, list(labels)
+        self.pairs, self.problem = pairs, problem
+        self.thresholds: list[float] | None = None
+        """Multi-label only: the probability from which on a text has a label, of each label."""
+        if problem is MULTI_LABEL:
+            self.thresholds = list(thresholds or [DEFAULT_THRESHOLD] * len(self.labels))
 
     @classmethod
     def open(
         cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
     ) -> TextClassifier:
-        """Open a model folder; see `open_engine` and `check_single_label` for what it raises."""
+        """Open a model folder; see `open_engine` and `problem_of` for what it raises."""
         folder, threads = opened(folder, threads)
         config = read_json(folder / "config.json")
-        check_single_label(config, str(folder))
+        decided = (
+            takes_pairs(config),
+            problem_of(config, str(folder)),
+            thresholds_of(config, str(folder)),
+        )
         labels = labels_of(config)
         engine = open_engine(folder, threads, runtime)
         if (folder / "tokenizer.json").exists():
-            return cls(engine, FastTokenizer(folder), labels, takes_pairs(config))
+            return cls(engine, FastTokenizer(folder), labels, *decided)
         from pressoir.models.loading import load_tokenizer  # a tokenizer that exists only in Python
 
-        return cls(engine, load_tokenizer(folder), labels, takes_pairs(config))
+        return cls(engine, load_tokenizer(folder), labels, *decided)
 
     def encode(self, texts: Sequence[Text], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
@@ -99,21 +123,40 @@ class TextClassifier:
                 yield Logits([encoded.rows[row] for row in rows], found, cut)
 
     def predict(self, texts: Sequence[Text] | str) -> list[dict[str, float]]:
-        """Probability of each label, for each sentence, or for each pair `(text, text_pair)`.
+        """Probability of each label, for each sentence, or for each pair `(text, text_pair)`; of a regression
+        model the score by its name.
+
+        Of one label per text the probabilities add up to 1; of several each is by itself.
 
         Raises:
             DataError: the model was trained on pairs, and is given a single text, or the reverse.
         """
-        asked: Sequence[Text] = [texts] if isinstance(texts, str) else texts
+        asked = listed(texts)
         for text in asked:
             check_pair(text, self.pairs)
-        probabilities = softmax(self.logits(asked))
+        probabilities = self.problem.probabilities(self.logits(asked))
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities]
+
+    def decide(self, texts: Sequence[Text] | str) -> list[Any]:
+        """For each sentence, or pair, its label (str), its labels (a list), or its score (float)."""
+        return [decided(self.problem, row, self.labels, self.thresholds) for row in self.predict(texts)]
+
+
+def decided(
+    problem: Problem,
+    probabilities: Mapping[str, float],
+    labels: Sequence[str],
+    thresholds: Sequence[float] | None,
+) -> Any:
+    """What probabilities say of a text: the likeliest label, those over their thresholds, or the score."""
+    if problem is REGRESSION:
+        return probabilities[labels[0]]
+    if problem is MULTI_LABEL:
+        least = thresholds or [DEFAULT_THRESHOLD] * len(labels)
+        return [label for label, limit in zip(labels, least, strict=True) if probabilities[label] >= limit]
+    return max(probabilities, key=lambda label: probabilities[label])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities (batch, labels)."""
-    wide = logits.astype(np.float64)
-    exp = np.exp(wide - wide.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = exp / exp.sum(axis=1, keepdims=True)
-    return probabilities
+    return SINGLE_LABEL.probabilities(logits)

@@ -18,7 +18,8 @@ from pressoir.data import sentences as data
 from pressoir.data.texts import PAIR, texts_of
 from pressoir.errors import DataError, PressoirError
 from pressoir.extensions.task import task
-from pressoir.formats.folder import task_of
+from pressoir.formats.folder import read_json, task_of
+from pressoir.formats.labels import check_single_label
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.merging.preflight import MergePlan
@@ -214,6 +215,7 @@ def _perplexities(folder: Path | None, threads: int) -> Scorer:
 
 def _accuracy(folder: Path, threads: int) -> Scorer:
     def score(model: Path) -> dict[str, tuple[float, int]]:
+        check_single_label(read_json(model / "config.json"), str(model))
         classifier = TextClassifier.open(model, threads, "pytorch")
         split = data.load_split(folder, "validation", classifier.labels)
         if classifier.pairs and not data.info(folder).get(PAIR):

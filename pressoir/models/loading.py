@@ -39,6 +39,7 @@ from transformers.utils import logging as transformers_logging
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions import architecture
 from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.formats.problems import THRESHOLDS
 from pressoir.formats.tokenizer_limit import most_tokens
 from pressoir.models.gemma3n import without_vision
 from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
@@ -68,6 +69,7 @@ def load_classifier(
         if labels is not None:
             rename(config, labels)
             config.problem_type = None  # of the head that goes
+            vars(config).pop(THRESHOLDS, None)
         if (folder / QUANTIZATION).exists() or getattr(config, "intermediate_sizes", None):
             model: PreTrainedModel = _load_special(folder, config)
         else:

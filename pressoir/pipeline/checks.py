@@ -8,7 +8,8 @@ from pressoir.data import sentences
 from pressoir.data.texts import takes_pairs
 from pressoir.errors import DataError
 from pressoir.formats.folder import read_json
-from pressoir.formats.labels import check_single_label, labels_of, match
+from pressoir.formats.labels import check_problem, labels_of, match
+from pressoir.formats.problems import PROBLEMS, REGRESSION, Problem
 from pressoir.merging.preflight import preflight
 from pressoir.pipeline.architecture_checks import check_architectures
 from pressoir.pipeline.estimates import estimate_disk_bytes
@@ -32,7 +33,7 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
     Raises:
         StoreError: nothing could be stored. RegistryError: `models.json` is not valid. DataError: a file is
         missing or has a malformed row, or a finished checkpoint has other labels. SourceError: a hub data
-        set or a parent cannot be loaded, or a finished checkpoint does not choose one label of several.
+        set or a parent cannot be loaded, or a finished checkpoint decides something else of a text.
         MergeError: the models cannot be merged; every finding is listed. RecipeError: a step does not work
         with a model's architecture.
     """
@@ -58,7 +59,7 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         count, labels, ordered = len(corpus.splits["train"]), corpus.labels, corpus.ordered
     if recipe.merge is None and recipe.teacher.checkpoint is not None:
         checkpoint = sources.model(recipe.teacher.checkpoint)
-        _check_labels(checkpoint, labels, ordered)
+        _check_labels(checkpoint, labels, ordered, PROBLEMS[recipe.data.problem])
         if recipe.data.text_pair_column is None and takes_pairs(read_json(checkpoint.folder / "config.json")):
             raise DataError(
                 f"teacher.checkpoint {checkpoint.reference!r} was trained on pairs of texts; set "
@@ -67,10 +68,12 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
     return int(count)
 
 
-def _check_labels(checkpoint: Source, labels: Sequence[str], ordered: bool) -> None:
+def _check_labels(checkpoint: Source, labels: Sequence[str], ordered: bool, problem: Problem) -> None:
     """Check that a finished checkpoint is a classifier for the labels of the data."""
     config = read_json(checkpoint.folder / "config.json")
-    check_single_label(config, checkpoint.reference)
+    check_problem(config, checkpoint.reference, problem)
+    if problem is REGRESSION:
+        return  # the name of its score says nothing
     try:
         match(labels_of(config), labels, ordered)
     except DataError as error:

@@ -17,7 +17,7 @@ from pressoir.extensions import architecture, loader
 from pressoir.extensions.architecture import Step
 from pressoir.extensions.task import names_of, task
 from pressoir.formats.folder import check_not_quantized, model_type_of, read_json, task_of
-from pressoir.formats.labels import check_single_label
+from pressoir.formats.problems import problem_of
 from pressoir.formats.sharding import kind_of
 from pressoir.formats.supported import check_exportable, check_supported, served_tasks
 from pressoir.formats.tensor_bytes import checkpoint_tensors
@@ -103,7 +103,7 @@ def _shard(folder: Path) -> None:
 
 def _serve(folder: Path) -> None:
     if any(task(name).kind == "classifier" for name in served_tasks(folder)):
-        check_single_label(read_json(folder / "config.json"), "it")
+        problem_of(read_json(folder / "config.json"), "it")
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {

@@ -44,8 +44,9 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     model, tokenizer = loading.load_classifier(inputs["model"]), loading.load_tokenizer(inputs["model"])
     if not tokenizer.is_fast:
         raise SourceError(f"vocabulary: {inputs['model']} has no fast tokenizer; save it as tokenizer.json")
+    metric = sentences.problem_of(folder).metric
     metrics: dict[str, float] = {
-        "accuracy_before": loop.evaluate(model, tokenizer, folder)["validation_accuracy"],
+        f"{metric}_before": loop.evaluate(model, tokenizer, folder)[f"validation_{metric}"],
         "parameters_before": count_parameters(model),
         "size_mb_before": size_mb(inputs["model"]),
         "positions_before": _positions(model),
@@ -103,8 +104,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
     context.reporter.message(
         f"vocabulary: {len(ids)} of {len(known)} tokens kept, {metrics['size_mb_before']:.1f} → "
         f"{metrics['size_mb']:.1f} MB; in the validation text, {held_out.tokens:.2%} of the tokens and "
-        f"{held_out.sentences:.2%} of the sentences are tokenised as before; accuracy "
-        f"{metrics['accuracy_before']:.4f} → {metrics['validation_accuracy']:.4f}"
+        f"{held_out.sentences:.2%} of the sentences are tokenised as before; {metric.replace('_', ' ')} "
+        f"{metrics[f'{metric}_before']:.4f} → {metrics[f'validation_{metric}']:.4f}"
     )
     return metrics
 

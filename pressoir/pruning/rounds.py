@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
+from pressoir.data.sentences import problem_of
 from pressoir.models import loading
 from pressoir.models.layouts import count_parameters
 from pressoir.pruning import units
@@ -83,7 +84,7 @@ def prune(
     measured = next((finished.measured for finished in reversed(rounds) if finished.measured), {})
     return {
         **last.figures,
-        "accuracy_before": first.figures["accuracy_before"],
+        **{name: value for name, value in first.figures.items() if name.endswith("_before")},
         "parameters_kept": last.figures["parameters"] / first.parameters_before,
         **{f"int8_{name}": value for name, value in measured.items() if name != "parameters"},
     }
@@ -114,6 +115,7 @@ def _round(
 ) -> Round:
     """The next round, with `config.epochs` of its own, unless it was finished before."""
     number, sentences = len(earlier) + 1, inputs["data"]
+    metric = problem_of(sentences).metric
     out = _model(context, number)
     folder, log = out.parent, context.reporter.message
     if (folder / DONE).exists():
@@ -132,9 +134,9 @@ def _round(
     model = loading.load_classifier(_model(context, number - 1) if earlier else inputs["model"])
     tokenizer = loading.load_tokenizer(inputs["model"])
     if earlier:
-        metrics = {"accuracy_before": earlier[-1].figures["validation_accuracy"]}
+        metrics = {f"{metric}_before": earlier[-1].figures[f"validation_{metric}"]}
     else:
-        metrics = {"accuracy_before": _accuracy(model, tokenizer, sentences)}
+        metrics = {f"{metric}_before": _score(model, tokenizer, sentences)}
     before, parameters = units.units(model), count_parameters(model)
     after_step: Callable[[], None] | None = None
     level, measured = None, dict[str, float]()
@@ -151,8 +153,9 @@ def _round(
         units.remove(model, plan)
         level, measured = plan.level, plan.measured
         log(f"{title}: {_describe(plan.units)}")
-    metrics["accuracy_after_pruning"] = _accuracy(model, tokenizer, sentences)
-    log(f"{title}: accuracy {metrics['accuracy_before']:.4f} → {metrics['accuracy_after_pruning']:.4f}")
+    metrics[f"{metric}_after_pruning"] = _score(model, tokenizer, sentences)
+    shown = metric.replace("_", " ")
+    log(f"{title}: {shown} {metrics[f'{metric}_before']:.4f} → {metrics[f'{metric}_after_pruning']:.4f}")
     history: list[dict[str, float]] = []
     if config.epochs:
         history = loop.fit(
@@ -173,7 +176,7 @@ def _round(
     metrics |= loop.evaluate(model, tokenizer, sentences)
     metrics |= {"parameters": count_parameters(model), "zero_weights": _zeros(model)}
     if config.epochs:
-        log(f"{title}: recovered to {metrics['validation_accuracy']:.4f}")
+        log(f"{title}: recovered to {metrics[f'validation_{metric}']:.4f}")
     done = Round(
         before=before,
         after=units.units(model),
@@ -233,8 +236,8 @@ def _plan(
     return plan
 
 
-def _accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
-    return loop.evaluate(model, tokenizer, sentences)["validation_accuracy"]
+def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Path) -> float:
+    return loop.evaluate(model, tokenizer, sentences)[f"validation_{problem_of(sentences).metric}"]
 
 
 def _zeros(model: PreTrainedModel) -> float:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +35,7 @@ from pressoir.models.layouts import (
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
+from pressoir.training.losses import LOSSES
 
 FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
 
@@ -98,10 +98,11 @@ def importance(
 ) -> Importance:
     """Importance of each layer's heads (heads,) and neurons (neurons,), from calibration sentences.
 
-    `taylor`: sum over sentences of |Σ over tokens of activation × ∂cross-entropy/∂activation|;
+    `taylor`: sum over sentences of |Σ over tokens of activation × ∂loss/∂activation|, the loss on the labels;
     `activation`: mean over tokens of |activation|. Both look at what enters the block's output projection.
     """
     names, layers = architecture_of(model), encoder_layers(model)
+    problem = sentences.problem_of(folder)
     rows = sentences.load_split(folder, "train", class_names(model)).shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
@@ -129,7 +130,8 @@ def importance(
         with torch.set_grad_enabled(taylor):
             logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
-                F.cross_entropy(logits, torch.tensor(labels[batch]), reduction="sum").backward()
+                expected = torch.from_numpy(problem.targets(labels[batch], logits.shape[1]))
+                LOSSES[problem.name].hard(logits, expected, None, "sum").backward()
         for (kind, index), activations in seen.items():  # each (batch, seq, units)
             if taylor:
                 effect = torch.zeros(())

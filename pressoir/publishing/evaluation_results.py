@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pressoir.benchmark.classifier_report import Benchmark
+from pressoir.benchmark.classifier_report import (
+    Benchmark,
+    BenchmarkRow,
+    ClassifierRow,
+    MultiLabelRow,
+    RegressionRow,
+)
 from pressoir.benchmark.language_model_report import GenerationBenchmark
 from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.recipe.recipe import Recipe
@@ -60,16 +66,6 @@ def _accuracies(recipe: Recipe, benchmark: Benchmark, task: str) -> list[EvalRes
     from huggingface_hub import EvalResult
 
     row, data = benchmark.rows[-1], test_data(recipe.data)
-    interval = [row.accuracy_ci_low, row.accuracy_ci_high]
-    label = benchmark.f1_label
-    found: list[tuple[str, str, float, dict[str, Any]]] = [
-        ("accuracy", "Accuracy", row.accuracy, {"confidence_interval_95": interval}),
-    ]
-    if label is not None:
-        found.append(("f1", f"F1 of {label}", row.f1, {"average": "binary", "pos_label": label}))
-    macro = row.macro_f1 if label is not None else row.f1
-    if macro is not None:
-        found.append(("f1", "Macro-averaged F1", macro, {"average": "macro"}))
     return [
         EvalResult(
             task_type=task,
@@ -84,8 +80,32 @@ def _accuracies(recipe: Recipe, benchmark: Benchmark, task: str) -> list[EvalRes
             metric_value=value,
             metric_args=arguments,
         )
-        for kind, name, value, arguments in found
+        for kind, name, value, arguments in _figures(row, benchmark.f1_label)
     ]
+
+
+def _figures(row: ClassifierRow, label: str | None) -> list[tuple[str, str, float, dict[str, Any]]]:
+    """Type, name, value and arguments of each metric."""
+    interval = {"confidence_interval_95": list(row.score_interval)}
+    if isinstance(row, MultiLabelRow):
+        return [
+            ("f1", "Micro-averaged F1", row.micro_f1, {"average": "micro", **interval}),
+            ("f1", "Macro-averaged F1", row.macro_f1, {"average": "macro"}),
+        ]
+    if isinstance(row, RegressionRow):
+        return [
+            ("pearsonr", "Pearson correlation", row.pearson, interval),
+            ("spearmanr", "Spearman correlation", row.spearman, {}),
+            ("mae", "Mean absolute error", row.mae, {}),
+        ]
+    assert isinstance(row, BenchmarkRow)
+    found: list[tuple[str, str, float, dict[str, Any]]] = [("accuracy", "Accuracy", row.accuracy, interval)]
+    if label is not None:
+        found.append(("f1", f"F1 of {label}", row.f1, {"average": "binary", "pos_label": label}))
+    macro = row.macro_f1 if label is not None else row.f1
+    if macro is not None:
+        found.append(("f1", "Macro-averaged F1", macro, {"average": "macro"}))
+    return found
 
 
 def _perplexities(benchmark: GenerationBenchmark, task: str) -> list[EvalResult]:

@@ -9,6 +9,7 @@ from pressoir.data.texts import takes_pairs
 from pressoir.extensions.task import Task
 from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json
 from pressoir.formats.packed_streams import has_streams
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, problem_of
 
 _PLACE = 'folder = "."  # the whole folder; from the hub: huggingface_hub.snapshot_download("USER/NAME")'
 
@@ -52,6 +53,13 @@ _EXAMPLES = {
 }
 
 
+_SCORES = {
+    MULTI_LABEL.name: 'function_to_apply="sigmoid", top_k=None',
+    REGRESSION.name: 'function_to_apply="none"',
+}
+"""What a pipeline is told of a kind of problem that `config.json` alone does not say."""
+
+
 class Loading(NamedTuple):
     """How a folder is opened."""
 
@@ -89,17 +97,20 @@ def _loading(folder: Path, task: Task) -> Loading:
         note = f"The class is the one that Pressoir has for the task {task.name}."
         return Loading("pressoir", "Pressoir", _with_pressoir(task), note)
     own = f"`{_adapter(task)[1]}.open(folder)`"
+    scores = ""
+    if str(names[0]).endswith("ForSequenceClassification"):
+        scores = _SCORES.get(problem_of(read_json(folder / "config.json"), str(folder)).name, "")
     if graph:
         return Loading(
             "onnx",
             '`pip install "optimum[onnxruntime]"`',
-            _with_pipeline("optimum.onnxruntime", pipeline.onnx, pipeline, task),
+            _with_pipeline("optimum.onnxruntime", pipeline.onnx, pipeline, task, scores),
             f"ONNX Runtime also opens `{GRAPH}` by itself, and Pressoir the folder: {own}, without PyTorch.",
         )
     return Loading(
         "transformers",
         "`pip install transformers torch`",
-        _with_pipeline("transformers", pipeline.automatic, pipeline, task),
+        _with_pipeline("transformers", pipeline.automatic, pipeline, task, scores),
         f"Pressoir opens the folder with {own}.",
     )
 
@@ -113,13 +124,13 @@ def _unreadable(folder: Path, graph: bool) -> str | None:
     return "its quantised weights are in Pressoir's own format" if packed else None
 
 
-def _with_pipeline(library: str, name: str, pipeline: _Pipeline, task: Task) -> str:
+def _with_pipeline(library: str, name: str, pipeline: _Pipeline, task: Task, scores: str = "") -> str:
     if library == "transformers":
         imports = [f"from transformers import {', '.join(sorted((name, 'AutoTokenizer')))}, pipeline"]
     else:
         imports = [f"from {library} import {name}", "from transformers import AutoTokenizer, pipeline"]
     arguments = (f'"{task.pipeline_tag}"', "model=model", "tokenizer=tokenizer", pipeline.options)
-    call = ", ".join(filter(None, arguments))
+    call = ", ".join(filter(None, (*arguments, scores)))
     opened = [f"model = {name}.from_pretrained(folder)", "tokenizer = AutoTokenizer.from_pretrained(folder)"]
     return "\n".join([*imports, "", _PLACE, *opened, f"answer = pipeline({call})", pipeline.example])
 

@@ -15,13 +15,27 @@ import yaml
 
 import pressoir
 from pressoir.benchmark import reports
-from pressoir.benchmark.classifier_report import Benchmark, accuracy_text, busy_lines, points
+from pressoir.benchmark.classifier_report import (
+    TITLES,
+    Benchmark,
+    accuracy_text,
+    busy_lines,
+    delta_text,
+    measured_on,
+)
 from pressoir.benchmark.language_model_report import GenerationBenchmark, figure, percent
 from pressoir.benchmark.reports import AnyBenchmark
 from pressoir.data.texts import takes_pairs
 from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import CARD, GRAPH, QUANTIZATION, read_json
 from pressoir.formats.labels import labels_of
+from pressoir.formats.problems import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    THRESHOLDS,
+    problem_of,
+)
 from pressoir.formats.tokenizer_limit import most_tokens
 from pressoir.publishing import origins
 from pressoir.publishing.evaluation_results import evaluation_results, test_data
@@ -110,7 +124,13 @@ def _what(folder: Path, recipe: Recipe, benchmark: AnyBenchmark, store: Store) -
     if isinstance(benchmark, Benchmark):
         config = read_json(folder / "config.json")
         names = ", ".join(f"`{label}`" for label in labels_of(config))
-        kind = f"A text classifier {'of pairs of texts ' * takes_pairs(config)}with the labels {names}"
+        pairs = takes_pairs(config)
+        what, one = "of pairs of texts " * pairs, "pair of texts" if pairs else "text"
+        kind = {
+            SINGLE_LABEL: f"A text classifier {what}with the labels {names}",
+            MULTI_LABEL: f"A text classifier that gives a {one} any number of the labels {names}",
+            REGRESSION: f"A model that gives a {one} a score",
+        }[benchmark.rows[-1].problem]
     else:
         kind = "A causal language model"
     return (
@@ -134,9 +154,8 @@ def _comparison(benchmark: AnyBenchmark) -> Iterator[str]:
         )
     else:
         yield (
-            f"Accuracy is measured on {benchmark.test_sentences} test sentences, with its 95 % Wilson "
-            "confidence interval; p50 is the median latency of one sentence, without the tokenizer. MB = 10⁶ "
-            "bytes."
+            f"{measured_on(benchmark).removesuffix('.')}; p50 is the median latency of one sentence, without "
+            "the tokenizer. MB = 10⁶ bytes."
         )
 
 
@@ -159,13 +178,15 @@ def _table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
             ]
             for name, row in ends
         ]
-    columns = ["model", "runtime", "accuracy (95 % interval)", "points", "size MB", "smaller", "p50 ms"]
+    problem = benchmark.rows[0].problem
+    metric, change = f"{TITLES[problem.metric]} (95 % interval)", "Δ" if problem is REGRESSION else "points"
+    columns = ["model", "runtime", metric, change, "size MB", "smaller", "p50 ms"]
     return [*columns, "faster"], [
         [
             f"{row.stage} ({name})",
             row.runtime,
             accuracy_text(row),
-            points(row.accuracy_delta),
+            delta_text(row),
             f"{row.size_mb:.1f}",
             f"{row.compression:.1f}×",
             f"{row.latency_ms_p50:.2f}",
@@ -213,10 +234,17 @@ def _limits(folder: Path, recipe: Recipe, benchmark: AnyBenchmark) -> Iterator[s
     )
     cut, sentences = benchmark.texts_truncated, benchmark.test_sentences
     some = "" if cut is None else f"; {cut or 'none'} of {sentences} test sentences are longer"
-    pairs = takes_pairs(read_json(folder / "config.json"))
-    both = " both texts of a pair together, the longer one first," if pairs else ""
+    config = read_json(folder / "config.json")
+    both = " both texts of a pair together, the longer one first," if takes_pairs(config) else ""
     yield f"Texts are cut{both} at {_most_tokens(folder)} tokens{some}."
-    yield "It answers one of its labels, whatever the text is."
+    if problem_of(config) is MULTI_LABEL:
+        yield (
+            f"A text has the labels whose probability (sigmoid) is at least their threshold, `{THRESHOLDS}` "
+            "in `config.json`, which was chosen on validation data; transformers' pipeline does not apply it."
+        )
+    else:
+        what = "a score" if problem_of(config) is REGRESSION else "one of its labels"
+        yield f"It answers {what}, whatever the text is."
 
 
 def _most_tokens(folder: Path) -> int:

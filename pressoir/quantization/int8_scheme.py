@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.data.texts import Text, texts_of
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
+from pressoir.formats.problems import SINGLE_LABEL, Problem, thresholds_of
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
@@ -52,20 +52,21 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     model = loading.load_classifier(source)
     tokenizer = loading.load_tokenizer(source)
     split = sentences.load_split(inputs["data"], "validation", class_names(model))
-    texts, labels = texts_of(split), list(split["label"])
+    problem = sentences.problem_of(inputs["data"])
+    texts, labels = texts_of(split), problem.targets(split["label"][:], model.config.num_labels)
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))
     packed, excluded = _pack(reference, kinds, word_table(model), config)
 
-    scorer = Scorer(model, reference, packed, kinds, tokenizer)
-    validation = _Validation(scorer, texts, labels)
+    scorer = Scorer(model, reference, packed, kinds, tokenizer, problem)
+    validation, metric = _Validation(scorer, texts, labels), problem.metric.replace("_", " ")
     accuracy = first_accuracy = validation.accuracy(packed)
     widened, sensitivity = dict[str, str](), dict[str, float]()
     limit = config.max_accuracy_drop
     drop = validation.float_accuracy - accuracy
     if limit is not None and _exceeds(drop, limit):
         tell(
-            f"int8 loses {100 * drop:.2f} points of validation accuracy, more than the {100 * limit:.2f} "
+            f"int8 loses {100 * drop:.2f} points of validation {metric}, more than the {100 * limit:.2f} "
             f"allowed; ranking {len(packed)} layers by sensitivity"
         )
         accuracy, widened, sensitivity = _relax(validation, packed, excluded, limit, context)
@@ -88,6 +89,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         "new_bytes": new,
         "validation": {
             "sentences": len(texts),
+            **({} if problem is SINGLE_LABEL else {"metric": problem.metric}),
             "float_accuracy": validation.float_accuracy,
             "accuracy_before_exclusions": first_accuracy,
             "accuracy": accuracy,
@@ -98,11 +100,11 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     (out / QUANTIZATION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     tell(
         f"{len(layers)} of {len(kinds)} layers in int8, {original / 1e6:.1f} → {new / 1e6:.1f} MB; "
-        f"validation accuracy {validation.float_accuracy:.4f} → {accuracy:.4f}"
+        f"validation {metric} {validation.float_accuracy:.4f} → {accuracy:.4f}"
     )
     return {
-        "validation_accuracy": accuracy,
-        "validation_accuracy_drop": validation.float_accuracy - accuracy,
+        f"validation_{problem.metric}": accuracy,
+        f"validation_{problem.metric}_drop": validation.float_accuracy - accuracy,
         "size_ratio": original / new,
         "mean_relative_error": float(np.mean(errors)) if errors else 0.0,
         "max_relative_error": max(errors, default=0.0),
@@ -149,7 +151,8 @@ def _relax(
             del packed[name]
             excluded[name], becomes = reason, "stays in float32"
         accuracy = validation.accuracy(packed)
-        tell(f"{name} {becomes}: int8 validation accuracy is now {accuracy:.4f}")
+        metric = scorer.problem.metric.replace("_", " ")
+        tell(f"{name} {becomes}: int8 validation {metric} is now {accuracy:.4f}")
         if not _exceeds(validation.float_accuracy - accuracy, limit):
             break
     return accuracy, widened, sensitivity
@@ -181,7 +184,9 @@ class Scorer:
         packed: Mapping[str, tuple[Tensor, Tensor]],
         kinds: Mapping[str, str],
         tokenizer: PreTrainedTokenizerBase,
+        problem: Problem = SINGLE_LABEL,
     ) -> None:
+        self.problem, self.thresholds = problem, thresholds_of(model.config.to_dict())
         self.model, self.reference, self.kinds, self.tokenizer = model, reference, kinds, tokenizer
         self.packed = dict(packed)
         self.labels = [str(index) for index in range(model.config.num_labels)]
@@ -196,11 +201,10 @@ class Scorer:
             return self._run(texts, batch_invariant=False)
 
     def sensitivity(self, texts: Sequence[Text], context: StageContext) -> dict[str, float]:
-        """Mean KL divergence from the float model's output distribution with one layer in int8, by layer."""
-        expected, result = _log_softmax(self.float_logits(texts)), {}
+        """Mean divergence (`Problem.divergence`) from the float model with one layer in int8, by layer."""
+        expected, result = self.float_logits(texts), dict[str, float]()
         for done, name in enumerate(self.packed, start=1):
-            actual = _log_softmax(self.logits(texts, {name}))
-            result[name] = float((np.exp(expected) * (expected - actual)).sum(axis=1).mean())
+            result[name] = self.problem.divergence(expected, self.logits(texts, {name}))
             context.reporter.progress(done, len(self.packed), "layers ranked")
         return result
 
@@ -227,28 +231,26 @@ class Scorer:
 
 
 class _Validation:
-    """Accuracy on the validation split with any set of layers in int8."""
+    """Accuracy, or the problem's own metric, on the validation split with any set of layers in int8."""
 
-    def __init__(self, scorer: Scorer, texts: Sequence[Text], labels: Sequence[int]) -> None:
+    def __init__(self, scorer: Scorer, texts: Sequence[Text], labels: NDArray[Any]) -> None:
         self.scorer, self.texts, self.labels = scorer, texts, labels
-        self.float_accuracy = metrics.accuracy(scorer.float_logits(texts).argmax(axis=1), labels)
+        self.float_accuracy = self._score(scorer.float_logits(texts))
 
     def accuracy(self, packed: Packed) -> float:
-        """Accuracy with the layers of `packed` in int8."""
-        return metrics.accuracy(self.scorer.logits(self.texts, set(packed)).argmax(axis=1), self.labels)
+        """That with the layers of `packed` in int8."""
+        return self._score(self.scorer.logits(self.texts, set(packed)))
+
+    def _score(self, logits: NDArray[np.float32]) -> float:
+        problem = self.scorer.problem
+        predicted = problem.decide(logits, self.scorer.thresholds)
+        return problem.score(predicted, self.labels, logits.shape[1])[problem.metric]
 
 
 def _assign(module: nn.Module, weight: Tensor) -> None:
     with torch.no_grad():
         assert isinstance(module.weight, Tensor)
         module.weight.copy_(weight)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return result
 
 
 def _exceeds(drop: float, limit: float) -> bool:

@@ -30,6 +30,7 @@ from pressoir.recipe.sections import (
     ShardConfig,
     TeacherConfig,
     TextConfig,
+    TrainingConfig,
     VocabularyConfig,
 )
 from pressoir.stage import outside_stages
@@ -115,6 +116,12 @@ class Recipe(Document):
                 problems.append(
                     "registry.criterion.metric: perplexity is not available for classifiers; choose accuracy"
                 )
+            main = _METRICS[self.data.problem][0]
+            if ranked_by in {metrics[0] for metrics in _METRICS.values()} - {main}:
+                problems.append(
+                    f"registry.criterion.metric: {ranked_by} is not available for data.problem "
+                    f"{self.data.problem!r}; choose {main}"
+                )
             made = self.augment and self.augment.copies + self.augment.spans
             if self.augment and not made and self.data.unlabelled is None:
                 problems.append(
@@ -130,6 +137,7 @@ class Recipe(Document):
                     "vocabulary: cannot be combined with distill.student.model, which has its own "
                     "vocabulary; specify one of them"
                 )
+            problems += self._of_the_problem()
             if self.teacher is None:
                 problems.append("teacher: null is only supported for task 'causal-lm'")
             if self.quantize and not integer:
@@ -137,6 +145,24 @@ class Recipe(Document):
                     f"quantize.scheme: {self.quantize.scheme!r} is for task 'causal-lm'; choose int8"
                 )
         return checked(self, problems)
+
+    def _of_the_problem(self) -> list[str]:
+        """What of the sections the data's problem does not have."""
+        kind, found = self.data.problem, list[str]()
+        for name in ("teacher", "distill", "prune"):
+            section: TrainingConfig | None = getattr(self, name)
+            if section is None:
+                continue
+            if section.best_metric not in ("auto", *_METRICS[kind]):
+                found.append(
+                    f"{name}.best_metric: {section.best_metric} is not available for data.problem {kind!r}; "
+                    f"choose auto, {' or '.join(_METRICS[kind])}"
+                )
+            if kind != "single-label" and section.class_weights is not None:
+                found.append(f"{name}.class_weights: not supported for data.problem {kind!r}; omit it")
+        if kind != "single-label" and self.augment is not None:
+            found.append(f"augment: not supported for data.problem {kind!r}; set to null or omit")
+        return found
 
     @property
     def registry_id(self) -> str:
@@ -161,6 +187,13 @@ class Recipe(Document):
 
 
 _OWN = frozenset(Recipe.model_fields)
+_METRICS = {
+    "single-label": ("accuracy", "macro_f1"),
+    "multi-label": ("micro_f1", "macro_f1"),
+    "regression": ("pearson", "spearman"),
+}
+"""By the data's problem, the metrics by which an epoch can be chosen; a version is ranked by the first. They
+are those of `pressoir.formats.problems`."""
 
 
 def with_outside_sections(recipe: type[Recipe]) -> type[Recipe]:

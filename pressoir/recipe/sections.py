@@ -61,6 +61,14 @@ class DataConfig(Config):
     is one sentence per row."""
     label_column: str | int = "label"
     """Column of the label: a name, or a zero-based index if there is no header."""
+    problem: Literal["single-label", "multi-label", "regression"] = "single-label"
+    """What a text has: one of several labels, any number of labels, or a score (a number)."""
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    """Multi-label only: what separates the labels of a text in TSV and CSV files; null means a comma. JSONL
+    and Parquet files and hub data sets have lists."""
+    thresholds: Literal["global", "per-label"] = "global"
+    """Multi-label only: choose one probability threshold for all labels on the validation split, or one per
+    label, which needs some dozen validation sentences of every label."""
     labels: tuple[str, ...] | None = None
     """Label names in class order; null uses the order of the data set's own class names, otherwise the labels
     found, in numeric or alphabetic order."""
@@ -112,6 +120,16 @@ class DataConfig(Config):
                 problems.append("`unlabelled` holds single sentences; omit it, or `text_pair_column`")
             if self.text_pair_column in (self.text_column, self.label_column):
                 problems.append("`text_pair_column` must be another column than the text and the label")
+        if self.problem != "multi-label":
+            several = {"label_separator": self.label_separator is not None}
+            several["thresholds"] = self.thresholds != "global"
+            problems += [
+                f"`{name}` is for `problem: multi-label` only" for name, given in several.items() if given
+            ]
+        if self.problem == "regression" and self.labels is not None:
+            problems.append("`labels` specified, but a regression has none; omit it")
+        if self.source == "demo" and self.problem != "single-label":
+            problems.append("the embedded reviews have one label each; set `source: files` or `source: hub`")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("`labels` must contain at least two different labels")
         return checked(self, problems)
@@ -263,9 +281,10 @@ class TrainingConfig(Config):
     """Decoupled weight decay; not applied to biases and normalisation layers."""
     warmup_fraction: Fraction = 0.1
     """Fraction of the steps used for learning-rate warm-up."""
-    best_metric: Literal["auto", "accuracy", "macro_f1"] = "auto"
+    best_metric: Literal["auto", "accuracy", "macro_f1", "micro_f1", "pearson", "spearman"] = "auto"
     """Validation metric that selects the best epoch; `auto` means macro-averaged F1 if the most frequent
-    label of the training split has more than twice as many sentences as the rarest, otherwise accuracy."""
+    label of the training split has more than twice as many sentences as the rarest, otherwise accuracy.
+    Multi-label data use `micro_f1` (`auto`) or `macro_f1`, regression `pearson` (`auto`) or `spearman`."""
     class_weights: Literal["balanced"] | dict[str, PositiveReal] | None = None
     """Weights of the labels in the cross-entropy: by label, such as `{spam: 5}` (others have 1), or inversely
     proportional to their frequency (`balanced`); null weights all sentences equally."""
@@ -322,7 +341,8 @@ class LearnerConfig(TrainingConfig):
     """Options shared by distillation and by the recovery training of pruning."""
 
     temperature: PositiveReal = 2.0
-    """Softmax temperature applied to the logits of teacher and student."""
+    """Temperature of softmax (multi-label: sigmoid) for the logits of teacher and student; regression has
+    none."""
     alpha: Fraction = 0.9
     """Weight of the soft-label loss; the hard-label loss has weight 1 − alpha."""
     hidden_weight: NotNegative = 1.0
@@ -463,8 +483,8 @@ class QuantizeConfig(Config):
     exclude: tuple[str, ...] = ("classifier",)
     """Names of modules to keep in float32; a name also matches its submodules."""
     max_accuracy_drop: Fraction | None = 0.01
-    """int8 only: maximum drop in validation accuracy; the most sensitive layers are kept in float32 until it
-    is met. Null disables the check."""
+    """int8 only: maximum drop in validation accuracy (multi-label: micro-averaged F1; regression: Pearson
+    correlation); the most sensitive layers are kept in float32 until it is met. Null disables the check."""
     algorithm: Annotated[str, DeclaredName("pressoir.quantizers")] = "hqq"
     """q8 to q2 only: round to nearest (`rtn`), half-quadratic quantisation (`hqq`, needs no data), GPTQ
     (needs calibration text), or an algorithm that an installed package adds."""
@@ -537,7 +557,8 @@ class ExportConfig(Config):
     """float32 graphs and language models: maximum absolute difference of logits; the export fails above
     it."""
     min_label_agreement: Fraction = 0.97
-    """int8 graphs: minimum fraction of sentences with the same predicted label; the export fails below it."""
+    """int8 graphs: minimum fraction of sentences with the same predicted label or set of labels (regression:
+    R² of the scores); the export fails below it."""
     accuracy_level: Literal[0, 4] = 4
     """Language models: precision of activations in MatMulNBits; 0 is float32, 4 is int8 (faster)."""
     low_memory: bool = False
@@ -585,12 +606,12 @@ class BenchmarkConfig(Config):
 class Criterion(Config):
     """When a new model version receives the alias."""
 
-    metric: Literal["speedup", "compression", "accuracy", "perplexity"] = "speedup"
-    """Metric to improve; higher is better, except for perplexity. Use accuracy for classifiers only and
-    perplexity for language models only."""
+    metric: Literal["speedup", "compression", "accuracy", "micro_f1", "pearson", "perplexity"] = "speedup"
+    """Metric to improve; higher is better, except for perplexity. Use accuracy for single-label classifiers
+    only, micro_f1 for multi-label ones, pearson for regression, and perplexity for language models."""
     min_accuracy_delta: Annotated[float, Field(ge=-1, le=1)] = -0.03
-    """Classifiers: minimum change of accuracy relative to the reference (a fraction); candidates below it are
-    never promoted."""
+    """Classifiers: minimum change of accuracy (multi-label: micro-averaged F1; regression: Pearson
+    correlation) relative to the reference; candidates below it are never promoted."""
     max_perplexity_increase: PositiveReal = 0.1
     """Language models: maximum relative increase of perplexity over the reference; candidates above it are
     never promoted."""

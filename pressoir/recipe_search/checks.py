@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pressoir.errors import RecipeError
 from pressoir.pipeline.architecture_checks import check_architectures
 from pressoir.pipeline.checks import base_reference, check_inputs
 from pressoir.pipeline.sources import Sources
@@ -14,6 +15,10 @@ def check_search(config: SearchConfig, sources: Sources) -> None:
     Raises:
         PressoirError: see `check_inputs`; RecipeError also where a choice asks for a step that does not work.
     """
+    if (problem := config.recipe.data.problem) != "single-label":
+        raise RecipeError(
+            f"data.problem is {problem!r}, but a search compares accuracies; it supports single-label only"
+        )
     check_inputs(config.recipe, sources)
     for key, choices in config.space.items():
         values = options(choices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pressoir.errors import RegistryError
+from pressoir.formats.problems import MAIN_METRICS
 from pressoir.recipe.sections import Criterion
 
 
@@ -13,8 +14,8 @@ def promotion(
 ) -> tuple[bool, str]:
     """Whether `candidate` takes over from `holder`, and why; both are figures of a benchmark's last row.
 
-    A classifier has an `accuracy_delta`, a language model a `perplexity_increase`: fractions, against the
-    first row.
+    A classifier has an `accuracy_delta` (multi-label: `micro_f1_delta`, regression: `pearson_delta`), a
+    language model a `perplexity_increase`, against the first row.
 
     Raises:
         RegistryError: the candidate lacks `criterion.metric`, or both of those.
@@ -41,9 +42,9 @@ def promotion(
 
 def _quality(candidate: Mapping[str, float], criterion: Criterion) -> tuple[bool, str]:
     """Whether the candidate lost no more quality than the criterion allows, and what became of it."""
-    if "accuracy_delta" in candidate:
-        delta, least = candidate["accuracy_delta"], criterion.min_accuracy_delta
-        change = f"accuracy changed by {delta:+.4f}"
+    if (metric := next((name for name in MAIN_METRICS if f"{name}_delta" in candidate), None)) is not None:
+        delta, least = candidate[f"{metric}_delta"], criterion.min_accuracy_delta
+        change = f"{metric.replace('_', ' ')} changed by {delta:+.4f}"
         keeps = delta >= least
         return keeps, change if keeps else f"{change}, below the minimum of {least:+.4f}"
     if "perplexity_increase" in candidate:

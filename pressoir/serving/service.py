@@ -132,7 +132,8 @@ class Service:
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float] | Answers[dict[str, float]]:
-        """The probability of each label, of a text or of each of several (`truncated` says which were cut).
+        """The probability of each label, of a text or of each of several (`truncated` says which were cut);
+        of a regression model its score by its name.
 
         A model that was trained on pairs needs the second text of each as `text_pair`.
 

@@ -50,6 +50,9 @@ def key(config: DataConfig) -> StageKeyParts:
     values["hub_id"] = config.hub_id is not None
     if config.text_pair_column is None:
         del values["text_pair_column"]
+    if config.problem == "single-label":  # as results were stored before there were others
+        for name in ("problem", "label_separator", "thresholds"):
+            del values[name]
     return StageKeyParts(values, {"source": sentences.source_digest(config)})
 
 
@@ -57,7 +60,8 @@ def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
     """The three splits."""
     files = {split: folder / f"{split}.jsonl" for split in sentences.SPLITS}
     second = {} if config.text_pair_column is None else {PAIR: "string"}
-    columns = {"text": "string", **second, "label": "long"}
+    kind = {"single-label": "long", "multi-label": "string", "regression": "double"}[config.problem]
+    columns = {"text": "string", **second, "label": kind}
     return LoggedDataset(config.hub_id or config.source, files, columns)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pressoir.data import sentences
 from pressoir.data.texts import texts_of
+from pressoir.formats.problems import MULTI_LABEL, THRESHOLDS
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
 from pressoir.training import precision
@@ -24,13 +25,14 @@ from pressoir.training.memory import training_bytes
 
 def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext) -> dict[str, float]:
     """Write the fine-tuned classifier; return validation accuracy, F1 (of two labels, the second's), macro-
-    averaged F1, the number of parameters, and how many texts and tokens `data.max_tokens` cuts.
+    averaged F1 (multi-label: micro- and macro-averaged F1; regression: correlations and mean absolute error),
+    the number of parameters, and how many texts and tokens `data.max_tokens` cuts.
 
     Inputs: `model` (the base model, or the checkpoint), `data`.
 
     Raises:
         DataError: the checkpoint has other labels than the data.
-        SourceError: the checkpoint does not choose one label of several for a text.
+        SourceError: the checkpoint decides something else than the data ask for.
     """
     import torch
 
@@ -45,6 +47,8 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     tokenizer.model_max_length = min(tokenizer.model_max_length, sentences.info(data)["max_tokens"])
     if config.checkpoint is not None:
         model = heads.finished(inputs["model"], data)
+        if sentences.problem_of(data) is MULTI_LABEL and not hasattr(model.config, THRESHOLDS):
+            loop.set_thresholds(model, tokenizer, data, context.reporter)
     else:
         model = heads.to_train(inputs["model"], data, context.reporter.message)
     heads.mark_pairs(model, data)
@@ -55,7 +59,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     loading.save_model(model, context.out_dir)
     loading.save_tokenizer(tokenizer, context.out_dir)
     metrics = loop.evaluate(model, tokenizer, data) | {"parameters": count_parameters(model)}
-    if len(labels := sentences.info(data)["labels"]) == 2:
+    if "validation_f1" in metrics and len(labels := sentences.info(data)["labels"]) == 2:
         context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
     for split in ("train", "validation"):
         found = truncation(tokenizer, texts_of(sentences.load_split(data, split)))

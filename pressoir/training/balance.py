@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pressoir.data import sentences
 from pressoir.errors import RecipeError
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.recipe.sections import TrainingConfig
 
 UNBALANCED = 2.0
@@ -22,9 +23,14 @@ UNBALANCED = 2.0
 
 
 def best_metric(config: TrainingConfig, folder: Path) -> str:
-    """`accuracy` or `macro_f1`, by which epochs and seeds are compared on the validation split."""
+    """The metric by which epochs and seeds are compared on the validation split.
+
+    `auto` is `accuracy` or `macro_f1` of data with one label per text, else the main metric of the problem.
+    """
     if config.best_metric != "auto":
         return config.best_metric
+    if (problem := sentences.problem_of(folder)) is not SINGLE_LABEL:
+        return problem.metric
     counts = Counter(sentences.load_split(folder, "train")["label"][:])
     unbalanced = max(counts.values()) > UNBALANCED * min(counts.values())
     return "macro_f1" if unbalanced else "accuracy"

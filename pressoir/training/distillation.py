@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.recipe.sections import LearnerConfig
 from pressoir.training import relations
+from pressoir.training.losses import LOSSES
 
 PROJECTION = "hidden_projection"
 
@@ -65,6 +66,8 @@ class TeacherOutputs:
 class DistillationLoss:
     """L = α·T²·KL(teacher ‖ student, at temperature T) + (1 − α)·CE + β·MSE(matched hidden states)
     + γ·KL(attention relations of the last layers, see `pressoir.training.relations`).
+
+    Instead of KL and CE, the other kinds of problem have the losses of `pressoir.training.losses`.
     """
 
     temperature: float
@@ -72,6 +75,7 @@ class DistillationLoss:
     hidden_weight: float
     relation_weight: float = 0.0
     relation_heads: int | None = None
+    problem: str = SINGLE_LABEL.name
 
     @classmethod
     def from_config(cls, config: LearnerConfig) -> DistillationLoss:
@@ -100,7 +104,7 @@ class DistillationLoss:
 
         Args:
             logits: student's, (batch, labels); `teacher_logits` likewise.
-            labels: class indices, (batch,).
+            labels: class indices, (batch,); as `Problem.targets` has them.
             hidden: the student's matched layers, each (batch, seq, hidden).
             teacher_hidden: (batch, seq, layers, hidden).
             mask: 1 for tokens, 0 for padding, (batch, seq).
@@ -108,14 +112,10 @@ class DistillationLoss:
                 likewise, of a width of its own.
             class_weights: of the labels in the cross-entropy, (labels,).
         """
-        logits, scale = logits.float(), self.temperature
-        soft = F.kl_div(
-            F.log_softmax(logits / scale, dim=-1),
-            F.softmax(teacher_logits.float() / scale, dim=-1),
-            reduction="batchmean",
-        )
-        hard = F.cross_entropy(logits, labels, class_weights)
-        loss = self.alpha * scale**2 * soft + (1 - self.alpha) * hard
+        logits, losses = logits.float(), LOSSES[self.problem]
+        soft = losses.soft(logits, teacher_logits.float(), self.temperature)
+        hard = losses.hard(logits, labels, class_weights, "mean")
+        loss = self.alpha * soft + (1 - self.alpha) * hard
         if hidden is not None and teacher_hidden is not None and mask is not None:
             difference = (
                 torch.stack(hidden, dim=2).float() - teacher_hidden.float()

@@ -11,7 +11,8 @@ from pressoir.data import sentences
 from pressoir.data.texts import PAIR
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import read_json
-from pressoir.formats.labels import are_numbers, check_single_label, labels_of, match
+from pressoir.formats.labels import are_numbers, check_problem, labels_of, match
+from pressoir.formats.problems import SINGLE_LABEL, Problem
 from pressoir.models import loading
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification")
@@ -24,9 +25,9 @@ def finished(folder: Path, data: Path) -> PreTrainedModel:
     Classes that it only counts (`LABEL_0`, …) get the names that the data have for them.
 
     Raises:
-        SourceError: it does not choose one label of several. DataError: it has other labels than the data.
+        SourceError: it does not decide what the data ask for. DataError: it has other labels than the data.
     """
-    own = _own_labels(folder)
+    own = _own_labels(folder, sentences.problem_of(data))
     try:
         places = sentences.label_places(data, own)
     except DataError as error:
@@ -47,15 +48,18 @@ def to_train(folder: Path, data: Path, tell: Callable[[str], None]) -> PreTraine
     return _kept_or_new(folder, sentences.info(data)["labels"], lambda: finished(folder, data), tell)
 
 
-def to_distill(folder: Path, labels: Sequence[str], tell: Callable[[str], None]) -> PreTrainedModel:
-    """A student: its own head is kept where its classes are the teacher's `labels` in the same order.
+def to_distill(
+    folder: Path, labels: Sequence[str], tell: Callable[[str], None], problem: Problem = SINGLE_LABEL
+) -> PreTrainedModel:
+    """A student: its own head is kept where its classes are the teacher's `labels` in the same order, and its
+    problem is the teacher's.
 
     Raises:
         SourceError: the folder holds no encoder.
     """
 
     def kept() -> PreTrainedModel:
-        if match(_own_labels(folder), labels) != list(range(len(labels))):
+        if match(_own_labels(folder, problem), labels) != list(range(len(labels))):
             raise DataError(f"{folder} has the classes of the teacher in another order")
         model = loading.load_classifier(folder)
         loading.rename(model.config, labels)
@@ -84,7 +88,7 @@ def _kept_or_new(
     return loading.load_classifier(folder, labels=labels)
 
 
-def _own_labels(folder: Path) -> list[str]:
+def _own_labels(folder: Path, problem: Problem) -> list[str]:
     config = read_json(folder / "config.json")
-    check_single_label(config, str(folder))
+    check_problem(config, str(folder), problem)
     return labels_of(config)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -38,10 +37,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from pressoir import metrics
 from pressoir.data import sentences
 from pressoir.data.texts import Text, texts_of
 from pressoir.errors import RecipeError
+from pressoir.formats.problems import (
+    MULTI_LABEL,
+    PROBLEMS,
+    SINGLE_LABEL,
+    THRESHOLDS,
+    Problem,
+    choose_thresholds,
+    thresholds_of,
+)
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
@@ -53,9 +60,11 @@ from pressoir.system import runtime
 from pressoir.training import balance, precision, quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
+from pressoir.training.losses import LOSSES
 
 _EPOCH = "epoch.npz"
-SCORES = ("accuracy", "f1", "macro_f1")
+SCORES = tuple(dict.fromkeys(score for problem in PROBLEMS.values() for score in problem.scores))
+"""Metrics of an epoch, each of some kind of problem."""
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
@@ -63,7 +72,8 @@ def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model
     rows, accepted = sentences.load_split(folder, split, class_names(model)), accepted_inputs(model)
     encoded = tokenizer(texts_of(rows), truncation=True)
     encoded = {name: values for name, values in encoded.items() if name in accepted}
-    encoded["labels"] = rows["label"][:]
+    problem = sentences.problem_of(folder)
+    encoded["labels"] = problem.targets(rows["label"][:], len(class_names(model))).tolist()
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     encoded["row"] = list(range(len(rows)))
     return type(rows).from_dict(encoded)
@@ -95,7 +105,10 @@ def fit(
     """
     if config.epochs == 0:
         return []
-    model.config.problem_type = "single_label_classification"  # as training leaves it, begun or only resumed
+    problem = sentences.problem_of(folder)
+    model.config.problem_type = problem.problem_type  # as training leaves it, begun or only resumed
+    if loss is not None:
+        loss = replace(loss, problem=problem.name)
     train = tokenize(folder, "train", tokenizer, model)
     validation = tokenize(folder, "validation", tokenizer, model).remove_columns("row")
     if loss is not None and outputs is not None and outputs.hidden is not None:
@@ -112,7 +125,7 @@ def fit(
         outputs = replace(outputs, relations=None)  # stored for another stage
     checkpoints, chosen_by = context.work_dir / "checkpoints", balance.best_metric(config, folder)
     if chosen_by != "accuracy":
-        context.reporter.message(f"{what}: the best epoch is that with the best macro-averaged F1")
+        context.reporter.message(f"{what}: the best epoch is that with the best {_CHOSEN_BY[chosen_by]}")
     if (slow := precision.warning(config)) is not None:
         context.reporter.message(slow)
     arguments = _arguments(config, checkpoints, chosen_by, context.seed)
@@ -126,7 +139,9 @@ def fit(
         train_dataset=train,
         eval_dataset=validation,
         data_collator=_Collator(tokenizer, outputs),
-        compute_metrics=partial(_scores, places=sentences.label_places(folder, class_names(model))),
+        compute_metrics=partial(
+            _scores, problem=problem, places=sentences.label_places(folder, class_names(model))
+        ),
         callbacks=callbacks,
     )
     trainer.distillation, progress.trainer = loss, trainer
@@ -153,7 +168,34 @@ def fit(
     if hasattr(model, PROJECTION):
         delattr(model, PROJECTION)
     model.eval()
+    if problem is MULTI_LABEL:
+        set_thresholds(model, tokenizer, folder, context.reporter)
     return _history(trainer.state.log_history)
+
+
+_CHOSEN_BY = {
+    "macro_f1": "macro-averaged F1",
+    "micro_f1": "micro-averaged F1",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+
+
+def set_thresholds(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, reporter: Reporter
+) -> None:
+    """Choose the thresholds of a multi-label model on the validation split, as `data.thresholds` says, and
+    put them into its configuration.
+    """
+    labels, facts = class_names(model), sentences.info(folder)
+    rows = sentences.load_split(folder, "validation", labels)
+    logits = TextClassifier(TorchEngine(model), tokenizer, labels).logits(texts_of(rows), batch_size=64)
+    expected = MULTI_LABEL.targets(rows["label"][:], len(labels))
+    each = facts[sentences.THRESHOLDS] == "per-label"
+    chosen = choose_thresholds(logits, expected, each)
+    setattr(model.config, THRESHOLDS, chosen)
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in zip(labels, chosen, strict=True))
+    reporter.message(f"threshold of the probability: {listed if each else f'{chosen[0]:.3g}'}")
 
 
 def _arguments(config: TrainingConfig, checkpoints: Path, best_metric: str, seed: int) -> TrainingArguments:
@@ -198,15 +240,19 @@ def _rounding(model: PreTrainedModel, config: TrainingConfig) -> AbstractContext
 def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, split: str = "validation"
 ) -> dict[str, float]:
-    """Accuracy, F1 and macro-averaged F1 of `model` in float32 on a split, as `{split}_accuracy` and so on.
+    """The scores of `model` in float32 on a split, as `{split}_accuracy` and so on: see `Problem.scores`.
 
-    Of two labels `f1` is that of the data's second.
+    Of two labels `f1` is that of the data's second. A multi-label model decides by its own thresholds.
     """
-    rows, places = sentences.load_split(folder, split), sentences.label_places(folder, class_names(model))
-    classifier = TextClassifier(TorchEngine(model), tokenizer, class_names(model))
-    predicted = classifier.logits(texts_of(rows), batch_size=64)[:, places].argmax(axis=1)
-    expected = rows["label"][:]
-    scores = _classification_scores(predicted, expected, len(places))
+    problem, labels = sentences.problem_of(folder), class_names(model)
+    rows = sentences.load_split(folder, split, labels if problem is MULTI_LABEL else None)
+    classifier = TextClassifier(TorchEngine(model), tokenizer, labels)
+    logits = classifier.logits(texts_of(rows), batch_size=64)
+    if problem is not MULTI_LABEL:  # the scores of sets do not depend on the order of the labels
+        logits = logits[:, sentences.label_places(folder, labels)]
+    predicted = problem.decide(logits, thresholds_of(model.config.to_dict()))
+    expected = problem.targets(rows["label"][:], len(labels))
+    scores = problem.score(predicted, expected, len(labels))
     return {f"{split}_{name}": value for name, value in scores.items()}
 
 
@@ -253,7 +299,7 @@ def save_history(history: list[dict[str, float]], context: StageContext, title: 
 def report_epochs(history: list[dict[str, float]], reporter: Reporter) -> None:
     """Report the validation metrics of epochs, each at its number."""
     for epoch in history:
-        for name in ("loss", *SCORES):
+        for name in ("loss", *(score for score in SCORES if score in epoch)):
             reporter.metric(f"validation_{name}", epoch[name], step=round(epoch["epoch"]))
 
 
@@ -306,7 +352,9 @@ class _Trainer(Trainer):
             outputs = model(**{k: v for k, v in inputs.items() if not k.startswith("teacher_")})
             loss = outputs.loss
             if weights is not None and model.training:
-                loss = F.cross_entropy(outputs.logits.float(), inputs["labels"], weights)
+                loss = LOSSES[SINGLE_LABEL.name].hard(
+                    outputs.logits.float(), inputs["labels"], weights, "mean"
+                )
             return (loss, outputs) if return_outputs else loss
         teacher_logits = inputs.pop("teacher_logits")
         teacher_hidden = inputs.pop("teacher_hidden", None)
@@ -388,22 +436,20 @@ def _ends_epoch(state: Any) -> bool:
     return bool(state.global_step % (state.max_steps // state.num_train_epochs) == 0)
 
 
-def _scores(prediction: Any, places: list[int]) -> dict[str, float]:
-    """Of an evaluation of Trainer's; `places` are those of the data's labels among the model's."""
+def _scores(prediction: Any, problem: Problem, places: list[int]) -> dict[str, float]:
+    """Of an evaluation of Trainer's; `places` are those of the data's labels among the model's.
+
+    Several labels are decided by the one threshold that is best for these sentences.
+    """
     logits = (
         prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     )
-    expected = np.argsort(places)[prediction.label_ids]  # from the model's order to the data's
-    return _classification_scores(logits[:, places].argmax(axis=-1), expected, len(places))
-
-
-def _classification_scores(predicted: Any, expected: Any, classes: int) -> dict[str, float]:
-    """By the names in `SCORES`; of two labels `f1` is that of the data's second."""
-    return {
-        "accuracy": metrics.accuracy(predicted, expected),
-        "f1": metrics.f1(predicted, expected, classes),
-        "macro_f1": metrics.macro_f1(predicted, expected),
-    }
+    expected, thresholds = prediction.label_ids, None
+    if problem is MULTI_LABEL:
+        thresholds = choose_thresholds(logits, expected, each=False)
+    elif problem is SINGLE_LABEL:
+        expected, logits = np.argsort(places)[expected], logits[:, places]  # of two labels F1 is the second's
+    return problem.score(problem.decide(logits, thresholds), expected, len(places))
 
 
 def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -414,7 +460,7 @@ def _history(log: list[dict[str, Any]]) -> list[dict[str, float]]:
         for source, name in names.items():
             if source in entry:
                 row[name] = float(entry[source])
-    return [row for row in epochs.values() if "accuracy" in row]
+    return [row for row in epochs.values() if "loss" in row]
 
 
 def _check_matching(model: PreTrainedModel, train: Any, outputs: TeacherOutputs) -> None:

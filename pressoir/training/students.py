@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.errors import RecipeError
+from pressoir.formats.problems import problem_of
 from pressoir.models import loading
 from pressoir.models.layouts import (
     architecture_of,
@@ -118,7 +119,8 @@ def make_student(
         together.
     """
     if folder is not None:
-        return heads.to_distill(folder, class_names(teacher), tell)
+        problem = problem_of(teacher.config.to_dict(), "the teacher")
+        return heads.to_distill(folder, class_names(teacher), tell, problem)
     if config.config is not None:
         unknown = [name for name in config.config if not hasattr(teacher.config, name)]
         if unknown:

@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding
 from pressoir.data import sentences
 from pressoir.data.texts import characters, texts_of
 from pressoir.errors import RecipeError
+from pressoir.formats.problems import thresholds_of
 from pressoir.models import loading
 from pressoir.recipe.sections import OutputsConfig, StudentConfig
 from pressoir.reporting import track
@@ -92,8 +93,10 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
         )
     np.save(context.out_dir / "logits.npy", logits)
     np.save(context.out_dir / "offsets.npy", offsets)
-    labels = np.asarray(rows["labels"][:])
-    return {"train_accuracy": float((logits.argmax(axis=1) == labels).mean()), "tokens": float(offsets[-1])}
+    problem, labels = sentences.problem_of(inputs["data"]), np.asarray(rows["labels"][:])
+    predicted = problem.decide(logits, thresholds_of(model.config.to_dict()))
+    score = problem.score(predicted, labels, logits.shape[1])[problem.metric]
+    return {f"train_{problem.metric}": score, "tokens": float(offsets[-1])}
 
 
 def matched_layers(

@@ -21,6 +21,7 @@ import pressoir
 from pressoir.benchmark.reports import AnyRow
 from pressoir.data.texts import PAIR
 from pressoir.extensions.loader import DISTRIBUTION
+from pressoir.formats.problems import MAIN_METRICS
 from pressoir.inference.predictor import open_predictor
 from pressoir.recipe.sections import RegistryConfig
 from pressoir.registry.promotion import promotion
@@ -32,7 +33,10 @@ from pressoir.tasks.tracking.database import database_lock
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 # Figures of a row that decide who carries the alias.
-_MEASURED = ("accuracy", "accuracy_delta", "perplexity", "perplexity_increase", "speedup", "compression")
+_MEASURED = (
+    *(name for metric in MAIN_METRICS for name in (metric, f"{metric}_delta")),
+    *("perplexity", "perplexity_increase", "speedup", "compression"),
+)
 _EXAMPLE = "A warm and charming film."
 
 

@@ -3,7 +3,8 @@
 ===========================  ==========================================
 task                         raw prediction
 ===========================  ==========================================
-text-classification          `{"label": int, "logits": [float, …]}`
+text-classification          `{"label": int, "logits": [float, …]}`; multi-label
+                             `{"labels": [int, …], "logits": [float, …]}`, regression `{"score": float}`
 automatic-speech-recognition `{"text": str, "audio_s": float}`
 translation                  `{"text": str}`
 causal-lm                    `{"nll": float, "tokens": int}` of a window
@@ -27,13 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.data import running_text
-from pressoir.errors import PressoirError, RecipeError
+from pressoir.errors import PressoirError, RecipeError, SourceError
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.jobs import Device, Job
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.formats.folder import model_type_of, runtime_of
 from pressoir.formats.labels import match
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
@@ -106,7 +108,7 @@ def open_predictor(job: Job, data: DataSet) -> BatchPredictor:
 
 
 class Classification:
-    """Sentences to labels; indices and logits are in the order of the data's labels."""
+    """Sentences to labels or scores; indices and logits are in the order of the data's labels."""
 
     def __init__(self, classifier: Any, columns: Sequence[int]) -> None:
         self._classifier, self._columns = classifier, list(columns)
@@ -120,7 +122,15 @@ class Classification:
         """See the module."""
         logits = self._classifier.logits([sample.input for sample in samples], len(samples))
         logits = _finite(logits[:, self._columns], "logits")  # (batch, labels of the data)
-        labels = logits.argmax(axis=1)
+        problem, limits = self._classifier.problem, self._classifier.thresholds
+        labels = problem.decide(logits, limits and [limits[column] for column in self._columns])
+        if problem is REGRESSION:
+            return [{"score": float(score)} for score in labels]
+        if problem is MULTI_LABEL:
+            return [
+                {"labels": np.flatnonzero(own).tolist(), "logits": [float(value) for value in row]}
+                for own, row in zip(labels, logits, strict=True)
+            ]
         return [
             {"label": int(label), "logits": [float(value) for value in row]}
             for label, row in zip(labels, logits, strict=True)
@@ -251,6 +261,11 @@ def classification(job: Job, data: DataSet) -> Loaded:
             f"{job.model} was trained on pairs of texts; set text_pair_column of the data set, or leave the "
             "model out"
         )
+    wanted = PROBLEMS[data.problem]
+    if classifier.problem is not wanted:
+        raise SourceError(f"{job.model} is {classifier.problem.model}; {wanted.model} is needed")
+    if wanted is REGRESSION:
+        return Classification(classifier, [0]), classifier.engine
     columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
     return Classification(classifier, columns), classifier.engine
 

@@ -179,7 +179,10 @@ def _cells(row: EvaluationRow) -> tuple[str, ...]:
 def _legend(rows: Sequence[EvaluationRow]) -> str:
     tasks = [task(name) for name in sorted({row.result.task for row in rows})]
     units = ", ".join(f"{declared.unit} of {declared.name}" for declared in tasks)
-    metrics = [declared.main_metric for declared in tasks]
+    found = [(task(row.result.task), row.result.metrics) for row in rows]
+    metrics = dict.fromkeys(
+        own.main_metric_of(scores) for declared in tasks for own, scores in found if own is declared
+    )
     better = ", ".join(
         f"{name_of(metric.name)} {'lower' if metric.lower_is_better else 'higher'}" for metric in metrics
     )

@@ -55,7 +55,8 @@ def metrics(rows: Sequence[EvaluationRow], path: Path) -> None:
     """The main metric of each model, a panel a task and data set, the best on top."""
 
     def panel(axes: Axes, group: Sequence[EvaluationRow]) -> None:
-        metric = task(group[0].result.task).main_metric
+        found = next((row.result.metrics for row in group if row.main_metric), {})
+        metric = task(group[0].result.task).main_metric_of(found)
         name, lower = metric.name, metric.lower_is_better
         scale = 100 if metric.form == "percent" else 1
         known = [(row, row.result.metrics[name]) for row in group if row.main_metric]

@@ -144,7 +144,7 @@ class EvaluationRow:
     @property
     def main_metric(self) -> str | None:
         """Name of the main metric, where it could be computed."""
-        name = task(self.result.task).main_metric.name
+        name = task(self.result.task).main_metric_of(self.result.metrics).name
         return name if name in self.result.metrics else None
 
     @property

@@ -3,7 +3,8 @@
 ==============================  ===========================================================================
 task                            metrics, the main one first
 ==============================  ===========================================================================
-`text-classification`           `accuracy` with its Wilson 95 % interval, `f1`, `macro_f1`; fractions 0–1
+`text-classification`           `accuracy` with its Wilson 95 % interval, `f1`, `macro_f1`; fractions 0–1.
+                                Multi-label: `micro_f1`, `macro_f1`; regression: `pearson`, `spearman`, `mae`
 `automatic-speech-recognition`  `wer`, `cer`; fractions, 0 is perfect
 `translation`                   `bleu`, `chrf`; 0–100
 `causal-lm`                     `perplexity`, and `perplexity/<text>` where there are several texts
@@ -30,6 +31,7 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.report import worst
 from pressoir.evaluation.report.worst import WorstSample
 from pressoir.extensions.task import Metric, task, tasks
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION
 from pressoir.metrics import Statistic
 
 DIGITS = 6
@@ -137,7 +139,11 @@ def _metric(name: str) -> Metric:
 
 
 def classification(data: DataSet, found: Predictions) -> Score:
-    """Accuracy with Wilson's interval, and F1."""
+    """Accuracy with Wilson's interval, and F1; of sets of labels F1 alone, of scores correlations."""
+    if data.problem == MULTI_LABEL.name:
+        return _label_sets(data, found)
+    if data.problem == REGRESSION.name:
+        return _numbers(data, found)
     answers, expected = [value["label"] for value in found.values()], _expected(data, found)
     correct = [answer == label for answer, label in zip(answers, expected, strict=True)]
     right = sum(correct)
@@ -164,6 +170,35 @@ def classification(data: DataSet, found: Predictions) -> Score:
         statistics={"accuracy": Statistic.of_ratio(correct, [1] * len(correct))},
         intervals={"accuracy": (low, high)},
         worst=worst.labels(data, found),
+    )
+
+
+def _label_sets(data: DataSet, found: Predictions) -> Score:
+    """Micro- and macro-averaged F1."""
+    count = len(data.labels)
+    given = MULTI_LABEL.targets([value["labels"] for value in found.values()], count)
+    expected = MULTI_LABEL.targets(_expected(data, found), count)
+    note = f"F1 of {count} labels, decided by the model's own thresholds; intervals are those of a bootstrap"
+    return Score(
+        MULTI_LABEL.score(given, expected, count),
+        (note,),
+        statistics=metrics.label_set_statistics(given, expected),
+        worst=worst.label_sets(data, found),
+    )
+
+
+def _numbers(data: DataSet, found: Predictions) -> Score:
+    """Pearson's and Spearman's correlation, and the mean absolute error."""
+    given = np.asarray([value["score"] for value in found.values()], np.float64)
+    expected = np.asarray(_expected(data, found), np.float64)
+    if len(found) < 2 or not given.std() or not expected.std():
+        notes = ("the correlation is undefined: one side is constant over all texts",)
+        return Score({"mae": float(np.abs(given - expected).mean())}, notes)
+    return Score(
+        REGRESSION.score(given, expected, 1),
+        (f"correlations of {len(found)} scores; intervals are those of a bootstrap",),
+        statistics=metrics.regression_statistics(given, expected),
+        worst=worst.scores(data, found),
     )
 
 

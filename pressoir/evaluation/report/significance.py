@@ -15,7 +15,7 @@ Both are of the samples alone: another training run of the same model would diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,27 +24,13 @@ from numpy.typing import NDArray
 from pressoir.evaluation.report.results import Comparison, EvaluationOutcome
 from pressoir.evaluation.report.scoring import Score, rounded
 from pressoir.extensions.task import task
-from pressoir.metrics import Statistic
+from pressoir.metrics import DRAWS, Statistic, resampled
+from pressoir.metrics import bootstrap as scores
+from pressoir.metrics import percentile_interval as interval
 
-DRAWS = 1000
-_SEED = 20041
-_WEIGHTS = 1_000_000  # that are held at once
 _FEW = 3  # so many models are compared each with each, more only with the best
 
 Floats = NDArray[np.float64]
-Weights = Callable[[np.random.Generator, int, int], Floats]
-
-
-def scores(*statistics: Statistic) -> list[Floats]:
-    """The metric of each bootstrap draw, (draws,), of statistics of the same samples on the same draws."""
-    sums = _sums([statistic.rows for statistic in statistics], _draw)
-    return [statistic.value(own) for statistic, own in zip(statistics, sums, strict=True)]
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """What the middle 95 % lie between."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def intervals(score: Score) -> dict[str, tuple[float, float]]:
@@ -64,7 +50,7 @@ def p_values(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[fl
     """
     pairs = list(zip(first, second, strict=True))
     # Exchanging two answers moves their difference from one model's sums to the other's.
-    moved = _sums([right.rows - left.rows for left, right in pairs], _exchange)
+    moved = resampled([right.rows - left.rows for left, right in pairs], _exchange)
     found = list[float]()
     for (left, right), change in zip(pairs, moved, strict=True):
         before, after = (each.rows.sum(axis=0, keepdims=True) for each in (left, right))
@@ -78,13 +64,16 @@ def compare(outcomes: Sequence[EvaluationOutcome]) -> tuple[Comparison, ...]:
     """The models of each data set: each with each where they are few, else each with the best."""
     groups: dict[tuple[str, str], list[EvaluationOutcome]] = {}
     for result in outcomes:
-        if result.score.statistics and task(result.data.task).main_metric.name in result.score.metrics:
+        if (
+            result.score.statistics
+            and task(result.data.task).main_metric_of(result.score.metrics).name in result.score.metrics
+        ):
             groups.setdefault((result.data.task, result.data_name), []).append(result)
     return tuple(found for group in groups.values() for pair in _pairs(group) for found in _compare(*pair))
 
 
 def _pairs(group: Sequence[EvaluationOutcome]) -> Iterator[tuple[EvaluationOutcome, EvaluationOutcome]]:
-    metric = task(group[0].data.task).main_metric
+    metric = task(group[0].data.task).main_metric_of(group[0].score.metrics)
 
     def rank(result: EvaluationOutcome) -> tuple[bool, float]:
         value = result.score.metrics[metric.name]
@@ -129,23 +118,6 @@ def _compare(best: EvaluationOutcome, other: EvaluationOutcome) -> Iterator[Comp
                 }
             ),
         )
-
-
-def _sums(rows: Sequence[Floats], weights: Weights) -> list[Floats]:
-    """Of each rows, (samples, figures), the sums of each draw of weights, (draws, figures)."""
-    joined = np.hstack(rows)
-    random = np.random.default_rng(_SEED)
-    step = max(1, _WEIGHTS // len(joined))
-    sums = np.concatenate(
-        [weights(random, min(step, DRAWS - i), len(joined)) @ joined for i in range(0, DRAWS, step)]
-    )
-    return np.split(sums, np.cumsum([each.shape[1] for each in rows])[:-1], axis=1)
-
-
-def _draw(random: np.random.Generator, draws: int, samples: int) -> Floats:
-    """How often each sample is drawn, (draws, samples)."""
-    drawn = random.integers(samples, size=(draws, samples), dtype=np.int32)
-    return np.stack([np.bincount(indices, minlength=samples) for indices in drawn]).astype(np.float64)
 
 
 def _exchange(random: np.random.Generator, draws: int, samples: int) -> Floats:

@@ -56,6 +56,40 @@ def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
     )
 
 
+def label_sets(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
+    """Texts with the most labels that are wrong or missing."""
+    known = {sample.id: sample for sample in data.samples}
+    wrong = {name: {*value["labels"]} ^ {*known[name].reference} for name, value in found.items()}
+    names = sorted((name for name in wrong if wrong[name]), key=lambda name: -len(wrong[name]))
+    return tuple(
+        WorstSample(
+            name,
+            f"{len(wrong[name])} labels differ",
+            shortened(as_read(known[name].input)),
+            _label(data, known[name].reference),
+            _label(data, found[name]["labels"]),
+        )
+        for name in names[:SHOWN]
+    )
+
+
+def scores(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
+    """Texts whose score is furthest off."""
+    known = {sample.id: sample for sample in data.samples}
+    apart = {name: value["score"] - known[name].reference for name, value in found.items()}
+    return tuple(
+        WorstSample(
+            name,
+            f"off by {abs(apart[name]):.3g}",
+            shortened(as_read(known[name].input)),
+            f"{known[name].reference:g}",
+            f"{found[name]['score']:g}",
+        )
+        for name in sorted(apart, key=lambda name: -abs(apart[name]))[:SHOWN]
+        if apart[name]
+    )
+
+
 def transcripts(
     data: DataSet, found: Mapping[str, Any], errors: metrics.Statistic, normaliser: metrics.Normaliser
 ) -> tuple[WorstSample, ...]:
@@ -123,7 +157,12 @@ def _confidence(value: Mapping[str, Any]) -> float | None:
     return float(powers.max() / powers.sum())
 
 
-def _label(data: DataSet, index: int) -> str:
+def _label(data: DataSet, index: Any) -> str:
+    """A label by its index, several by theirs, or a score."""
+    if isinstance(index, list | tuple):
+        return ", ".join(_label(data, each) for each in index) or "no label"
+    if isinstance(index, float):
+        return f"{index:g}"
     return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
 
 

@@ -32,11 +32,30 @@ class Classification(Answer):
     """Whether the text is longer than what was read of it."""
 
 
+class LabelSet(Answer):
+    """What a multi-label classifier says of a text."""
+
+    labels: list[str]
+    """Those whose probability is at least their threshold, in the model's order; there may be none."""
+    probabilities: dict[str, Probability]
+    """Of each label, by itself."""
+    truncated: bool
+    """Whether the text is longer than what was read of it."""
+
+
+class Score(Answer):
+    """What a regression model says of a text."""
+
+    score: float
+    truncated: bool
+    """Whether the text is longer than what was read of it."""
+
+
 class Classified(Answer):
-    """The labels of texts."""
+    """The labels of texts, or their scores: as the model of the tier decides."""
 
     tier: str
-    results: list[Classification]
+    results: list[Classification] | list[LabelSet] | list[Score]
     """One for each text, in the order of the texts."""
 
 

@@ -5,7 +5,9 @@ task                  input                           output
 ====================  ==============================  ================================================
 text-classification   `text` BYTES (n,); of a model   `probabilities` FP32 (n, labels), `label` BYTES
                       of pairs `text_pair` as well    (n,), `truncated` BOOL (n,); parameters of the
-                                                      metadata: the labels
+                                                      metadata: the labels. Multi-label: `given` BOOL (n,
+                                                      labels) instead of `label`; regression: `score` FP32
+                                                      (n,) instead of both
 feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions), `truncated` BOOL
                                                       (n,)
 translation           `text` BYTES (n,)               `text` BYTES (n,), `truncated` BOOL (n,)
@@ -35,7 +37,10 @@ from starlette.responses import Response
 
 from pressoir import __version__
 from pressoir.data.texts import PAIR
-from pressoir.extensions.task import Task, task
+from pressoir.extensions.task import TRUNCATED, Task, task
+from pressoir.extensions.task import Tensor as OutputTensor
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
+from pressoir.inference.text_classification import decided
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.body_route import BodyRoute
 from pressoir.serving.http.kserve_answers import (
@@ -72,6 +77,17 @@ _PARAMETERS = {
 """What each parameter is in JSON; which of them a task takes, its declaration says."""
 _TENSORS = 16  # of a request at most: no task has as many, and each takes time to check
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
+
+
+_OF_PROBLEM: dict[str, tuple[OutputTensor, ...]] = {
+    MULTI_LABEL.name: (
+        OutputTensor("probabilities", "FP32", ("rows", "labels")),
+        OutputTensor("given", "BOOL", ("rows", "labels")),
+        TRUNCATED,
+    ),
+    REGRESSION.name: (OutputTensor("score", "FP32", ("rows",)), TRUNCATED),
+}
+"""Outputs of classifiers that do not decide one label per text."""
 
 
 Size = Annotated[int, Field(ge=0), WHOLE]
@@ -180,7 +196,8 @@ def _add_model(
     @router.get(path, response_model=ModelMetadata, responses=unknown)
     async def metadata(found: Tier = known) -> Response:
         """Inputs and outputs of a tier. Until its model was loaded once, the number of labels is −1, and the
-        second input of a model of pairs is not listed."""
+        second input of a model of pairs is not listed, and the outputs of a classifier are those for one
+        label per text."""
         return JsonAnswer(_metadata(found, backend.model_info(found)))
 
     @router.head(f"{path}/ready", responses=unknown)
@@ -203,7 +220,7 @@ def _add_model(
         run = declared.part("kserve")
         tensor, second = _inputs(body.inputs, declared, request.state.binary)
         options = options if second is None else {**options, PAIR: second}
-        _check_outputs(declared, wanted)
+        _check_outputs(_outputs(declared, await backend.info(found) if wanted else {}), wanted)
         outputs: list[dict[str, Any]] = await run(backend, found, tensor, options)
         chosen = [output for output in outputs if not wanted or output["name"] in wanted]
         content: dict[str, Any] = {"model_name": found.name, "model_version": _version(found)}
@@ -289,7 +306,7 @@ def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
                 "datatype": output.datatype,
                 "shape": [sizes[size] if isinstance(size, str) else size for size in output.shape],
             }
-            for output in declared.outputs
+            for output in _outputs(declared, info)
         ],
         "parameters": parameters,
     }
@@ -367,15 +384,24 @@ def _flat(tensor: Tensor) -> list[Any]:
 async def classify(
     backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Probabilities and the best label, of each text, or of each pair."""
+    """Probabilities and the best label, or which labels are given, of each text or pair; or its score."""
     texts, second = _texts(backend, tensor), options.get(PAIR)
     options = {**options, PAIR: None if second is None else _texts(backend, second)}
     rows = await backend.service.classify(texts, tier=tier, **options)
-    labels = list(rows[0])
+    info, labels = await backend.info(tier), list(rows[0])
+    problem = PROBLEMS[info.get("problem", SINGLE_LABEL.name)]
+    found = [decided(problem, row, labels, info.get("thresholds")) for row in rows]
+    if problem is REGRESSION:
+        return [_tensor("score", "FP32", [len(rows)], found), _truncated(rows.truncated)]
     values = [row[label] for row in rows for label in labels]
+    if problem is MULTI_LABEL:
+        given = [label in own for own in found for label in labels]
+        answered = _tensor("given", "BOOL", [len(rows), len(labels)], given)
+    else:
+        answered = _tensor("label", "BYTES", [len(rows)], found)
     return [
         _tensor("probabilities", "FP32", [len(rows), len(labels)], values),
-        _tensor("label", "BYTES", [len(rows)], [max(row, key=lambda name: row[name]) for row in rows]),
+        answered,
         _truncated(rows.truncated),
     ]
 
@@ -438,8 +464,13 @@ async def transcribe(
     return [_tensor("text", "BYTES", [1], [text])]
 
 
-def _check_outputs(declared: Task, wanted: Iterable[str]) -> None:
-    known = [output.name for output in declared.outputs]
+def _outputs(declared: Task, info: dict[str, Any]) -> tuple[OutputTensor, ...]:
+    """Those of a task; of a classifier as its model decides, where that is known."""
+    return _OF_PROBLEM.get(info.get("problem", ""), declared.outputs)
+
+
+def _check_outputs(outputs: Iterable[OutputTensor], wanted: Iterable[str]) -> None:
+    known = [output.name for output in outputs]
     if unknown := [name for name in wanted if name not in known]:
         raise _wrong(f"outputs: {unknown[0]!r} does not exist; available: {', '.join(known)}")
 

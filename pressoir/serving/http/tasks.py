@@ -12,6 +12,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
+from pressoir.inference.text_classification import decided
 from pressoir.serving.checks import as_list, paired
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
@@ -143,14 +145,16 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/classify", response_model=Classified, responses=may_answer(404, 504))
     async def classify(body: Classify, request: Request) -> Response:
-        """Classify texts, or pairs of texts: the probability of each label."""
+        """Classify texts, or pairs of texts: the probability of each label; with multi-label models also the
+        labels over their thresholds, with regression models the score."""
         backend.check_lengths([*as_list(body.text), *as_list(body.text_pair or [])])
         paired(body.text, body.text_pair)
         texts, others = as_list(body.text), None if body.text_pair is None else as_list(body.text_pair)
         tier = backend.tier(request, body.tier, "classify")
         options = body.model_dump(include={"max_length", "timeout_s"})
         found = await service.classify(texts, text_pair=others, tier=tier, **options)
-        results = [_decided(row, cut) for row, cut in zip(found, found.truncated, strict=True)]
+        info = await backend.info(tier)
+        results = [_decided(row, cut, info) for row, cut in zip(found, found.truncated, strict=True)]
         return JsonAnswer({"tier": tier.name, "results": results})
 
     @router.post("/translate", response_model=Translated, responses=may_answer(404, 504))
@@ -200,6 +204,7 @@ def routes(backend: Backend) -> APIRouter:
             raise HttpError(
                 422, "invalid_request", f"the request has {len(body.texts)} texts; expected 1 to {most}"
             )
+        await _check_one_label(backend, tiers.values())
         comparison = comparisons.of(_digests(tiers))
         order, results = comparison.order(body.tiers), []
         limit = max(tier.config.settings.timeout_s for tier in tiers.values())
@@ -240,21 +245,38 @@ def routes(backend: Backend) -> APIRouter:
     return router
 
 
-def _decided(probabilities: dict[str, float], truncated: bool) -> dict[str, Any]:
-    label = max(probabilities, key=lambda name: probabilities[name])
+def _decided(probabilities: dict[str, float], truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
+    problem = PROBLEMS[info.get("problem", SINGLE_LABEL.name)]
+    found = decided(problem, probabilities, list(probabilities), info.get("thresholds"))
+    if problem is REGRESSION:
+        return {"score": found, "truncated": truncated}
+    if problem is MULTI_LABEL:
+        return {"labels": found, "probabilities": probabilities, "truncated": truncated}
     return {
-        "label": label,
-        "confidence": probabilities[label],
+        "label": found,
+        "confidence": probabilities[found],
         "probabilities": probabilities,
         "truncated": truncated,
     }
+
+
+async def _check_one_label(backend: Backend, tiers: Iterable[Tier]) -> None:
+    """Raises HttpError where a tier's model does not decide one label per text."""
+    for tier in tiers:
+        info = await backend.info(tier)
+        if (problem := info.get("problem", SINGLE_LABEL.name)) != SINGLE_LABEL.name:
+            raise HttpError(
+                422,
+                "invalid_request",
+                f"tier {tier.name!r} is a {problem} model; use /classify: one label per text is compared",
+            )
 
 
 async def _timed(backend: Backend, text: str, second: list[str] | None, tier: Tier) -> dict[str, Any]:
     start = time.perf_counter()
     found = await backend.service.classify([text], text_pair=second, tier=tier)
     latency_ms = 1000 * (time.perf_counter() - start)
-    return {"tier": tier.name, **_decided(found[0], found.truncated[0]), "latency_ms": latency_ms}
+    return {"tier": tier.name, **_decided(found[0], found.truncated[0], {}), "latency_ms": latency_ms}
 
 
 async def _pieces(generation: Generation) -> Events:

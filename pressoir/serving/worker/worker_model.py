@@ -32,11 +32,12 @@ from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
 from pressoir.formats.folder import Runtime, check_model_folder, model_files
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
 from pressoir.inference.feature_extraction import Embeddings, SentenceEncoder
 from pressoir.inference.generation.penalties import Penalties
 from pressoir.inference.generation.token_scores import TokenScore
-from pressoir.inference.text_classification import TextClassifier, softmax
+from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
 from pressoir.inference.transcript import Heard
 from pressoir.inference.translation import Translator
@@ -97,7 +98,8 @@ def open_classifier(job: LoadJob) -> WorkerModel:
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
 
     def classify(texts: Sequence[str | Sequence[str]], max_length: int | None, max_tokens: int) -> Steps:
-        """Probabilities (texts, labels), in the order of the model's labels; which texts were truncated.
+        """Probabilities (texts, labels), in the order of the model's labels, or scores (texts, 1); which
+        texts were truncated.
 
         A pair is a list of two, as JSON has it.
         """
@@ -109,7 +111,7 @@ def open_classifier(job: LoadJob) -> WorkerModel:
                 logits[found.rows] = found.values
                 _fill(truncated, found.rows, found.truncated)
             yield None
-        probabilities = _finite(softmax(logits), "probabilities").tolist()
+        probabilities = _finite(classifier.problem.probabilities(logits), "probabilities").tolist()
         return {"probabilities": probabilities, "truncated": truncated}, None
 
     info = {
@@ -117,6 +119,8 @@ def open_classifier(job: LoadJob) -> WorkerModel:
         "pairs": classifier.pairs,
         "batch_invariant": classifier.engine.batch_invariant,
     }
+    if classifier.problem is not SINGLE_LABEL:
+        info |= {"problem": classifier.problem.name, "thresholds": classifier.thresholds}
     example: Text = (EXAMPLE, EXAMPLE) if classifier.pairs else EXAMPLE
     return WorkerModel({"classify": classify}, info, lambda: classify([example], None, 0))
 

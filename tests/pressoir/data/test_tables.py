@@ -299,7 +299,7 @@ def test_scores_are_no_classes_unless_they_are_listed(tmp_path):
     scores = [f"{index / 25:.2f}" for index in range(26)]
     with pytest.raises(DataError, match="24 malformed rows") as caught:  # 0.00 and 1.00 are whole
         labels_of(tmp_path, scores)
-    assert "regression is not supported" in str(caught.value)
+    assert "scores need data.problem: regression" in str(caught.value)
     assert labels_of(tmp_path, ["1.5", "2.5"], labels=("2.5", "1.5")) == ("2.5", "1.5")
 
 

@@ -199,6 +199,10 @@ def cases(folder):
             {},
         ),
         "data/hub-folder": (DataConfig(source="hub", hub_id=str(folder / "hub")), {}),
+        "data/multi-label": (
+            DataConfig(**table, problem="multi-label", label_separator="|", thresholds="per-label"),
+            {},
+        ),
         "data/columns": (
             DataConfig(
                 **table,

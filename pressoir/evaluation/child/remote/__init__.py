@@ -57,6 +57,7 @@ from pressoir.evaluation.jobs import Job
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
+from pressoir.formats.problems import SINGLE_LABEL
 
 CHARACTERS_A_TOKEN = 4
 """A window of perplexity is cut to so many characters for each of its tokens: about right for English."""
@@ -105,6 +106,10 @@ def open_remote_predictor(job: Job, data: DataSet) -> BatchPredictor:
     """
     if job.remote is None:
         raise RecipeError(f"{job.model} is not a remote model; specify its url")
+    if data.problem != SINGLE_LABEL.name:
+        raise RecipeError(
+            f"{job.model}: {data.problem} models on a server are not evaluated; specify `model`, its folder"
+        )
     server = Endpoint(job.remote)
     protocol = job.remote.protocol or _protocol(server, job.task)
     kind: type[KServe | OpenAI] = KServe if protocol == "kserve-v2" else OpenAI
