@@ -24,6 +24,7 @@ from pressoir.flows.commands.inspect import inspect
 from pressoir.flows.commands.merge import merge
 from pressoir.flows.commands.monitor import monitor
 from pressoir.flows.commands.pool import pool
+from pressoir.flows.commands.press import press
 from pressoir.flows.commands.push import push
 from pressoir.flows.commands.quantize import quantize
 from pressoir.flows.commands.registry import registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pressoir.benchmark import reports
@@ -33,11 +34,15 @@ def check_output(output: Path) -> None:
 
 
 def write_output(
-    result: CompressResult, recipe: Recipe, output: Path, found: tuple[Path, str] | None = None
+    result: CompressResult,
+    recipe: Recipe,
+    output: Path,
+    found: tuple[Path, Callable[[Path], str]] | None = None,
 ) -> None:
     """`model/` with its card, `report/`, `recipe.yaml` (resolved), `benchmark.json`: in place together.
 
-    `found` is the folder of the search that chose the recipe, and its answer, a comment above the recipe.
+    `found` is the folder of the search that chose the recipe, and what makes a comment above the recipe from
+    the finished model folder.
     """
     from pressoir.publishing import model_card  # NumPy, which no other command needs at its start
 
@@ -50,7 +55,7 @@ def write_output(
         text = (result.report / "benchmark.json").read_text(encoding="utf-8")
         model_card.write(draft / "model", recipe, reports.read(result.report / "benchmark.json"), store)
         write_text_atomic(draft / "benchmark.json", text)
-        comment = f"# {found[1]}\n" if found is not None else ""
+        comment = f"# {found[1](draft / 'model')}\n" if found is not None else ""
         write_text_atomic(draft / "recipe.yaml", comment + recipe.to_yaml())
 
 
