@@ -104,7 +104,7 @@ def search(config: Annotated[SearchConfig, BeforeValidator(load)]) -> SearchResu
         conditions = trial.conditions_of(config)
         reference = steps.measure_reference(config, pipeline, store.home, conditions)
         limits = SearchLimits.from_budget(config.budget, reference)
-        study = Study(folder / report.STUDY, config.space, config.seed)
+        study = Study(folder / report.STUDY, config.space, config.seed, config.first)
         with _workers(config, store) as workers:
             _try_all(config, study, workers, limits, parent)
         found = conclude(config, study.trials(), reference, limits, conditions)

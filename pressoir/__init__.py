@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pressoir.flows.batch_evaluation import batch_evaluation as evaluate
     from pressoir.flows.compress import compress
     from pressoir.flows.deploy import deploy
+    from pressoir.flows.press import press
     from pressoir.flows.search import search
     from pressoir.inference.automatic_speech_recognition import SpeechRecognizer
     from pressoir.inference.feature_extraction import SentenceEncoder
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pressoir.recipe.recipe import Recipe
     from pressoir.recipe_search.config import SearchConfig
     from pressoir.recipe_search.outcome import SearchResult
+    from pressoir.recipe_search.press import PressResult
     from pressoir.registry.registry import Registry
     from pressoir.serving.config import ServingConfig
     from pressoir.serving.deployment import DeployResult
@@ -61,6 +63,7 @@ __all__ = [
     "ExtensionError",
     "MergeError",
     "ParityError",
+    "PressResult",
     "PressoirError",
     "QuantizationError",
     "Recipe",
@@ -84,6 +87,7 @@ __all__ = [
     "compress",
     "deploy",
     "evaluate",
+    "press",
     "search",
     "serve",
 ]
@@ -94,6 +98,7 @@ _MODULES = {
     "pressoir.flows.batch_evaluation": "evaluate",
     "pressoir.flows.compress": "compress",
     "pressoir.flows.deploy": "deploy",
+    "pressoir.flows.press": "press",
     "pressoir.flows.search": "search",
     "pressoir.inference.automatic_speech_recognition": "SpeechRecognizer",
     "pressoir.inference.feature_extraction": "SentenceEncoder",
@@ -104,6 +109,7 @@ _MODULES = {
     "pressoir.recipe.recipe": "Recipe",
     "pressoir.recipe_search.config": "SearchConfig",
     "pressoir.recipe_search.outcome": "SearchResult",
+    "pressoir.recipe_search.press": "PressResult",
     "pressoir.registry.registry": "Registry",
     "pressoir.serving.config": "ServingConfig",
     "pressoir.serving.deployment": "DeployResult",

@@ -39,10 +39,10 @@ def test_no_public_name_is_that_of_a_room():
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'pressoir' has no attribute 'press'"):
-        _ = pressoir.press
-    with pytest.raises(ImportError, match="cannot import name 'press'"):
-        from pressoir import press  # noqa: F401
+    with pytest.raises(AttributeError, match="'pressoir' has no attribute 'squeeze'"):
+        _ = pressoir.squeeze
+    with pytest.raises(ImportError, match="cannot import name 'squeeze'"):
+        from pressoir import squeeze  # noqa: F401
 
 
 @pytest.mark.process

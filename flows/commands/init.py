@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -19,6 +20,26 @@ from pressoir.system.reader import exists, named, shown
 
 _LISTED = 12
 """Labels, and kinds of malformed rows, that are printed."""
+
+
+def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how files of labelled texts are read, where that is not found by itself."""
+    for option in (
+        click.option("--encoding", help="Encoding of the files, such as cp1251, if it is not recognised."),
+        click.option(
+            "--label-column", metavar="COLUMN", help="Column of the label: a name, or an index from 0."
+        ),
+        click.option(
+            "--text-pair-column",
+            metavar="COLUMN",
+            help="Column of a second text: a name, or an index from 0.",
+        ),
+        click.option(
+            "--text-column", metavar="COLUMN", help="Column of the text: a name, or an index from 0."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -38,12 +59,7 @@ _LISTED = 12
     show_default=True,
     help="Base model: folder, catalogue id or hub id.",
 )
-@click.option("--text-column", metavar="COLUMN", help="Column of the text: a name, or an index from 0.")
-@click.option(
-    "--text-pair-column", metavar="COLUMN", help="Column of a second text: a name, or an index from 0."
-)
-@click.option("--label-column", metavar="COLUMN", help="Column of the label: a name, or an index from 0.")
-@click.option("--encoding", help="Encoding of the files, such as cp1251, if it is not recognised.")
+@table_options
 def init(
     data: tuple[str, ...],
     output: Path,
@@ -68,16 +84,10 @@ def init(
     """
     if exists(output) and not (force and output.is_file()):
         raise RecipeError(f"{named(output)} exists; specify another --output, or --force to replace a recipe")
-    files = splits_of(data)
-    found = layout.find(files["train"], encoding)
-    _print_layout(found, files)
-    choice = columns.choose(found.columns, found.rows, text_column, label_column, text_pair_column)
-    _print_choice(found, choice)
-    inspection = inspect(files, found, choice, encoding)
-    _print_splits(inspection)
+    files, inspection = examine(data, text_column, label_column, encoding, text_pair_column)
     text = first_recipe.recipe_text(inspection, name or first_recipe.name_for(files), model, output)
     sizes = first_recipe.check(text, output)
-    _print_recipe(inspection, sizes)
+    print_findings(inspection, sizes)
     try:
         with disk_errors(output):
             write_text_atomic(output, text)
@@ -86,6 +96,28 @@ def init(
         raise StoreError(f"{named(output)} cannot be written: {reason}; specify another --output") from error
     console.print(escape(f"recipe     {output}"), soft_wrap=True)
     console.print(escape(f"next       pressoir compress {output} --dry-run"), soft_wrap=True)
+
+
+def examine(
+    data: Sequence[str],
+    text_column: str | None,
+    label_column: str | None,
+    encoding: str | None,
+    text_pair_column: str | None = None,
+) -> tuple[dict[str, Path], Inspection]:
+    """Inspect files of labelled texts, and print what they hold; return the file of each split, too.
+
+    Raises:
+        DataError: a file cannot be read, or is not a table of texts with one label each.
+    """
+    files = splits_of(data)
+    found = layout.find(files["train"], encoding)
+    _print_layout(found, files)
+    choice = columns.choose(found.columns, found.rows, text_column, label_column, text_pair_column)
+    _print_choice(found, choice)
+    inspection = inspect(files, found, choice, encoding)
+    _print_splits(inspection)
+    return files, inspection
 
 
 def _say(topic: str, text: str) -> None:
@@ -151,7 +183,8 @@ def _labels(splits: Mapping[str, SplitFacts]) -> Table:
     return table
 
 
-def _print_recipe(found: Inspection, sizes: Mapping[str, int]) -> None:
+def print_findings(found: Inspection, sizes: Mapping[str, int]) -> None:
+    """What follows from the data, and the rows of each split."""
     train = found.splits["train"]
     for split, facts in found.splits.items():
         for problem, lines in list(facts.problems.items())[:_LISTED]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ UNBALANCED = 2.0
 as the rarest."""
 VERY_UNBALANCED = 5.0
 _WIDTH = 110
+_HERE = Path("recipe.yaml")
 _FEW_ROWS = 5000
 _NAME = re.compile(r"[^a-z0-9._-]+")
 
@@ -63,6 +65,20 @@ def recipe_text(found: Inspection, name: str, model: str, output: Path) -> str:
         *_line("min_accuracy_delta", -0.03, "a model that loses more than 3 points is not promoted", 2),
     ]
     return "\n".join(lines) + "\n"
+
+
+def first_recipe(
+    files: dict[str, Path], found: Inspection, model: str, overrides: Sequence[str]
+) -> tuple[str, Recipe, dict[str, int]]:
+    """A recipe as it would be written to the current folder, and with overrides; and the rows of each split.
+
+    Raises:
+        RecipeError: the model or an override is not valid. DataError: the data cannot be split.
+    """
+    text = recipe_text(found, name_for(files), model, _HERE)
+    sizes = check(text, _HERE)
+    raw = reader.parse_yaml(text, "the recipe", RecipeError)
+    return text, Recipe.from_dict(raw, overrides, source="the recipe"), sizes
 
 
 def check(text: str, output: Path) -> dict[str, int]:

@@ -140,6 +140,8 @@ class SearchConfig(Document):
     space: Annotated[dict[Key, Choices], Field(min_length=1)]
     """Search space: fields of the recipe, such as `distill.student.layers`, each with a list of choices or a
     range."""
+    first: tuple[dict[Key, Any], ...] = ()
+    """Recipes to try first, in this order; each names one choice of every field of the search space."""
     prefer: Literal["accuracy", "size", "latency"] = "accuracy"
     """Metric by which the best recipe is chosen among those that meet the budget."""
     trials: Positive = 20
@@ -186,7 +188,16 @@ class SearchConfig(Document):
         problems += [
             f"space.{key}: one of its fields is also in the space; remove one of them" for key in parents
         ]
-        return checked(self, problems)
+        return checked(self, problems or self._first_outside_the_space())
+
+    def _first_outside_the_space(self) -> list[str]:
+        choices = {key: [json.dumps(value) for value in options(own)] for key, own in self.space.items()}
+        return [
+            f"first.{index}: specify one of the choices of each field in the space, and no other field"
+            for index, values in enumerate(self.first)
+            if values.keys() != choices.keys()
+            or any(json.dumps(value) not in choices[key] for key, value in values.items())
+        ]
 
     @classmethod
     def _look_beside(cls, raw: dict[str, Any], folder: Path) -> None:
@@ -201,7 +212,7 @@ class SearchConfig(Document):
     def identity(self) -> str:
         """Eight hex digits of all that decides what is tried and what of it is found good."""
         free = {"trials", "timeout_s", "dask", "results", "name"}
-        values = self.model_dump(mode="json", exclude=free)
+        values = self.model_dump(mode="json", exclude=free if self.first else {*free, "first"})
         for name in ("name", "description", "registry", "benchmark"):
             del values["recipe"][name]
         return digest_of(values)[:8]

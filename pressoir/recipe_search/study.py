@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,11 +49,13 @@ class Proposal:
 class Study:
     """The trials of one search, in a file; one process at a time may propose."""
 
-    def __init__(self, path: Path, space: Mapping[str, Choices], seed: int) -> None:
+    def __init__(
+        self, path: Path, space: Mapping[str, Choices], seed: int, first: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._seed = dict(space), seed
+        self._space, self._seed, self._first = dict(space), seed, first
         self._study = optuna.create_study(
             storage=f"sqlite:///{path.absolute()}",
             study_name="search",
@@ -85,7 +87,8 @@ class Study:
         return sum(_REPEATS not in trial.user_attrs for trial in self._all())
 
     def ask(self, limit: int) -> Proposal | None:
-        """The next trial: first those that a killed process left; None where `limit` recipes have been begun.
+        """The next trial: those that a killed process left, then those to try first, then the sampler's; None
+        where `limit` recipes have been begun.
 
         `limit` counts all trials of the study, and each recipe once.
         """
@@ -100,6 +103,8 @@ class Study:
         while self.begun() < min(limit, self.combinations):
             number = len(self._all())
             self._draw_for(number)
+            if (params := self._next_first()) is not None:
+                self._study.enqueue_trial(params)
             if (asked := self._propose(self._study.ask())) is not None:
                 return asked
             self._study.enqueue_trial(self._untried(number))
@@ -167,17 +172,31 @@ class Study:
     def _identity(self, params: Mapping[str, Any]) -> str:
         return json.dumps(self._values(params)) if params.keys() >= self._space.keys() else ""
 
+    def _next_first(self) -> dict[str, Any] | None:
+        """The next of the recipes to try first, as parameters; None if all were tried, or one is waiting."""
+        from optuna.trial import TrialState
+
+        if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return None  # of a process that was killed just here
+        return self._new({key: values[key] for key in self._space} for values in self._first)
+
     def _untried(self, number: int) -> dict[str, Any]:
         """A recipe that was not tried yet, as parameters; there is one."""
-        tried = {self._identity(trial.params) for trial in self._all()}
         rng = random.Random(f"{self._seed}-{number}-new")
-        for values in itertools.chain(self._drawn(rng), self._listed()):
+        params = self._new(itertools.chain(self._drawn(rng), self._listed()))
+        assert params is not None, "all recipes of the space were tried"
+        return params
+
+    def _new(self, recipes: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of `recipes` that was not tried yet, as parameters."""
+        tried = {self._identity(trial.params) for trial in self._all()}
+        for values in recipes:
             if json.dumps(values) not in tried:
                 return {
                     key: value if isinstance(self._space[key], Range) else json.dumps(value)
                     for key, value in values.items()
                 }
-        raise AssertionError("all recipes of the space were tried")
+        return None
 
     def _drawn(self, rng: random.Random) -> Iterator[dict[str, Any]]:
         many = 1000 if self.combinations <= _LISTED else 1_000_000

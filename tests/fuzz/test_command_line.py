@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from pressoir.errors import StoreError
 from pressoir.flows import cli
+from pressoir.flows.output import check_output
 
 LONG = "a" * 300
 BOMB = "\n".join(
@@ -114,4 +115,4 @@ def test_the_configuration_of_an_evaluation_is_refused(config, told, refused, tm
 
 def test_an_output_that_cannot_be_made_is_refused():
     with pytest.raises(StoreError, match="/proc/x cannot be made: No such file or directory"):
-        cli._check_output(Path("/proc/x"))
+        check_output(Path("/proc/x"))

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow
 from pressoir.flows import cli
+from pressoir.flows.output import FILES, write_output
 from pressoir.pipeline.runner import CompressResult
 from pressoir.recipe.recipe import Recipe
 from pressoir.store.artifact import StageKey
@@ -61,8 +62,8 @@ def test_the_card_is_the_outputs_and_not_the_stores_and_arrives_at_the_hub(
 ):
     output = tmp_path / "out"
     for _ in range(2):  # the second replaces the first
-        cli._write_output(result, Recipe(name="tiny"), output)
-    assert {path.name for path in output.iterdir()} == set(cli._OUTPUT)
+        write_output(result, Recipe(name="tiny"), output)
+    assert {path.name for path in output.iterdir()} == set(FILES)
     page = (output / "report.html").read_bytes()
     assert CliRunner().invoke(cli.main, ["report", str(output)]).exit_code == 0
     assert (output / "report.html").read_bytes() == page

@@ -49,6 +49,25 @@ def test_the_recipe_is_a_path_beside_the_file_or_the_recipe_itself(tmp_path):
     assert again.identity == config.identity
 
 
+FIRST = {"distill.student.layers": 2, "prune.ffn_sparsity": 0.25}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"distill.student.layers": 2}, {**FIRST, "prune.ffn_sparsity": 0.3}, {**FIRST, "vocabulary": None}],
+    ids=["one is missing", "no choice", "not in the space"],
+)
+def test_recipes_to_try_first_are_of_the_space(wrong):
+    assert SearchConfig.from_dict({**SEARCH, "first": [FIRST]}).first == (FIRST,)
+    assert "first.1: specify one of the choices of each field" in refusal(first=[FIRST, wrong])
+
+
+def test_recipes_to_try_first_make_another_search():
+    plain = SearchConfig.from_dict(SEARCH)
+    assert SearchConfig.from_dict({**SEARCH, "first": []}).identity == plain.identity
+    assert SearchConfig.from_dict({**SEARCH, "first": [FIRST]}).identity != plain.identity
+
+
 def test_every_error_is_told_at_once_with_its_path():
     text = refusal(
         budget={"max_size_mb": -1, "max_latency": 3},

@@ -79,6 +79,22 @@ def test_a_study_goes_on_where_more_trials_are_allowed(tmp_path):
     assert len(study.trials()) == 6
 
 
+FIRST = [
+    {"quantize": None, "prune.ffn_sparsity": 0.5, "distill.student.layers": 3},
+    {"quantize": {"scheme": "int8"}, "prune.ffn_sparsity": 0.75, "distill.student.layers": 1},
+    {"quantize": None, "prune.ffn_sparsity": 0.0, "distill.student.layers": 2},
+]
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 4])
+def test_recipes_to_try_first_come_first_in_their_order_and_after_a_kill_too(tmp_path, stop_after):
+    carry_out(Study(tmp_path / "study.db", SPACE, 1, FIRST), 5, stop_after)
+    carry_out(Study(tmp_path / "study.db", SPACE, 1, FIRST), 5)
+    tried = [one.values for one in Study(tmp_path / "study.db", SPACE, 1, FIRST).trials()]
+    assert tried[:3] == FIRST
+    assert len({str(values) for values in tried}) == 5
+
+
 def test_several_trials_may_run_at_once(tmp_path):
     study = Study(tmp_path / "study.db", SPACE, 1)
     first, second = study.ask(3), study.ask(3)
