@@ -15,7 +15,7 @@ from pressoir.system.family import guard
 
 _AGAIN = "run the same command again to go on: finished steps are kept"
 _WORK = {
-    **dict.fromkeys(("compress", "search"), _AGAIN),
+    **dict.fromkeys(("compress", "search", "press"), _AGAIN),
     **dict.fromkeys(("merge", "quantize", "shard", "unshard"), "run the same command again"),
     "evaluate": "the same command with --resume and the name of the run goes on",
     "deploy": "what was changed is taken back; run the same command again",

@@ -34,11 +34,12 @@ MARK = "PRESSOIR_TEST_KILLED"
 MOMENTS = int(os.environ.get("KILL_MOMENTS", "0"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MEASURED = ("benchmark", "search-shape", "search-figures")
-COMMANDS = ("compress", "search", "evaluate", "merge", "deploy")
+COMMANDS = ("compress", "search", "press", "evaluate", "merge", "deploy")
 # How far a command has come, by time, or counted in drafts that become something published.
 FEW = [
     ("compress", signal.SIGKILL, "publishing", 0.55),
     ("search", signal.SIGINT, "publishing", 0.5),
+    ("press", signal.SIGTERM, "time", 0.6),
     ("evaluate", signal.SIGTERM, "time", 0.6),
     ("merge", signal.SIGKILL, "time", 0.7),
     ("deploy", signal.SIGINT, "time", 0.8),
@@ -67,6 +68,9 @@ class Home:
         if command == "merge":
             models = yaml.safe_load((self.folder / "merge.yaml").read_text())["models"]
             return [command, "--models", *models, "--method", "linear", "--output", self.folder / "out"]
+        if command == "press":
+            asked = yaml.safe_load((self.folder / "press.yaml").read_text())
+            return [command, *asked["words"], "--output", self.folder / "out"]
         words = [command, self.folder / f"{command}.yaml"]
         if command == "evaluate":
             runs = (self.folder / "results").glob("*/journal.sqlite")
@@ -145,7 +149,7 @@ class Home:
             served = json.loads((self.home / "models.json").read_text())["serving"]
             return {name: one["config"]["tiers"] for name, one in served.items()}
         results = {key: digest for key, (digest, _) in self.published().items()}
-        if command == "compress":
+        if command in ("compress", "press"):
             model = self.folder / "out" / "model"
             files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != CARD)
             results["out"] = folder_digest(model, files)  # the card has measured times
@@ -195,6 +199,13 @@ def values(tiny_bert, tiny_data, tiny_classifier, tiny_llama, tiny_text, tmp_pat
                 "text": {"task": "causal-lm", "text": str(tiny_text / "evaluation" / "good.txt")},
             },
             "max_parallel": 1,
+        },
+        "press": {
+            "words": [
+                *("--data", *files.values(), "--model", str(tiny_bert), "--max-latency-ms", "1000"),
+                *("--set", "teacher.epochs=1", "distill.epochs=1", "distill.student.layers=2"),
+                *("prune.epochs=1", "prune.head_sparsity=0", "export.min_label_agreement=0.5", "threads=1"),
+            ]
         },
         "merge": {"models": [str(tiny_llama), str(shutil.copytree(tiny_llama, pairs.with_name("other")))]},
         "deploy": {
