@@ -204,8 +204,8 @@ def test_malformed_rows_can_be_left_out_and_are_told_and_counted(tmp_path, conte
         ('{"text": "a", "label": NaN}', "no label"),
         ('{"text": NaN, "label": "x"}', "no text"),
         ('{"text": "a\\u0000b", "label": "x"}', "the text contains a NUL character"),
-        ('{"text": "a", "label": ["x", "y"]}', "the label is a list; one label per text"),
-        ('{"text": "a", "label": [0, 1, 0]}', "neither several (multi-label) nor one per word"),
+        ('{"text": "a", "label": ["x", "y"]}', "the label is a list; a text has one label"),
+        ('{"text": "a", "label": [0, 1, 0]}', "unless data.problem is multi-label (one per word, token"),
         ('{"text": "a", "label": 0.25}', "label '0.25' is a number that is not whole"),
     ],
 )
@@ -336,7 +336,7 @@ def test_a_column_of_several_labels_is_refused_by_what_it_is(tmp_path, monkeypat
         rows = {"text": ["a", "b"], "label": [[0, 1], [1]]}
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "hub" / f"{split}.parquet")
     config = DataConfig(source="hub", hub_id=str(tmp_path / "hub"))
-    with pytest.raises(DataError, match=r"row 1: the label is a list; one label per text"):
+    with pytest.raises(DataError, match=r"row 1: the label is a list; a text has one label"):
         sentences.load(config, 0)
 
 
