@@ -28,6 +28,7 @@ from pressoir.flows.commands.press import press
 from pressoir.flows.commands.push import push
 from pressoir.flows.commands.quantize import quantize
 from pressoir.flows.commands.registry import registry
+from pressoir.flows.commands.report import report
 from pressoir.flows.commands.search import search
 from pressoir.flows.commands.serve import serve
 from pressoir.flows.commands.shard import shard, unshard, verify
@@ -136,7 +137,7 @@ for command in (
         registry,
         monitor,
     ),
-    *(serve, deploy, undeploy, tracking, pool, push),
+    *(serve, deploy, undeploy, tracking, pool, push, report),
 ):
     main.add_command(command)
 

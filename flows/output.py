@@ -14,7 +14,7 @@ from pressoir.system.files import copy_folder, disk_errors, make_folder, write_t
 from pressoir.system.output import replaced
 from pressoir.system.reader import exists
 
-FILES = ("model", "report", "benchmark.json", "recipe.yaml")
+FILES = ("model", "report", "benchmark.json", "recipe.yaml", "report.html")
 SEARCH = "search"
 """In the report: that of the search which chose the recipe."""
 
@@ -39,12 +39,13 @@ def write_output(
     output: Path,
     found: tuple[Path, Callable[[Path], str]] | None = None,
 ) -> None:
-    """`model/` with its card, `report/`, `recipe.yaml` (resolved), `benchmark.json`: in place together.
+    """`model/` with its card, `report/`, `report.html`, `recipe.yaml` (resolved), `benchmark.json`: in place
+    together.
 
     `found` is the folder of the search that chose the recipe, and what makes a comment above the recipe from
     the finished model folder.
     """
-    from pressoir.publishing import model_card  # NumPy, which no other command needs at its start
+    from pressoir.publishing import model_card, run_report  # NumPy, which no command needs at its start
 
     with replaced(output.absolute(), FILES) as draft:
         store = Store()
@@ -57,6 +58,7 @@ def write_output(
         write_text_atomic(draft / "benchmark.json", text)
         comment = f"# {found[1](draft / 'model')}\n" if found is not None else ""
         write_text_atomic(draft / "recipe.yaml", comment + recipe.to_yaml())
+        run_report.write(draft)
 
 
 def _copy_report(search: Path, target: Path) -> None:

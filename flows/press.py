@@ -66,6 +66,7 @@ def press(
     max_accuracy_drop: float | None = None,
     overrides: Sequence[str] = (),
     text_column: str | None = None,
+    text_pair_column: str | None = None,
     label_column: str | None = None,
     encoding: str | None = None,
 ) -> PressResult:
@@ -82,7 +83,7 @@ def press(
     budget = budget_from(max_size_mb, max_latency_ms, max_accuracy_drop)
     files = splits_of([str(path) for path in ([data] if isinstance(data, (str, Path)) else data)])
     found = layout.find(files["train"], encoding)
-    choice = columns.choose(found.columns, found.rows, text_column, label_column)
+    choice = columns.choose(found.columns, found.rows, text_column, label_column, text_pair_column)
     _, recipe, _ = first_recipe.first_recipe(files, inspect(files, found, choice, encoding), model, overrides)
     return carry_out(prepare(recipe, budget, overrides), Path(output))
 

@@ -133,6 +133,87 @@ def _tiny_data(folder):
 
 
 @pytest.fixture(scope="session")
+def pair_data(built_once):
+    """A saved data folder of 96/32/32 pairs of sentences, labelled by whether both are about the same thing,
+    beside the TSV files it came from (columns `first`, `second`, `label`)."""
+    return built_once("pair-data", _pair_data)
+
+
+def _pair_data(folder):
+    from pressoir.data import sentences as data
+    from pressoir.recipe.sections import DataConfig
+
+    rows = [text for text, _ in sentences(320, seed=3)]
+    couples = zip(rows[::2], rows[1::2], strict=True)
+    pairs = [(a, b, ["other", "same"][a.split()[1] == b.split()[1]]) for a, b in couples]
+    pairs += [(a, f"{a} and {b}", "same") for a, b, _ in pairs[:40]]
+    random.Random(0).shuffle(pairs)
+    for split, part in {"train": pairs[:96], "validation": pairs[96:128], "test": pairs[128:160]}.items():
+        lines = ["first\tsecond\tlabel", *map("\t".join, part)]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    columns = {"text_column": "first", "text_pair_column": "second"}
+    files = {split: folder / f"{split}.tsv" for split in ("train", "validation", "test")}
+    data.save(data.load(DataConfig(source="files", **columns, **files), seed=0), folder, max_tokens=24)
+
+
+@pytest.fixture(scope="session")
+def pair_classifier(built_once):
+    """`pair_classifier(model_type)`: folder of a random classifier of pairs, of four layers, with the
+    tokenizer of its type: `bert` (token types), `roberta` (two separators, no types) or `mpnet`."""
+    return lambda kind: built_once(f"pair-{kind}", lambda folder: _pair_classifier(folder, kind))
+
+
+def _pair_classifier(folder, kind):
+    import torch
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoConfig, BertTokenizerFast, MPNetTokenizerFast, RobertaTokenizerFast
+
+    from pressoir.models import loading
+
+    texts = [text for text, _ in sentences(200)]
+    if kind == "roberta":
+        trained = ByteLevelBPETokenizer()
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        trained.train_from_iterator(texts, vocab_size=300, special_tokens=special, show_progress=False)
+        trained._tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        tokenizer = RobertaTokenizerFast(tokenizer_object=trained._tokenizer, model_max_length=24)
+    else:
+        cls, sep, pad, unk = (
+            ("[CLS]", "[SEP]", "[PAD]", "[UNK]") if kind == "bert" else ("<s>", "</s>", "<pad>", "[UNK]")
+        )
+        mask = "[MASK]" if kind == "bert" else "<mask>"
+        words = [cls, pad, sep, unk, mask, "the", "was", "and", *GOOD, *BAD, *NOUNS]
+        backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token=unk))
+        backend.normalizer = normalizers.BertNormalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        between = sep if kind == "bert" else f"{sep} {sep}"
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls}:0 $A:0 {between.replace(sep, sep + ':0')} $B:1 {sep}:1",
+            special_tokens=[(cls, 0), (sep, 2)],
+        )
+        of_kind = {"bert": BertTokenizerFast, "mpnet": MPNetTokenizerFast}[kind]
+        names = {"pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask}
+        tokenizer = of_kind(tokenizer_object=backend, model_max_length=24, **names)
+    special_ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    types = {"type_vocab_size": 2} if kind == "bert" else {}
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        max_position_embeddings=64,
+        text_pair=True,
+        **_SIZES,
+        **special_ids,
+        **types,
+    )
+    loading.rename(config, ["other", "same"])
+    torch.manual_seed(0)
+    loading.save_model(loading.new_classifier(config), folder)
+    loading.save_tokenizer(tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_classifier(tiny_bert, built_once):
     """Folder of a classifier (random encoder, random head, BERT type) with its tokenizer."""
     import torch

@@ -35,7 +35,7 @@ quantization training pruning merging export: the techniques
 evaluation: many models on one machine
 serving: tiers over shared models
 pipeline: from a recipe to its steps; what a model is, and which stages take it
-publishing: the model card, and the upload to the hub
+publishing: the model card, the page of a run, and the upload to the hub
 stages: one file a stage
 recipe_search: from a budget to a recipe
 declarations reference aliases: what is named by entry points, the documentation of all types, former names

@@ -103,6 +103,8 @@ def print_result(result: CompressResult, output: Path | None) -> None:
     folder = output / "model" if output is not None else result.folder
     console.print(f"model   {folder}")
     console.print(f"report  {output / 'report' if output is not None else result.report}")
+    if output is not None:
+        console.print(f"page    {output / 'report.html'}")
     console.print(f"digest  {result.artifact.digest}")
     if result.registry_id is not None:
         console.print(escape(f"id      {result.registry_id}: {result.decision}"))

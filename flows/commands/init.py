@@ -30,6 +30,11 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--label-column", metavar="COLUMN", help="Column of the label: a name, or an index from 0."
         ),
         click.option(
+            "--text-pair-column",
+            metavar="COLUMN",
+            help="Column of a second text: a name, or an index from 0.",
+        ),
+        click.option(
             "--text-column", metavar="COLUMN", help="Column of the text: a name, or an index from 0."
         ),
     ):
@@ -62,6 +67,7 @@ def init(
     name: str | None,
     model: str,
     text_column: str | None,
+    text_pair_column: str | None,
     label_column: str | None,
     encoding: str | None,
 ) -> None:
@@ -78,7 +84,7 @@ def init(
     """
     if exists(output) and not (force and output.is_file()):
         raise RecipeError(f"{named(output)} exists; specify another --output, or --force to replace a recipe")
-    files, inspection = examine(data, text_column, label_column, encoding)
+    files, inspection = examine(data, text_column, label_column, encoding, text_pair_column)
     text = first_recipe.recipe_text(inspection, name or first_recipe.name_for(files), model, output)
     sizes = first_recipe.check(text, output)
     print_findings(inspection, sizes)
@@ -93,7 +99,11 @@ def init(
 
 
 def examine(
-    data: Sequence[str], text_column: str | None, label_column: str | None, encoding: str | None
+    data: Sequence[str],
+    text_column: str | None,
+    label_column: str | None,
+    encoding: str | None,
+    text_pair_column: str | None,
 ) -> tuple[dict[str, Path], Inspection]:
     """Inspect files of labelled texts, and print what they hold; return the file of each split, too.
 
@@ -103,7 +113,7 @@ def examine(
     files = splits_of(data)
     found = layout.find(files["train"], encoding)
     _print_layout(found, files)
-    choice = columns.choose(found.columns, found.rows, text_column, label_column)
+    choice = columns.choose(found.columns, found.rows, text_column, label_column, text_pair_column)
     _print_choice(found, choice)
     inspection = inspect(files, found, choice, encoding)
     _print_splits(inspection)
@@ -134,7 +144,10 @@ def _print_layout(found: layout.Layout, files: Mapping[str, Path]) -> None:
 def _print_choice(found: layout.Layout, choice: columns.Choice) -> None:
     _say("text", f"column {shown(choice.text)} ({choice.text_reason})")
     _say("label", f"column {shown(choice.label)} ({choice.label_reason})")
-    others = [shown(key) for key in found.columns if key not in (choice.text, choice.label)]
+    if choice.text_pair is not None:
+        _say("text pair", f"column {shown(choice.text_pair)} ({choice.text_pair_reason})")
+    read = (choice.text, choice.text_pair, choice.label)
+    others = [shown(key) for key in found.columns if key not in read]
     if others:
         _say("not read", ", ".join(others))
 

@@ -71,6 +71,7 @@ def _print_facts(found: Inspection) -> None:
         "width": _count(found.width),
         "vocabulary": _count(found.vocabulary),
         "positions": _count(found.positions),
+        "input": "pairs of texts" if found.pairs else "",
         "labels": _listed(found.labels, f"{len(found.labels)}: ") if found.labels else "",
         "tokenizer": f"{found.tokenizer or 'none'}{limit}",
         "on disk": ", ".join(f"{kind} {_mb(size)}" for kind, size in found.files.items()),

@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from pressoir.config import plain, validate
+from pressoir.data.texts import PAIR
 from pressoir.errors import DataError, SourceError
 from pressoir.extensions.task import task
 from pressoir.flows.commands.standalone import stage_output
@@ -221,17 +222,22 @@ def _data(files: tuple[Path, ...], model: Path, folder: Path) -> Path:
         raise DataError(f"--evaluate: {len(files)} files given, but a classifier is evaluated on one table")
     rows = tables.read_rows(files[0], _columns(files[0]))
     labels = classes.in_order(label for _, label in rows)
-    (folder / sentences.INFO).write_text(json.dumps({"labels": labels}), encoding="utf-8")
-    lines = (json.dumps({"text": sentence, "label": labels.index(label)}) for sentence, label in rows)
+    pairs = {} if isinstance(rows[0][0], str) else {PAIR: True}
+    (folder / sentences.INFO).write_text(json.dumps({"labels": labels, **pairs}), encoding="utf-8")
+    lines = (json.dumps({**sentences.columns_of(text), "label": labels.index(label)}) for text, label in rows)
     (folder / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 def _columns(table: Path) -> DataConfig:
-    """Where a table's text and labels are: in columns of these names, else in the first two."""
+    """Where a table's text and labels are: in columns of these names, else in the first two; the second text
+    of pairs is in `text_pair`, which only a table with these names has."""
     if table.suffix in (".tsv", ".csv"):
         with table.open(encoding="utf-8-sig", errors="replace") as file:
             first = file.readline().strip()
-        if not {"text", "label"} <= set(re.split(r"[\t,]", first)):
+        names = set(re.split(r"[\t,]", first))
+        if not {"text", "label"} <= names:
             return DataConfig(header=False, text_column=0, label_column=1)
+        if PAIR in names:
+            return DataConfig().model_copy(update={"text_pair_column": PAIR})
     return DataConfig()

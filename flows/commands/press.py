@@ -73,6 +73,7 @@ def press(
     overrides: tuple[str, ...],
     dry_run: bool,
     text_column: str | None,
+    text_pair_column: str | None,
     label_column: str | None,
     encoding: str | None,
     verbose: bool,
@@ -92,7 +93,7 @@ def press(
     from pressoir.recipe_search.press import budget_from  # NumPy, which no other command needs at its start
 
     budget = budget_from(max_size_mb, max_latency_ms, max_accuracy_drop)
-    files, inspection = examine(data, text_column, label_column, encoding)
+    files, inspection = examine(data, text_column, label_column, encoding, text_pair_column)
     text, recipe, sizes = first_recipe.first_recipe(files, inspection, model, overrides)
     print_findings(inspection, sizes)
     quiet_libraries(verbose)

@@ -142,7 +142,7 @@ class LinearBaseline(Config, allow_inf_nan=False):
     """Results of the linear classifier on the test split."""
 
     ngrams: str
-    """What its n-grams are of: `words` or `characters`."""
+    """What its n-grams are of: `words` or `characters`; of pairs with the features it has besides."""
     training_sentences: Positive
     """Number of sentences it was trained on."""
     train_s: PositiveFloat
@@ -216,6 +216,25 @@ def headline(benchmark: Benchmark) -> str:
 
 def to_markdown(benchmark: Benchmark) -> str:
     """The comparison as a person reads it: headline, table, machine, and notes that the figures call for."""
+    columns, rows = table(benchmark)
+    lines = [
+        f"**{headline(benchmark)}**",
+        "",
+        *busy_lines(benchmark),
+        f"| {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * (len(columns) - 2)}",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+        "",
+        benchmark.describe(),
+        "",
+        *(line for paragraph in method(benchmark) for line in (paragraph, "")),
+        *(f"- {note}" for note in notes(benchmark)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
+    """Names of all columns, of which the first two are text, and the cells of each row."""
     columns = [
         *(
             "stage",
@@ -226,33 +245,23 @@ def to_markdown(benchmark: Benchmark) -> str:
             "smaller",
             "p50 ms",
             "p95 ms",
-            "tokenizer ms",
         ),
-        *("faster", "sentences/s", "RSS MB", "load s"),
+        *("tokenizer ms", "faster", "sentences/s", "RSS MB", "load s"),
     ]
-    lines = [
-        f"**{headline(benchmark)}**",
-        "",
-        *busy_lines(benchmark),
-        f"| {' | '.join(columns)} |",
-        f"|---|---|{'---:|' * (len(columns) - 2)}",
-        *(f"| {' | '.join(_cells(row, benchmark.rows[0]))} |" for row in benchmark.rows),
-        *_baseline_line(benchmark),
-    ]
-    lines += [
-        "",
-        benchmark.describe(),
-        "",
+    first = benchmark.rows[0]
+    return columns, [*(_cells(row, first) for row in benchmark.rows), *_baseline_cells(benchmark)]
+
+
+def method(benchmark: Benchmark) -> list[str]:
+    """How the figures of the table were measured, in paragraphs."""
+    return [
         f"p50 and p95 are latencies of the model alone at batch size 1, over {benchmark.latency_samples} "
         "sentences, with the models taking turns in one process; they and the ratios do not include the "
         "tokenizer, whose median time is listed separately. Sentences/s is measured in batches of "
         f"{benchmark.throughput_batch_size}, without tokenizer. Accuracy is measured on "
         f"{benchmark.test_sentences} test sentences, with its 95 % Wilson confidence interval. MB = 10⁶ "
-        "bytes.",
-        "",
-        *(f"- {note}" for note in _notes(benchmark)),
+        "bytes."
     ]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
@@ -273,7 +282,7 @@ def _cells(row: BenchmarkRow, first: BenchmarkRow) -> list[str]:
     ]
 
 
-def _baseline_line(benchmark: Benchmark) -> list[str]:
+def _baseline_cells(benchmark: Benchmark) -> list[list[str]]:
     """The row of the linear classifier, if there is one; its time is that of text to label."""
     base, first = benchmark.linear_baseline, benchmark.rows[0]
     if base is None:
@@ -292,11 +301,14 @@ def _baseline_line(benchmark: Benchmark) -> list[str]:
         f"{base.throughput_per_s:.0f}",
         *("–", "–"),
     ]
-    return [f"| {' | '.join(cells)} |"]
+    return [cells]
 
 
-def _baseline_note(base: LinearBaseline, last: BenchmarkRow) -> str:
-    """Whether the data needs a Transformer at all."""
+def baseline_note(benchmark: Benchmark) -> str | None:
+    """Whether the data needs a Transformer at all; None where no linear classifier was trained."""
+    base, last = benchmark.linear_baseline, benchmark.rows[-1]
+    if base is None:
+        return None
     gain = last.accuracy - base.accuracy
     trained = (
         f"TF-IDF of {base.ngrams} and logistic regression, trained on {base.training_sentences} sentences"
@@ -315,49 +327,56 @@ def _baseline_note(base: LinearBaseline, last: BenchmarkRow) -> str:
     return f"{note}: {_name(last)} gains {points(gain)} points on it, more than chance explains."
 
 
-def _notes(benchmark: Benchmark) -> list[str]:
+def truncation_note(benchmark: Benchmark) -> str | None:
+    """How many test sentences are cut; None where none is, or none were counted."""
+    if not benchmark.texts_truncated:
+        return None
+    return (
+        f"{benchmark.texts_truncated} of {benchmark.test_sentences} test sentences are longer than the "
+        f"models take and were truncated, which loses {benchmark.tokens_truncated} tokens."
+    )
+
+
+def notes(benchmark: Benchmark) -> list[str]:
     """What the figures do not say by themselves, or say against a stage."""
     rows = benchmark.rows
     first, last = rows[0], rows[-1]
-    notes = _accuracy_notes(first, last, benchmark.test_sentences) if len(rows) > 1 else []
-    if benchmark.linear_baseline is not None:
-        notes.append(_baseline_note(benchmark.linear_baseline, last))
+    found = _accuracy_notes(first, last, benchmark.test_sentences) if len(rows) > 1 else []
+    if (baseline := baseline_note(benchmark)) is not None:
+        found.append(baseline)
     exported = next(
         (row for row in rows[1:-1] if row.stage == first.stage and row.runtime != first.runtime), None
     )
     if exported is not None and last.runtime == exported.runtime:
-        notes.append(
+        found.append(
             f"The runtime alone makes {first.stage} {times(exported.speedup, 'faster', 'slower')}; "
             f"{_name(last)} is {times(last.speedup / exported.speedup, 'faster', 'slower')} than that."
         )
     parent = first
     for row in rows[1:]:
         if row.simulated:
-            notes.append(
+            found.append(
                 f"{_name(row)} simulates int8 in float32 to measure accuracy; only the exported graph is "
                 "optimised for speed."
             )
             continue
-        notes += _payoff(row, parent)
+        found += _payoff(row, parent)
         if row is not exported:
             parent = row
     shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
-    notes.append(
+    found.append(
         "RSS is measured in a fresh process and includes the imported libraries: "
         f"{', '.join(shares.values())}."
     )
     if first.macro_f1 is not None:
-        notes.append(_f1_note(benchmark))
-    if benchmark.texts_truncated:
-        notes.append(
-            f"{benchmark.texts_truncated} of {benchmark.test_sentences} test sentences are longer than the "
-            f"models take and were truncated, which loses {benchmark.tokens_truncated} tokens."
-        )
+        found.append(_f1_note(benchmark))
+    if (truncation := truncation_note(benchmark)) is not None:
+        found.append(truncation)
     if benchmark.latency_samples > benchmark.test_sentences:
-        notes.append(
+        found.append(
             "The test split has fewer sentences than were to be timed, so some were timed more than once."
         )
-    return notes
+    return found
 
 
 def _f1_note(benchmark: Benchmark) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.benchmark import linear_baseline
+from pressoir.benchmark.classifier_details import DETAILS, ClassifierDetails, details
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
 from pressoir.benchmark.reports import LATENCIES, RESULT, TABLE, versions
@@ -25,9 +26,10 @@ from pressoir.benchmark.timing import (
     tokenization_ms,
 )
 from pressoir.data import sentences
+from pressoir.data.texts import Text, as_read, texts_of
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import runtime_of
-from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.text_classification import TextClassifier, softmax
 from pressoir.inference.tokenizers.tokenizers import truncation
 from pressoir.metrics import accuracy, f1, macro_f1, wilson_interval
 from pressoir.recipe.sections import BenchmarkConfig
@@ -42,8 +44,14 @@ class _Contender:
     folder: Path
     cost: Probe
     classifier: TextClassifier
-    predicted: NDArray[np.int64]
-    """Label of each test sentence, by its place in the data's labels."""
+    logits: NDArray[np.float32]
+    """(sentences, labels) of the test sentences, by the labels' places in the data."""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Label of each test sentence, by its place in the data's labels."""
+        labels: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return labels
 
 
 def compare(
@@ -56,7 +64,7 @@ def compare(
             other labels than the data.
     """
     test = sentences.load_split(data, "test")
-    texts, expected = list(test["text"]), np.asarray(test["label"])
+    texts, expected = texts_of(test), np.asarray(test["label"])
     labels = sentences.info(data)["labels"]
     use_threads(context.threads)
 
@@ -98,23 +106,26 @@ def compare(
         linear_baseline=baseline,
         rows=_rows(contenders, expected, len(labels), latency_ms, tokenizing_ms, throughput_per_s),
     )
-    _write(benchmark, latency_ms, context.out_dir)
+    first, last = (softmax(contenders[place].logits) for place in (0, -1))
+    _write(
+        benchmark, details([*map(as_read, texts)], expected, labels, first, last), latency_ms, context.out_dir
+    )
     context.reporter.message(headline(benchmark))
     if (busy := benchmark.busy()) is not None:
         context.reporter.message(f"WARNING: {busy}")
-    first, last = benchmark.rows[0], benchmark.rows[-1]
-    metrics = last.model_dump(exclude={"stage", "runtime"})
+    reference, final = benchmark.rows[0], benchmark.rows[-1]
+    metrics = final.model_dump(exclude={"stage", "runtime"})
     return {
         **{name: float(value) for name, value in metrics.items()},
         **({} if baseline is None else {"linear_baseline_accuracy": baseline.accuracy}),
-        "reference_accuracy": first.accuracy,
-        "reference_latency_ms_p50": first.latency_ms_p50,
-        "reference_size_mb": first.size_mb,
+        "reference_accuracy": reference.accuracy,
+        "reference_latency_ms_p50": reference.latency_ms_p50,
+        "reference_size_mb": reference.size_mb,
     }
 
 
 def _contenders(
-    folders: Mapping[str, Path], texts: Sequence[str], data: Path, context: StageContext
+    folders: Mapping[str, Path], texts: Sequence[Text], data: Path, context: StageContext
 ) -> list[_Contender]:
     """Measure what opening each folder costs, then open them all here and let them classify `texts`."""
     costs = []
@@ -136,7 +147,7 @@ def _contenders(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"
             )
         stage = name.removesuffix("_onnx")
-        contenders.append(_Contender(stage, folder, cost, classifier, logits.argmax(axis=1)))
+        contenders.append(_Contender(stage, folder, cost, classifier, logits))
         context.reporter.progress(done, len(folders), "accuracy")
     return contenders
 
@@ -183,7 +194,9 @@ def _rows(
     return tuple(rows)
 
 
-def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) -> None:
+def _write(
+    benchmark: Benchmark, found: ClassifierDetails, latency_ms: NDArray[np.float64], folder: Path
+) -> None:
     from pressoir.benchmark import classifier_plots
 
     samples = [
@@ -191,6 +204,7 @@ def _write(benchmark: Benchmark, latency_ms: NDArray[np.float64], folder: Path) 
         for row, times in zip(benchmark.rows, latency_ms, strict=True)
     ]
     benchmark.write(folder / RESULT)
+    found.write(folder / DETAILS)
     (folder / TABLE).write_text(to_markdown(benchmark), encoding="utf-8")
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
     baseline = benchmark.linear_baseline

@@ -12,6 +12,7 @@ from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import time_in_turn
 from pressoir.config import Config, Positive
 from pressoir.data import sentences as data
+from pressoir.data.texts import texts_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.store.artifact import StageKey
 from pressoir.system.runtime import describe_machine, use_threads
@@ -55,7 +56,7 @@ def measure(folder: Path, sentences: Path, conditions: CostConditions) -> tuple[
     """Size and latency, as `cost` measures them, and the classifier that was opened for it."""
     use_threads(conditions.threads)
     classifier = TextClassifier.open(folder, conditions.threads)
-    cycle = itertools.cycle(data.load_split(sentences, "validation")["text"])
+    cycle = itertools.cycle(texts_of(data.load_split(sentences, "validation")))
     batches = [
         classifier.encode(list(itertools.islice(cycle, conditions.batch_size)))
         for _ in range(conditions.samples)

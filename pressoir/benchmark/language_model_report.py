@@ -103,6 +103,25 @@ def headline(benchmark: GenerationBenchmark) -> str:
 
 def to_markdown(benchmark: GenerationBenchmark) -> str:
     """The comparison as a person reads it: headline, table, machine, and notes that the figures call for."""
+    columns, rows = table(benchmark)
+    lines = [
+        f"**{headline(benchmark)}**",
+        "",
+        *busy_lines(benchmark),
+        f"| {' | '.join(columns)} |",
+        f"|---|---|{'---:|' * (len(columns) - 2)}",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+        "",
+        benchmark.describe(),
+        "",
+        *(line for paragraph in method(benchmark) for line in (paragraph, "")),
+        *(f"- {note}" for note in notes(benchmark)),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(benchmark: GenerationBenchmark) -> tuple[list[str], list[list[str]]]:
+    """Names of all columns, of which the first two are text, and the cells of each row."""
     texts = list(benchmark.scored_tokens)
     columns = [
         *("stage", "runtime", "perplexity", "Δ"),
@@ -110,31 +129,23 @@ def to_markdown(benchmark: GenerationBenchmark) -> str:
         *("bits", "size MB", "smaller", "TTFT ms", "p95", "prefill tok/s", "decode tok/s", "faster"),
         *("RSS MB", "load s"),
     ]
+    return columns, [_cells(row, benchmark) for row in benchmark.rows]
+
+
+def method(benchmark: GenerationBenchmark) -> list[str]:
+    """How the figures of the table were measured, in paragraphs."""
     scored = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in benchmark.scored_tokens.items())
-    mean = "; the mean over texts is geometric" if len(texts) > 1 else ""
-    lines = [
-        f"**{headline(benchmark)}**",
-        "",
-        *busy_lines(benchmark),
-        f"| {' | '.join(columns)} |",
-        f"|---|---|{'---:|' * (len(columns) - 2)}",
-        *(f"| {' | '.join(_cells(row, benchmark))} |" for row in benchmark.rows),
-        "",
-        benchmark.describe(),
-        "",
+    mean = "; the mean over texts is geometric" if len(benchmark.scored_tokens) > 1 else ""
+    return [
         f"Perplexity is measured over non-overlapping windows of {benchmark.window} tokens, each scored "
         f"from its second token on: {scored}{mean}. Bits are the average per matrix weight, including "
         "scales and zero points.",
-        "",
         f"Times are those of the model alone, without tokenisation: {benchmark.prompts} prompts of "
         f"{benchmark.prompt_tokens} tokens, one at a time, with the models taking turns in one process. "
         "TTFT is the time to first token; its median gives prefill tokens/s. The other "
         f"{benchmark.new_tokens - 1} tokens, generated greedily one by one with the cache, give decode "
         "tokens/s. MB = 10⁶ bytes.",
-        "",
-        *(f"- {note}" for note in _notes(benchmark)),
     ]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def _cells(row: GenerationRow, benchmark: GenerationBenchmark) -> list[str]:
@@ -158,22 +169,22 @@ def _cells(row: GenerationRow, benchmark: GenerationBenchmark) -> list[str]:
     ]
 
 
-def _notes(benchmark: GenerationBenchmark) -> list[str]:
+def notes(benchmark: GenerationBenchmark) -> list[str]:
     """What the figures do not say by themselves, or say against a row."""
     rows = benchmark.rows
     first, last = rows[0], rows[-1]
-    notes = _perplexity_notes(rows)
+    found = _perplexity_notes(rows)
     exported = next(
         (row for row in rows[1:] if row.stage == first.stage and row.runtime != first.runtime), None
     )
     if exported is not None and last is not exported and last.runtime == exported.runtime:
-        notes.append(
+        found.append(
             f"The runtime alone makes {first.stage} {times(exported.speedup, 'faster', 'slower')}; "
             f"{_name(last)} is {times(last.speedup / exported.speedup, 'faster', 'slower')} than that."
         )
-    notes += _speed_notes(rows, exported)
+    found += _speed_notes(rows, exported)
     if simulated := [_name(row) for row in rows if row.simulated]:
-        notes.append(
+        found.append(
             f"{', '.join(simulated)}: packed weights are expanded to float32 to measure perplexity; only "
             "the exported graph is optimised for speed and memory."
         )
@@ -182,18 +193,18 @@ def _notes(benchmark: GenerationBenchmark) -> list[str]:
             f"{_name(row)} {0.75 * row.expanded_mb:.1f} MB on disk, {row.expanded_mb:.1f} MB in memory"
             for row in streams
         )
-        notes.append("3-bit weights are expanded to 4-bit codes when loaded: " + "; ".join(sizes) + ".")
+        found.append("3-bit weights are expanded to 4-bit codes when loaded: " + "; ".join(sizes) + ".")
     if first.bits_per_weight < 32 and not first.simulated:
-        notes.append(
+        found.append(
             f"{_name(first)} is stored in {first.bits_per_weight:.0f} bits per weight and computes in "
             "float32; `smaller` is relative to its stored size."
         )
     shares = {row.runtime: f"{row.baseline_rss_mb:.0f} MB in {row.runtime}" for row in rows}
-    notes.append(
+    found.append(
         "RSS is measured in a fresh process and includes the imported libraries: "
         f"{', '.join(shares.values())}."
     )
-    return notes
+    return found
 
 
 def _perplexity_notes(rows: tuple[GenerationRow, ...]) -> list[str]:

@@ -6,6 +6,10 @@ more often on the validation split: languages that do not separate words with sp
 timed on one thread, from text to probabilities; its size is that of its weights and n-grams, which are not
 kept.
 
+Of pairs, the n-grams are those of both texts joined. They do not tell how alike the two are, so three
+features are added: the words in both as a fraction of the words in either (Jaccard index), of those in the
+first, and of those in the second.
+
 Sources. https://scikit-learn.org/stable/modules/feature_extraction.html#tfidf-term-weighting; S. Wang and
 C. Manning 2012, "Baselines and Bigrams", https://aclanthology.org/P12-2018
 """
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 
 from pressoir.benchmark.classifier_report import LinearBaseline
 from pressoir.data import sentences
+from pressoir.data.texts import Text, texts_of
 from pressoir.metrics import accuracy, macro_f1, wilson_interval
 
 if TYPE_CHECKING:
@@ -31,13 +36,14 @@ if TYPE_CHECKING:
 MOST_SENTENCES = 50_000
 """Sentences that it is trained on, at most: a linear model gains little from more, and takes minutes."""
 _INVERSE_REGULARISATION, _ITERATIONS, _WARMUP = 10.0, 1000, 5
+_OF_PAIRS = "of both texts joined, and their word overlap"
 _NGRAMS: dict[str, dict[str, Any]] = {
     "words": {"ngram_range": (1, 3), "token_pattern": r"\S+"},
     "characters": {"ngram_range": (2, 5), "analyzer": "char_wb"},
 }
 
 
-def measure(data: Path, test: Dataset, sample: Sequence[str], seed: int) -> LinearBaseline | None:
+def measure(data: Path, test: Dataset, sample: Sequence[Text], seed: int) -> LinearBaseline | None:
     """Train on the folder `data`, score on `test`, time on `sample`; None if one label is all there is.
 
     Costs seconds, minutes at `MOST_SENTENCES` long texts.
@@ -51,14 +57,14 @@ def measure(data: Path, test: Dataset, sample: Sequence[str], seed: int) -> Line
     ngrams, model = _best(train, sentences.load_split(data, "validation"))
     train_s = time.perf_counter() - start
 
-    texts, expected = list(test["text"]), np.asarray(test["label"])
+    texts, expected = texts_of(test), np.asarray(test["label"])
     start = time.perf_counter()
     predicted = np.asarray(model.predict(texts))  # (sentences,)
     predict_s = time.perf_counter() - start
     p50, p95 = np.percentile(_latencies_ms(model, sample), [50, 95])
     low, high = wilson_interval(int((predicted == expected).sum()), len(expected))
     return LinearBaseline(
-        ngrams=ngrams,
+        ngrams=ngrams if isinstance(texts[0], str) else f"{ngrams} ({_OF_PAIRS})",
         training_sentences=len(train),
         train_s=train_s,
         accuracy=accuracy(predicted, expected),
@@ -76,7 +82,8 @@ def measure(data: Path, test: Dataset, sample: Sequence[str], seed: int) -> Line
 def _best(train: Any, validation: Any) -> tuple[str, Any]:
     """The kind of n-grams that is right most often on `validation`, and its model; the first of equals."""
     models = {name: _fitted(name, train) for name in _NGRAMS}
-    scores = {name: model.score(validation["text"], validation["label"]) for name, model in models.items()}
+    texts, labels = texts_of(validation), list(validation["label"])
+    scores = {name: model.score(texts, labels) for name, model in models.items()}
     best = max(scores, key=lambda name: scores[name])
     return best, models[best]
 
@@ -87,23 +94,50 @@ def _fitted(name: str, train: Any) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
+    texts = texts_of(train)
+    vectorizer = TfidfVectorizer(**_NGRAMS[name])
     model = make_pipeline(
-        TfidfVectorizer(**_NGRAMS[name]),
+        vectorizer if isinstance(texts[0], str) else _pair_features(vectorizer),
         LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=_ITERATIONS),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline that still gains is one all the same
-        return model.fit(list(train["text"]), train["label"])
+        return model.fit(texts, train["label"])
 
 
-def _bytes(vectorizer: Any, classifier: Any) -> int:
+def _pair_features(vectorizer: Any) -> Any:
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.preprocessing import FunctionTransformer
+
+    return make_union(
+        make_pipeline(FunctionTransformer(_joined), vectorizer), FunctionTransformer(_word_overlap)
+    )
+
+
+def _joined(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [" ".join(pair) for pair in pairs]
+
+
+def _word_overlap(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """(pairs, 3), see the module."""
+    rows = []
+    for pair in pairs:
+        first, second = (set(text.lower().split()) for text in pair)
+        shared = len(first & second)
+        rows.append([shared / max(1, len(words)) for words in (first | second, first, second)])
+    return np.asarray(rows)
+
+
+def _bytes(features: Any, classifier: Any) -> int:
     """Of the weights as they are, and of the n-grams as text with an index of four bytes each."""
+    of_pairs = hasattr(features, "transformer_list")
+    vectorizer = features.transformer_list[0][1][-1] if of_pairs else features
     weights = (vectorizer.idf_, classifier.coef_, classifier.intercept_)
     ngrams = sum(len(ngram.encode()) + 4 for ngram in vectorizer.vocabulary_)
     return int(sum(array.nbytes for array in weights) + ngrams)
 
 
-def _latencies_ms(model: Any, sample: Sequence[str]) -> NDArray[np.float64]:
+def _latencies_ms(model: Any, sample: Sequence[Text]) -> NDArray[np.float64]:
     for text in sample[:_WARMUP]:
         model.predict_proba([text])
     times = []

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from pressoir.config import Config
+from pressoir.data.texts import Text
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import GRAPH, Runtime, read_json, task_of
@@ -52,15 +53,17 @@ class Probe(Config, allow_inf_nan=False):
     """Largest resident memory up to the end of one batch-1 inference, the imports' share included."""
 
 
-def probe(folder: Path, runtime: Runtime, threads: int, text: str) -> Probe:
-    """Open `folder` in a fresh process, use it once on `text`, and return what that cost.
+def probe(folder: Path, runtime: Runtime, threads: int, text: Text) -> Probe:
+    """Open `folder` in a fresh process, use it once on `text` (or a pair), and return what that cost.
 
     Raises:
         PressoirError: the child failed, or took more than 15 minutes; its last lines are in the message.
     """
     command = [sys.executable, "-m", "pressoir.benchmark.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
-    command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={text}"]
+    first, *second = (text,) if isinstance(text, str) else text
+    command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={first}"]
+    command += [f"--text-pair={other}" for other in second]
     return run_child(command, threads, f"{folder} in {runtime}")
 
 
@@ -97,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", choices=get_args(Runtime), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--text", required=True)
+    parser.add_argument("--text-pair")
     options = parser.parse_args(arguments)
 
     declared = task(task_of(options.folder))
@@ -107,13 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     adapter = declared.part("adapter").open(options.folder, options.threads, options.runtime)
     load_s = time.perf_counter() - start
-    declared.part("try_out")(adapter, options.text)
+    text = options.text if options.text_pair is None else (options.text, options.text_pair)
+    declared.part("try_out")(adapter, text)
     result = Probe(import_s=import_s, load_s=load_s, baseline_rss_mb=baseline, peak_rss_mb=peak_rss_mb())
     print(result.model_dump_json(), flush=True)
 
 
-def classify(classifier: TextClassifier, text: str) -> None:
-    """Classify a text."""
+def classify(classifier: TextClassifier, text: Text) -> None:
+    """Classify a text, or a pair."""
     classifier.predict([text])
 
 

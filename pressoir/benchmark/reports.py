@@ -35,6 +35,27 @@ def headline(benchmark: AnyBenchmark) -> str:
     return classifier_report.headline(benchmark)
 
 
+def full_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
+    """Names of all columns, of which the first two are text, and the cells of each row."""
+    if isinstance(benchmark, GenerationBenchmark):
+        return language_model_report.table(benchmark)
+    return classifier_report.table(benchmark)
+
+
+def method(benchmark: AnyBenchmark) -> list[str]:
+    """How the figures of the full table were measured, in paragraphs."""
+    if isinstance(benchmark, GenerationBenchmark):
+        return language_model_report.method(benchmark)
+    return classifier_report.method(benchmark)
+
+
+def notes(benchmark: AnyBenchmark) -> list[str]:
+    """What the figures do not say by themselves, or say against a stage."""
+    if isinstance(benchmark, GenerationBenchmark):
+        return language_model_report.notes(benchmark)
+    return classifier_report.notes(benchmark)
+
+
 def short_table(benchmark: AnyBenchmark) -> tuple[list[str], list[list[str]]]:
     """Names and cells of the columns that fit 80 characters; the first two are text."""
     if isinstance(benchmark, GenerationBenchmark):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text
 from pressoir.inference.engines.classifier import Engine
 from pressoir.recipe.sections import BenchmarkConfig
 from pressoir.reporting import Reporter
@@ -31,8 +32,8 @@ Figure = TypeVar("Figure")
 
 def time_classifiers(
     classifiers: Sequence[TextClassifier],
-    sample: Sequence[str],
-    texts: Sequence[str],
+    sample: Sequence[Text],
+    texts: Sequence[Text],
     config: BenchmarkConfig,
     reporter: Reporter,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -137,7 +138,7 @@ def drift(times: NDArray[np.float64]) -> float:
     return float(((medians.max(axis=0) - medians.min(axis=0)) / np.median(times, axis=1)).max())
 
 
-def sentences_to_time(texts: Sequence[str], count: int, seed: int) -> list[str]:
+def sentences_to_time(texts: Sequence[Text], count: int, seed: int) -> list[Text]:
     """`count` sentences in random order, each once before any twice."""
     rng, chosen = np.random.default_rng(seed), list[int]()
     while len(chosen) < count:
@@ -145,7 +146,7 @@ def sentences_to_time(texts: Sequence[str], count: int, seed: int) -> list[str]:
     return [texts[index] for index in chosen[:count]]
 
 
-def tokenization_ms(classifier: TextClassifier, sample: Sequence[str], item: int) -> float:
+def tokenization_ms(classifier: TextClassifier, sample: Sequence[Text], item: int) -> float:
     """Time to encode one sentence, after another that is not timed."""
     classifier.encode([sample[item - 1]])
     start = time.perf_counter_ns()

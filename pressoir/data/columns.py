@@ -2,7 +2,7 @@
 
 Names that are usual decide first, then the values: a text has the most words, a label repeats. What a
 classifier of one text and one label cannot be trained on is refused by what it is: scores, several labels per
-text, a label per word, pairs of texts.
+text, a label per word.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _PAIRS = tuple(
     question+sentence question+passage question+answer question+context query+passage query+document
     anchor+positive""".split()
 )
+_BY_NAME = "by its name"
 NAMES = frozenset((*TEXT_NAMES, *LABEL_NAMES, *_OTHER_NAMES, *(name for pair in _PAIRS for name in pair)))
 """What the columns of such tables are usually called, in lower case."""
 Key = str | int
@@ -49,12 +50,15 @@ _LIST = re.compile(r"\[.*\]", re.DOTALL)
 
 @dataclass(frozen=True)
 class Choice:
-    """The two columns that a classifier is trained on, and why these."""
+    """The columns that a classifier is trained on, and why these."""
 
     text: Key
     text_reason: str
     label: Key
     label_reason: str
+    text_pair: Key | None = None
+    """That of the second text, where there is one."""
+    text_pair_reason: str = ""
 
 
 def is_missing(value: Any) -> bool:
@@ -182,8 +186,10 @@ def choose(
     rows: Sequence[Mapping[Key, Any]],
     text: str | None = None,
     label: str | None = None,
+    text_pair: str | None = None,
 ) -> Choice:
-    """The column of the text and that of the label; `text` and `label` are names or indices to take.
+    """The column of the text and that of the label, and of pairs that of the second text; `text`, `label` and
+    `text_pair` are names or indices to take.
 
     Raises:
         DataError: there is none, several could be it, or what they hold is not supported; each of the reasons
@@ -192,23 +198,31 @@ def choose(
     columns = {key: Column(key, [row.get(key) for row in rows]) for key in keys}
     the_label = columns[_given(label, keys, "--label-column")] if label is not None else _named(columns)
     candidates = [column for column in columns.values() if column is not the_label]
+    second, second_reason = None, "as specified"
+    if text_pair is not None:
+        second = columns[_given(text_pair, keys, "--text-pair-column")]
+        candidates = [column for column in candidates if column is not second]
     if text is not None:
         the_text: Column | None = columns[_given(text, keys, "--text-column")]
         text_reason, pair = "as specified", None
     else:
         the_text, text_reason, pair = _text(candidates)
-    label_reason = "as specified" if label is not None else "by its name"
+        if pair is not None and second is None and text_reason == _BY_NAME:
+            second, second_reason = pair[1], _BY_NAME
+        pair = None if second is not None else pair
+    label_reason = "as specified" if label is not None else _BY_NAME
     problems = []
     if the_label is None:
-        others = [column for column in candidates if column is not the_text and column not in (pair or ())]
+        texts = (the_text, second, *(pair or ()))
+        others = [column for column in candidates if column not in texts]
         the_label, label_reason, problem = _by_values(others)
         problems += [problem] if problem else []
     if the_label is not None and (problem := _unsupported(the_label, columns.values())):
         problems.append(problem)
     if pair is not None:
         problems.append(
-            f"columns {pair[0].key!r} and {pair[1].key!r} are two texts per row: pairs of texts are not "
-            "supported; join them in one column, or name the one to read with --text-column"
+            f"columns {pair[0].key!r} and {pair[1].key!r} are two texts per row; name the one to read with "
+            "--text-column, or both, as a pair, with --text-column and --text-pair-column"
         )
     if the_text is None and not problems:
         problems.append(f"no column of {list(keys)} has texts; name it with --text-column")
@@ -219,7 +233,11 @@ def choose(
         )
     if the_text is the_label:
         raise DataError(f"column {the_text.key!r} cannot be both the text and the label")
-    return Choice(the_text.key, text_reason, the_label.key, label_reason)
+    if second is the_text or second is the_label:
+        other = "text" if second is the_text else "label"
+        raise DataError(f"column {second.key!r} cannot be both the second text and the {other}")
+    own = (the_text.key, text_reason, the_label.key, label_reason)
+    return Choice(*own) if second is None else Choice(*own, second.key, second_reason)
 
 
 def _given(name: str, keys: Sequence[Key], option: str) -> Key:
@@ -244,10 +262,10 @@ def _text(candidates: Sequence[Column]) -> tuple[Column | None, str, tuple[Colum
     by_name = {column.name: column for column in texts}
     for first, second in _PAIRS:
         if first in by_name and second in by_name:
-            return by_name[first], "by its name", (by_name[first], by_name[second])
+            return by_name[first], _BY_NAME, (by_name[first], by_name[second])
     for name in TEXT_NAMES:
         if name in by_name:
-            return by_name[name], "by its name", None
+            return by_name[name], _BY_NAME, None
     texts.sort(key=lambda column: (column.words, len(column.counts)), reverse=True)
     if not texts:
         return None, "", None

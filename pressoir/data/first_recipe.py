@@ -126,6 +126,7 @@ def _data(found: Inspection, output: Path) -> list[str]:
         + (f": {layout.header_reason}" if layout.header_reason else ""),
         "on_bad_row": f"rows that cannot be used: {bad:,}; `error` stops at them and lists them",
         "text_column": found.choice.text_reason,
+        "text_pair_column": f"the second text of each row, {found.choice.text_pair_reason}",
         "label_column": found.choice.label_reason,
         "max_tokens": f"longer texts are cut: 95% have at most {lengths.p95:,} words, about "
         f"{found.tokens_p95:,} tokens",

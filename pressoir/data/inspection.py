@@ -19,6 +19,7 @@ from pressoir.data import classes, tables
 from pressoir.data.columns import Choice, is_missing
 from pressoir.data.layout import Layout, guess_encoding
 from pressoir.data.sentences import SPLITS, normal_form
+from pressoir.data.texts import Text
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig
 from pressoir.system import reader
@@ -146,10 +147,15 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
             values as there are rows.
     """
     settings = {**layout.settings, **_encoding(files, encoding)}
-    for field, column in (("text_column", choice.text), ("label_column", choice.label)):
+    chosen = {
+        "text_column": choice.text,
+        "text_pair_column": choice.text_pair,
+        "label_column": choice.label,
+    }.items()
+    for field, column in chosen:
         if column != DataConfig.model_fields[field].default:
             settings[field] = column
-    config = DataConfig(**settings)
+    config = DataConfig().model_copy(update=settings)
     read: dict[str, tables.Table] = {}
     left_out: dict[str, str] = {}
     for split, path in files.items():
@@ -182,7 +188,7 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
     settings |= _held_out(splits, len(own), len(labels))
     if any(facts.problems for facts in splits.values()):
         settings["on_bad_row"] = "drop"
-    tokens = sorted(_tokens(text) for text, _ in read["train"].rows)
+    tokens = sorted(_tokens(_joined(text)) for text, _ in read["train"].rows)
     tokens_p95 = _percentile(tokens, 0.95)
     max_tokens = next((size for size in _MAX_TOKENS if size >= tokens_p95), _MAX_TOKENS[-1])
     return Inspection(
@@ -244,7 +250,7 @@ def _facts(path: Path, table: tables.Table, labels: Sequence[str]) -> SplitFacts
     by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for text, label in table.rows:
         by_form[normal_form(text)][label] += 1
-    words = sorted(len(text.split()) for text, _ in table.rows)
+    words = sorted(len(_joined(text).split()) for text, _ in table.rows)
     return SplitFacts(
         path=path,
         labels={label: counts[label] for label in dict.fromkeys((*labels, *sorted(counts))) if counts[label]},
@@ -267,6 +273,11 @@ def _problems(path: Path, malformed: Sequence[str]) -> dict[str, list[int]]:
 def _percentile(ordered: Sequence[int], fraction: float) -> int:
     """The nearest-rank percentile."""
     return ordered[math.ceil(fraction * len(ordered)) - 1]
+
+
+def _joined(text: Text) -> str:
+    """A text, or the two of a pair as one."""
+    return text if isinstance(text, str) else " ".join(text)
 
 
 def _tokens(text: str) -> int:

@@ -1,7 +1,8 @@
 """Text-classification data: the embedded demo corpus, local files, or a hub data set, as three clean splits.
 
 Whatever the source, the result is a `datasets.DatasetDict` with `train`, `validation` and `test`, columns
-`text` (string) and `label` (class label). A sentence of the test split never stands in another split, and one
+`text` (string) and `label` (class label), and `text_pair` between them where the recipe names a column of
+second texts: a sentence is then a pair. A sentence of the test split never stands in another split, and one
 of the validation split never in train: such copies are dropped from the larger side and counted. Where the
 recipe names a file of unlabelled sentences there is a fourth split, `unlabelled`, with the column `text`
 alone; it shares no sentence with the others.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pressoir.data import classes, tables
 from pressoir.data.tables import Table
+from pressoir.data.texts import PAIR, Text
 from pressoir.errors import DataError, SourceError
 from pressoir.formats.labels import match
 from pressoir.recipe.sections import DataConfig
@@ -36,7 +38,7 @@ EXCERPT_TRAIN_ROWS, EXCERPT_VALIDATION_ROWS = 32, 64
 INFO = "data.json"
 ORDERED = "labels_ordered"
 Rows = list[dict[str, Any]]
-"""Each `{"text": str, "label": int}`, the label as an index into the labels."""
+"""Each `{"text": str, "label": int}`, of pairs with `"text_pair": str`; the label indexes the labels."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ def load(config: DataConfig, seed: int) -> Corpus:
         SourceError: the hub data set cannot be loaded.
     """
     datasets, read = _library(), _clean(config)
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(read.labels))}
-    )
+    second = {} if config.text_pair_column is None else {PAIR: datasets.Value("string")}
+    label = datasets.ClassLabel(names=list(read.labels))
+    features = datasets.Features({"text": datasets.Value("string"), **second, "label": label})
     clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in read.rows.items()}
     if config.test_fraction is not None:
         clean["train"], clean["test"] = _hold_out(clean["train"], "test_fraction", config.test_fraction, seed)
@@ -143,12 +145,17 @@ def _hold_out(train: Any, field: str, size: float, seed: int) -> tuple[Any, Any]
     return splits["train"], splits["test"]
 
 
-def normal_form(text: str) -> str:
-    """What decides whether two sentences are copies of each other: letter case and spacing do not."""
+def normal_form(text: Text) -> str:
+    """What decides whether two sentences are copies of each other: letter case and spacing do not.
+
+    Pairs are copies if both their texts are, in the same order.
+    """
+    if not isinstance(text, str):
+        return "\0".join(map(normal_form, text))
     return " ".join(text.lower().split())
 
 
-def forms(texts: Iterable[str]) -> set[str]:
+def forms(texts: Iterable[Text]) -> set[str]:
     """The normal forms of `texts`."""
     return {normal_form(text) for text in texts}
 
@@ -199,7 +206,7 @@ def _clean(config: DataConfig) -> _Clean:
             copies = known.get(form, set()) | own[form]
             conflicts += bool(copies - {label})
             if form not in known and not (split == "train" and copies):
-                kept.append({"text": text, "label": labels.index(label)})
+                kept.append({**columns_of(text), "label": labels.index(label)})
             own[form].add(label)
         if not kept:
             raise DataError(f"the {split} split is empty: all its sentences also occur in other splits")
@@ -210,6 +217,11 @@ def _clean(config: DataConfig) -> _Clean:
             known[form] |= found
         clean[split] = kept
     return _Clean(labels, clean, counts, tuple(remarks), ordered)
+
+
+def columns_of(text: Text) -> dict[str, str]:
+    """The columns of a row that have its text, or its two."""
+    return {"text": text} if isinstance(text, str) else {"text": text[0], PAIR: text[1]}
 
 
 def _labels(config: DataConfig, raw: Mapping[str, Table]) -> tuple[tuple[str, ...], bool]:
@@ -250,7 +262,8 @@ def save(corpus: Corpus, folder: Path, max_tokens: int) -> dict[str, float]:
     for split, rows in corpus.splits.items():
         _write(rows, folder / f"{split}.jsonl")
     ordered = {ORDERED: True} if corpus.ordered else {}
-    facts = {"labels": corpus.labels, **ordered, "max_tokens": max_tokens, **counts}
+    pairs = {PAIR: True} if PAIR in corpus.splits["train"].column_names else {}
+    facts = {"labels": corpus.labels, **ordered, **pairs, "max_tokens": max_tokens, **counts}
     (folder / INFO).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
 
@@ -276,14 +289,16 @@ def _write(rows: Iterable[Any], path: Path) -> None:
 def info(folder: Path) -> dict[str, Any]:
     """Facts of a saved data folder: `labels` in class order, `max_tokens`, and the counts.
 
-    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own.
+    `labels_ordered` is true where the order of the labels is the recipe's or the data set's own, `text_pair`
+    where each row has two texts.
     """
     facts: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
     return facts
 
 
 def load_split(folder: Path, split: str, labels: Sequence[str] | None = None) -> datasets.Dataset:
-    """One split of a saved data folder: columns `text` (str) and `label` (int).
+    """One split of a saved data folder: columns `text` (str), of pairs `text_pair` (str), and `label` (int);
+    see `pressoir.data.texts`.
 
     `label` is an index into the data's labels, or into those of a model, `labels`, where they are given.
 
@@ -369,7 +384,7 @@ def _read_hub(config: DataConfig) -> dict[str, Table]:
                 f"{location}: {state}{error}; set data.hub_id to a local folder with the same layout, or use "
                 "local files with `source: files`"
             ) from error
-        columns = [config.text_column, config.label_column]
+        columns = tables.columns_of(config)
         for column in columns:
             if column not in rows.column_names:
                 raise DataError(f"data set {config.hub_id!r} has columns {rows.column_names}, not {column!r}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pressoir.data.classes import name_of
+from pressoir.data.texts import Text
 from pressoir.errors import DataError
 from pressoir.recipe.sections import DataConfig
 
@@ -35,7 +36,7 @@ _BOMS = {
 }
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as CSV writes it in double quotes."""
-Row = tuple[str, str]  # text, label name
+Row = tuple[Text, str]  # text, label name
 Record = dict[str | int, Any] | list[Any] | str
 """A row's fields by name or index, or what is wrong with it."""
 
@@ -86,7 +87,8 @@ def records(path: Path, config: DataConfig) -> Iterator[Record]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
         return
-    whole = config.model_copy(update={"header": False, "text_column": 0, "label_column": 1})
+    columns = {"text_column": 0, "text_pair_column": None, "label_column": 1}
+    whole = config.model_copy(update={"header": False, **columns})
     for _, record in _reader(path)(path, whole, Table()):
         yield record
 
@@ -172,16 +174,8 @@ def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: S
     Raises:
         ValueError: what is wrong with it.
     """
-    text = _value(record, config.text_column)
-    if (
-        isinstance(text, list | dict | bytes)
-        or text is None
-        or (isinstance(text, float) and math.isnan(text))
-    ):
-        text = ""
-    text = str(text).strip()
-    if not text:
-        raise ValueError(f"no text (column {config.text_column!r}); fix the row or data.text_column")
+    text = _text(record, "text_column", config)
+    pair = None if config.text_pair_column is None else _text(record, "text_pair_column", config)
     label = _value(record, config.label_column)
     if labels is not None and isinstance(label, int):
         label = labels[label] if 0 <= label < len(labels) else None  # −1 where it is hidden
@@ -193,12 +187,34 @@ def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: S
         raise ValueError(
             f"no label (column {config.label_column!r}); fix the row or data.label_column"
         ) from error
-    for role, value in (("text", text), ("label", name)):
+    for role, value in (("text", text), ("second text", pair or ""), ("label", name)):
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"the {role} contains a lone surrogate (half a character); fix the row")
         if "\0" in value:
             raise ValueError(f"the {role} contains a NUL character; fix the row, or data.encoding")
-    return text, name
+    return text if pair is None else (text, pair), name
+
+
+def _text(record: Record, field: str, config: DataConfig) -> str:
+    """The text in the column that a field of the configuration names; raises ValueError."""
+    column = getattr(config, field)
+    text = _value(record, column)
+    if (
+        isinstance(text, list | dict | bytes)
+        or text is None
+        or (isinstance(text, float) and math.isnan(text))
+    ):
+        text = ""
+    text = str(text).strip()
+    if not text:
+        raise ValueError(f"no text (column {column!r}); fix the row or data.{field}")
+    return text
+
+
+def columns_of(config: DataConfig) -> list[str | int]:
+    """Those that are read, the label's last."""
+    pair = [] if config.text_pair_column is None else [config.text_pair_column]
+    return [config.text_column, *pair, config.label_column]
 
 
 def _value(record: Record, key: str | int) -> Any:
@@ -255,7 +271,7 @@ def _delimited(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[i
 def _by_column(
     rows: Iterator[tuple[int, list[str]]], path: Path, config: DataConfig
 ) -> Iterator[tuple[int, Record]]:
-    wanted = (config.text_column, config.label_column)
+    wanted = columns_of(config)
     if not config.header:
         for key in wanted:
             if isinstance(key, str):
@@ -331,11 +347,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, Record]]:
-    names, number = [str(config.text_column), str(config.label_column)], 0
+    names, number = list(map(str, columns_of(config))), 0
     with _parquet_file(path) as file:
         if twice := [name for name in names if file.schema_arrow.names.count(name) > 1]:
             raise DataError(f"{path} has the column {twice[0]!r} more than once; rename one")
-        table.labels = _class_names(file.schema_arrow.metadata or {}, names[1])
+        table.labels = _class_names(file.schema_arrow.metadata or {}, names[-1])
         for batch in file.iter_batches(columns=names):
             for row in batch.to_pylist():
                 number += 1

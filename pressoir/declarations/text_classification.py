@@ -29,6 +29,7 @@ TASK = Task(
     operations=("classify",),
     tier_settings=("max_length", "max_batch"),
     kserve="pressoir.serving.http.kserve:classify",
+    pairs=True,
     parameters=("max_length",),
     outputs=(
         Tensor("probabilities", "FP32", ("rows", "labels")),

@@ -8,6 +8,7 @@ from typing import Any
 
 from pressoir import metrics
 from pressoir.data import running_text, sentences
+from pressoir.data.texts import characters, text_of
 from pressoir.errors import DataError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.records import EvaluationSample
@@ -78,11 +79,12 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
 
 
 def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
-    """The test split of a labelled data set, with the labels' names."""
+    """The test split of a labelled data set, of texts or pairs, with the labels' names."""
     labels, rows = sentences.test_rows(config.classification, seed)
     return labels, [
-        EvaluationSample(id=str(i), input=row["text"], reference=row["label"], length=len(row["text"]))
+        EvaluationSample(id=str(i), input=text, reference=row["label"], length=characters(text))
         for i, row in enumerate(rows)
+        for text in [text_of(row)]
     ]
 
 

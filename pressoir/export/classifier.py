@@ -16,10 +16,17 @@ import onnx
 from numpy.typing import NDArray
 
 from pressoir.data import sentences as data
+from pressoir.data.texts import Text, texts_of
 from pressoir.errors import ParityError
 from pressoir.export import first_token, int8_graph
-from pressoir.export.graph import MICROSOFT, operator_counts, remove_unused, split_skip_layer_norm
-from pressoir.export.tracing import REPORT, quiet
+from pressoir.export.graph import (
+    MICROSOFT,
+    operator_counts,
+    remove_copies,
+    remove_unused,
+    split_skip_layer_norm,
+)
+from pressoir.export.tracing import REPORT, quiet, unscripted
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
@@ -57,6 +64,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     if config.fuse:
         tell("fusing operators")
         graph = fuse(graph, context.work_dir)
+    remove_copies(graph)
     placements: dict[str, int8_graph.Placement] = {}
     if quantised:
         packed = int8_checkpoint.packed_layers(source)
@@ -117,7 +125,7 @@ def check_parity(
     graph: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
+    sentences: Sequence[Text],
     config: ExportConfig,
     quantised: bool,
     threads: int,
@@ -168,7 +176,7 @@ def first_departure(
     graph: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sentence: str,
+    sentence: Text,
     quantised: bool,
     threads: int,
 ) -> str:
@@ -223,11 +231,11 @@ def first_departure(
     )
 
 
-def parity_sentences(folder: Path, count: int) -> list[str]:
-    """Up to `count` different sentences, validation first, then train; the test split is not touched."""
-    found: dict[str, None] = {}
+def parity_sentences(folder: Path, count: int) -> list[Text]:
+    """Up to `count` different sentences or pairs, validation first, then train, never of the test split."""
+    found: dict[Text, None] = {}
     for split in ("validation", "train"):
-        for text in data.load_split(folder, split)["text"]:
+        for text in texts_of(data.load_split(folder, split)):
             if len(found) == count:
                 return list(found)
             found[text] = None
@@ -238,7 +246,7 @@ def trace(model: PreTrainedModel, config: ExportConfig, work_dir: Path) -> onnx.
     """The float32 graph, weights inside."""
     from optimum.exporters.onnx import onnx_export_from_model
 
-    with quiet(), tempfile.TemporaryDirectory(dir=work_dir) as folder:
+    with quiet(), unscripted(model), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         onnx_export_from_model(
             model, Path(folder), task="text-classification", opset=config.opset, do_validation=False
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
 Array = NDArray[Any]
@@ -55,6 +56,26 @@ def split_skip_layer_norm(model: onnx.ModelProto) -> None:
                 epsilon=epsilon,
             )
         )
+    set_nodes(model, nodes)
+
+
+def remove_copies(model: onnx.ModelProto) -> None:
+    """Let every reader of a matrix read one initializer: PyTorch's exporter gives a weight that several
+    modules share an `Identity` for each use, and ONNX Runtime's fused attention has a matrix for each layer,
+    also where all layers are one."""
+    first, same = dict[tuple[object, ...], str](), dict[str, str]()
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            digest = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).digest()
+            same[tensor.name] = first.setdefault((tensor.data_type, *tensor.dims, digest), tensor.name)
+    nodes, outputs = [], {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        copied = same.get(node.input[0]) if node.op_type == "Identity" else None
+        if copied is not None and node.output[0] not in outputs:
+            same[node.output[0]] = copied
+            continue
+        node.input[:] = [same.get(value, value) for value in node.input]
+        nodes.append(node)
     set_nodes(model, nodes)
 
 

@@ -9,11 +9,15 @@ on.
 float                  int8
 =====================  ====================================================================================
 MatMul, Gemm (+ Add)   DynamicQuantizeMatMul; where several read one input, DynamicQuantizeLinear once and
-                       MatMulIntegerToFloat each
+                       MatMulIntegerToFloat each; of constants, the same by operators that are folded at load
 Attention              QAttention; with q, k or v left in float32, three products and MultiHeadAttention
 Gather                 Gather of codes and of row scales, and their product; a small table is expanded once,
                        when ONNX Runtime folds constants at load; of 4-bit blocks: GatherBlockQuantized
 =====================  ====================================================================================
+
+Weights that several nodes multiply by, as in ALBERT, whose layers are one layer repeated, are stored once, as
+uint8 with the zero point 128: where int8 sums may overflow, ONNX Runtime replaces int8 weights by such ones
+itself (`session.x64quantprecision`), which it cannot do twice with one initializer.
 
 The operators are documented in ONNX Runtime's ContribOperators.md
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md).
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 # An embedding table of at most this many elements is expanded to float32 when the session is made: fewer
 # nodes to run for a few hundred kilobytes of memory. The vocabulary's table stays int8 in memory.
 EXPANDED_TABLE_ELEMENTS = 500_000
+SHARED_ZERO_POINT = 128  # of codes that several nodes multiply by
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def read_placement(
         numbers = packing.unpack(codes, placement.bits, codes.shape[1] * 8 // placement.bits)
         return numbers.astype(np.int8) + np.int8(symmetric_blocks.LOWEST), scales
     scales = scales.reshape(-1)
+    if codes.dtype == np.uint8:
+        codes = (codes.astype(np.int16) - SHARED_ZERO_POINT).astype(np.int8)
     if placement.columns is None:
         return codes, scales
     start, stop = placement.columns
@@ -98,6 +105,15 @@ def lower_to_int8(model: onnx.ModelProto, layers: Mapping[str, PackedWeight]) ->
 
 def _content(array: Array) -> tuple[tuple[int, ...], bytes]:
     return array.shape, hashlib.sha256(np.ascontiguousarray(array, dtype=np.float32).data).digest()
+
+
+def _varying(model: onnx.ModelProto) -> set[str]:
+    """The values that depend on an input of the graph."""
+    found = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,12 +147,16 @@ class _Lowering:
         self.outputs = {output.name for output in model.graph.output}
         self.absorbed: set[int] = set()  # ids of Add nodes that became a bias
         self.dropped_inputs: dict[int, str] = {}  # id of a Sum node: its addend that became a bias
+        self.varying = _varying(model)
+        self.shared: set[str] = set()  # layers that several nodes multiply by
 
     def run(self) -> None:
         source = list(self.model.graph.node)
         plans = {id(node): plan for node in source if (plan := self._plan(node)) is not None}
         readers = Counter(node.input[0] for node in source if id(node) in plans and node.op_type != "Gather")
         shared = {value for value, count in readers.items() if count > 1}
+        self.shared = self._multiplied_by_several(source, plans)
+        at_load = {id(node) for node in source if not self.varying.intersection(node.input)}
         for node in source:
             if id(node) in self.absorbed:
                 continue
@@ -150,6 +170,8 @@ class _Lowering:
                 self._gather(node, plan.layers[0])
             elif node.op_type == "Attention":
                 self._attention(node, plan)
+            elif id(node) in at_load:
+                self._product_at_load(node.input[0], plan)
             else:
                 self._product(node.input[0], plan, node.name, node.input[0] in shared)
         set_nodes(self.model, self.nodes)
@@ -182,6 +204,16 @@ class _Lowering:
             layer = self._claim("embedding", table) if table is not None else None
             return layer and _Product((layer,))
         return None
+
+    def _multiplied_by_several(self, source: list[onnx.NodeProto], plans: Mapping[int, _Product]) -> set[str]:
+        """Layers whose weight several nodes multiply by, at every run."""
+        uses = Counter(
+            layer
+            for node in source
+            if node.op_type != "Gather" and id(node) in plans and self.varying.intersection(node.input)
+            for layer in plans[id(node)].layers
+        )
+        return {layer for layer, count in uses.items() if layer and count > 1}
 
     def _matrix(self, name: str) -> NDArray[np.float32] | None:
         tensor = self.tensors.get(name)
@@ -245,20 +277,24 @@ class _Lowering:
         self.new_tensors[name] = value
         return name
 
-    def _codes(self, names: tuple[str, ...]) -> tuple[str, str]:
-        """Initializers of the codes (in, out) and scales (out,) of layers packed side by side."""
+    def _codes(self, names: tuple[str, ...]) -> tuple[str, str, str]:
+        """Initializers of the codes (in, out), scales (out,) and zero point of layers packed side by side;
+        no zero point is 0."""
         layers = [self.layers[name] for name in names]
         title = names[0] if len(names) == 1 else f"{names[0].rpartition('.')[0]}.qkv"
-        codes = self._tensor(
-            f"{title}.weight_codes", np.concatenate([layer.codes.T for layer in layers], axis=1)
-        )
+        packed: Array = np.concatenate([layer.codes.T for layer in layers], axis=1)
+        zero = ""
+        if self.shared.intersection(names):
+            packed = (packed.astype(np.int16) + SHARED_ZERO_POINT).astype(np.uint8)
+            zero = self._tensor("shared_zero_point", np.array(SHARED_ZERO_POINT, np.uint8))
+        codes = self._tensor(f"{title}.weight_codes", packed)
         scales = self._tensor(f"{title}.weight_scale", np.concatenate([layer.scales for layer in layers]))
         start = 0
         for name, layer in zip(names, layers, strict=True):
             stop = start + len(layer.scales)
             self.placements[name] = Placement(codes, scales, (start, stop))
             start = stop
-        return codes, scales
+        return codes, scales, zero
 
     def _quantised(self, value: str) -> list[str]:
         """uint8 codes, scale and zero point of an activation; computed once, however many read them."""
@@ -269,22 +305,42 @@ class _Lowering:
         return self.quantised_inputs[value]
 
     def _product(self, value: str, plan: _Product, name: str, shared: bool) -> None:
-        codes, scales = self._codes(plan.layers)
+        codes, scales, zero = self._codes(plan.layers)
         if shared:
             x, x_scale, x_zero = self._quantised(value)
-            inputs = [x, codes, x_scale, scales, x_zero, "", plan.bias]
+            inputs = [x, codes, x_scale, scales, x_zero, zero, plan.bias]
             self._add("MatMulIntegerToFloat", inputs, [plan.output], name)
         else:
-            self._add("DynamicQuantizeMatMul", [value, codes, scales, "", plan.bias], [plan.output], name)
+            self._add("DynamicQuantizeMatMul", [value, codes, scales, zero, plan.bias], [plan.output], name)
+
+    def _product_at_load(self, value: str, plan: _Product) -> None:
+        """A product that depends on no input of the graph (DeBERTa's projections of relative positions), of
+        operators that ONNX Runtime computes once, when it loads the graph: those of ONNX alone."""
+        codes, scales, zero = self._codes(plan.layers)
+        x, x_scale, x_zero = self._quantised(value)
+        sides = {"input": (x, x_zero, x_scale), "weight": (codes, zero, scales)}
+        for side, (integers, zero_point, scale) in sides.items():
+            name = f"{plan.output}_{side}"
+            self._add("Cast", [integers], [f"{name}_float"], f"{name}_cast", to=onnx.TensorProto.FLOAT)
+            if zero_point:
+                moved = f"{name}_zero_point"
+                self._add("Cast", [zero_point], [moved], f"{moved}_cast", to=onnx.TensorProto.FLOAT)
+                self._add("Sub", [f"{name}_float", moved], [f"{name}_moved"], f"{name}_sub")
+            centred = f"{name}_moved" if zero_point else f"{name}_float"
+            self._add("Mul", [centred, scale], [name], f"{name}_scale")
+        product = f"{plan.output}_product" if plan.bias else plan.output
+        self._add("MatMul", [f"{plan.output}_input", f"{plan.output}_weight"], [product], f"{product}_matmul")
+        if plan.bias:
+            self._add("Add", [product, plan.bias], [plan.output], f"{plan.output}_bias")
 
     def _attention(self, node: onnx.NodeProto, plan: _Product) -> None:
         settings = attributes(node)
         mask, *others = [*node.input[3:], *[""] * 4][:4]
         widths = {len(self.layers[name].scales) for name in plan.layers if name}
         if all(plan.layers) and len(widths) == 1 and not any(others):
-            codes, scales = self._codes(plan.layers)
+            codes, scales, zero = self._codes(plan.layers)
             x, x_scale, x_zero = self._quantised(node.input[0])
-            zero = self._tensor(f"{codes}_zero_point", np.zeros(3 * widths.pop(), np.int8))
+            zero = zero or self._tensor(f"{codes}_zero_point", np.zeros(3 * widths.pop(), np.int8))
             settings.pop("qkv_hidden_sizes", None)
             inputs = [x, codes, plan.bias, x_scale, scales, mask, x_zero, zero]
             self._add("QAttention", inputs, list(node.output), node.name, **settings)

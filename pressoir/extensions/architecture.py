@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROUP: Final = "pressoir.architectures"
-Step = Literal["vocabulary", "layers", "relations", "prune", "heads", "quantize", "export"]
-"""What a recipe does with an encoder: `layers` makes a student of some of them, `relations` learns from the
-queries, keys and values of the last one, `heads` removes attention heads; the others are stages."""
+Step = Literal["vocabulary", "layers", "embedding size", "relations", "prune", "heads", "quantize", "export"]
+"""What a recipe does with an encoder: `layers` makes a student of some of them, `embedding size` gives it
+narrower embeddings, `relations` learns from the queries, keys and values of the last one, `heads` removes
+attention heads; the others are stages."""
 
 
 def prune_heads_by_transformers(model: PreTrainedModel, heads: dict[int, list[int]]) -> None:
@@ -53,6 +54,9 @@ class EncoderArchitecture:
     gated_ffn: bool = False
     """Whether it is a gated linear unit: `ffn_in` has two rows a neuron, (2 × neurons, hidden), first those
     that go through the activation, then those that multiply the result."""
+    shared_layers: bool = False
+    """Whether all layers are one, repeated: `layers` then holds that one. A student repeats it less often,
+    and what is pruned is gone from every repetition."""
     absent_in_first_layer: tuple[str, ...] = ()
     """Modules that every layer has but the first, from a layer; a student's first layer goes without them."""
 
@@ -68,6 +72,10 @@ class EncoderArchitecture:
     """Field of `config.json`: heads of a layer, before any is pruned."""
     ffn_width_field: str = "intermediate_size"
     """Field of `config.json`: feed-forward neurons of a layer."""
+
+    presumed: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Fields of `config.json` that have these values, or are absent, where the parts are as named above; of a
+    model with others no part is known by name."""
 
     prune_heads: Callable[[PreTrainedModel, dict[int, list[int]]], None] = prune_heads_by_transformers
     """Removes heads in place, {layer: heads, numbered as in the whole model}. The configuration then has all

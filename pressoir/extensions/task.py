@@ -121,6 +121,9 @@ class Task:
     """Settings of a tier that mean something to it; `max_batch`, where a request may have several texts."""
     kserve: str | None = None
     """Answers a KServe v2 request, see `pressoir.serving.http.kserve`."""
+    pairs: bool = False
+    """Whether some of its models take pairs of texts: a KServe v2 request may then have an input `text_pair`,
+    which `kserve` is given among its options, as `text_pair`."""
     parameters: tuple[str, ...] = ()
     """Parameters of a KServe v2 request."""
     outputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", ("rows",)),)

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime, is_ctc, model_type_of, read_json
 from pressoir.inference.arguments import opened
-from pressoir.inference.audio import SAMPLING_RATE, Waveform, check_waveforms
+from pressoir.inference.audio import SAMPLING_RATE, Waveform, check_waveforms, join_windows
 from pressoir.inference.ctc import CtcModel
-from pressoir.inference.transcript import Heard
+from pressoir.inference.transcript import Heard, SpeechOptions
 from pressoir.inference.transformers_speech import TransformersSpeechModel
 from pressoir.inference.whisper import WhisperModel
 
@@ -61,7 +60,8 @@ class SpeechRecognizer:
             RecipeError: the language is unknown to the model, or the model has one language.
         """
         check_waveforms(audio)
-        return [self.model.transcribe(samples, language) for samples in audio]
+        options = SpeechOptions(language)
+        return [join_windows(self.model.iter_transcript(samples, options)) for samples in audio]
 
     def iter_transcript(
         self,
@@ -83,13 +83,8 @@ class SpeechRecognizer:
             RecipeError: the model does not take the language or the prompt, or does not translate.
         """
         check_waveforms([samples])
-        if isinstance(self.model, CtcModel):
-            _refuse_for_ctc(translate, prompt)
-            yield from self.model.iter_transcript(samples, language)
-        else:
-            yield from self.model.iter_transcript(
-                samples, language, max_new_tokens, num_beams, translate=translate, prompt=prompt
-            )
+        options = SpeechOptions(language, max_new_tokens, num_beams, translate, prompt)
+        yield from self.model.iter_transcript(samples, options)
 
     def iter_segments(
         self,
@@ -113,33 +108,8 @@ class SpeechRecognizer:
             RecipeError: as in `iter_transcript`, or the model has no such times.
         """
         check_waveforms([samples])
-        if isinstance(self.model, CtcModel):
-            _refuse_for_ctc(translate, prompt)
-            yield from self.model.iter_segments(samples, language)
-        elif isinstance(self.model, WhisperModel):
-            yield from self.model.iter_segments(
-                samples,
-                language,
-                max_new_tokens,
-                num_beams,
-                translate=translate,
-                prompt=prompt,
-                words=words,
-                scored=scored,
-            )
-        else:
-            raise RecipeError(
-                f"times are not supported for models of type {self.model.kind!r}, which write none; use "
-                "Whisper or a CTC model"
-            )
-
-
-def _refuse_for_ctc(translate: bool, prompt: str | None) -> None:
-    """Raises RecipeError for what no CTC model does."""
-    if translate:
-        raise RecipeError("a CTC model cannot translate speech; use a multilingual Whisper or SeamlessM4T")
-    if prompt:
-        raise RecipeError("prompt is not supported by CTC models, which take sound alone; omit it")
+        options = SpeechOptions(language, max_new_tokens, num_beams, translate, prompt)
+        yield from self.model.iter_segments(samples, options, words=words, scored=scored)
 
 
 SpeechModel = WhisperModel | CtcModel | TransformersSpeechModel

@@ -28,7 +28,7 @@ from pressoir.inference.engines.classifier import Engine, OnnxEngine, TorchEngin
 from pressoir.inference.engines.session import batch_invariant, verify_shards
 from pressoir.inference.generation.rules import log_softmax
 from pressoir.inference.tokenizers.encoder_decoder import open_vocabulary
-from pressoir.inference.transcript import Heard, Segment, Word, compression_ratio
+from pressoir.inference.transcript import Heard, Segment, SpeechOptions, Word, compression_ratio
 
 CHUNK_S = 30.0
 PAUSE_S = 0.5
@@ -115,13 +115,9 @@ class CtcModel:
             extract,
         )
 
-    def transcribe(self, samples: Waveform, language: str | None = None) -> str:
-        """See `SpeechRecognizer.transcribe`."""
-        return "".join(self.iter_transcript(samples, language))
-
-    def iter_transcript(self, samples: Waveform, language: str | None = None) -> Iterator[str]:
+    def iter_transcript(self, samples: Waveform, options: SpeechOptions) -> Iterator[str]:
         """The transcript when all chunks are heard, after an empty text for each of the others."""
-        self._check_language(language)
+        self._check(options)
         tokens: list[NDArray[np.intp]] = []
         for logits in self._iter_logits(samples):
             if tokens:
@@ -129,9 +125,11 @@ class CtcModel:
             tokens.append(logits.argmax(axis=1))
         yield self.vocabulary.decode(np.concatenate(tokens))
 
-    def iter_segments(self, samples: Waveform, language: str | None = None) -> Iterator[Heard]:
+    def iter_segments(
+        self, samples: Waveform, options: SpeechOptions, *, words: bool = False, scored: bool = True
+    ) -> Iterator[Heard]:
         """All of it when all chunks are heard, after nothing for each of the others."""
-        self._check_language(language)
+        self._check(options)
         tokens, best, blank = list[NDArray[np.intp]](), list[NDArray[Any]](), list[NDArray[Any]]()
         for logits in self._iter_logits(samples):
             if tokens:
@@ -141,12 +139,14 @@ class CtcModel:
             best.append(logprobs.max(axis=1))
             blank.append(logprobs[:, self.vocabulary.blank])
         frames = np.concatenate(tokens)
-        words, frame_s = self.vocabulary.words(frames), self.samples_per_frame / self.sampling_rate
+        spoken, frame_s = self.vocabulary.words(frames), self.samples_per_frame / self.sampling_rate
         segments = [
             self._segment(index, group, frames, np.concatenate(best), np.concatenate(blank))
-            for index, group in enumerate(_grouped(words, frame_s))
+            for index, group in enumerate(_grouped(spoken, frame_s))
         ]
-        timed = (Word(text, round(start * frame_s, 3), round(end * frame_s, 3)) for text, start, end in words)
+        timed = (
+            Word(text, round(start * frame_s, 3), round(end * frame_s, 3)) for text, start, end in spoken
+        )
         yield Heard(self.vocabulary.decode(frames), None, tuple(segments), tuple(timed))
 
     def _segment(
@@ -181,10 +181,18 @@ class CtcModel:
             left, right = (round(overlap / heard * total) for overlap in (chunk.left, chunk.right))
             yield frames[left : total - right]
 
-    def _check_language(self, language: str | None) -> None:
-        if language is not None:
+    def _check(self, options: SpeechOptions) -> None:
+        """Raises RecipeError for what no CTC model does."""
+        if options.translate:
             raise RecipeError(
-                f"language {language!r} is specified, but a CTC model supports one language only; omit it"
+                "a CTC model cannot translate speech; use a multilingual Whisper or SeamlessM4T"
+            )
+        if options.prompt:
+            raise RecipeError("prompt is not supported by CTC models, which take sound alone; omit it")
+        if options.language is not None:
+            raise RecipeError(
+                f"language {options.language!r} is specified, but a CTC model supports one language only; "
+                "omit it"
             )
 
     def chunk_samples(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pressoir.data.texts import Text
 from pressoir.errors import SourceError
 from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
@@ -21,8 +22,10 @@ class TextPredictor:
 
     columns: dict[str, Literal["double", "string"]]
     """Names and types of what it gives: a probability a label, or the `continuation` of a text."""
-    predict: Callable[[Sequence[str]], Columns]
+    predict: Callable[[Sequence[Text]], Columns]
     """The columns for some texts, one value a text each."""
+    pairs: bool = False
+    """Whether a text is a pair."""
 
 
 def open_predictor(folder: Path, threads: int) -> TextPredictor:
@@ -46,11 +49,11 @@ def probabilities(folder: Path, threads: int) -> TextPredictor:
 
     classifier = TextClassifier.open(folder, threads)
 
-    def predict(texts: Sequence[str]) -> Columns:
+    def predict(texts: Sequence[Text]) -> Columns:
         rows = classifier.predict(texts)
         return {label: [row[label] for row in rows] for label in classifier.labels}
 
-    return TextPredictor(dict.fromkeys(classifier.labels, "double"), predict)
+    return TextPredictor(dict.fromkeys(classifier.labels, "double"), predict, classifier.pairs)
 
 
 def continuations(folder: Path, threads: int) -> TextPredictor:
@@ -59,7 +62,8 @@ def continuations(folder: Path, threads: int) -> TextPredictor:
 
     generator = TextGenerator.open(folder, threads)
 
-    def predict(texts: Sequence[str]) -> Columns:
-        return {"continuation": ["".join(generator.generate(t, max_new_tokens=NEW_TOKENS)) for t in texts]}
+    def predict(texts: Sequence[Text]) -> Columns:
+        prompts = map(str, texts)
+        return {"continuation": ["".join(generator.generate(t, max_new_tokens=NEW_TOKENS)) for t in prompts]}
 
     return TextPredictor({"continuation": "string"}, predict)

@@ -1,9 +1,20 @@
-"""What a speech model writes, with its times: segments, words, and what the model thinks of them."""
+"""What a speech model is asked, and what it writes, with its times: segments, words, probabilities."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """How a sound is to be transcribed; see `SpeechRecognizer.iter_transcript`."""
+
+    language: str | None = None
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+    translate: bool = False
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ import numpy as np
 from pressoir.errors import RecipeError, SourceError
 from pressoir.formats.folder import Runtime, model_type_of, read_json, runtime_of
 from pressoir.inference.arguments import listed, opened
-from pressoir.inference.audio import SAMPLING_RATE, Waveform, join_windows
+from pressoir.inference.audio import SAMPLING_RATE, Waveform
+from pressoir.inference.transcript import Heard, SpeechOptions
 from pressoir.inference.translation import LANGUAGES, spellings
 
 SEAMLESS = ("seamless_m4t", "seamless_m4t_v2")
@@ -96,29 +97,17 @@ class TransformersSpeechModel:
         """Codes of which one must be given; none where it may be left out."""
         return sorted(self._codes()) if self.kind in SEAMLESS else []
 
-    def transcribe(self, samples: Waveform, language: str | None = None) -> str:
-        """See `SpeechRecognizer.transcribe`."""
-        return join_windows(self.iter_transcript(samples, language))
-
-    def iter_transcript(
-        self,
-        samples: Waveform,
-        language: str | None = None,
-        max_new_tokens: int | None = None,
-        num_beams: int = 1,
-        *,
-        translate: bool = False,
-        prompt: str | None = None,
-    ) -> Iterator[str]:
+    def iter_transcript(self, samples: Waveform, options: SpeechOptions) -> Iterator[str]:
         """See `SpeechRecognizer.iter_transcript`."""
-        if prompt:
+        if options.prompt:
             raise RecipeError(f"prompt is not supported by models of type {self.kind!r}; omit it")
-        if translate and self.kind not in SEAMLESS:
+        if options.translate and self.kind not in SEAMLESS:
             raise RecipeError(
                 f"a model of type {self.kind!r} cannot translate speech; use a multilingual Whisper or "
                 "SeamlessM4T"
             )
-        options = self.options("en" if translate else language)
+        chosen = self.options("en" if options.translate else options.language)
+        max_new_tokens = options.max_new_tokens
         if self.kind == "gemma3n" and self.engine.model.generation_config.max_new_tokens is None:
             max_new_tokens = max_new_tokens or INSTRUCTION_TOKENS
         window = round(WINDOW_S * self.sampling_rate)
@@ -127,8 +116,17 @@ class TransformersSpeechModel:
             short = max(0, round(_LEAST_S * self.sampling_rate) - len(chunk))
             inputs = self.extract(np.pad(chunk, (0, short)))
             if self.kind == "gemma3n":
-                inputs |= self._instructed(language)
-            yield self.engine.generate(inputs, max_new_tokens, num_beams, **options)
+                inputs |= self._instructed(options.language)
+            yield self.engine.generate(inputs, max_new_tokens, options.num_beams, **chosen)
+
+    def iter_segments(
+        self, samples: Waveform, options: SpeechOptions, *, words: bool = False, scored: bool = True
+    ) -> Iterator[Heard]:
+        """See `SpeechRecognizer.iter_segments`: none of these types writes times."""
+        raise RecipeError(
+            f"times are not supported for models of type {self.kind!r}, which write none; use Whisper or a "
+            "CTC model"
+        )
 
     def options(self, language: str | None) -> dict[str, Any]:
         """The arguments of `generate` that choose the language.

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from pressoir.errors import RecipeError
 from pressoir.formats.folder import Runtime
-from pressoir.inference.audio import LogMel, Waveform, join_windows
+from pressoir.inference.audio import LogMel, Waveform
 from pressoir.inference.engines.encoder_decoder import SequenceToSequence, open_sequence_to_sequence
 from pressoir.inference.generation.rules import log_softmax
 from pressoir.inference.tokenizers.encoder_decoder import Seq2SeqTokenizer, open_vocabulary
-from pressoir.inference.transcript import Heard, Segment, compression_ratio
+from pressoir.inference.transcript import Heard, Segment, SpeechOptions, compression_ratio
 
 PREVIOUS = "<|startofprev|>"
 FRAMES_PER_STAMP = 2
@@ -50,42 +50,28 @@ class WhisperModel:
         engine = open_sequence_to_sequence(folder, threads, runtime)
         return cls(engine, LogMel.read(folder), open_vocabulary(folder))
 
-    def transcribe(self, samples: Waveform, language: str | None = None) -> str:
-        """See `SpeechRecognizer.transcribe`."""
-        return join_windows(self.iter_transcript(samples, language))
+    @property
+    def takes_language(self) -> bool:
+        """Whether a language decides what is written."""
+        return bool(self._languages())
 
-    def iter_transcript(
-        self,
-        samples: Waveform,
-        language: str | None = None,
-        max_new_tokens: int | None = None,
-        num_beams: int = 1,
-        *,
-        translate: bool = False,
-        prompt: str | None = None,
-    ) -> Iterator[str]:
+    def iter_transcript(self, samples: Waveform, options: SpeechOptions) -> Iterator[str]:
         """See `SpeechRecognizer.iter_transcript`."""
-        before, start = self.previous(prompt), tuple[int, ...]()
+        before, start = self.previous(options.prompt), tuple[int, ...]()
         for features in self.features(samples):
             inputs = {"input_features": features[None]}
             # One sound, one language: the first window's.
-            start = start or self.prompt(inputs, language, translate=translate)
+            start = start or self.prompt(inputs, options.language, translate=options.translate)
             tokens = self.engine.generate(
-                inputs, prompt=(*before, *start), max_new_tokens=max_new_tokens, num_beams=num_beams
+                inputs,
+                prompt=(*before, *start),
+                max_new_tokens=options.max_new_tokens,
+                num_beams=options.num_beams,
             )
             yield self.vocabulary.decode(self._text(tokens[0]))
 
     def iter_segments(
-        self,
-        samples: Waveform,
-        language: str | None = None,
-        max_new_tokens: int | None = None,
-        num_beams: int = 1,
-        *,
-        translate: bool = False,
-        prompt: str | None = None,
-        words: bool = False,
-        scored: bool = True,
+        self, samples: Waveform, options: SpeechOptions, *, words: bool = False, scored: bool = True
     ) -> Iterator[Heard]:
         """See `SpeechRecognizer.iter_segments`."""
         if words:
@@ -95,17 +81,21 @@ class WhisperModel:
         least = self.extract.fft  # reflected at its ends, and one frame at least
         spectrum = self.extract.spectrum(np.pad(samples, (0, max(0, least - len(samples)))))
         width = self.extract.window // self.extract.hop
-        before, start, seek, count = self.previous(prompt), tuple[int, ...](), 0, 0
+        before, start, seek, count = self.previous(options.prompt), tuple[int, ...](), 0, 0
         while seek < spectrum.shape[1]:
             window = spectrum[:, seek : seek + width]
             inputs = {"input_features": np.pad(window, ((0, 0), (0, width - window.shape[1])))[None]}
-            start = start or self.prompt(inputs, language, translate=translate, times=True)
+            start = start or self.prompt(inputs, options.language, translate=options.translate, times=True)
             prefix = (*before, *start)
             [tokens] = self.engine.generate(
-                inputs, prompt=prefix, max_new_tokens=max_new_tokens, num_beams=num_beams, timestamps=True
+                inputs,
+                prompt=prefix,
+                max_new_tokens=options.max_new_tokens,
+                num_beams=options.num_beams,
+                timestamps=True,
             )
             spans, heard = spans_of(tokens, self.engine.generation.first_stamp, window.shape[1])
-            limit = self.engine.generation.limit(max_new_tokens, len(prefix))
+            limit = self.engine.generation.limit(options.max_new_tokens, len(prefix))
             scores = self._scores(inputs, prefix, tokens, limit) if scored else (nan, nan)
             segments = self._segments(spans, seek, count, *scores)
             yield Heard("".join(segment.text for segment in segments), self._spoken(start), segments)

@@ -15,6 +15,7 @@ from pydantic import Field
 from pressoir.config import Config
 from pressoir.data import running_text
 from pressoir.data import sentences as data
+from pressoir.data.texts import PAIR, texts_of
 from pressoir.errors import DataError, PressoirError
 from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
@@ -215,7 +216,9 @@ def _accuracy(folder: Path, threads: int) -> Scorer:
     def score(model: Path) -> dict[str, tuple[float, int]]:
         classifier = TextClassifier.open(model, threads, "pytorch")
         split = data.load_split(folder, "validation", classifier.labels)
-        predicted = classifier.logits(list(split["text"])).argmax(axis=1)
+        if classifier.pairs and not data.info(folder).get(PAIR):
+            raise DataError(f"{model} was trained on pairs of texts, but the data have single ones")
+        predicted = classifier.logits(texts_of(split)).argmax(axis=1)
         return {"validation": (accuracy(predicted, split["label"][:]), len(split))}
 
     return score

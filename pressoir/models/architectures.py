@@ -61,14 +61,51 @@ MODERNBERT = EncoderArchitecture(
 """ModernBERT. Which of its layers see the whole text and which only a window follows from their number, of a
 student in its own count."""
 
+ALBERT = EncoderArchitecture(
+    layers="encoder.albert_layer_groups",
+    shared_layers=True,
+    query="albert_layers.0.attention.query",
+    key="albert_layers.0.attention.key",
+    value="albert_layers.0.attention.value",
+    attention_output="albert_layers.0.attention.dense",
+    ffn_in="albert_layers.0.ffn",
+    ffn_out="albert_layers.0.ffn_output",
+    position_embeddings="embeddings.position_embeddings",
+    presumed={"num_hidden_groups": 1, "inner_group_num": 1},
+)
+"""ALBERT, as it is published: all layers are one, and token embeddings are narrower than they."""
+
+DEBERTA_V2 = EncoderArchitecture(
+    layers="encoder.layer",
+    query="attention.self.query_proj",
+    key="attention.self.key_proj",
+    value="attention.self.value_proj",
+    attention_output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    position_embeddings=None,
+    unsupported={"heads": "transformers builds all its layers with the same heads"},
+)
+"""DeBERTa-v2 and v3. All layers share a table of relative positions, which stays whole."""
+
+MOBILEBERT = EncoderArchitecture(
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    position_embeddings="embeddings.position_embeddings",
+    unsupported={
+        "prune": "a layer has several feed-forward parts of one configured width, of which pruning knows one",
+        "heads": "its heads are narrower than hidden_size by their number, for which pruning takes them",
+    },
+)
+"""MobileBERT, whose layers are narrower inside than the states between them."""
+
 EXPORTED = (
-    *("albert", "big_bird", "convbert", "data2vec-text", "deberta", "esm", "flaubert", "ibert"),
-    *("megatron-bert", "mobilebert", "nystromformer", "rembert", "roformer", "squeezebert", "xlm"),
+    *("big_bird", "convbert", "data2vec-text", "deberta", "esm", "flaubert", "ibert", "megatron-bert"),
+    *("nystromformer", "rembert", "roformer", "squeezebert", "xlm"),
 )
 """Types without an entry whose classifiers are exported: the rest of a recipe may work with them."""
-
-NOT_IN_THE_GRAPH = {"big_bird": "bert.pooler", "esm": "esm.contact_head"}
-"""Of these, modules that a classifier does not use: the graph lacks them, and int8 must leave them out."""
-
-NOT_FUSED_IN_INT8 = ("albert",)
-"""Of these, those whose layers share int8 weights from which ONNX Runtime does not run fused attention."""

@@ -7,17 +7,18 @@ exported only if the exporter knows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pressoir.errors import ExtensionError, RecipeError
 from pressoir.extensions import architecture, loader
 from pressoir.extensions.architecture import Step
 from pressoir.formats.folder import read_json
-from pressoir.models.architectures import EXPORTED, NOT_FUSED_IN_INT8, NOT_IN_THE_GRAPH
+from pressoir.models.architectures import EXPORTED
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
+from pressoir.system.reader import shown
 
 
 class _Need(NamedTuple):
@@ -43,13 +44,11 @@ def check_architectures(recipe: Recipe, base: str, sources: Sources) -> None:
     """
     problems: dict[str, list[str]] = {}
     for need in _needs(recipe, base):
-        kind = read_json(sources.model(need.model).folder / "config.json").get("model_type")
-        if not isinstance(kind, str):
+        config = read_json(sources.model(need.model).folder / "config.json")
+        if not isinstance(kind := config.get("model_type"), str):
             continue
-        found = _setting(kind, recipe) if need.step == "quantize" else None
-        if reason := unsupported(kind, need.step):
+        if reason := unsupported(config, need.step):
             found = f"{need.field}: {reason}; {need.remedy}. Supported are {_types_that_take(need.step)}"
-        if found is not None:
             title = f"{need.model} is of the model type {kind!r}, with which these steps do not work:"
             problems.setdefault(title, []).append(found)
     if problems:
@@ -72,6 +71,8 @@ def _needs(recipe: Recipe, base: str) -> Iterator[_Need]:
                 "specify distill.student.model or distill.student.config, or leave it out (distill: null)"
             )
             yield _Need(base, "layers", "distill", remedy)
+            if distill.student.embedding_size is not None:
+                yield _Need(base, "embedding size", "distill.student.embedding_size", "leave it out")
         if distill.relation_weight:
             for model in models:
                 yield _Need(model, "relations", "distill.relation_weight", "set it to 0")
@@ -92,10 +93,16 @@ def _needs(recipe: Recipe, base: str) -> Iterator[_Need]:
         yield _Need(model, "export", "export", another)
 
 
-def unsupported(kind: str, step: Step) -> str | None:
-    """Why a step does not work with models of a type; None where it does."""
+def unsupported(config: Mapping[str, Any], step: Step) -> str | None:
+    """Why a step does not work with a model of this `config.json`; None where it does."""
+    kind = config.get("model_type")
     declared = architecture.find(kind)
+    if step == "embedding size":
+        return None if kind == "bert" else "only a BERT's layers are also an ELECTRA's"
     if declared is not None:
+        for name, value in declared.presumed.items():
+            if (found := config.get(name, value)) != value and step in _UNKNOWN:
+                return f"its parts are known where {name} is {value}, and config.json has {shown(found)}"
         return declared.unsupported.get(step)
     if step == "export":
         return None if kind in EXPORTED else "the exporter makes no graph of it that works with text alone"
@@ -110,30 +117,12 @@ _UNKNOWN: dict[Step, str] = {
 """Of a type that is not declared."""
 
 
-def _setting(kind: str, recipe: Recipe) -> str | None:
-    """What int8 needs besides, with types that are not declared; None where nothing is amiss."""
-    if kind in loader.names(architecture.GROUP) or recipe.quantize is None:
-        return None
-    if kind in NOT_FUSED_IN_INT8 and recipe.export.fuse:
-        return (
-            "quantize: its layers share weights, and ONNX Runtime does not run fused attention from int8 "
-            "weights that several layers share; specify export.fuse: false, or leave it out (quantize: null)"
-        )
-    module = NOT_IN_THE_GRAPH.get(kind)
-    if module is None or any(f"{module}.".startswith(f"{name}.") for name in recipe.quantize.exclude):
-        return None
-    return (
-        f"quantize: {module} is not part of the exported graph, so its int8 weights have no place there; add "
-        "it to quantize.exclude"
-    )
-
-
 def _types_that_take(step: Step) -> str:
     """The types with which a step works: those declared, and for the export also the others."""
     names = [*loader.names(architecture.GROUP), *(EXPORTED if step == "export" else ())]
     able = []
     for name in names:
         with suppress(ExtensionError):  # of another package, which cannot be imported
-            if unsupported(name, step) is None:
+            if unsupported({"model_type": name}, step) is None:
                 able.append(name)
     return ", ".join(sorted(set(able)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pressoir.data import sentences
+from pressoir.data.texts import takes_pairs
 from pressoir.errors import DataError
 from pressoir.formats.folder import read_json
 from pressoir.formats.labels import check_single_label, labels_of, match
@@ -56,7 +57,13 @@ def check_inputs(recipe: Recipe, sources: Sources) -> int:
         corpus = sources.prepare("data", recipe.data, recipe.seed)
         count, labels, ordered = len(corpus.splits["train"]), corpus.labels, corpus.ordered
     if recipe.merge is None and recipe.teacher.checkpoint is not None:
-        _check_labels(sources.model(recipe.teacher.checkpoint), labels, ordered)
+        checkpoint = sources.model(recipe.teacher.checkpoint)
+        _check_labels(checkpoint, labels, ordered)
+        if recipe.data.text_pair_column is None and takes_pairs(read_json(checkpoint.folder / "config.json")):
+            raise DataError(
+                f"teacher.checkpoint {checkpoint.reference!r} was trained on pairs of texts; set "
+                "data.text_pair_column, or use another checkpoint"
+            )
     return int(count)
 
 

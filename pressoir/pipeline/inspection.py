@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pressoir.config import Config
+from pressoir.data.texts import takes_pairs
 from pressoir.errors import ExtensionError, SourceError
 from pressoir.evaluation.config import DataSetConfig
 from pressoir.evaluation.datasets import DataSet
@@ -121,6 +122,8 @@ class Inspection(Config):
     """That the model has vectors for or was built for."""
     labels: tuple[str, ...]
     """Of a classifier, in the order of its logits."""
+    pairs: bool
+    """Whether it is a classifier that Pressoir trained on pairs of texts."""
     tokenizer: str | None
     max_tokens: int | None
     """Of a text, as Pressoir gives it to the model; null for sound, or where nothing limits it."""
@@ -175,6 +178,7 @@ def inspect_model(reference: str, store: Store | None = None) -> Inspection:
         vocabulary=footprint.number(settings, "vocab_size") or None,
         positions=footprint.number(settings, *CONTEXT, "max_target_positions") or None,
         labels=labels,
+        pairs=takes_pairs(config),
         tokenizer=_tokenizer(folder),
         max_tokens=limit,
         parameters=total,

@@ -120,7 +120,9 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
 
 def _by_architecture(step: Step, folder: Path) -> None:
     """Raise SourceError if a classifier's architecture does not take `step`."""
-    if task(task_of(folder)).kind == "classifier" and (reason := unsupported(model_type_of(folder), step)):
+    if task(task_of(folder)).kind == "classifier" and (
+        reason := unsupported(read_json(folder / "config.json"), step)
+    ):
         raise SourceError(reason)
 
 

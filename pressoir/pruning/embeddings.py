@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.benchmark.size import size_mb
 from pressoir.data import sentences
+from pressoir.data.texts import texts_of
 from pressoir.errors import SourceError
 from pressoir.formats.tokenizer_limit import first_position
 from pressoir.models import loading
@@ -49,7 +50,7 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         "size_mb_before": size_mb(inputs["model"]),
         "positions_before": _positions(model),
     }
-    texts = [*sentences.load_split(folder, "train")["text"], *sentences.load_unlabelled(folder)]
+    texts = [*texts_of(sentences.load_split(folder, "train")), *sentences.load_unlabelled(folder)]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     known = vocabulary.pieces(content)
     counts = vocabulary.count(tokenizer.backend_tokenizer, texts)
@@ -67,8 +68,8 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
         longest = min(longest, sentences.info(folder)["max_tokens"])
         if not keep_positions(model, longest):
             context.reporter.message(
-                f"vocabulary: position embeddings are not truncated; how a {model.config.model_type} model "
-                "uses them is unknown"
+                f"vocabulary: position embeddings are not truncated; no table of absolute positions is known "
+                f"of a {model.config.model_type} model"
             )
     loading.save_model(model, out)
     cut = _save_tokenizer(tokenizer, vocabulary.cut(content, ids), ids, longest, context)
@@ -79,7 +80,7 @@ def trim(inputs: Mapping[str, Path], config: VocabularyConfig, context: StageCon
             f"vocabulary: the tokenizer of {inputs['model']} cannot be pruned: without the unused tokens "
             "it splits the training text differently"
         )
-    validation = sentences.load_split(folder, "validation")["text"][:]
+    validation = texts_of(sentences.load_split(folder, "validation"))
     held_out = vocabulary.coverage(tokenizer.backend_tokenizer, cut.backend_tokenizer, validation)
     metrics |= {
         "pieces_before": len(known),

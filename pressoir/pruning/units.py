@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.config import Config
 from pressoir.data import sentences
+from pressoir.data.texts import texts_of
 from pressoir.models.layouts import (
     accepted_inputs,
     architecture_of,
@@ -104,7 +105,7 @@ def importance(
     rows = sentences.load_split(folder, "train", class_names(model)).shuffle(seed=context.seed)
     rows = rows.select(range(min(config.calibration_samples, len(rows))))
     taylor = config.importance == "taylor"
-    seen: dict[tuple[str, int], Tensor] = {}
+    seen: dict[tuple[str, int], list[Tensor]] = {}  # of a shared layer, one a repetition
     hooks = []
     for index, layer in enumerate(layers):
         for kind, path in (("heads", names.attention_output), ("neurons", names.ffn_out)):
@@ -112,7 +113,7 @@ def importance(
             def capture(
                 module: nn.Module, args: tuple[Tensor, ...], units_of: tuple[str, int] = (kind, index)
             ) -> None:
-                seen[units_of] = args[0]
+                seen.setdefault(units_of, []).append(args[0])
                 if taylor:
                     args[0].retain_grad()
 
@@ -120,25 +121,29 @@ def importance(
     head_size, present = _head_size(model), units(model)
     scores = Importance([torch.zeros(n) for n in present.heads], [torch.zeros(n) for n in present.neurons])
     inputs = accepted_inputs(model)
-    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    texts, labels = texts_of(rows), list(rows["label"])
+    batches = [slice(start, start + 16) for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
-        encoded = tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt")
+        encoded = tokenizer(texts[batch], padding=True, truncation=True, return_tensors="pt")
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
             logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
-                F.cross_entropy(logits, torch.tensor(batch["label"]), reduction="sum").backward()
-        for (kind, index), activation in seen.items():  # activation: (batch, seq, units)
+                F.cross_entropy(logits, torch.tensor(labels[batch]), reduction="sum").backward()
+        for (kind, index), activations in seen.items():  # each (batch, seq, units)
             if taylor:
-                assert activation.grad is not None
-                effect = (activation.detach() * activation.grad * mask).sum(dim=1)  # (batch, units)
+                effect = torch.zeros(())
+                for activation in activations:
+                    assert activation.grad is not None
+                    effect = effect + (activation.detach() * activation.grad * mask).sum(dim=1)
                 if kind == "heads":
                     per_head = effect.view(len(effect), -1, head_size).sum(dim=2).abs().sum(dim=0)
                     scores.heads[index] += per_head
                 else:
                     scores.neurons[index] += effect.abs().sum(dim=0)
             else:
-                size = (activation.detach().abs() * mask).sum(dim=(0, 1)) / mask.sum()
+                total = torch.stack([each.detach().abs() for each in activations]).sum(dim=0)
+                size = (total * mask).sum(dim=(0, 1)) / (mask.sum() * len(activations))
                 if kind == "heads":
                     scores.heads[index] += size.view(-1, head_size).sum(dim=1)
                 else:

@@ -25,6 +25,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from pressoir.data.texts import Text
 from pressoir.errors import SourceError
 
 Content = Mapping[str, Any]
@@ -63,7 +64,7 @@ def pieces(content: Content) -> dict[str, int]:
     return found | {token["content"]: token["id"] for token in content["added_tokens"]}
 
 
-def count(tokenizer: Tokenizer, texts: Sequence[str]) -> Counter[int]:
+def count(tokenizer: Tokenizer, texts: Sequence[Text]) -> Counter[int]:
     """How often each id occurs in `texts`, special tokens not counted."""
     counts: Counter[int] = Counter()
     for encoding in _encode(tokenizer, texts):
@@ -125,7 +126,7 @@ def cut(content: Content, ids: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def coverage(old: Tokenizer, new: Tokenizer, texts: Sequence[str]) -> Coverage:
+def coverage(old: Tokenizer, new: Tokenizer, texts: Sequence[Text]) -> Coverage:
     """How much of `texts` both tokenizers split alike; special tokens are left out."""
     tokens = longer = alike = same = 0
     for before, after in zip(_encode(old, texts), _encode(new, texts), strict=True):
@@ -143,7 +144,7 @@ def _placed(encoding: Encoding) -> Counter[tuple[str, tuple[int, int]]]:
     return Counter(zip(encoding.tokens, encoding.offsets, strict=True))
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding]:
+def _encode(tokenizer: Tokenizer, texts: Sequence[Text]) -> Iterator[Encoding]:
     """Whole sentences, whatever length the tokenizer is set to cut at or pad to."""
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()

@@ -1,5 +1,5 @@
-"""What leaves this machine: the model card of a compressed model, and its upload to the Hugging Face hub.
+"""What leaves this machine: the model card of a compressed model, the page of its run, its upload to the hub.
 
-A recipe, its benchmark and a model folder enter; `README.md` in the hub's form, or a commit on the hub,
-leaves.
+A recipe, its benchmark and a model folder enter; `README.md` in the hub's form, `report.html`, or a commit on
+the Hugging Face hub, leaves.
 """

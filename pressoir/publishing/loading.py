@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from pressoir.data.texts import takes_pairs
 from pressoir.extensions.task import Task
 from pressoir.formats.folder import GRAPH, QUANTIZATION, read_json
 from pressoir.formats.packed_streams import has_streams
@@ -40,6 +41,11 @@ _PIPELINES = {
     "LMHeadModel": _GENERATION,
 }
 """By the end of the class name in `config.json`."""
+_OF_PAIRS = {
+    'answer("A sentence to classify.")': 'answer({"text": "A sentence.", "text_pair": "Another one."})',
+    'model.predict(["A sentence to classify."])': 'model.predict([("A sentence.", "Another one.")])',
+}
+"""How a classifier of pairs is called, by the call of one of single texts."""
 _EXAMPLES = {
     "TextClassifier": 'print(model.predict(["A sentence to classify."]))',
     "TextGenerator": 'print("".join(model.generate("Once upon a time", max_new_tokens=64)))',
@@ -65,6 +71,14 @@ def loading(folder: Path, task: Task) -> Loading:
     Raises:
         SourceError: a file of the folder is missing or damaged.
     """
+    found = _loading(folder, task)
+    if takes_pairs(read_json(folder / "config.json")):
+        for single, pair in _OF_PAIRS.items():
+            found = found._replace(code=found.code.replace(single, pair))
+    return found
+
+
+def _loading(folder: Path, task: Task) -> Loading:
     names = read_json(folder / "config.json").get("architectures") or [""]
     pipeline = next((row for head, row in _PIPELINES.items() if str(names[0]).endswith(head)), None)
     graph = (folder / GRAPH).is_file()

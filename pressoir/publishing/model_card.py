@@ -18,6 +18,7 @@ from pressoir.benchmark import reports
 from pressoir.benchmark.classifier_report import Benchmark, accuracy_text, busy_lines, points
 from pressoir.benchmark.language_model_report import GenerationBenchmark, figure, percent
 from pressoir.benchmark.reports import AnyBenchmark
+from pressoir.data.texts import takes_pairs
 from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import CARD, GRAPH, QUANTIZATION, read_json
 from pressoir.formats.labels import labels_of
@@ -107,8 +108,9 @@ def _what(folder: Path, recipe: Recipe, benchmark: AnyBenchmark, store: Store) -
         for reference in origins.references(recipe)
     ]
     if isinstance(benchmark, Benchmark):
-        names = ", ".join(f"`{label}`" for label in labels_of(read_json(folder / "config.json")))
-        kind = f"A text classifier with the labels {names}"
+        config = read_json(folder / "config.json")
+        names = ", ".join(f"`{label}`" for label in labels_of(config))
+        kind = f"A text classifier {'of pairs of texts ' * takes_pairs(config)}with the labels {names}"
     else:
         kind = "A causal language model"
     return (
@@ -211,7 +213,9 @@ def _limits(folder: Path, recipe: Recipe, benchmark: AnyBenchmark) -> Iterator[s
     )
     cut, sentences = benchmark.texts_truncated, benchmark.test_sentences
     some = "" if cut is None else f"; {cut or 'none'} of {sentences} test sentences are longer"
-    yield f"Texts are cut at {_most_tokens(folder)} tokens{some}."
+    pairs = takes_pairs(read_json(folder / "config.json"))
+    both = " both texts of a pair together, the longer one first," if pairs else ""
+    yield f"Texts are cut{both} at {_most_tokens(folder)} tokens{some}."
     yield "It answers one of its labels, whatever the text is."
 
 

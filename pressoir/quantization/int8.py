@@ -11,7 +11,7 @@ https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,51 @@ def named_by(name: str, parts: Sequence[str]) -> bool:
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Name and kind (`linear`, `embedding`) of every module that int8 can hold, in the model's order."""
+    """Name and kind (`linear`, `embedding`) of every module that int8 can hold, in the model's order.
+
+    Those that a graph has no product or look-up for stay float: what a classifier's logits do not depend on
+    (ESM's contact head), and what is not called, as its weight is read as it is (DeBERTa's `rel_embeddings`).
+    """
+    used = _used(model)
     for name, module in model.named_modules():
+        if module not in used:
+            continue
         if isinstance(module, nn.Linear):
             yield name, "linear"
         elif isinstance(module, nn.Embedding):
             yield name, "embedding"
+
+
+def _used(model: nn.Module) -> set[nn.Module]:
+    """The modules that a pass over four tokens calls, and whose weights the logits depend on."""
+    called, training = set[nn.Module](), model.training
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()
+    ]
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]  # such as sinusoids
+    model.eval()  # a pass of training would draw random numbers
+    tokens = torch.zeros((1, 4), dtype=torch.long)
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    finally:
+        model.train(training)
+        for weight in frozen:
+            weight.requires_grad_(False)
+        for hook in hooks:
+            hook.remove()
+    steps, weights, seen = [logits.grad_fn], set[int](), set[Any]()
+    while steps:
+        step = steps.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            weights.add(id(getattr(step, "variable", None)))
+            steps += [before for before, _ in step.next_functions]
+    return {
+        module for module in called if any(id(own) in weights for own in module.parameters(recurse=False))
+    }
 
 
 def quantize_rows(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pressoir import metrics
 from pressoir.data import sentences
+from pressoir.data.texts import Text, texts_of
 from pressoir.formats import symmetric_blocks
 from pressoir.formats.folder import QUANTIZATION
 from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS, dequantize, stored
@@ -51,7 +52,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     model = loading.load_classifier(source)
     tokenizer = loading.load_tokenizer(source)
     split = sentences.load_split(inputs["data"], "validation", class_names(model))
-    texts, labels = list(split["text"]), list(split["label"])
+    texts, labels = texts_of(split), list(split["label"])
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))
     packed, excluded = _pack(reference, kinds, word_table(model), config)
@@ -185,16 +186,16 @@ class Scorer:
         self.packed = dict(packed)
         self.labels = [str(index) for index in range(model.config.num_labels)]
 
-    def float_logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def float_logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Logits (sentences, labels) of the float model."""
         return self._run(texts, batch_invariant=True)
 
-    def logits(self, texts: Sequence[str], layers: set[str]) -> NDArray[np.float32]:
+    def logits(self, texts: Sequence[Text], layers: set[str]) -> NDArray[np.float32]:
         """Logits (sentences, labels) with `layers` in int8."""
         with self._quantized(layers):
             return self._run(texts, batch_invariant=False)
 
-    def sensitivity(self, texts: Sequence[str], context: StageContext) -> dict[str, float]:
+    def sensitivity(self, texts: Sequence[Text], context: StageContext) -> dict[str, float]:
         """Mean KL divergence from the float model's output distribution with one layer in int8, by layer."""
         expected, result = _log_softmax(self.float_logits(texts)), {}
         for done, name in enumerate(self.packed, start=1):
@@ -203,7 +204,7 @@ class Scorer:
             context.reporter.progress(done, len(self.packed), "layers ranked")
         return result
 
-    def _run(self, texts: Sequence[str], batch_invariant: bool) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[Text], batch_invariant: bool) -> NDArray[np.float32]:
         engine = TorchEngine(self.model, batch_invariant)
         with nullcontext() if batch_invariant else one_thread():
             return TextClassifier(engine, self.tokenizer, self.labels).logits(texts)
@@ -228,7 +229,7 @@ class Scorer:
 class _Validation:
     """Accuracy on the validation split with any set of layers in int8."""
 
-    def __init__(self, scorer: Scorer, texts: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, scorer: Scorer, texts: Sequence[Text], labels: Sequence[int]) -> None:
         self.scorer, self.texts, self.labels = scorer, texts, labels
         self.float_accuracy = metrics.accuracy(scorer.float_logits(texts).argmax(axis=1), labels)
 

@@ -121,6 +121,10 @@ class Recipe(Document):
                     "augment: nothing to add, because copies and spans are 0 and data.unlabelled is not "
                     "specified"
                 )
+            if self.augment and self.data.text_pair_column is not None:
+                problems.append(
+                    "augment: pairs of texts (data.text_pair_column) are not supported; omit `augment`"
+                )
             if self.vocabulary and self.distill and self.distill.student.model:
                 problems.append(
                     "vocabulary: cannot be combined with distill.student.model, which has its own "

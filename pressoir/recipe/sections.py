@@ -56,6 +56,9 @@ class DataConfig(Config):
     and stops, `drop` leaves them out."""
     text_column: str | int = "text"
     """Column of the sentence: a name, or a zero-based index if there is no header."""
+    text_pair_column: str | int | None = None
+    """Column of a second sentence, for a classifier of pairs (paraphrase, inference, reranking); null: there
+    is one sentence per row."""
     label_column: str | int = "label"
     """Column of the label: a name, or a zero-based index if there is no header."""
     labels: tuple[str, ...] | None = None
@@ -77,7 +80,8 @@ class DataConfig(Config):
     test_samples: Positive | None = None
     """Number of test sentences to sample; null uses all."""
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
-    """Maximum number of tokens per sentence; longer sentences are truncated."""
+    """Maximum number of tokens per sentence, or per pair; longer ones are truncated, of a pair the longer
+    sentence first."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -101,6 +105,13 @@ class DataConfig(Config):
             problems.append(f"{', '.join(hub)} specified, but source is {self.source!r}; set `source: hub`")
         if self.encoding is not None and not _is_encoding(self.encoding):
             problems.append(f"`encoding` {self.encoding!r} is unknown; use a name such as utf-8 or cp1252")
+        if self.text_pair_column is not None:
+            if self.source == "demo":
+                problems.append("`text_pair_column` is specified, but the demo reviews are single sentences")
+            if self.unlabelled is not None:
+                problems.append("`unlabelled` holds single sentences; omit it, or `text_pair_column`")
+            if self.text_pair_column in (self.text_column, self.label_column):
+                problems.append("`text_pair_column` must be another column than the text and the label")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             problems.append("`labels` must contain at least two different labels")
         return checked(self, problems)
@@ -276,8 +287,8 @@ class TeacherConfig(TrainingConfig):
 
 
 class StudentConfig(Config):
-    """Architecture of the student. Specify at most one field; by default every second layer of the teacher is
-    kept."""
+    """Architecture of the student. Specify at most one of `layers`, `model` and `config`; by default every
+    second layer of the teacher is kept."""
 
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Teacher layers to keep: a count (evenly spaced) or zero-based indices, such as `[1, 3, 5]`."""
@@ -285,6 +296,9 @@ class StudentConfig(Config):
     """A smaller pretrained model (folder, hub id or package), such as `distilbert-base-uncased`."""
     config: dict[str, int] | None = None
     """Fields of the teacher's config to override, such as `{hidden_size: 192, num_attention_heads: 6}`."""
+    embedding_size: Positive | None = None
+    """Width of the embeddings of a student made of a BERT's layers, which becomes an ELECTRA: narrower tables
+    and a projection to the hidden size. Null keeps the teacher's embeddings."""
 
     @model_validator(mode="after")
     def _one_form(self) -> StudentConfig:
@@ -292,6 +306,8 @@ class StudentConfig(Config):
         given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
         if len(given) > 1:
             problems.append(f"specify only one of layers, model and config, not {' and '.join(given)}")
+        if self.embedding_size is not None and (self.model is not None or self.config is not None):
+            problems.append("`embedding_size` can be combined with `layers` only")
         if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
             problems.append("`layers` must contain at least one layer and no duplicates")
         return checked(self, problems)

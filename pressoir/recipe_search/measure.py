@@ -13,6 +13,7 @@ import numpy as np
 
 from pressoir.benchmark.cost import Cost, CostConditions, measure
 from pressoir.data import sentences as data
+from pressoir.data.texts import texts_of
 from pressoir.metrics import accuracy
 from pressoir.recipe_search.records import Figures
 from pressoir.store.artifact import Artifact, StageKey
@@ -28,7 +29,7 @@ def figures(
         folder = store.path(sentences)
         found, classifier = measure(store.path(model), folder, conditions)
         split = data.load_split(folder, "validation", classifier.labels)
-        predicted = classifier.logits(list(split["text"])).argmax(axis=1)
+        predicted = classifier.logits(texts_of(split)).argmax(axis=1)
         return {**found.model_dump(), "accuracy": accuracy(predicted, np.asarray(split["label"]))}
 
     inputs = {"model": model.digest, "data": sentences.digest}

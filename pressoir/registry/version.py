@@ -25,3 +25,5 @@ class VersionRequest(Config):
     digest: str
     columns: dict[str, str]
     """What the model answers: MLflow's type of each column."""
+    pairs: bool = False
+    """Whether it is asked for pairs of texts."""

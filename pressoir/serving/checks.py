@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text
 from pressoir.errors import DataError
 from pressoir.serving.errors import RequestError
 
@@ -16,7 +17,38 @@ def as_list(text: str | Sequence[str]) -> list[str]:
     return [text] if isinstance(text, str) else list(text)
 
 
-def check_texts(texts: Sequence[str | list[int]], max_batch: int) -> None:
+def paired(text: str | Sequence[str], second: str | Sequence[str] | None) -> list[Text]:
+    """Texts with their second ones, or, without these, as they are.
+
+    Raises:
+        RequestError: there is not one second text for each text.
+    """
+    texts = as_list(text)
+    if any(isinstance(one, list | tuple) for one in texts):
+        raise RequestError(
+            "a text is a list; expected a string (of pairs, send the second texts as text_pair)"
+        )
+    if second is None:
+        return list(texts)
+    others = as_list(second)
+    if isinstance(text, str) != isinstance(second, str) or len(texts) != len(others):
+        raise RequestError(
+            f"text_pair has {len(others)} texts, but text has {len(texts)}; each text needs one, in a list "
+            "where text is one"
+        )
+    return list(zip(texts, others, strict=True))
+
+
+def check_pairs(texts: Sequence[Text], pairs: bool, tier: str | None) -> None:
+    """Refuse single texts for a model of pairs, and pairs for another one; raises RequestError."""
+    given, what = not isinstance(texts[0], str), "the tier" if tier is None else f"tier {tier!r}"
+    if pairs and not given:
+        raise RequestError(f"{what} was trained on pairs of texts; send the second text as text_pair")
+    if given and not pairs:
+        raise RequestError(f"{what} was trained on single texts; omit text_pair")
+
+
+def check_texts(texts: Sequence[Text | list[int]], max_batch: int) -> None:
     """Refuse a request of no texts or too many, or with a text that is empty or not valid Unicode.
 
     Token ids are checked by the model, which knows its vocabulary.
@@ -27,7 +59,10 @@ def check_texts(texts: Sequence[str | list[int]], max_batch: int) -> None:
     if not 1 <= len(texts) <= max_batch:
         raise RequestError(f"the request has {len(texts)} texts; expected 1 to {max_batch}")
     for index, text in enumerate(texts):
-        if not isinstance(text, list):
+        if isinstance(text, tuple):
+            for part, name in zip(text, ("text", "text_pair"), strict=True):
+                check_text(part, f"{name} {index}" if len(texts) > 1 else f"the {name}")
+        elif not isinstance(text, list):
             check_text(text, f"text {index}" if len(texts) > 1 else "the text")
 
 

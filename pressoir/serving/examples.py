@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pressoir.data.texts import PAIR
 from pressoir.extensions.task import task
 from pressoir.serving.config import TierConfig
 
@@ -25,7 +26,10 @@ def example_requests(tier: TierConfig, sound_s: float = _SILENCE_S) -> list[dict
         samples = int(min(sound_s, settings.max_audio_s) * SAMPLING_RATE)
         sound = {"name": "audio", "shape": [1, samples], "datatype": "FP32", "data": [0.0] * samples}
         return [{"inputs": [sound]}]
-    request = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]}
+    text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}
+    request = {"inputs": [text]}
+    if declared.pairs:  # the files of a model say whether it takes them
+        return [request, {"inputs": [text, {**text, "name": PAIR}]}]
     short = {"max_new_tokens": min(settings.max_new_tokens or _TOKENS, _TOKENS)}
     if "target_language" in declared.parameters:  # a model of several language pairs needs both
         languages = {

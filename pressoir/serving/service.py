@@ -26,8 +26,16 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text
 from pressoir.serving.answers import Answers, Embeddings
-from pressoir.serving.checks import as_list, check_prompt, check_texts, check_waveform
+from pressoir.serving.checks import (
+    as_list,
+    check_pairs,
+    check_prompt,
+    check_texts,
+    check_waveform,
+    paired,
+)
 from pressoir.serving.config import DEFAULT_NEW_TOKENS, ServingConfig, TierSettings
 from pressoir.serving.errors import RequestError, ServingError, TimedOutError, WorkerDiedError
 from pressoir.serving.generation import Generation, GenerationOptions, Scored
@@ -98,6 +106,7 @@ class Service:
         self,
         text: str,
         *,
+        text_pair: str | None = None,
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
@@ -108,6 +117,7 @@ class Service:
         self,
         text: list[str],
         *,
+        text_pair: list[str] | None = None,
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
@@ -117,24 +127,29 @@ class Service:
         self,
         text: str | list[str],
         *,
+        text_pair: str | list[str] | None = None,
         tier: str | Tier | None = None,
         max_length: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, float] | Answers[dict[str, float]]:
         """The probability of each label, of a text or of each of several (`truncated` says which were cut).
 
+        A model that was trained on pairs needs the second text of each as `text_pair`.
+
         Raises:
             ServingError: see `pressoir.serving.errors`; so do the other methods.
         """
 
         async def work(settings: TierSettings, model: ModelHandle, until: float) -> Answers[dict[str, float]]:
-            texts, labels = as_list(text), model.info["labels"]
+            labels = model.info["labels"]
+            check_pairs(texts, model.info.get("pairs", False), tier.name if isinstance(tier, Tier) else tier)
             rows = await model.answer("classify", texts, until=until, max_length=settings.max_length)
             named = [dict(zip(labels, row, strict=True)) for row, _ in rows]
             return Answers(named, (cut for _, cut in rows))
 
+        texts = paired(text, text_pair)
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
-        found = await self._answer("classify", tier, overrides, work, text)
+        found = await self._answer("classify", tier, overrides, work, texts)
         return found[0] if isinstance(text, str) else found
 
     async def embed(
@@ -368,7 +383,7 @@ class Service:
         tier: str | Tier | None,
         overrides: dict[str, Any],
         work: Work[Result],
-        text: str | Sequence[str | list[int]] | None = None,
+        text: str | Sequence[Text | list[int]] | None = None,
         most: int | None = None,
     ) -> Result:
         """What `work` makes of a request within its time, with its settings and the model, leased.

@@ -36,7 +36,8 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
 
     A folder's name is its stage (`teacher_onnx` is the teacher, exported); its runtime follows from what it
     holds, and the task of the first model decides what is measured. Writes `benchmark.json`,
-    `comparison.md`, `latencies.json` and pictures; returns the final row's metrics.
+    `comparison.md`, `latencies.json` and pictures, of classifiers also `details.json` (classes, and sentences
+    on which the first and the last model differ); returns the final row's metrics.
 
     Raises:
         PressoirError: no model is given, one fails to load in a fresh process, gives logits that are not
@@ -52,7 +53,7 @@ def run(inputs: Mapping[str, Path], config: BenchmarkConfig, context: StageConte
 
 STAGE = Stage(
     name="benchmark",
-    version=5,
+    version=6,
     kind="report",
     config=BenchmarkConfig,
     run=run,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir.data import sentences
+from pressoir.data.texts import PAIR
 from pressoir.recipe.sections import DataConfig
 from pressoir.stage import LoggedDataset, Stage, StageContext, StageKeyParts
 
@@ -38,19 +39,26 @@ def run(inputs: Mapping[str, Path], config: DataConfig, context: StageContext) -
 
 
 def key(config: DataConfig) -> StageKeyParts:
-    """Of files their formats, of a hub data set that it is one; and the digest of what they hold."""
+    """Of files their formats, of a hub data set that it is one; and the digest of what they hold.
+
+    The column of second texts is left out where there is none.
+    """
     values = config.model_dump(mode="json")
     for split in (*sentences.SPLITS, sentences.UNLABELLED):
         path: Path | None = getattr(config, split)
         values[split] = None if path is None else path.suffix.lower()
     values["hub_id"] = config.hub_id is not None
+    if config.text_pair_column is None:
+        del values["text_pair_column"]
     return StageKeyParts(values, {"source": sentences.source_digest(config)})
 
 
 def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
     """The three splits."""
     files = {split: folder / f"{split}.jsonl" for split in sentences.SPLITS}
-    return LoggedDataset(config.hub_id or config.source, files, {"text": "string", "label": "long"})
+    second = {} if config.text_pair_column is None else {PAIR: "string"}
+    columns = {"text": "string", **second, "label": "long"}
+    return LoggedDataset(config.hub_id or config.source, files, columns)
 
 
 STAGE = Stage(

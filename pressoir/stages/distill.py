@@ -34,6 +34,8 @@ def key(config: DistillConfig) -> StageKeyParts:
     """Of a student that is a checkpoint only that it is one: its digest is among the inputs."""
     values = precision.key_values(config)
     values["student"]["model"] = config.student.model is not None
+    if config.student.embedding_size is None:  # as before there was such a field
+        del values["student"]["embedding_size"]
     return StageKeyParts(values)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pressoir.data import sentences
+from pressoir.data.texts import texts_of
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
 from pressoir.training import precision
@@ -43,9 +44,12 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     tokenizer = loading.load_tokenizer(inputs["model"])
     tokenizer.model_max_length = min(tokenizer.model_max_length, sentences.info(data)["max_tokens"])
     if config.checkpoint is not None:
-        model, history = heads.finished(inputs["model"], data), []
+        model = heads.finished(inputs["model"], data)
     else:
         model = heads.to_train(inputs["model"], data, context.reporter.message)
+    heads.mark_pairs(model, data)
+    history: list[dict[str, float]] = []
+    if config.checkpoint is None:
         history = loop.fit(model, tokenizer, data, config, context, what="teacher: steps")
     loop.save_history(history, context, "teacher")
     loading.save_model(model, context.out_dir)
@@ -54,7 +58,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
     if len(labels := sentences.info(data)["labels"]) == 2:
         context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
     for split in ("train", "validation"):
-        found = truncation(tokenizer, sentences.load_split(data, split)["text"][:])
+        found = truncation(tokenizer, texts_of(sentences.load_split(data, split)))
         if found.cut:
             context.reporter.message(f"teacher: {split}: {found} (data.max_tokens)")
         metrics |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}

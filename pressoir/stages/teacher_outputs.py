@@ -26,6 +26,7 @@ def key(config: OutputsConfig) -> StageKeyParts:
     values = config.model_dump(mode="json")
     if config.student is not None:
         values["student"]["model"] = config.student.model is not None
+        del values["student"]["embedding_size"]  # changes nothing that the teacher puts out
     return StageKeyParts(values)
 
 

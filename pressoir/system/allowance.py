@@ -18,7 +18,6 @@ one from a fresh start.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import TypeVar
 
 Sample = TypeVar("Sample")
-_M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 # NumPy and Python raise MemoryError. The others, in this order: torch, ONNX Runtime, C++, CUDA, oneDNN (whose
 # message says no more; it was measured to come under a limit), and the thread pool of GCC's OpenMP.
@@ -74,16 +72,6 @@ def data_limit(allowance_bytes: int, folder: Path) -> Iterator[None]:
         yield
     finally:  # what tells of a failure needs memory, too
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def map_large_blocks() -> None:
-    """From now on, have the C library map every block of 1 MB or more, and give it back when it is freed.
-
-    Otherwise it comes to keep blocks of up to 32 MB for reuse, which is faster, but leaves memory in pieces:
-    after a batch that was too large, even smaller ones would find no room.
-    """
-    with suppress(AttributeError, OSError):  # glibc's own; musl and macOS have none
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_resident_bytes() -> int | None:

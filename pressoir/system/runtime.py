@@ -11,6 +11,7 @@ What each setting buys is measured by `benchmarks/cpu_settings.py`.
   `spin_briefly` is in between; processes side by side do not spin.
 - **Inference.** `inference_mode` keeps no graph for a backward pass.
 - **Loading.** `LOW_MEMORY_LOADING` are the options of `from_pretrained` that never hold the weights twice.
+- **Keeping.** `freed_blocks_kept` while a model trains: each step takes the memory that the last one freed.
 - **Giving back.** `release_memory` between two models in one process. What a process does not give back,
   its end does: batch evaluation runs one process a model.
 
@@ -41,6 +42,7 @@ _CPU_FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
     *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
 
 BRIEF_SPINNING: Mapping[str, str] = {"GOMP_SPINCOUNT": "100000"}
@@ -154,6 +156,36 @@ def release_memory() -> None:
         cuda.empty_cache()
     with suppress(AttributeError, OSError):  # glibc's own; musl and macOS have none
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def freed_blocks_kept() -> Iterator[None]:
+    """A block in which the C library keeps freed memory for reuse, which a training takes again each step.
+
+    Otherwise it gives large blocks back to the system, and clears their pages anew each time.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    _mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:  # where glibc's own adjustment ends
+        _mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        _mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        release_memory()
+
+
+def map_large_blocks() -> None:
+    """From now on, have the C library map every block of 1 MB or more, and give it back when it is freed.
+
+    Otherwise it comes to keep blocks of up to 32 MB for reuse, which is faster, but leaves memory in pieces:
+    after a batch that was too large, even smaller ones would find no room.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _mallopt(name: int, value: int) -> None:
+    with suppress(AttributeError, OSError):  # glibc's own; musl and macOS have none
+        ctypes.CDLL(None).mallopt(name, value)
 
 
 def describe_machine(threads: int) -> dict[str, str]:

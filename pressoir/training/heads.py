@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pressoir.data import sentences
+from pressoir.data.texts import PAIR
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import read_json
 from pressoir.formats.labels import are_numbers, check_single_label, labels_of, match
@@ -61,6 +62,14 @@ def to_distill(folder: Path, labels: Sequence[str], tell: Callable[[str], None])
         return model
 
     return _kept_or_new(folder, labels, kept, tell)
+
+
+def mark_pairs(model: PreTrainedModel, data: Path) -> None:
+    """Let the configuration of `model` say whether it is trained on pairs, as those of `data` are."""
+    if sentences.info(data).get(PAIR):
+        setattr(model.config, PAIR, True)
+    elif hasattr(model.config, PAIR):
+        delattr(model.config, PAIR)
 
 
 def _kept_or_new(

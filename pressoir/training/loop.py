@@ -15,7 +15,7 @@ import json
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from transformers import (
 
 from pressoir import metrics
 from pressoir.data import sentences
+from pressoir.data.texts import Text, texts_of
 from pressoir.errors import RecipeError
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
@@ -48,6 +49,7 @@ from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
+from pressoir.system import runtime
 from pressoir.training import balance, precision, quantization_aware, relations
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
@@ -59,7 +61,7 @@ SCORES = ("accuracy", "f1", "macro_f1")
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
     """A split as inputs that `model` takes, with `labels` (its own), `length` (tokens) and `row` (number)."""
     rows, accepted = sentences.load_split(folder, split, class_names(model)), accepted_inputs(model)
-    encoded = tokenizer(rows["text"][:], truncation=True)
+    encoded = tokenizer(texts_of(rows), truncation=True)
     encoded = {name: values for name, values in encoded.items() if name in accepted}
     encoded["labels"] = rows["label"][:]
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
@@ -145,7 +147,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         # Checkpoints of a small model follow each other within a second, which Trainer takes for a bad clock.
         warnings.filterwarnings("ignore", message="mtime may not be reliable")
-        with _rounding(model, config), captured as trainer.vectors:
+        with _rounding(model, config), runtime.freed_blocks_kept(), captured as trainer.vectors:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.forward = type(model).forward.__get__(model)  # drop accelerate's autocast wrapper
     if hasattr(model, PROJECTION):
@@ -202,13 +204,13 @@ def evaluate(
     """
     rows, places = sentences.load_split(folder, split), sentences.label_places(folder, class_names(model))
     classifier = TextClassifier(TorchEngine(model), tokenizer, class_names(model))
-    predicted = classifier.logits(rows["text"][:], batch_size=64)[:, places].argmax(axis=1)
+    predicted = classifier.logits(texts_of(rows), batch_size=64)[:, places].argmax(axis=1)
     expected = rows["label"][:]
     scores = _classification_scores(predicted, expected, len(places))
     return {f"{split}_{name}": value for name, value in scores.items()}
 
 
-def logits_of(folder: Path, texts: list[str], what: str, reporter: Reporter) -> NDArray[np.float32]:
+def logits_of(folder: Path, texts: Sequence[Text], what: str, reporter: Reporter) -> NDArray[np.float32]:
     """Logits of the classifier in `folder` for `texts`, (sentences, labels); progress per 1,024 sentences."""
     model = loading.load_classifier(folder)
     labels = class_names(model)

@@ -29,6 +29,7 @@ from pressoir.stage import StageContext
 from pressoir.system.files import write_text_atomic
 from pressoir.training import balance, heads, loop
 from pressoir.training.distillation import DistillationLoss, TeacherOutputs
+from pressoir.training.factorized import with_embedding_size
 from pressoir.training.teacher_outputs import matched_layers
 
 SCORES = "scores.json"  # of a seed; written last
@@ -81,6 +82,9 @@ def _train(
     torch.manual_seed(seed)
     teacher = loading.load_classifier(inputs["teacher"])
     student = make_student(teacher, config.student, inputs.get("student"), context.reporter.message)
+    if config.student.embedding_size is not None:
+        student = with_embedding_size(student, config.student.embedding_size, seed)
+    heads.mark_pairs(student, inputs["data"])
     ratio = count_parameters(student) / count_parameters(teacher)
     del teacher
     loss = DistillationLoss.from_config(config)
@@ -128,9 +132,14 @@ def make_student(
         except ValueError as error:
             raise RecipeError(f"distill.student.config: {error}") from error
     keep = matched_layers(config, teacher.config.num_hidden_layers)
-    layers = encoder_layers(teacher)
-    replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
-    names = architecture_of(teacher)
+    layers, names = encoder_layers(teacher), architecture_of(teacher)
+    if names.shared_layers:
+        tell(
+            f"distill: all layers of the teacher ({teacher.config.model_type}) are one, repeated; the "
+            f"student repeats it {len(keep)} times instead of {teacher.config.num_hidden_layers}"
+        )
+    else:
+        replace_layers(teacher, nn.ModuleList(layers[index] for index in keep))
     shrunk = teacher.config.to_dict() | {names.layer_count_field: len(keep)}
     student = loading.new_classifier(type(teacher.config)(**shrunk))
     first = f"{teacher.base_model_prefix}.{names.layers}.0"

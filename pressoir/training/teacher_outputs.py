@@ -15,6 +15,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from pressoir.data import sentences
+from pressoir.data.texts import characters, texts_of
 from pressoir.errors import RecipeError
 from pressoir.models import loading
 from pressoir.recipe.sections import OutputsConfig, StudentConfig
@@ -81,8 +82,8 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     for array in kept.values():
         array.flush()
     if reference is not None:
-        texts = sentences.load_split(inputs["data"], "train")["text"][:]
-        ascending = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        texts = texts_of(sentences.load_split(inputs["data"], "train"))
+        ascending = sorted(range(len(texts)), key=lambda row: characters(texts[row]))
         logits[ascending] = loop.logits_of(
             reference,
             [texts[row] for row in ascending],

@@ -19,6 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import pressoir
 from pressoir.benchmark.reports import AnyRow
+from pressoir.data.texts import PAIR
 from pressoir.extensions.loader import DISTRIBUTION
 from pressoir.inference.predictor import open_predictor
 from pressoir.recipe.sections import RegistryConfig
@@ -39,6 +40,7 @@ def version_request(
     name: str, config: RegistryConfig, artifact: Artifact, report: Artifact, row: AnyRow, store: Store
 ) -> VersionRequest:
     """The request for `artifact`, measured as `row` of `report`."""
+    predictor = open_predictor(store.path(artifact), available_cpus())
     return VersionRequest(
         name=name,
         config=config,
@@ -48,7 +50,8 @@ def version_request(
         stage=artifact.stage,
         key=artifact.key,
         digest=artifact.digest,
-        columns=dict(open_predictor(store.path(artifact), available_cpus()).columns),
+        columns=dict(predictor.columns),
+        pairs=predictor.pairs,
     )
 
 
@@ -115,6 +118,7 @@ def _logged(client: Any, request: VersionRequest, experiment_id: str, run_id: st
             if begun.status == LoggedModelStatus.READY:
                 return str(begun.model_id)
             client.delete_logged_model(begun.model_id)
+    inputs = ["text", *([PAIR] if request.pairs else [])]
     # Left to itself, MLflow would put it into the process's experiment instead of the run's.
     model = client.create_logged_model(experiment_id, "model", source_run_id=run_id, tags=tags)
     Model.log(
@@ -132,10 +136,10 @@ def _logged(client: Any, request: VersionRequest, experiment_id: str, run_id: st
         model_config=request.model_dump(mode="json", include={"home", "stage", "key", "digest"}),
         pip_requirements=[f"{DISTRIBUTION}=={pressoir.__version__}", f"mlflow=={mlflow.__version__}"],
         signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.string, "text")]),
+            inputs=Schema([ColSpec(DataType.string, name) for name in inputs]),
             outputs=Schema([ColSpec(DataType[kind], name) for name, kind in request.columns.items()]),
         ),
-        input_example=pd.DataFrame({"text": [_EXAMPLE]}),
+        input_example=pd.DataFrame({name: [_EXAMPLE] for name in inputs}),
     )
     return str(model.model_id)
 

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
+from pressoir.data.texts import PAIR
 from pressoir.errors import StoreError
 from pressoir.inference.predictor import open_predictor
 from pressoir.store.store import Store
@@ -21,7 +22,8 @@ from pressoir.system.runtime import available_cpus
 
 
 class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """Texts in the column `text` in; out one column of probabilities a label, or each text's continuation."""
+    """Texts in the column `text` in, with the second ones in `text_pair` where the model takes pairs; out one
+    column of probabilities a label, or each text's continuation."""
 
     def load_context(self, context: Any) -> None:
         """Open the artifact in the store it was registered from, or where PRESSOIR_HOME says it is now."""
@@ -46,7 +48,10 @@ class StoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """The columns of `open_predictor`, a row a text."""
-        columns = self.predictor.predict(model_input["text"].astype(str).tolist())
+        texts = model_input["text"].astype(str).tolist()
+        if self.predictor.pairs:
+            texts = list(zip(texts, model_input[PAIR].astype(str).tolist(), strict=True))
+        columns = self.predictor.predict(texts)
         return pd.DataFrame(columns, columns=list(self.predictor.columns))
 
 

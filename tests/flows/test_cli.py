@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -126,6 +127,25 @@ def test_the_dry_run_prints_every_step_and_builds_none(written, home):
     assert not home.exists()
 
 
+def test_the_recipe_of_pairs_passes_the_dry_run(pair_data, pair_classifier, home, tmp_path):
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (pair_data / f"{split}.jsonl").read_text().splitlines()]
+        lines = [
+            {"sentence1": row["text"], "sentence2": row["text_pair"], "label": row["label"]} for row in rows
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = Path(__file__).parents[2] / "configs" / "mrpc-minilm.yaml"
+    settings = [f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "test")]
+    settings += [f"model={pair_classifier('bert')}", "data.validation_samples=20"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = run("compress", recipe, *words, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "0 of 10 steps are in the store" in result.output
+    refused = run("compress", recipe, *words, "--set", "augment={copies: 1}", "--dry-run")
+    assert refused.exit_code == 2
+    assert "augment: pairs of texts" in refused.stderr
+
+
 def test_an_output_folder_with_other_peoples_files_is_left_alone(written, home, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
@@ -207,7 +227,8 @@ def test_a_run_killed_while_distilling_goes_on_without_the_teacher_and_finishes(
     assert "distill: steps: resuming from checkpoint-" in told
     assert next((home / "store" / "teacher").glob("*/artifact.json")).read_text() == teacher
 
-    assert {path.name for path in output.iterdir()} == {"model", "report", "recipe.yaml", "benchmark.json"}
+    files = {"recipe.yaml", "benchmark.json", "report.html"}
+    assert {path.name for path in output.iterdir()} == {"model", "report", *files}
     rows = json.loads((output / "benchmark.json").read_text())["rows"]
     assert [row["stage"] for row in rows] == [
         *("teacher", "teacher", "distill", "prune", "quantize", "export", "shard"),

@@ -31,10 +31,15 @@ from pressoir.system.allowance import (
     BatchSize,
     data_limit,
     is_out_of_memory,
-    map_large_blocks,
     peak_resident_bytes,
 )
-from pressoir.system.runtime import end_with_parent, hide_scikit_learn, limit_threads, release_memory
+from pressoir.system.runtime import (
+    end_with_parent,
+    hide_scikit_learn,
+    limit_threads,
+    map_large_blocks,
+    release_memory,
+)
 
 if TYPE_CHECKING:
     from pressoir.evaluation.child.predictors import BatchPredictor

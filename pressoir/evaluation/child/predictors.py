@@ -246,6 +246,11 @@ class Similarity:
 def classification(job: Job, data: DataSet) -> Loaded:
     """A classifier."""
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
+    if classifier.pairs and job.data.classification.text_pair_column is None:
+        raise RecipeError(
+            f"{job.model} was trained on pairs of texts; set text_pair_column of the data set, or leave the "
+            "model out"
+        )
     columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
     return Classification(classifier, columns), classifier.engine
 
@@ -257,13 +262,10 @@ def recognition(job: Job, data: DataSet) -> Loaded:
 
     recognizer = SpeechRecognizer.open(job.folder, job.threads, job.runtime)
     model = recognizer.model
-    if not isinstance(model, WhisperModel):
-        language = job.data.source_language if model.takes_language else None
-        return Recognition(recognizer, language, together=False), model.engine
     # The data may be for models of one language, too: those are not given one.
-    multilingual = bool(model.engine.generation.settings.get("lang_to_id"))
-    language = job.data.source_language if multilingual else None
-    return Recognition(recognizer, language, bool(model.engine.batch_invariant)), model.engine
+    language = job.data.source_language if model.takes_language else None
+    together = isinstance(model, WhisperModel) and bool(model.engine.batch_invariant)
+    return Recognition(recognizer, language, together), model.engine
 
 
 def translation(job: Job, data: DataSet) -> Loaded:

@@ -258,5 +258,8 @@ def bound(text: str) -> int:
 
 
 def texts_of(sample: EvaluationSample) -> Sequence[str]:
-    """The text, or the two of a pair; of a sound, its file's name."""
+    """What goes through the model by itself: the text, a classifier's pair joined, or each of the two that
+    are compared; of a sound, its file's name."""
+    if isinstance(sample.input, tuple):
+        return [" ".join(sample.input)]
     return [sample.input] if isinstance(sample.input, str) else [str(text) for text in sample.input]

@@ -21,6 +21,7 @@ from pressoir.evaluation.report.results import (
 )
 from pressoir.evaluation.report.scoring import difference_of, figure_of, interval_of, name_of
 from pressoir.extensions.task import task
+from pressoir.plots.standalone_page import Table
 
 VERDICTS: dict[Verdict, str] = {
     "ok": "evaluated",
@@ -42,16 +43,6 @@ PICTURE_TITLES = {
     "memory.png": "Memory over time",
 }
 _DETAIL_LINES, _DETAIL_COLUMNS = 4, 160
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; cells are text as it is to be read."""
-
-    columns: tuple[str, ...]
-    texts: int
-    """So many columns at the left are text, the others figures."""
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

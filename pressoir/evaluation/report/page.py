@@ -8,12 +8,12 @@ from pressoir.evaluation.report.content import (
     PICTURE_TITLES,
     Content,
     Failure,
-    Table,
     number_gb,
     samples_of,
     score_of,
 )
 from pressoir.evaluation.report.results import EvaluationRow, clipped, rate
+from pressoir.plots.standalone_page import Table
 
 _ID_COLUMNS = 22
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from pressoir import metrics
+from pressoir.data.texts import as_read
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
+from pressoir.plots.standalone_page import shortened
 
 SHOWN = 20
 """At most so many of a run."""
@@ -46,7 +48,7 @@ def labels(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
         WorstSample(
             name,
             f"confidence {100 * sure:.1f} %" if (sure := confidences[name]) is not None else "",
-            _clipped(str(known[name].input)),
+            shortened(as_read(known[name].input)),
             _label(data, known[name].reference),
             _label(data, found[name]["label"]),
         )
@@ -72,7 +74,7 @@ def transcripts(
         )
         figure = f"WER {100 * rates[i]:.1f} %"
         worst.append(
-            WorstSample(names[i], figure, "", _clipped(expected), _clipped(heard), _clipped_words(words))
+            WorstSample(names[i], figure, "", shortened(expected), shortened(heard), _clipped_words(words))
         )
     return tuple(worst)
 
@@ -87,9 +89,9 @@ def translations(data: DataSet, found: Mapping[str, Any], chrf: metrics.Statisti
         WorstSample(
             names[i],
             f"chrF {values[i]:.1f}",
-            _clipped(str(inputs[names[i]])),
-            _clipped(references[i]),
-            _clipped(found[names[i]]["text"]),
+            shortened(str(inputs[names[i]])),
+            shortened(references[i]),
+            shortened(found[names[i]]["text"]),
         )
         for i in order
     )
@@ -102,8 +104,8 @@ def unanswered(data: DataSet, sample: EvaluationSample) -> WorstSample:
     return WorstSample(
         sample.id,
         "no prediction",
-        "" if declared.sound else _clipped(str(sample.input)),
-        _label(data, reference) if data.labels else _clipped(str(reference)),
+        "" if declared.sound else shortened(as_read(sample.input)),
+        _label(data, reference) if data.labels else shortened(str(reference)),
         None,
     )
 
@@ -123,11 +125,6 @@ def _confidence(value: Mapping[str, Any]) -> float | None:
 
 def _label(data: DataSet, index: int) -> str:
     return data.labels[index] if 0 <= index < len(data.labels) else f"label {index}"
-
-
-def _clipped(text: str) -> str:
-    more = len(text) - _CHARACTERS
-    return text if more <= 0 else f"{text[:_CHARACTERS]}… ({more:,} more characters)"
 
 
 def _clipped_words(words: Sequence[tuple[str, str]]) -> Words:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text, characters
 from pressoir.inference.tokenizers.shortening import shortened
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
@@ -31,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 def iter_encoded(
-    tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+    tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int | None = None
 ) -> Iterator[Encoded | None]:
     """What `encode_batch` gives, in steps: each gives some of the texts, or None.
 
@@ -39,32 +40,62 @@ def iter_encoded(
     """
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     encode, left = partial(_whole, tokenizer), tokenizer.truncation_side == "left"
-    excerpts, characters = dict[int, str](), 0
-    for row in sorted(range(len(texts)), key=lambda index: len(texts[index])):
-        excerpt = yield from shortened(encode, texts[row], limit, left=left)
-        if excerpts and characters + len(excerpt) > STEP:
+    excerpts, size = dict[int, Text](), 0
+    for row in sorted(range(len(texts)), key=lambda index: characters(texts[index])):
+        text = texts[row]
+        excerpt: Text
+        if isinstance(text, str):
+            excerpt = yield from shortened(encode, text, limit, left=left)
+        else:
+            room = limit - _special_tokens(tokenizer, pair=True)
+            excerpt = yield from _shortened_pair(encode, text, limit, room, left)
+        if excerpts and size + characters(excerpt) > STEP:
             yield _encoded(tokenizer, texts, excerpts, limit)
-            excerpts, characters = {}, 0
+            excerpts, size = {}, 0
         excerpts[row] = excerpt
-        characters += len(excerpt)
+        size += characters(excerpt)
     yield _encoded(tokenizer, texts, excerpts, limit)
+
+
+def _shortened_pair(
+    encode: Callable[[str], list[int]], pair: tuple[str, str], limit: int, room: int, left: bool
+) -> Generator[None, None, tuple[str, str]]:
+    """Excerpts of both texts that are cut to the same tokens as the whole ones; `room` is what they share.
+
+    Where both have more than half of an odd number of tokens, the longer one gets one more: if the excerpts
+    do not tell which that is, they are the whole texts.
+    """
+    first = yield from shortened(encode, pair[0], limit, left=left)
+    second = yield from shortened(encode, pair[1], limit, left=left)
+    if (first, second) == pair or room % 2 == 0:
+        return first, second
+    counts = len(encode(first)), len(encode(second))
+    yield None
+    longer = counts[0] <= counts[1]  # the one that has more as far as is known
+    known = (first, second)[not longer] == pair[not longer]
+    return (first, second) if known or min(counts) <= room // 2 else pair
 
 
 def _encoded(
     tokenizer: FastTokenizer | PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    excerpts: dict[int, str],
+    texts: Sequence[Text],
+    excerpts: dict[int, Text],
     limit: int,
 ) -> Encoded:
     rows = sorted(excerpts)
     inputs = encode_batch(tokenizer, [excerpts[row] for row in rows], limit)
-    room = limit - _special_tokens(tokenizer)
     truncated = [
-        len(excerpts[row]) < len(texts[row])
-        or (tokens >= limit and len(_whole(tokenizer, excerpts[row])) > room)
+        excerpts[row] != texts[row] or (tokens >= limit and _overflows(tokenizer, texts[row], limit))
         for row, tokens in zip(rows, inputs["attention_mask"].sum(axis=1).tolist(), strict=True)
     ]
     return Encoded(rows, inputs, truncated)
+
+
+def _overflows(tokenizer: FastTokenizer | PreTrainedTokenizerBase, text: Text, limit: int) -> bool:
+    """Whether a text, or a pair, has more tokens than `limit`."""
+    parts = (text,) if isinstance(text, str) else text
+    room = limit - _special_tokens(tokenizer, pair=not isinstance(text, str))
+    return sum(len(_whole(tokenizer, part)) for part in parts) > room
 
 
 def _whole(tokenizer: FastTokenizer | PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -74,7 +105,7 @@ def _whole(tokenizer: FastTokenizer | PreTrainedTokenizerBase, text: str) -> lis
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _special_tokens(tokenizer: FastTokenizer | PreTrainedTokenizerBase) -> int:
+def _special_tokens(tokenizer: FastTokenizer | PreTrainedTokenizerBase, pair: bool) -> int:
     if isinstance(tokenizer, FastTokenizer):
-        return tokenizer.special_tokens
-    return int(tokenizer.num_special_tokens_to_add())
+        return tokenizer.special_tokens(pair)
+    return int(tokenizer.num_special_tokens_to_add(pair))

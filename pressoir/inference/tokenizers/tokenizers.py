@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text
 from pressoir.errors import PressoirError, SourceError
 from pressoir.formats.folder import read_json
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
@@ -30,6 +31,10 @@ _ADDS_BOS = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "G
 # Tokens before the first new one that decide how it is written (a leading space, half a character).
 _BEFORE = 8
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Classes of transformers that make no `token_type_ids`, unless `tokenizer_config.json` says otherwise.
+_WITHOUT_TYPES = frozenset(
+    "Roberta XLMRoberta Camembert DistilBert MPNet Longformer Bart Barthez MBart GPT2 Esm".split()
+)
 _REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
 # transformers' `clean_up_tokenization_spaces`: blanks that English does not write.
 _CLEANED = (
@@ -50,7 +55,8 @@ class FastTokenizer:
             settings, self._tokenizer = _read(folder)
             own = int(settings.get("model_max_length") or MAX_TOKENS)
             self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
-            self._names = frozenset[str](settings.get("model_input_names") or _INPUTS)
+            usual = _INPUTS[:2] if _family(settings) in _WITHOUT_TYPES else _INPUTS
+            self._names = frozenset[str](settings.get("model_input_names") or usual)
             pad = content(settings.get("pad_token")) or "[PAD]"
             cut, padded = self._tokenizer.truncation or {}, self._tokenizer.padding or {}  # of tokenizer.json
             self.truncation_side = str(settings.get("truncation_side") or cut.get("direction", "right"))
@@ -62,10 +68,10 @@ class FastTokenizer:
             )
 
     def __call__(
-        self, texts: Sequence[str], max_length: int | None = None, **_: Any
+        self, texts: Sequence[Text], max_length: int | None = None, **_: Any
     ) -> dict[str, NDArray[np.int64]]:
         """`input_ids`, `attention_mask` and, where the tokenizer gives them to its model, `token_type_ids`,
-        each (sentences, longest sentence).
+        each (sentences, longest sentence). A pair is one row; its longer text is cut first.
 
         `max_length` truncates earlier than `model_max_length`.
         """
@@ -80,17 +86,16 @@ class FastTokenizer:
         }
         return {name: np.asarray(rows[name], dtype=np.int64) for name in rows if name in self._names}
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special ones included, before it is cut."""
+    def lengths(self, texts: Sequence[Text]) -> list[int]:
+        """Tokens of each text or pair, special ones included, before it is cut."""
         self._tokenizer.no_truncation()
         encodings = self._tokenizer.encode_batch(list(texts))
         self._truncate(self._limit)
         return [sum(encoding.attention_mask) for encoding in encodings]
 
-    @property
-    def special_tokens(self) -> int:
-        """How many stand around a text."""
-        return int(self._tokenizer.num_special_tokens_to_add(False))
+    def special_tokens(self, pair: bool) -> int:
+        """How many stand around a text, or around and between a pair."""
+        return int(self._tokenizer.num_special_tokens_to_add(pair))
 
     def whole(self, text: str) -> list[int]:
         """Token ids of a text, without special ones around it, before it is cut."""
@@ -124,7 +129,7 @@ class Truncation(NamedTuple):
         )
 
 
-def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str]) -> Truncation:
+def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[Text]) -> Truncation:
     """What cutting at the tokenizer's `model_max_length` takes from `texts`."""
     if isinstance(tokenizer, FastTokenizer):
         lengths = tokenizer.lengths(texts)
@@ -136,11 +141,12 @@ def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequen
 
 
 def encode_batch(
-    tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+    tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int | None = None
 ) -> dict[str, NDArray[np.int64]]:
     """Token ids and masks, each (texts, longest text), padded to the longest.
 
-    Texts are truncated at the tokenizer's `model_max_length`, or at `max_length` if that is less.
+    Texts are truncated at the tokenizer's `model_max_length`, or at `max_length` if that is less; of a pair
+    the longer text first, as transformers' `longest_first` does.
     """
     options: dict[str, Any] = {}
     if max_length is not None and max_length < tokenizer.model_max_length:
@@ -258,11 +264,16 @@ def _broken(folder: Path) -> Iterator[None]:
         raise SourceError(f"{folder} has no tokenizer that can be loaded: {error}") from error
 
 
+def _family(settings: dict[str, Any]) -> str:
+    """What a tokenizer's class in transformers is named after."""
+    return str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
+
+
 def _completed(tokenizer: Any, settings: dict[str, Any]) -> bool:
     """Do to a causal LM's tokenizer what transformers' class for it does; False where that takes Python."""
     if "tokenizer_class" not in settings:
         return False  # the model's type decides
-    family = str(settings["tokenizer_class"]).removesuffix("Fast").removesuffix("Tokenizer")
+    family = _family(settings)
     added = [content(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
     added += [content(settings.get(name)) for name in ("bos_token", "eos_token")]
     if any(token is not None and tokenizer.token_to_id(token) is None for token in added):

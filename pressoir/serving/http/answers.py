@@ -79,6 +79,8 @@ class TierDescription(Answer):
     """Size of the model's files, MB = 10^6 bytes."""
     labels: list[str] | None
     """Those of a classifier, once its model was loaded."""
+    pairs: bool | None
+    """Whether a classifier was trained on pairs of texts, once its model was loaded."""
     settings: TierSettings
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import compile_path
 
+from pressoir.data.texts import PAIR
 from pressoir.extensions.task import task
 from pressoir.serving.examples import example_requests
 from pressoir.serving.http.answers import Done, Piece
@@ -110,8 +111,10 @@ class Document:
         return self._with(())
 
     def _with(self, tiers: Sequence[Tier]) -> Schema:
-        examples = {tier.name: _example(tier, self._backend.model_info(tier)) for tier in tiers}
-        return _fill(self._marked, tiers, examples, self._backend.limits.max_text_characters)
+        infos = {tier.name: self._backend.model_info(tier) for tier in tiers}
+        examples = {tier.name: _example(tier, infos[tier.name]) for tier in tiers}
+        pairs = {name: info.get("pairs") for name, info in infos.items()}
+        return _fill(self._marked, tiers, examples, pairs, self._backend.limits.max_text_characters)
 
     @cached_property
     def _methods(self) -> list[tuple[re.Pattern[str], str]]:
@@ -181,7 +184,11 @@ def _error(status: int, model: type[BaseModel]) -> Schema:
 
 
 def _fill(
-    document: Schema, tiers: Sequence[Tier], examples: Mapping[str, Schema], most_characters: int
+    document: Schema,
+    tiers: Sequence[Tier],
+    examples: Mapping[str, Schema],
+    pairs: Mapping[str, bool | None],
+    most_characters: int,
 ) -> Schema:
     """The document with names, versions and limits of the tiers in the places that are marked for them."""
     filled = copy.deepcopy(document)
@@ -189,6 +196,7 @@ def _fill(
         operations = [mark[TIERS] for mark in _marks(schema, TIERS)]
         fitting = _with_operation(tiers, operations[0]) if operations else []
         _add_examples(schema, [tier.name for tier in fitting], examples)
+        _settle_pairs(schema, {pairs[tier.name] for tier in fitting})
         if len(fitting) > 1:
             _require_tier(schema)
         for mark in _marks(schema, LIMIT):
@@ -230,6 +238,19 @@ def _allowed(tier: Tier, limit: str) -> float:
     return MOST_TOKENS if value is None else value
 
 
+def _settle_pairs(schema: Schema, kinds: set[bool | None]) -> None:
+    """Where all tiers are alike, the second text of a pair is needed, or there must be none."""
+    fields = schema.get("properties", {})
+    for field in {PAIR, f"{PAIR}s"} & set(fields):
+        if kinds == {False}:
+            fields[field] = {"type": "null", "description": "No tier takes pairs of texts."}
+        elif kinds == {True}:
+            options = [option for option in fields[field]["anyOf"] if option.get("type") != "null"]
+            fields[field] = {**fields[field], "anyOf": options}
+            fields[field].pop("default", None)
+            schema["required"] = [*schema.get("required", ()), field]
+
+
 def _require_tier(schema: Schema) -> None:
     """Of several tiers a request names one, which it may leave out where there is no choice."""
     for field, described in schema["properties"].items():
@@ -240,9 +261,10 @@ def _require_tier(schema: Schema) -> None:
 
 
 def _example(tier: Tier, info: Mapping[str, Any]) -> Schema:
-    """A small inference on a tier, with languages where its model has several."""
+    """A small inference on a tier, with languages where its model has several; of a pair where it takes
+    pairs."""
     requests = example_requests(tier.config, sound_s=0.01)
-    return requests[-1] if info.get("languages") else requests[0]
+    return requests[-1] if info.get("languages") or info.get("pairs") else requests[0]
 
 
 def _add_examples(schema: Schema, names: Sequence[str], inferences: Mapping[str, Schema]) -> None:
@@ -257,9 +279,19 @@ def _add_examples(schema: Schema, names: Sequence[str], inferences: Mapping[str,
             return
         own = inferences[given[0]].get("parameters", {})
         languages = {name: own[name] for name in _LANGUAGES if name in own}
-        examples = [{**example, field: given if several else given[0], **languages} for example in examples]
+        second = _second_text(schema["properties"], inferences[given[0]])
+        examples = [
+            {**second, **example, field: given if several else given[0], **languages} for example in examples
+        ]
     if examples:
         schema["examples"] = examples
+
+
+def _second_text(fields: Schema, inference: Schema) -> Schema:
+    """The field of a request that has the second text of a pair, where the inference is of one."""
+    found = [tensor["data"] for tensor in inference["inputs"] if tensor["name"] == PAIR]
+    several = {f"{PAIR}s": found[0], PAIR: found[0][0]} if found else {}
+    return {name: value for name, value in several.items() if name in fields}
 
 
 def _add_inferences(document: Schema, tiers: Sequence[Tier], examples: Mapping[str, Schema]) -> None:

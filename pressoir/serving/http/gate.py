@@ -37,6 +37,7 @@ OPEN = re.compile(r"/(?:(?:v2/)?health/\w+|health|docs|openapi\.json|static/[^/]
 """What needs no key: the page, the documentation, and health."""
 _SAFE_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _LINGER_S = 1.0  # for which a refused body is still taken, so that its sender gets to read the answer
+_LINGER_BYTES = 32 * 1024**2  # a second, of all refused bodies together: reading them takes time from others
 _BUSY = {"Retry-After": "1"}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -71,6 +72,7 @@ class Gate:
         self._hosts = frozenset((*hosts, *trusted)) if hosts else frozenset()
         self._keys = keys
         self._held = self._working = 0
+        self._lingering = _Allowance(_LINGER_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; never raises."""
@@ -78,7 +80,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        request = _Request(scope, receive, send)
+        request = _Request(scope, receive, send, self._lingering)
         try:
             self._check_host(request)
             self._check_key(request)
@@ -233,11 +235,26 @@ class _ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
+class _Allowance:
+    """Bytes that may be read in a second; what is left of one second is lost in the next."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._second, self._left = most, 0, most
+
+    def take(self, count: int) -> bool:
+        """Whether there was any left."""
+        if (second := int(time.monotonic())) != self._second:
+            self._second, self._left = second, self._most
+        self._left -= count
+        return self._left > 0
+
+
 class _Request:
     """One request: what came of it, and what was answered."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, lingering: _Allowance) -> None:
         self.scope, self._receive, self._send = scope, receive, send
+        self._lingering = lingering
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id", "")
         self.id = given if _SAFE_ID.fullmatch(given) else os.urandom(8).hex()
@@ -294,6 +311,6 @@ class _Request:
             if error.status != 408:
                 with suppress(TimeoutError, _ClientGoneError):
                     async with asyncio.timeout(_LINGER_S):
-                        while not self.whole:
-                            await self.read()
+                        while not self.whole and self._lingering.take(len(await self.read())):
+                            pass
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})

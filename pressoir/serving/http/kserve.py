@@ -3,8 +3,8 @@
 ====================  ==============================  ================================================
 task                  input                           output
 ====================  ==============================  ================================================
-text-classification   `text` BYTES (n,)               `probabilities` FP32 (n, labels), `label` BYTES
-                                                      (n,), `truncated` BOOL (n,); parameters of the
+text-classification   `text` BYTES (n,); of a model   `probabilities` FP32 (n, labels), `label` BYTES
+                      of pairs `text_pair` as well    (n,), `truncated` BOOL (n,); parameters of the
                                                       metadata: the labels
 feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions), `truncated` BOOL
                                                       (n,)
@@ -34,6 +34,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pressoir import __version__
+from pressoir.data.texts import PAIR
 from pressoir.extensions.task import Task, task
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.body_route import BodyRoute
@@ -97,7 +98,7 @@ class TensorParameters(StrictRequestModel):
 class Tensor(RequestModel):
     """An input tensor; its data may be flat or nested according to its shape, or stand behind the JSON."""
 
-    name: Annotated[str, Field(max_length=100, json_schema_extra={"enum": ["text", "audio"]})]
+    name: Annotated[str, Field(max_length=100, json_schema_extra={"enum": ["text", PAIR, "audio"]})]
     shape: Annotated[Many[Count], Field(min_length=1, max_length=4)]
     datatype: Literal["BYTES", "FP16", "FP32", "FP64"]
     parameters: TensorParameters = TensorParameters()
@@ -135,7 +136,7 @@ class Inference(RequestModel):
     id: Annotated[str, Field(max_length=100)] | None = None
     parameters: Annotated[dict[str, Any], Field(json_schema_extra=_KNOWN)] = Field(default_factory=dict)
     inputs: Annotated[
-        Many[Tensor], Field(min_length=1, max_length=_TENSORS, json_schema_extra={"maxItems": 1})
+        Many[Tensor], Field(min_length=1, max_length=_TENSORS, json_schema_extra={"maxItems": 2})
     ]
     outputs: Annotated[Many[Output], Field(max_length=_TENSORS)] | None = None
 
@@ -178,7 +179,8 @@ def _add_model(
     @router.head(path, responses=unknown)
     @router.get(path, response_model=ModelMetadata, responses=unknown)
     async def metadata(found: Tier = known) -> Response:
-        """Inputs and outputs of a tier. The number of labels is −1 until its model was loaded once."""
+        """Inputs and outputs of a tier. Until its model was loaded once, the number of labels is −1, and the
+        second input of a model of pairs is not listed."""
         return JsonAnswer(_metadata(found, backend.model_info(found)))
 
     @router.head(f"{path}/ready", responses=unknown)
@@ -198,7 +200,9 @@ def _add_model(
             raise _wrong("parameters.binary_data_output: expected true or false")
         options = _options(declared, parameters)
         wanted = {output.name: output.parameters.binary_data for output in body.outputs or ()}
-        run, tensor = declared.part("kserve"), _only(body.inputs, declared, request.state.binary)
+        run = declared.part("kserve")
+        tensor, second = _inputs(body.inputs, declared, request.state.binary)
+        options = options if second is None else {**options, PAIR: second}
         _check_outputs(declared, wanted)
         outputs: list[dict[str, Any]] = await run(backend, found, tensor, options)
         chosen = [output for output in outputs if not wanted or output["name"] in wanted]
@@ -270,6 +274,7 @@ def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
     sizes = {"rows": -1 if "max_batch" in declared.tier_settings else 1, "labels": len(labels or ()) or -1}
     text = {"name": "text", "datatype": "BYTES", "shape": [sizes["rows"]]}
     sound = {"name": "audio", "datatype": "FP32", "shape": [1, -1]}
+    second = [{**text, "name": PAIR}] if info.get("pairs") else []
     parameters = {"task": declared.name, "options": ", ".join(declared.parameters)}
     if labels:
         parameters["labels"] = ", ".join(labels)
@@ -277,7 +282,7 @@ def _metadata(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
         "name": tier.name,
         "versions": [_version(tier)],
         "platform": tier.spec.runtime,
-        "inputs": [sound if declared.sound else text],
+        "inputs": [sound if declared.sound else text, *second],
         "outputs": [
             {
                 "name": output.name,
@@ -304,28 +309,44 @@ def _options(declared: Task, given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _only(inputs: list[Tensor], declared: Task, binary: bytes) -> Tensor:
-    """The one input, whose data may be binary; raises HttpError."""
-    if len(inputs) != 1:
-        raise _wrong(f"inputs: expected one input (which may have several rows), but got {len(inputs)}")
-    [tensor], name = inputs, "audio" if declared.sound else "text"
-    if tensor.name != name:
-        raise _wrong(f"inputs.0.name: {tensor.name!r} does not exist; the input is {name!r}")
-    size = tensor.parameters.binary_data_size
-    if (size is None) == (tensor.data is None):
-        raise _wrong("inputs.0: expected either data or parameters.binary_data_size")
-    [found] = read_binary(binary, [size], [tensor.datatype]) if size is not None else [tensor.data]
-    if size is None and binary:
+def _inputs(inputs: list[Tensor], declared: Task, binary: bytes) -> tuple[Tensor, Tensor | None]:
+    """The input, and the second text of a pair, whose data may be binary; raises HttpError."""
+    if len(inputs) > 1 + declared.pairs:
+        several = f" or two ('text', {PAIR!r})" if declared.pairs else ""
+        raise _wrong(
+            f"inputs: expected one input{several} (which may have several rows), but got {len(inputs)}"
+        )
+    known = ("audio" if declared.sound else "text", PAIR)
+    in_order = sorted(inputs, key=_is_second)
+    for index, (tensor, name) in enumerate(zip(in_order, known, strict=False)):
+        if tensor.name != name:
+            raise _wrong(f"inputs.{index}.name: {tensor.name!r} does not exist; the input is {name!r}")
+        if (tensor.parameters.binary_data_size is None) == (tensor.data is None):
+            raise _wrong(f"inputs.{index}: expected either data or parameters.binary_data_size")
+    behind = [tensor for tensor in inputs if tensor.parameters.binary_data_size is not None]
+    if binary and not behind:
         raise _wrong(f"{len(binary)} bytes follow the JSON, but no input has a binary_data_size")
-    return tensor.model_copy(update={"data": found})
+    sizes = [tensor.parameters.binary_data_size or 0 for tensor in behind]
+    read = iter(read_binary(binary, sizes, [tensor.datatype for tensor in behind]))
+    filled = [
+        tensor.model_copy(update={"data": tensor.data if tensor.data is not None else next(read)})
+        for tensor in inputs
+    ]
+    found, *second = sorted(filled, key=_is_second)
+    return found, second[0] if second else None
+
+
+def _is_second(tensor: Tensor) -> bool:
+    return tensor.name == PAIR
 
 
 def _texts(backend: Backend, tensor: Tensor) -> list[str]:
+    place = f"inputs.{int(_is_second(tensor))}"
     if tensor.datatype != "BYTES":
-        raise _wrong(f"inputs.0: expected BYTES (JSON strings), but the datatype is {tensor.datatype}")
+        raise _wrong(f"{place}: expected BYTES (JSON strings), but the datatype is {tensor.datatype}")
     texts = _flat(tensor)
     if not all(isinstance(text, str) for text in texts):
-        raise _wrong("inputs.0.data: an element is not a JSON string")
+        raise _wrong(f"{place}.data: an element is not a JSON string")
     backend.check_lengths(texts)
     return texts
 
@@ -338,15 +359,17 @@ def _flat(tensor: Tensor) -> list[Any]:
             break
         elements = [element for row in elements for element in (row if isinstance(row, list) else [row])]
     if len(elements) != prod(tensor.shape):
-        raise _wrong(f"inputs.0: {len(elements)} elements do not match the shape {tensor.shape}")
+        place = f"inputs.{int(_is_second(tensor))}"
+        raise _wrong(f"{place}: {len(elements)} elements do not match the shape {tensor.shape}")
     return elements
 
 
 async def classify(
     backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Probabilities and the best label, of each text."""
-    texts = _texts(backend, tensor)
+    """Probabilities and the best label, of each text, or of each pair."""
+    texts, second = _texts(backend, tensor), options.get(PAIR)
+    options = {**options, PAIR: None if second is None else _texts(backend, second)}
     rows = await backend.service.classify(texts, tier=tier, **options)
     labels = list(rows[0])
     values = [row[label] for row in rows for label in labels]

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
-from pressoir.serving.checks import as_list
+from pressoir.serving.checks import as_list, paired
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
 from pressoir.serving.http.answers import (
@@ -54,6 +54,9 @@ from pressoir.serving.pool.sharing import Tier
 MOST_COMPARED = 4
 """Most tiers in one comparison."""
 
+_PAIR = (
+    "The second text of each, for a tier whose model was trained on pairs of texts; other tiers refuse it."
+)
 _TIER = "Optional if only one tier supports the task."
 
 
@@ -63,6 +66,7 @@ class Classify(StrictRequestModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "The film was good."}]})
 
     text: Texts
+    text_pair: Annotated[Texts, Field(description=_PAIR)] | None = None
     tier: Annotated[str, tier_with("classify")] | None = Field(None, description=_TIER)
     max_length: Length | None = None
     timeout_s: Seconds | None = None
@@ -108,6 +112,7 @@ class Compare(StrictRequestModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["The film was good."]}]})
 
     texts: Batch[Text]
+    text_pairs: Annotated[Batch[Text], Field(description=_PAIR)] | None = None
     tiers: Annotated[
         Many[Annotated[str, tier_with("classify")]],
         Field(min_length=2, max_length=MOST_COMPARED, json_schema_extra={"uniqueItems": True}),
@@ -138,11 +143,13 @@ def routes(backend: Backend) -> APIRouter:
 
     @router.post("/classify", response_model=Classified, responses=may_answer(404, 504))
     async def classify(body: Classify, request: Request) -> Response:
-        """Classify texts: the probability of each label."""
-        texts = as_list(body.text)
-        backend.check_lengths(texts)
+        """Classify texts, or pairs of texts: the probability of each label."""
+        backend.check_lengths([*as_list(body.text), *as_list(body.text_pair or [])])
+        paired(body.text, body.text_pair)
+        texts, others = as_list(body.text), None if body.text_pair is None else as_list(body.text_pair)
         tier = backend.tier(request, body.tier, "classify")
-        found = await service.classify(texts, tier=tier, max_length=body.max_length, timeout_s=body.timeout_s)
+        options = body.model_dump(include={"max_length", "timeout_s"})
+        found = await service.classify(texts, text_pair=others, tier=tier, **options)
         results = [_decided(row, cut) for row, cut in zip(found, found.truncated, strict=True)]
         return JsonAnswer({"tier": tier.name, "results": results})
 
@@ -185,7 +192,8 @@ def routes(backend: Backend) -> APIRouter:
     @router.post("/compare", response_model=Compared, responses=may_answer(404, 504))
     async def compare(body: Compare, request: Request) -> Response:
         """Run several tiers on the same texts, one text and tier at a time, and compare them."""
-        backend.check_lengths(body.texts)
+        backend.check_lengths([*body.texts, *(body.text_pairs or ())])
+        paired(body.texts, body.text_pairs)
         tiers = _compared(backend, body.tiers)
         most = min(tier.config.settings.max_batch for tier in tiers.values())
         if not 1 <= len(body.texts) <= most:
@@ -198,7 +206,8 @@ def routes(backend: Backend) -> APIRouter:
         try:
             async with asyncio.timeout(limit):
                 for index, text in enumerate(body.texts):
-                    answers = {name: await _timed(backend, text, tiers[name]) for name in order}
+                    second = None if body.text_pairs is None else [body.text_pairs[index]]
+                    answers = {name: await _timed(backend, text, second, tiers[name]) for name in order}
                     agree = comparison.add(
                         {name: (answer["label"], answer["latency_ms"]) for name, answer in answers.items()}
                     )
@@ -241,9 +250,9 @@ def _decided(probabilities: dict[str, float], truncated: bool) -> dict[str, Any]
     }
 
 
-async def _timed(backend: Backend, text: str, tier: Tier) -> dict[str, Any]:
+async def _timed(backend: Backend, text: str, second: list[str] | None, tier: Tier) -> dict[str, Any]:
     start = time.perf_counter()
-    found = await backend.service.classify([text], tier=tier)
+    found = await backend.service.classify([text], text_pair=second, tier=tier)
     latency_ms = 1000 * (time.perf_counter() - start)
     return {"tier": tier.name, **_decided(found[0], found.truncated[0]), "latency_ms": latency_ms}
 
@@ -266,6 +275,7 @@ def _described(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
         "runtime": tier.spec.runtime,
         "size_mb": _mb(tier),
         "labels": info.get("labels"),
+        "pairs": info.get("pairs"),
         "settings": tier.config.settings.model_dump(mode="json"),
     }
 

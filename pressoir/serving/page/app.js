@@ -24,6 +24,10 @@ const TASKS = {
       Negative: ["A waste of an evening and of twenty pounds.", "Dull, loud and far too long."],
       Neutral: ["The parcel came on Tuesday.", "I bought it in March."],
     },
+    pairs: {
+      Same: [["The film was good.", "I liked the film."]],
+      Different: [["The film was good.", "The parcel came on Tuesday."]],
+    },
   },
   [GENERATE]: {
     name: "Generate",
@@ -66,6 +70,11 @@ const page = {
     byId("alert").hidden = true;
   },
 
+  /** Whether the models that are compared take pairs of sentences. */
+  pairs() {
+    return this.task === CLASSIFY && this.pair.some((name) => this.tiers.get(name).pairs);
+  },
+
   /** Show the server's statistics, unless another pair was chosen since it was asked. */
   measured(statistics, pair = this.pair) {
     if (pair !== this.pair || this.task !== CLASSIFY) return;
@@ -75,7 +84,7 @@ const page = {
 };
 
 page.history = startHistory({
-  again: (text) => submit(text),
+  again: (text, second) => submit(text, second),
   about: () => ({ task: page.task, tiers: (page.pair ?? []).map((tier) => page.tiers.get(tier)), statistics: exported() }),
 });
 const refresh = follow(page);
@@ -142,8 +151,6 @@ function chooseTask(task, pair = null) {
   byId("measured-how").textContent = words.how;
   byId("options").hidden = task !== GENERATE;
   byId("batch").hidden = task !== CLASSIFY;
-  byId("examples").replaceChildren(...Object.entries(words.examples).map(([name, texts]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, ...texts.map(example)))));
   const names = ofTask(task);
   for (const side of ["a", "b"]) {
     byId(`tier-${side}`).replaceChildren(...names.map((name) => element("option", { value: name }, name)));
@@ -151,10 +158,19 @@ function chooseTask(task, pair = null) {
   choosePair(pair ?? names.slice(0, 2));
 }
 
-function example(text) {
-  const button = element("button", { type: "button" }, text);
-  button.addEventListener("click", () => submit(text));
+function example(sample) {
+  const [text, second = null] = [sample].flat();
+  const button = element("button", { type: "button" }, [sample].flat().join(" | "));
+  button.addEventListener("click", () => submit(text, second));
   return button;
+}
+
+// Models of pairs are asked for two sentences; where only one of the two is, the server says so.
+function arrangeTexts() {
+  const words = TASKS[page.task], two = page.pairs();
+  for (const id of ["text-pair-label", "text-pair", "lines-pairs"]) byId(id).hidden = !two;
+  byId("examples").replaceChildren(...Object.entries(two ? words.pairs : words.examples).map(([name, texts]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, ...texts.map(example)))));
 }
 
 function choosePair(pair) {
@@ -162,6 +178,7 @@ function choosePair(pair) {
   page.calm();
   page.pair = pair;
   page.statistics = null;
+  arrangeTexts();
   pair.forEach((name, index) => {
     const side = "ab"[index], tier = page.tiers.get(name);
     byId(`tier-${side}`).value = name;
@@ -192,12 +209,15 @@ for (const [index, side] of [..."ab"].entries()) {
 
 /* Asking */
 
-async function submit(text) {
+async function submit(text, second = null) {
   const field = byId("text");
   field.value = text;
-  if (!text.trim()) {
-    page.complain(new Error(`There is no ${TASKS[page.task].text.toLowerCase()} yet.`));
-    field.focus();
+  if (!page.pairs()) second = null;
+  else byId("text-pair").value = second ?? "";
+  const empty = !text.trim() ? field : page.pairs() && !second?.trim() ? byId("text-pair") : null;
+  if (empty) {
+    page.complain(new Error(`There is no ${empty === field ? TASKS[page.task].text.toLowerCase() : "second sentence"} yet.`));
+    empty.focus();
     return;
   }
   running?.abort();
@@ -209,10 +229,10 @@ async function submit(text) {
   page.calm();
   try {
     if (task === CLASSIFY) {
-      const { result, statistics } = await compare(page, text, mine.signal);
+      const { result, statistics } = await compare(page, text, second, mine.signal);
       showAnswers(result);
       page.measured(statistics, pair);
-      page.history.add({ kind: "classification", tiers: pair, text, ...result });
+      page.history.add({ kind: "classification", tiers: pair, text, ...(second === null ? {} : { text_pair: second }), ...result });
     } else {
       verdict(true, "");
       announce("Both models write.");
@@ -237,13 +257,15 @@ async function submit(text) {
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  submit(byId("text").value);
+  submit(byId("text").value, byId("text-pair").value);
 });
-byId("text").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  byId("form").requestSubmit();
-});
+for (const id of ["text", "text-pair"]) {
+  byId(id).addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    byId("form").requestSubmit();
+  });
+}
 byId("stop").addEventListener("click", () => running?.abort());
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

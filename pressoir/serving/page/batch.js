@@ -23,6 +23,13 @@ export function batchBox(page) {
       byId("lines").focus();
       return;
     }
+    const twos = page.pairs() ? lines.map((line) => line.split("\t").map((text) => text.trim())) : null;
+    const odd = twos?.find((two) => two.length !== 2 || !two.every(Boolean));
+    if (odd) {
+      page.complain(new Error(`A line is not two sentences with a tab between them: ${odd.join(" ")}`));
+      byId("lines").focus();
+      return;
+    }
     page.calm();
     running = new AbortController();
     stop.hidden = progress.hidden = false;
@@ -33,9 +40,11 @@ export function batchBox(page) {
     try {
       const size = Math.min(A_REQUEST, ...pair.map((tier) => page.tiers.get(tier).settings?.max_batch ?? A_REQUEST));
       while (results.length < lines.length) {
-        const texts = lines.slice(results.length, results.length + size);
-        const found = await patiently(() => post("compare", { texts, tiers: pair }, running.signal), running.signal);
-        for (const result of found.results) results.push({ text: texts[result.text_index], ...ordered(result, pair) });
+        const start = results.length, asked = lines.slice(start, start + size);
+        const both = twos?.slice(start, start + size);
+        const body = both ? { texts: both.map((two) => two[0]), text_pairs: both.map((two) => two[1]) } : { texts: asked };
+        const found = await patiently(() => post("compare", { ...body, tiers: pair }, running.signal), running.signal);
+        for (const result of found.results) results.push({ text: asked[result.text_index], ...ordered(result, pair) });
         page.measured(found.statistics, pair);
         progress.value = results.length;
         byId("batch-count").textContent = `${count(results.length)} of ${count(lines.length)}`;

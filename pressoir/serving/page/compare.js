@@ -5,10 +5,11 @@ import { announce, bar, byId, element, milliseconds, percent } from "./dom.js";
 
 const MOST_LABELS = 5;
 
-/** Ask for `text`; the result has the answers in the pair's order. */
-export async function compare(page, text, signal) {
+/** Ask for `text`, with a `second` one of models of pairs; the result has the answers in the pair's order. */
+export async function compare(page, text, second, signal) {
   const pair = page.pair;
-  const found = await post("compare", { texts: [text], tiers: pair }, signal);
+  const seconds = second === null ? {} : { text_pairs: [second] };
+  const found = await post("compare", { texts: [text], ...seconds, tiers: pair }, signal);
   const result = ordered(found.results[0], pair);
   return { result, statistics: found.statistics, pair };
 }

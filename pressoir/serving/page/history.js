@@ -4,7 +4,7 @@ import { announce, byId, count, element, milliseconds, named, percent, plural } 
 
 const MOST_LISTED = 200;
 
-/** The list, and its buttons. `again(text)` puts a text back; `about()` is what an export says of the models. */
+/** The list, and its buttons. `again(text, second)` puts a text (or a pair) back; `about()` is what an export says of the models. */
 export function startHistory({ again, about }) {
   const entries = [];
   const list = byId("history");
@@ -33,8 +33,8 @@ export function startHistory({ again, about }) {
 }
 
 function item(entry, again) {
-  const text = element("button", { type: "button", class: "again", dir: "auto", title: "Compare it again" }, entry.text);
-  text.addEventListener("click", () => again(entry.text));
+  const text = element("button", { type: "button", class: "again", dir: "auto", title: "Compare it again" }, [entry.text, entry.text_pair].filter(Boolean).join(" | "));
+  text.addEventListener("click", () => again(entry.text, entry.text_pair ?? null));
   const said = entry.answers.map((answer, index) => {
     const short = entry.kind === "generation" ? plural(answer.tokens ?? 0, "token") : `${answer.label} ${percent(answer.confidence)}`;
     const took = entry.kind === "generation" ? `${milliseconds(answer.ms_per_token)} a token` : milliseconds(answer.latency_ms);

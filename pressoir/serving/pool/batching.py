@@ -26,8 +26,9 @@ from typing import Any
 from pressoir.serving.errors import InferenceError, RequestError
 from pressoir.serving.pool.retry_estimate import RetryEstimate
 
-Text = str | Sequence[int]
-"""A text, or its token ids; the requests of a batch, which share their operation, have one or the other."""
+Text = str | tuple[str, str] | Sequence[int]
+"""A text, a pair of texts, or a text's token ids; the requests of a batch, which share their operation and
+model, have one of these."""
 Run = Callable[[Hashable, Sequence[Text], float | None], Awaitable[Sequence[Any]]]
 """Takes what requests have in common, their texts, and when the time of the last one is over; gives an answer
 for each text."""
@@ -205,4 +206,6 @@ class BatchQueue:
 
 def estimate_tokens(text: Text) -> int:
     """About how many tokens a text has. The model's side counts, and splits what is too much after all."""
-    return len(text) // _CHARACTERS + 2 if isinstance(text, str) else len(text)
+    if isinstance(text, str):
+        return len(text) // _CHARACTERS + 2
+    return sum(estimate_tokens(part) if isinstance(part, str) else 1 for part in text)

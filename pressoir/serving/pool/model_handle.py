@@ -70,7 +70,7 @@ class ModelHandle:
         last element says whether the text was truncated. `until`: see `WorkerClient.call`."""
         key, longest = (operation, tuple(sorted(settings.items()))), settings.get("max_length")
         tokens = sum(min(count := estimate_tokens(text), longest or count) for text in texts)
-        is_long = (len(texts) > 1 and tokens > LONG) or sum(map(len, texts)) > LONG * CHARACTERS
+        is_long = (len(texts) > 1 and tokens > LONG) or sum(map(_size, texts)) > LONG * CHARACTERS
         queue = self.long_queue if is_long else self.queue
         return await queue.submit(key, texts, longest, until)
 
@@ -97,6 +97,11 @@ class ModelHandle:
         message = await self.client.call(operation, until=until, texts=texts, **arguments)
         columns = [] if message.array is None else [message.array]
         return list(zip(*columns, *message.body.values(), strict=True))
+
+
+def _size(text: Text) -> int:
+    """Characters, or token ids."""
+    return len(text) if isinstance(text, str) else sum(len(p) if isinstance(p, str) else 1 for p in text)
 
 
 class ConcurrencyLimiter:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.config import Config, Positive
+from pressoir.data.texts import Text
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
@@ -95,11 +96,15 @@ def open_classifier(job: LoadJob) -> WorkerModel:
     """A classifier."""
     classifier = TextClassifier.open(job.folder, job.threads, job.runtime)
 
-    def classify(texts: Sequence[str], max_length: int | None, max_tokens: int) -> Steps:
-        """Probabilities (texts, labels), in the order of the model's labels; which texts were truncated."""
+    def classify(texts: Sequence[str | Sequence[str]], max_length: int | None, max_tokens: int) -> Steps:
+        """Probabilities (texts, labels), in the order of the model's labels; which texts were truncated.
+
+        A pair is a list of two, as JSON has it.
+        """
+        asked: list[Text] = [text if isinstance(text, str) else (text[0], text[1]) for text in texts]
         logits = np.zeros((len(texts), len(classifier.labels)), dtype=np.float32)
         truncated = [False] * len(texts)
-        for found in classifier.iter_logits(texts, max_length, max_tokens):
+        for found in classifier.iter_logits(asked, max_length, max_tokens):
             if found is not None:
                 logits[found.rows] = found.values
                 _fill(truncated, found.rows, found.truncated)
@@ -107,8 +112,13 @@ def open_classifier(job: LoadJob) -> WorkerModel:
         probabilities = _finite(softmax(logits), "probabilities").tolist()
         return {"probabilities": probabilities, "truncated": truncated}, None
 
-    info = {"labels": classifier.labels, "batch_invariant": classifier.engine.batch_invariant}
-    return WorkerModel({"classify": classify}, info, lambda: classify([EXAMPLE], None, 0))
+    info = {
+        "labels": classifier.labels,
+        "pairs": classifier.pairs,
+        "batch_invariant": classifier.engine.batch_invariant,
+    }
+    example: Text = (EXAMPLE, EXAMPLE) if classifier.pairs else EXAMPLE
+    return WorkerModel({"classify": classify}, info, lambda: classify([example], None, 0))
 
 
 def open_encoder(job: LoadJob) -> WorkerModel:

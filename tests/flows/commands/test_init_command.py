@@ -349,14 +349,6 @@ NOT_SUPPORTED = {
         "\n".join(lines(zip(*words_and_tags(i), strict=True), header=None) for i in range(40)),
         ["column 1 holds a label per word", "token classification"],
     ),
-    "pairs": (
-        "a.tsv",
-        lines(
-            [(t, t[::-1], "ab"[i % 2]) for i, t in enumerate(texts(60))],
-            header=("premise", "hypothesis", "y"),
-        ),
-        ["columns 'premise' and 'hypothesis' are two texts per row", "--text-column"],
-    ),
     "pairs without names": (
         "a.tsv",
         lines([(t, t[::-1], "ab"[i % 2]) for i, t in enumerate(texts(60))], header=None),
@@ -365,7 +357,7 @@ NOT_SUPPORTED = {
     "scores of pairs": (
         "a.jsonl",
         jsonl(*({"sentence1": t, "sentence2": t[::-1], "score": i / 7} for i, t in enumerate(texts(60)))),
-        ["2 things stand in the way", "(regression) are not supported", "pairs of texts are not supported"],
+        ["column 'score' holds numbers that are not whole", "(regression) are not supported"],
     ),
     "one column": ("a.csv", "just a text\n" * 9, ["neither a tab nor a comma", "separates its lines"]),
     "two possible labels": (
@@ -416,6 +408,35 @@ def test_a_column_can_be_chosen_where_several_are_possible(folder):
     assert "text column 'hypothesis' (as specified)" in told
     assert (recipe.data.text_column, recipe.data.label_column) == ("hypothesis", "toxic")
     assert "no column 'none'" in run("init", "a.csv", "--label-column", "none", "--force").stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "second"),
+    [
+        (("sentence1", "sentence2", "label"), "sentence2"),
+        (("Hypothesis", "premise", "gold_label"), "Hypothesis"),
+        (("question", "answer", "label"), "answer"),
+    ],
+)
+def test_two_columns_of_texts_are_recognised_as_pairs(header, second, folder):
+    pairs = [(t, t[::-1], "ab"[i % 2]) for i, t in enumerate(texts(200))]
+    (folder / "a.tsv").write_text(lines(pairs, header=header))
+    told, recipe = accepted("a.tsv")
+    assert f"text pair column {second!r} (by its name)" in " ".join(told.split())
+    assert recipe.data.text_pair_column == second
+    assert {recipe.data.text_column, second, recipe.data.label_column} == set(header)
+
+
+def test_pairs_without_names_are_taken_where_both_columns_are_named(folder):
+    pairs = [(t, t[::-1], "ab"[i % 2]) for i, t in enumerate(texts(200))]
+    (folder / "a.tsv").write_text(lines(pairs, header=None))
+    _, recipe = accepted("a.tsv", "--text-column", "1", "--text-pair-column", "0")
+    data = recipe.data
+    assert (data.text_column, data.text_pair_column, data.label_column) == (1, 0, 2)
+    assert (
+        "both the second text and the text"
+        in run("init", "a.tsv", "--text-column", "1", "--text-pair-column", "1", "--force").stderr
+    )
 
 
 def test_cyrillic_that_is_not_utf_8_is_refused_unless_its_encoding_is_given(folder):

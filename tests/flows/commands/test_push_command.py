@@ -64,6 +64,9 @@ def test_the_card_is_the_outputs_and_not_the_stores_and_arrives_at_the_hub(
     for _ in range(2):  # the second replaces the first
         write_output(result, Recipe(name="tiny"), output)
     assert {path.name for path in output.iterdir()} == set(FILES)
+    page = (output / "report.html").read_bytes()
+    assert CliRunner().invoke(cli.main, ["report", str(output)]).exit_code == 0
+    assert (output / "report.html").read_bytes() == page
     assert ModelCard.load(output / "model" / "README.md").data.model_name == "tiny"
     assert (result.folder / "README.md").read_text(encoding="utf-8") == "a merge\n"
     assert Store().verify(result.artifact)

@@ -67,10 +67,11 @@ def test_every_row_has_a_sentence_a_label_and_a_domain():
     assert all(re.fullmatch("[a-z]+", domain) for *_, domain in ROWS)
 
 
-def test_it_has_at_least_1500_sentences_split_70_15_15():
-    assert len(ROWS) >= 1500
-    for split, part in zip(sentences.SPLITS, (0.70, 0.15, 0.15), strict=True):
-        assert len(CORPUS[split]) / len(ROWS) == pytest.approx(part, abs=0.01)
+def test_the_splits_that_choose_and_measure_are_large_enough_to_tell_models_apart():
+    """A difference of 3 points between two models is then as large as its own standard error at least."""
+    assert len(CORPUS["train"]) >= 6000
+    assert len(CORPUS["validation"]) == DataConfig().validation_samples
+    assert len(CORPUS["test"]) >= 800
 
 
 @pytest.mark.parametrize("split", sentences.SPLITS)
@@ -120,7 +121,7 @@ def test_the_detector_catches_a_planted_near_duplicate_and_only_that():
 
 def test_no_opening_is_worn_out():
     opening, count = openings(TEXTS).most_common(1)[0]
-    assert count <= 8, f"{count} sentences open with {' '.join(opening)!r}"
+    assert count <= 10, f"{count} sentences open with {' '.join(opening)!r}"
     assert openings(["The film was it", "the film, was that"]) == {("the", "film", "was"): 2}
 
 

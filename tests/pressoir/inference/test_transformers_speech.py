@@ -146,8 +146,8 @@ def test_a_longer_sound_is_cut_into_windows(kind, checkpoint, sounds, monkeypatc
     monkeypatch.setattr("pressoir.inference.transformers_speech.WINDOW_S", 1.5)
     recognizer = SpeechRecognizer.open(checkpoint, 1)
     language = None if kind == "moonshine" else "fr"
-    parts = [recognizer.model.transcribe(samples, language) for samples in sounds[:2]]
-    assert recognizer.model.transcribe(np.concatenate(sounds[:2]), language) == " ".join(parts)
+    parts = recognizer.transcribe(sounds[:2], language)
+    assert recognizer.transcribe([np.concatenate(sounds[:2])], language) == [" ".join(parts)]
 
 
 def test_what_is_not_exported_says_so_before_any_work(kind, checkpoint, context):

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from pressoir.data import sentences
 from pressoir.errors import ExtensionError
 from pressoir.extensions import architecture, loader
 from pressoir.models import loading
 from pressoir.models.layouts import (
     architecture_of,
+    class_names,
     encoder_layers,
     linear,
     position_table,
@@ -29,8 +31,22 @@ from pressoir.recipe.sections import PruneConfig, StudentConfig, VocabularyConfi
 from pressoir.stages import prune, vocabulary
 from pressoir.training import relations, students
 
-OURS = ("bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
-SETTINGS = {"modernbert": {"pad_token_id": 0, "reference_compile": False, "local_attention": 8}}
+OURS = (
+    *("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert"),
+    *("mpnet", "roberta", "xlm-roberta"),
+)
+PRUNED = tuple(name for name in OURS if "prune" not in architecture.find(name).unsupported)
+DEBERTA = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
+DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_biased_input": False}
+SETTINGS = {
+    "albert": {"embedding_size": 16},
+    "deberta-v2": {**DEBERTA, "type_vocab_size": 0, "pad_token_id": 0},
+    "mobilebert": {
+        **{"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+        "initializer_range": 0.2,  # it has no normalisations that would make small weights count
+    },
+    "modernbert": {"pad_token_id": 0, "reference_compile": False, "local_attention": 8},
+}
 HIDDEN, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 3, 64, 40
 
 
@@ -70,14 +86,15 @@ def test_every_part_is_there_and_as_large_as_the_configuration_says(model_type):
     model, names = made(model_type), architecture.find(model_type)
     assert model.config.to_dict().items() >= sizes(names).items()
     layers = encoder_layers(model)
-    assert len(layers) == LAYERS
+    assert len(layers) == (1 if names.shared_layers else LAYERS)
+    width = SETTINGS.get(model_type, {}).get("intra_bottleneck_size", HIDDEN)
     for layer in layers:
-        for module, rows in projections(layer, names).values():
-            assert module.weight[rows].shape == (HIDDEN, HIDDEN)
-        assert linear(layer, names.attention_output).weight.shape == (HIDDEN, HIDDEN)
+        for name, (module, rows) in projections(layer, names).items():  # MobileBERT's values see whole states
+            assert module.weight[rows].shape == (width, HIDDEN if name == "value" else width)
+        assert linear(layer, names.attention_output).weight.shape == (width, width)
         rows = NEURONS * (2 if names.gated_ffn else 1)
-        assert linear(layer, names.ffn_in).weight.shape == (rows, HIDDEN)
-        assert linear(layer, names.ffn_out).weight.shape == (HIDDEN, NEURONS)
+        assert linear(layer, names.ffn_in).weight.shape == (rows, width)
+        assert linear(layer, names.ffn_out).weight.shape == (width, NEURONS)
     if names.position_embeddings is None:
         assert position_table(model) is None
         return
@@ -113,8 +130,8 @@ def test_the_parts_are_those_that_a_pass_uses(model_type):
 def test_a_student_computes_what_transformers_does_with_those_layers(model_type):
     teacher = made(model_type)
     student = students.make_student(teacher, StudentConfig(layers=(0, 2)), None, print)
-    layers = encoder_layers(teacher)
-    del layers[1]
+    if not architecture.find(model_type).shared_layers:
+        del encoder_layers(teacher)[1]
     teacher.config.num_hidden_layers = 2
     assert torch.equal(logits(student), logits(teacher))
 
@@ -129,15 +146,16 @@ def test_a_student_without_the_first_layer_loads_where_that_layer_has_fewer_part
 
 
 def heads_to_keep(model_type):
-    """Of each layer; all of them where the entry says that none can be removed."""
-    whole = (0, 1, 2, 3)
-    return (whole,) * 3 if "heads" in architecture.find(model_type).unsupported else ((0, 2, 3), whole, (1,))
+    """Of each layer that there is; all of them where the entry says that none can be removed."""
+    whole, names = (0, 1, 2, 3), architecture.find(model_type)
+    kept = (whole,) * 3 if "heads" in names.unsupported else ((0, 2, 3), whole, (1,))
+    return kept[:1] if names.shared_layers else kept
 
 
-@pytest.mark.parametrize("model_type", OURS)
+@pytest.mark.parametrize("model_type", PRUNED)
 def test_a_pruned_model_computes_what_the_whole_one_does_with_those_weights_at_zero(model_type):
     model, names, heads = made(model_type), architecture.find(model_type), heads_to_keep(model_type)
-    neurons = (tuple(range(0, NEURONS, 4)), (1, 5, *range(30, 44)), tuple(range(NEURONS)))
+    neurons = (tuple(range(0, NEURONS, 4)), (1, 5, *range(30, 44)), tuple(range(NEURONS)))[: len(heads)]
     zeroed = copy.deepcopy(model)
     with torch.no_grad():
         for layer, kept, units_kept in zip(encoder_layers(zeroed), heads, neurons, strict=True):
@@ -151,11 +169,11 @@ def test_a_pruned_model_computes_what_the_whole_one_does_with_those_weights_at_z
     torch.testing.assert_close(logits(model), logits(zeroed))
 
 
-@pytest.mark.parametrize("model_type", OURS)
+@pytest.mark.parametrize("model_type", PRUNED)
 @pytest.mark.parametrize("neurons", [(16, 16, 16), (48, 16, 64)])
 def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
-    model = made(model_type)
-    heads = heads_to_keep(model_type)
+    model, heads = made(model_type), heads_to_keep(model_type)
+    neurons = neurons[: len(heads)]
     plan = units.PruningPlan(heads=heads, neurons=tuple(tuple(range(count)) for count in neurons))
     units.remove(model, plan)
     assert units.units(model) == units.Units(tuple(map(len, heads)), neurons)
@@ -166,6 +184,35 @@ def test_what_pruning_leaves_runs_and_reloads(model_type, neurons, tmp_path):
     if len(set(neurons)) == 1:  # transformers alone builds it
         plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, local_files_only=True)
         torch.testing.assert_close(logits(plain), logits(model))
+
+
+@pytest.mark.parametrize("model_type", ["electra", "albert"])
+def test_importance_is_the_effect_of_a_gate_in_all_repetitions_of_a_layer(
+    model_type, tiny_encoder, tiny_data, context
+):
+    """The gradient by a factor, of 1, of a neuron's output is what removing it changes, to first order."""
+    model, tokenizer = (
+        load(tiny_encoder(model_type)) for load in (loading.load_classifier, loading.load_tokenizer)
+    )
+    config = PruneConfig(calibration_samples=4, importance="taylor")
+    names, layers = architecture_of(model), encoder_layers(model)
+    scores = units.importance(model, tokenizer, tiny_data, config, context)
+    gates = [torch.ones(NEURONS, requires_grad=True) for _ in layers]
+    for layer, gate in zip(layers, gates, strict=True):
+        linear(layer, names.ffn_out).register_forward_pre_hook(lambda _, args, gate=gate: args[0] * gate)
+    rows = (
+        sentences.load_split(tiny_data, "train", class_names(model))
+        .shuffle(seed=context.seed)
+        .select(range(4))
+    )
+    expected = [torch.zeros(NEURONS) for _ in layers]
+    for text, label in zip(rows["text"], rows["label"], strict=True):
+        found = model(**tokenizer(text, return_tensors="pt")).logits
+        loss = nn.functional.cross_entropy(found, torch.tensor([label]))
+        for total, gradient in zip(expected, torch.autograd.grad(loss, gates), strict=True):
+            total += gradient.abs()
+    for actual, total in zip(scores.neurons, expected, strict=True):
+        torch.testing.assert_close(actual, total, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", OURS)

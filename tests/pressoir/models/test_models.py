@@ -317,6 +317,7 @@ def test_a_tokenizer_that_lacks_the_tokens_it_adds_is_refused(copy, tokenizer, c
 def test_an_architecture_whose_parts_are_unknown_is_refused_with_those_that_are_known():
     config = GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=2, n_positions=8)
     with pytest.raises(
-        SourceError, match=r"models of type 'gpt2' are not supported here; supported are bert, .*distilbert"
+        SourceError,
+        match=r"models of type 'gpt2' are not supported here; supported are albert, bert, .*distilbert",
     ):
         architecture_of(loading.new_classifier(config))

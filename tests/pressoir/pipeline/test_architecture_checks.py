@@ -1,6 +1,9 @@
 """A step that does not work with a model's architecture is refused before any work, and what is known of the
 exporter is true."""
 
+import json
+import shutil
+
 import pytest
 
 from pressoir.errors import RecipeError
@@ -33,21 +36,29 @@ def test_every_step_works_with_bert(tiny_bert, refusal):
     assert refusal(tiny_bert, vocabulary={}, distill={"relation_weight": 1}) is None
 
 
+def test_narrow_embeddings_are_a_berts(tiny_bert, tiny_encoder, refusal):
+    narrow = {"student": {"layers": 2, "embedding_size": 16}}
+    assert refusal(tiny_bert, distill=narrow) is None
+    told = refusal(tiny_encoder("roberta"), distill=narrow)
+    assert "distill.student.embedding_size: only a BERT's layers are also an ELECTRA's; leave it out" in told
+    assert told.endswith("Supported are bert")
+
+
 def test_of_an_unknown_type_layers_relations_heads_and_neurons_are_not_known(tiny_encoder, refusal):
-    told = refusal(tiny_encoder("mobilebert"), distill={"relation_weight": 1}).splitlines()
+    told = refusal(tiny_encoder("megatron-bert"), distill={"relation_weight": 1}).splitlines()
     assert [line.split(":")[0].strip() for line in told[1:]] == [
         "distill",
         "distill.relation_weight",
         "prune",
     ]
-    assert "model type 'mobilebert'" in told[0]
-    assert all("bert, camembert, distilbert, electra" in line for line in told[1:])
+    assert "model type 'megatron-bert'" in told[0]
+    assert all("albert, bert, camembert, de" in line for line in told[1:])
     assert "distill.student.config" in told[1]
     assert "prune: null" in told[3]
 
 
 def test_what_does_without_them_is_let_through(tiny_encoder, tiny_bert, refusal):
-    model = tiny_encoder("mobilebert")
+    model = tiny_encoder("megatron-bert")
     assert refusal(model, vocabulary={}, **WITHOUT) is None
     assert refusal(model, distill={"student": {"config": {"num_hidden_layers": 2}}}, prune=None) is None
     smaller = {"student": {"model": str(tiny_bert)}}
@@ -58,13 +69,13 @@ def test_what_does_without_them_is_let_through(tiny_encoder, tiny_bert, refusal)
 
 
 def test_the_model_that_is_at_fault_is_named(tiny_encoder, tiny_bert, refusal):
-    student = tiny_encoder("mobilebert")
+    student = tiny_encoder("megatron-bert")
     told = refusal(tiny_bert, distill={"student": {"model": str(student)}}).splitlines()
-    assert told[0].startswith(f"{student} is of the model type 'mobilebert'")
+    assert told[0].startswith(f"{student} is of the model type 'megatron-bert'")
     assert [line.split(":")[0].strip() for line in told[1:]] == ["prune"]
 
 
-@pytest.mark.parametrize("model_type", ["modernbert", "mpnet"])
+@pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "mpnet"])
 def test_heads_are_kept_where_they_cannot_be_removed(model_type, tiny_encoder, refusal):
     model = tiny_encoder(model_type)
     for prune, field in (({}, "prune.head_sparsity"), ({"target": {"parameters": 9}}, "prune.target")):
@@ -82,19 +93,24 @@ def test_what_the_exporter_does_not_know_is_refused_whatever_else_the_recipe_doe
     )
 
 
-def test_int8_asks_for_the_setting_with_which_the_graph_can_be_made(tiny_encoder, refusal):
+def test_neurons_are_kept_where_a_layer_has_several_feed_forward_parts(tiny_encoder, refusal):
+    model = tiny_encoder("mobilebert")
+    told = refusal(model).splitlines()
+    assert [line.split(":")[0].strip() for line in told[1:]] == ["prune", "prune.head_sparsity"]
+    assert "several feed-forward parts" in told[1]
+    assert refusal(model, vocabulary={}, distill={"relation_weight": 1}, prune=None) is None
+
+
+def test_every_step_works_with_shared_layers_that_are_one(tiny_encoder, refusal, tmp_path):
     model = tiny_encoder("albert")
-    told = refusal(model, **WITHOUT)
-    assert "\n  quantize: " in told
-    assert "specify export.fuse: false" in told
-    assert refusal(model, export={"fuse": False}, **WITHOUT) is None
-    assert refusal(model, quantize=None, **WITHOUT) is None
-    told = refusal(tiny_encoder("esm"), **WITHOUT)
-    assert "add it to quantize.exclude" in told
-    assert (
-        refusal(tiny_encoder("esm"), quantize={"exclude": ["classifier", "esm.contact_head"]}, **WITHOUT)
-        is None
-    )
+    assert refusal(model, vocabulary={}, distill={"relation_weight": 1}) is None
+    several = shutil.copytree(model, tmp_path / "several")
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps(config | {"num_hidden_groups": 2}))
+    told = refusal(several).splitlines()
+    assert [line.split(":")[0].strip() for line in told[1:]] == ["distill", "prune"]
+    assert all("num_hidden_groups is 1, and config.json has 2;" in line for line in told[1:])
+    assert refusal(several, **WITHOUT) is None
 
 
 def test_a_language_model_is_not_checked_here(tiny_llama, refusal):

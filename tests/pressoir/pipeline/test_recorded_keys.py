@@ -225,6 +225,7 @@ def cases(folder):
             ),
             {},
         ),
+        "data/pairs": (DataConfig(**table, text_pair_column="second"), {}),
         "teacher/default": (TeacherConfig(), given("model", "data")),
         "teacher/checkpoint": (TeacherConfig(checkpoint="org/teacher"), given("model", "data")),
         "teacher/trained": (TeacherConfig(**training, epochs=1, learning_rate=3e-5), given("model", "data")),

@@ -7,10 +7,9 @@ import shutil
 import warnings
 
 import pytest
+from fake_runs import FINAL, classifier_benchmark, generation_benchmark
 from huggingface_hub import ModelCard
 
-from pressoir.benchmark.classifier_report import Benchmark
-from pressoir.benchmark.language_model_report import GenerationBenchmark
 from pressoir.extensions.task import task
 from pressoir.publishing import model_card, origins
 from pressoir.publishing.loading import loading
@@ -19,55 +18,10 @@ from pressoir.reporting import LogReporter
 from pressoir.stage import StageContext, load_stage
 from pressoir.store.store import Store
 
-CONDITIONS = {
-    "recorded_at": "2020-01-01T00:00:00+00:00",
-    "machine": {"cpu": "Abacus 9000", "cpus": "2", "system": "Linux"},
-    "versions": {"python": "3.11.7", "onnxruntime": "1.31.1"},
-    "threads": 2,
-    "seed": 42,
-    "warmup": 1,
-}
-MEMORY = {"baseline_rss_mb": 90.0, "peak_rss_mb": 105.0, "load_s": 0.3}
 
-
-def classifier_row(stage, runtime, **figures):
-    intervals = {"accuracy_ci_low": 0.85, "accuracy_ci_high": 0.9}
-    given = {"accuracy": 0.88, **intervals, "f1": 0.87, "macro_f1": 0.865, "agreement": 1.0, "size_mb": 91.6}
-    given |= {"parameters": 100, "latency_ms_p50": 15.81, "latency_ms_p95": 20.0, "throughput_per_s": 128.0}
-    given |= {"speedup": 1.0, "compression": 1.0, "accuracy_delta": 0.0, **MEMORY, **figures}
-    return {"stage": stage, "runtime": runtime, **given}
-
-
-FINAL = {
-    **{"accuracy": 0.8704128440366973, "accuracy_ci_low": 0.846, "accuracy_ci_high": 0.891, "f1": 0.871},
-    **{"size_mb": 15.9, "latency_ms_p50": 0.86, "speedup": 18.5, "compression": 5.8, "accuracy_delta": -0.01},
-}
-
-
-def classifier_benchmark(**fields):
-    rows = [classifier_row("teacher", "pytorch"), classifier_row("shard", "onnxruntime", **FINAL)]
-    sizes = {"latency_samples": 300, "throughput_batch_size": 32, "throughput_batches": 8}
-    given = {"test_sentences": 872, "tokenization_ms_p50": 0.1, "f1_label": "positive", "texts_truncated": 3}
-    return Benchmark.model_validate({**CONDITIONS, **sizes, **given, "rows": rows, **fields})
-
-
-def generation_row(stage, runtime, perplexity, bits, **figures):
-    given = {"perplexity": perplexity, "perplexities": {"good": perplexity, "bad": 2 * perplexity}}
-    given |= {"perplexity_increase": perplexity / 20 - 1, "bits_per_weight": bits, "parameters": 100}
-    given |= {"size_mb": 10.0, "compression": 1.0, "ttft_ms_p50": 5.0, "ttft_ms_p95": 6.0, "speedup": 1.0}
-    given |= {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 26.7, **MEMORY, **figures}
-    return {"stage": stage, "runtime": runtime, **given}
-
-
-@pytest.fixture
-def generation_benchmark():
-    rows = [
-        generation_row("source", "pytorch", 20.0, 32),
-        generation_row("shard", "onnxruntime", 21.0, 4.5, compression=6.4, speedup=7.9),
-    ]
-    counts = {"window": 128, "prompts": 8, "prompt_tokens": 64, "new_tokens": 64}
-    scored = {"scored_tokens": {"good": 1270, "bad": 2540}}
-    return GenerationBenchmark.model_validate({**CONDITIONS, **counts, **scored, "rows": rows})
+@pytest.fixture(name="generation_benchmark")
+def _generation_benchmark():
+    return generation_benchmark()
 
 
 def recipe(**fields):

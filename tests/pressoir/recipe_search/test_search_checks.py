@@ -24,7 +24,7 @@ def test_a_choice_that_asks_for_a_step_that_does_not_work_is_refused(
 ):
     files = {split: str(tiny_data / f"{split}.tsv") for split in ("train", "validation", "test")}
     recipe = {
-        "model": str(tiny_encoder("mobilebert")),
+        "model": str(tiny_encoder("megatron-bert")),
         "data": {"source": "files", **files},
         "distill": {"student": {"config": {"num_hidden_layers": 2}}},
         "prune": None,
@@ -34,5 +34,5 @@ def test_a_choice_that_asks_for_a_step_that_does_not_work_is_refused(
     if fault is None:
         check_search(config, sources)
     else:
-        with pytest.raises(RecipeError, match=rf"'mobilebert'.*\n  {fault}: "):
+        with pytest.raises(RecipeError, match=rf"'megatron-bert'.*\n  {fault}: "):
             check_search(config, sources)

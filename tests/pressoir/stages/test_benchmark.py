@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from pressoir.benchmark import classifiers
 from pressoir.benchmark import probe as probing
+from pressoir.benchmark.classifier_details import ClassifierDetails
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow, to_markdown
 from pressoir.benchmark.size import size_mb
 from pressoir.benchmark.timing import drift, sentences_to_time, time_in_turn, turns
@@ -334,6 +335,29 @@ def test_table_and_pictures_are_written(measured):
     assert table == to_markdown(result)
     for name in ("accuracy_latency.png", "sizes.png", "latency_distribution.png"):
         assert (measured.out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_and_the_sentences_on_which_the_first_and_the_last_differ_are_kept(
+    measured, folders, tiny_data
+):
+    found, result = ClassifierDetails.read(measured.out / "details.json"), measured.result
+    test = sentences.load_split(tiny_data, "test")
+    counts = Counter(test["label"])
+    assert [(row.label, row.sentences) for row in found.classes] == [
+        ("negative", counts[0]),
+        ("positive", counts[1]),
+    ]
+    macro = np.mean([row.final.f1 for row in found.classes])
+    assert macro == pytest.approx(result.rows[-1].macro_f1)
+    gained = found.only_final_correct - found.only_reference_correct
+    assert gained / len(test) == pytest.approx(result.rows[-1].accuracy_delta)
+    one = found.differences[0]
+    for stage, answer in (("teacher", one.reference), ("shard", one.final)):
+        (expected,) = TextClassifier.open(folders[stage], threads=1).predict([one.text])
+        assert answer.label == max(expected, key=expected.get)
+        assert answer.probability == pytest.approx(expected[answer.label], abs=1e-4)
+        assert answer.expected_probability == pytest.approx(expected[one.expected], abs=1e-4)
+    assert ("negative", "positive")[test["label"][list(test["text"]).index(one.text)]] == one.expected
 
 
 def test_json_keeps_full_precision(measured, tmp_path):

@@ -3,10 +3,12 @@ does not."""
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -25,6 +27,7 @@ from pressoir.inference.text_classification import TextClassifier
 from pressoir.models import loading
 from pressoir.models.layouts import architecture_of, encoder_layers, resize_ffn
 from pressoir.models.simulated_int8 import load_simulated
+from pressoir.pruning import units
 from pressoir.recipe.sections import ExportConfig, QuantizeConfig, ShardConfig
 from pressoir.reporting import Silent
 from pressoir.stage import StageContext
@@ -390,10 +393,23 @@ def test_other_architectures_export_in_float32_and_int8(kind, classifier, tiny_d
     assert figures["label_agreement"] >= 0.97
 
 
-@pytest.mark.parametrize("kind", ["modernbert", "mpnet"])
-def test_encoders_without_a_fused_attention_export_in_float32_and_int8(
-    kind, tiny_encoder, tiny_data, tmp_path
-):
+def int8_products(folder):
+    """How many products by weights a graph has in int8; none may be left in float32 but those of the head."""
+    graph = onnx.load(folder / "model.onnx")
+    matrices = {tensor.name for tensor in graph.graph.initializer if len(tensor.dims) == 2}
+    left = [n for n in graph.graph.node if n.op_type in ("MatMul", "Gemm") and matrices & {*n.input[1:2]}]
+    assert all("classifier" in node.name for node in left)
+    count = Counter(node.op_type for node in graph.graph.node)
+    return count["DynamicQuantizeMatMul"] + count["MatMulIntegerToFloat"] + 3 * count["QAttention"]
+
+
+# Products of four layers, and those before and behind them that are not the head's.
+PRODUCTS = {"albert": 24 + 2, "big_bird": 24, "deberta-v2": 24 + 1, "esm": 24}
+PRODUCTS |= {"mobilebert": 44 + 2, "modernbert": 16 + 1, "mpnet": 24}
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_encoders_of_other_kinds_export_in_float32_and_int8(kind, tiny_encoder, tiny_data, tmp_path):
     source = tiny_encoder(kind)
     texts = list(sentences.load_split(tiny_data, "test")["text"])[:9]
     float_folder, figures = to_onnx(source, tiny_data, tmp_path / "float")
@@ -402,10 +418,70 @@ def test_encoders_without_a_fused_attention_export_in_float32_and_int8(
     folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
     assert_holds_the_checkpoints_numbers(folder, small)
     assert figures["label_agreement"] >= 0.97
+    assert int8_products(folder) == PRODUCTS[kind]
     for graph, checkpoint, tolerance in ((float_folder, source, 1e-5), (folder, small, 0.05)):
         answers = [TextClassifier.open(of, 1).predict(texts) for of in (graph, checkpoint)]
         for actual, expected in zip(*answers, strict=True):
             assert actual == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["albert", "deberta-v2"])
+def test_encoders_of_other_kinds_export_pruned(kind, tiny_encoder, tiny_data, tmp_path):
+    source = tiny_encoder(kind)
+    model = loading.load_classifier(source)
+    present = units.units(model)
+    heads = ((0, 2, 3),) if kind == "albert" else tuple(tuple(range(count)) for count in present.heads)
+    neurons = tuple(tuple(range(16 + 16 * index)) for index in range(len(present.neurons)))
+    units.remove(model, units.PruningPlan(heads=heads, neurons=neurons))
+    loading.save_model(model, tmp_path / "pruned")
+    loading.save_tokenizer(loading.load_tokenizer(source), tmp_path / "pruned")
+    _, figures = to_onnx(tmp_path / "pruned", tiny_data, tmp_path / "float")
+    assert figures["max_logit_difference"] < 1e-5
+    small = to_int8(tmp_path / "pruned", tiny_data, tmp_path / "int8")
+    folder, figures = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert figures["label_agreement"] >= 0.97
+    assert int8_products(folder) == PRODUCTS[kind]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_weights_that_layers_share_are_stored_once(fused, tiny_encoder, tiny_data, tmp_path):
+    source = tiny_encoder("albert")
+    small = to_int8(source, tiny_data, tmp_path / "int8")
+    for checkpoint, name in ((source, "float"), (small, "onnx")):
+        folder, _ = to_onnx(checkpoint, tiny_data, tmp_path / name, fuse=fused)
+        tensors = onnx.load(folder / "model.onnx").graph.initializer
+        matrices = [numpy_helper.to_array(tensor).tobytes() for tensor in tensors if len(tensor.dims) == 2]
+        assert len(set(matrices)) == len(matrices)
+    assert int8_products(folder) == PRODUCTS["albert"]
+    assert_holds_the_checkpoints_numbers(folder, small)
+
+
+def test_projections_of_relative_positions_are_computed_when_the_graph_is_loaded(
+    tiny_encoder, tiny_data, tmp_path
+):
+    small = to_int8(tiny_encoder("deberta-v2"), tiny_data, tmp_path / "int8")
+    folder, _ = to_onnx(small, tiny_data, tmp_path / "onnx")
+    assert "deberta.encoder.rel_embeddings" not in placements(folder)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    stored, loaded = (onnx.load(path).graph for path in (folder / "model.onnx", tmp_path / "loaded.onnx"))
+    for graph, projections in ((stored, 4 * 2), (loaded, 0)):
+        constant = {tensor.name for tensor in graph.initializer}
+        for node in graph.node:
+            if all(value in constant for value in node.input if value):
+                constant.update(node.output)
+        products = [node for node in graph.node if node.op_type == "MatMul" and node.output[0] in constant]
+        assert len(products) == projections
+
+
+def test_functions_that_transformers_compiles_are_themselves_again_after_a_trace(tiny_encoder, tmp_path):
+    from transformers.models.deberta_v2 import modeling_deberta_v2
+
+    before = modeling_deberta_v2.build_rpos
+    graph = trace(loading.load_classifier(tiny_encoder("deberta-v2")), ExportConfig(), tmp_path)
+    assert modeling_deberta_v2.build_rpos is before
+    assert not [node for node in graph.graph.node if node.op_type == "If"]
 
 
 def corrupt(graph_path, contains, change):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import string
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ from pressoir.stages import vocabulary as stage
 GOOD, BAD = "good great lovely charming".split(), "bad awful dull boring".split()
 NOUNS, ANIMALS = "film book meal song".split(), "zebra giraffe flamingo otter".split()
 SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "albert", "deberta-v2")
 MAX_TOKENS = 24
 
 
@@ -119,42 +120,71 @@ def byte_level(folder):
     return {"vocab_size": len(tokenizer), "max_position_embeddings": 66, "pad_token_id": 1}
 
 
-def unigram(folder):
-    from tokenizers import decoders, pre_tokenizers, processors
-    from transformers import XLMRobertaTokenizerFast
+# Of each type of model with a Unigram tokenizer: its first tokens, and its settings.
+UNIGRAM = {
+    "xlm-roberta": (("<s>", "<pad>", "</s>", "<unk>", "<mask>"), {"max_position_embeddings": 66}),
+    "albert": (("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"), {"embedding_size": 16}),
+    "deberta-v2": (
+        ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"),
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    ),
+}
 
+
+def unigram(folder, kind):
+    from tokenizers import decoders, pre_tokenizers, processors
+    from transformers import AlbertTokenizerFast, DebertaV2TokenizerFast, XLMRobertaTokenizerFast
+
+    *special, mask = UNIGRAM[kind][0]
+    ids = {token: index for index, token in enumerate(special)}
+    pad, unknown = (next(t for t in special if name in t.lower()) for name in ("pad", "unk"))
+    first, last = (token for token in special if token not in (pad, unknown))
     words = [f"▁{word}" for word in (*GOOD, *ANIMALS, "the", "was", *NOUNS, *BAD, "and")]
-    scores = dict.fromkeys(("<s>", "<pad>", "</s>", "<unk>"), 0.0)
+    scores = dict.fromkeys(special, 0.0)
     scores |= {piece: -3.0 - place / 10 for place, piece in enumerate([*words, "ing", "ra", "er"])}
     scores |= {letter: -9.0 - place / 10 for place, letter in enumerate([*"▁é", *string.ascii_lowercase])}
-    scores |= {"rest": -30.0, "<mask>": 0.0}  # the lowest, of a piece that nothing uses
-    backend = Tokenizer(kinds.Unigram(list(scores.items()), unk_id=3))
+    scores |= {"rest": -30.0, mask: 0.0}  # the lowest, of a piece that nothing uses
+    backend = Tokenizer(kinds.Unigram(list(scores.items()), unk_id=ids[unknown]))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} {last} $B {last}",
+        special_tokens=[(first, ids[first]), (last, ids[last])],
     )
-    tokenizer = XLMRobertaTokenizerFast(tokenizer_object=backend, model_max_length=64)
+    classes = (XLMRobertaTokenizerFast, AlbertTokenizerFast, DebertaV2TokenizerFast)
+    own = dict(zip(UNIGRAM, classes, strict=True))[kind]
+    tokenizer = own(tokenizer_object=backend, model_max_length=64)
     tokenizer.save_pretrained(folder)
-    return {"vocab_size": len(tokenizer), "max_position_embeddings": 66, "pad_token_id": 1}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": ids[pad]}
+    return sizes | {"bos_token_id": ids[first], "eos_token_id": ids[last]} | UNIGRAM[kind][1]
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory):
     """`classifier(family)`: folder of a random 4-layer classifier with a tokenizer that knows animals."""
-    from transformers import BertConfig, DistilBertConfig, RobertaConfig, XLMRobertaConfig
+    from transformers import (
+        AlbertConfig,
+        BertConfig,
+        DebertaV2Config,
+        DistilBertConfig,
+        RobertaConfig,
+        XLMRobertaConfig,
+    )
 
     made = {}
 
     def make(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            builders = {"roberta": byte_level, "xlm-roberta": unigram}
+            builders = {"roberta": byte_level, **{kind: partial(unigram, kind=kind) for kind in UNIGRAM}}
             sizes = builders[name](folder) if name in builders else word_piece(folder, name)
             own = {
                 "bert": BertConfig,
                 "distilbert": DistilBertConfig,
                 "roberta": RobertaConfig,
                 "xlm-roberta": XLMRobertaConfig,
+                "albert": AlbertConfig,
+                "deberta-v2": DebertaV2Config,
             }[name]
             if name == "distilbert":
                 sizes |= {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 64}

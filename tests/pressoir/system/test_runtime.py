@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 import weakref
 from pathlib import Path
 
@@ -202,6 +203,42 @@ class TestReleaseMemory:
         if platform.libc_ver()[0] == "glibc":
             assert held - psutil.Process().memory_info().rss > 60_000_000
         libc.free(blocks[-1])
+
+    @pytest.mark.process
+    def test_freed_blocks_are_kept_for_a_while(self):
+        """In a process of its own: what others have mapped above the heap keeps it from growing."""
+        code = """
+            import ctypes, resource
+            from pressoir.system import runtime
+
+            libc, size = ctypes.CDLL(None), 100_000_000
+            libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+            def faults(rounds):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                for _ in range(rounds):
+                    block = libc.malloc(ctypes.c_size_t(size))
+                    ctypes.memset(block, 1, size)
+                    libc.free(block)
+                return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+            def held():
+                return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+            outside = faults(4)
+            with runtime.freed_blocks_kept():
+                first, inside, before = faults(1), faults(3), held()
+            print(outside / first, inside / first, (before - held()) / size)
+        """
+        if platform.libc_ver()[0] != "glibc":
+            return
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        )
+        outside, inside, given_back = map(float, run.stdout.split())
+        assert outside > 2, "each round has its pages cleared anew"
+        assert inside < 0.1
+        assert given_back > 0.9
 
     @pytest.mark.parametrize("uses_gpu", [True, False])
     def test_the_gpus_cache_is_emptied_only_where_torch_uses_a_gpu(self, monkeypatch, uses_gpu):

@@ -21,9 +21,9 @@ def publish(store, tiny_classifier):
     """Put the tiny classifier into the store; `seed` makes another artifact of it."""
     from pressoir.store.artifact import StageKey
 
-    def publish(seed=0):
+    def publish(seed=0, folder=tiny_classifier):
         def make(out, work):
-            shutil.copytree(tiny_classifier, out, dirs_exist_ok=True)
+            shutil.copytree(folder, out, dirs_exist_ok=True)
             (out / "seed.txt").write_text(str(seed))
             return {}
 
@@ -83,6 +83,24 @@ def test_what_mlflow_loads_answers_as_the_artifact_does(store, publish, run, tin
     logged = json.loads(model.metadata.to_json())
     assert logged["flavors"]["python_function"]["config"]["digest"] == artifact.digest
     assert sum(f.stat().st_size for f in (store.home / "mlartifacts").rglob("*") if f.is_file()) < 100_000
+
+
+def test_a_model_of_pairs_takes_two_columns(store, publish, run, pair_classifier):
+    import mlflow
+    import pandas as pd
+    from transformers import pipeline
+
+    from pressoir.tasks.tracking.model_version import _global_tracking_uri
+
+    folder = pair_classifier("bert")
+    log_version(store, run, publish(folder=folder))
+    pair = {"text": "the film was good", "text_pair": "the soup was bad"}
+    with _global_tracking_uri(run.journal.uri):
+        model = mlflow.pyfunc.load_model("models:/tiny@champion")
+        [answer] = model.predict(pd.DataFrame([pair])).to_dict("records")
+    assert model.metadata.signature.inputs.input_names() == ["text", "text_pair"]
+    expected = pipeline("text-classification", model=str(folder), top_k=None, device="cpu")(pair)
+    assert answer == pytest.approx({row["label"]: row["score"] for row in expected}, abs=1e-5)
 
 
 def test_a_model_that_an_earlier_version_registered_is_loaded_and_answers(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from pressoir.data.texts import PAIR, Text
 from pressoir.errors import DataError, PressoirError, RecipeError
 from pressoir.evaluation.child.remote.model import RemoteModel
 from pressoir.extensions.task import task
@@ -59,9 +60,10 @@ class KServe(RemoteModel):
         found = _Metadata() if answer.status == 404 else self.server.parsed(self._path, answer, _Metadata)
         self._inputs = found.inputs
 
-    def classify(self, text: str) -> dict[str, Any]:
+    def classify(self, text: Text) -> dict[str, Any]:
         """See `RemoteModel.classify`; the name of a label that the data lack is an error."""
-        outputs = self._infer("BYTES", "text", [1], [text])
+        first, *second = (text,) if isinstance(text, str) else text
+        outputs = self._infer("BYTES", "text", [1], [first], second)
         rows = [self._numbers(tensor).reshape(-1) for tensor in _of(outputs, *_FLOATS)]
         values = next((self.finite(row, "values") for row in rows if len(row) == len(self.labels)), None)
         names = [self._texts(tensor)[0] for tensor in _of(outputs, "BYTES") if math.prod(tensor.shape) == 1]
@@ -132,9 +134,17 @@ class KServe(RemoteModel):
             raise self.server.unreachable(f"{what} is not ready ({self.server.refused(path, answer)})", todo)
 
     def _infer(
-        self, datatype: str, name: str, shape: list[int], data: list[Any], **parameters: str | int | None
+        self,
+        datatype: str,
+        name: str,
+        shape: list[int],
+        data: list[Any],
+        second: Sequence[str] = (),
+        **parameters: str | int | None,
     ) -> list[_Tensor]:
-        """What comes back for one input, whose name and rank are as the metadata say."""
+        """What comes back for one input, whose name and rank are as the metadata say, and where there is a
+        second text for that beside it, as `text_pair`.
+        """
         fitting = sorted(_of(self._inputs, datatype), key=lambda tensor: tensor.name != name)
         if self._inputs and not fitting:
             raise PressoirError(
@@ -144,9 +154,9 @@ class KServe(RemoteModel):
         if fitting:
             name, rank = fitting[0].name, len(fitting[0].shape)
             shape = shape + [1] * (rank - len(shape)) if rank > 1 else [len(data)]
-        asked: dict[str, Any] = {
-            "inputs": [{"name": name, "shape": shape, "datatype": datatype, "data": data}]
-        }
+        tensor = {"name": name, "shape": shape, "datatype": datatype, "data": data}
+        beside = [{**tensor, "name": PAIR, "data": [text]} for text in second]
+        asked: dict[str, Any] = {"inputs": [tensor, *beside]}
         if given := {key: value for key, value in parameters.items() if value is not None}:
             asked["parameters"] = given
         return self.server.post(f"{self._path}/infer", _Inference, json=asked).outputs

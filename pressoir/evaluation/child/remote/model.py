@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pressoir.data.texts import Text
 from pressoir.errors import PressoirError
 from pressoir.evaluation.child.remote.endpoint import Endpoint
 from pressoir.evaluation.datasets import DataSet
@@ -43,8 +44,8 @@ class RemoteModel(ABC):
         """See that the server is ready and has the model, and that the protocol has what is asked for."""
 
     @abstractmethod
-    def classify(self, text: str) -> dict[str, Any]:
-        """The raw prediction for a text."""
+    def classify(self, text: Text) -> dict[str, Any]:
+        """The raw prediction for a text, or for a pair."""
 
     @abstractmethod
     def translate(self, text: str) -> str:
@@ -75,7 +76,7 @@ class RemoteModel(ABC):
         return values
 
 
-def classification(model: RemoteModel, text: str) -> dict[str, Any]:
+def classification(model: RemoteModel, text: Text) -> dict[str, Any]:
     """A label."""
     return model.classify(text)
 

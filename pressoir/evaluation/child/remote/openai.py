@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from pressoir.data.texts import Text
 from pressoir.errors import PressoirError, RecipeError
 from pressoir.evaluation.child.remote.model import RemoteModel
 from pressoir.extensions.task import task
@@ -94,6 +95,11 @@ class OpenAI(RemoteModel):
                 f"{self.job.model}: generation.num_beams is {self.job.generation.num_beams}, but beam "
                 "search is not supported by the OpenAI protocol; set it to 1"
             )
+        if self.job.data.classification.text_pair_column is not None:
+            raise RecipeError(
+                f"{self.job.model}: pairs of texts (text_pair_column) are not supported by the OpenAI "
+                "protocol; set protocol: kserve-v2"
+            )
         path = "/v1/models"
         answer = self.server.get(path)
         if answer.status == 404:
@@ -109,9 +115,9 @@ class OpenAI(RemoteModel):
                 "one of them"
             )
 
-    def classify(self, text: str) -> dict[str, Any]:
+    def classify(self, text: Text) -> dict[str, Any]:
         """See `RemoteModel.classify`, and the module on answers that are no label."""
-        answer = self._chat(CLASSIFY.format(labels=", ".join(self.labels)), text, _LABEL_TOKENS)
+        answer = self._chat(CLASSIFY.format(labels=", ".join(self.labels)), str(text), _LABEL_TOKENS)
         return {"label": self.label(answer), "logits": [], "answer": answer}
 
     def translate(self, text: str) -> str:

@@ -111,6 +111,26 @@ class TestClassification:
         logits = TextClassifier.open(tiny_classifier, 1).logits([sample.input for sample in samples])
         np.testing.assert_allclose([found[one.id]["logits"] for one in samples], logits, atol=1e-5)
 
+    def test_pairs_are_answered_as_transformers_does(self, predict, pair_classifier, pair_data):
+        from transformers import pipeline
+
+        folder = pair_classifier("roberta")
+        files = {split: pair_data / f"{split}.tsv" for split in ("train", "validation", "test")}
+        columns = {"text_column": "first", "text_pair_column": "second"}
+        source = DataConfig(source="files", **files, **columns)
+        data = DataSetConfig(task="text-classification", classification=source)
+        found = predict(folder, data)
+        classify = pipeline("text-classification", model=str(folder), device="cpu", truncation=True)
+        for sample in datasets.load(data).samples:
+            text, second = sample.input
+            [answer] = classify([{"text": text, "text_pair": second}])
+            assert answer["label"] == ("other", "same")[found[sample.id]["label"]]
+
+    def test_a_model_of_pairs_refuses_data_of_single_texts(self, make_job, pair_classifier, reviews):
+        job = make_job(pair_classifier("bert"), reviews)
+        with pytest.raises(RecipeError, match="trained on pairs of texts; set text_pair_column"):
+            open_predictor(job, datasets.load(reviews))
+
     def test_labels_are_told_in_the_order_of_the_data(self, predict, tiny_classifier, reviews, tmp_path):
         folder = tmp_path / "swapped"
         folder.mkdir()

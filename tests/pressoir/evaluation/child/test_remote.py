@@ -303,6 +303,31 @@ def labels_of(data):
     return [sample.reference for sample in datasets.load(data, 5).samples]
 
 
+@pytest.fixture
+def text_pairs(pair_data):
+    files = {split: pair_data / f"{split}.tsv" for split in ("train", "validation", "test")}
+    columns = {"text_column": "first", "text_pair_column": "second"}
+    source = DataConfig(source="files", **files, **columns)
+    return DataSetConfig(task="text-classification", classification=source)
+
+
+def test_pairs_are_two_tensors_over_kserve(predict, server, text_pairs):
+    path = f"/v2/models/{MODEL}/infer"
+    server.inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("text_pair", "text")]
+    server.paths[path] = {"outputs": [tensor("label", "BYTES", [1], ["same"])]}
+    assert {found["label"] for found in predict(text_pairs)} == {1}
+    for body, sample in zip(server.asked(path), datasets.load(text_pairs, 5).samples, strict=True):
+        assert body["inputs"] == [
+            tensor(name, "BYTES", [1], [text])
+            for name, text in zip(("text", "text_pair"), sample.input, strict=True)
+        ]
+
+
+def test_pairs_are_refused_over_openai(predict, text_pairs):
+    with pytest.raises(RecipeError, match=r"pairs of texts .* not supported by the OpenAI protocol"):
+        predict(text_pairs, "openai")
+
+
 class TestKServe:
     def test_logits_make_a_label(self, server, predict, reviews):
         found = predict(reviews)

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import logging
+import time
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from serving_http import KEY, SENTENCE, app_of, asked, configured, refused
 
 from pressoir.errors import RecipeError
 from pressoir.serving.config import API_KEY_VARIABLE
+from pressoir.serving.http import gate
 from pressoir.serving.http.app import create_app
 from pressoir.serving.http.limits import HttpLimits
 from pressoir.store.store import Store
@@ -99,6 +102,27 @@ class TestSizes:
 
         run(app(settings={"max_batch": 500, "max_length": 512}), more)
 
+    def test_no_more_of_refused_bodies_is_read_in_a_second_than_there_is_time_for(self, app, monkeypatch):
+        monkeypatch.setattr(gate, "_LINGER_BYTES", 30_000)
+        clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: 7.5)
+        monkeypatch.setattr(gate, "time", clock)
+        read = 0
+
+        async def work(client):
+            async def parts():
+                nonlocal read
+                read = 0
+                while read < 100:
+                    read += 1
+                    yield b" " * 1000
+
+            for second, expected in ((7.5, 30), (7.9, 1), (8.0, 30)):
+                clock.monotonic = lambda now=second: now
+                refused(await client.post("/classify", content=parts()), 413, "too_large")
+                assert read == 2 + expected, "two parts until it is too large"
+
+        run(app(max_body_bytes=1000), work)
+
     @pytest.mark.parametrize(
         ("path", "body", "message"),
         [
@@ -110,7 +134,7 @@ class TestSizes:
             (
                 "/classify",
                 {f"f{i}": 1 for i in range(20_000)},
-                "unknown fields: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9; known: text, tier",
+                "unknown fields: f0, f1, f2, f3, f4, f5, f6, f7, f8, f9; known: text, text_pair, tier",
             ),
             ("/classify", {f"f{i}": 1 for i in range(20_001)}, "the body has more than 20,000 fields"),
             (

@@ -19,17 +19,21 @@ REASONS = {
     r"token ids are 0 to \d+|its tokens are 0 to \d+": "how many tokens there are is the model's to say",
     # /v2/models/{tier}/infer: a parameter of the path and the body do not know each other, so a tier's task
     # cannot decide
-    r"^inputs\.0\.name: .* does not exist; the input is": "which tensor there is",
-    r"^inputs\.0: expected (BYTES|audio as FP32|one prompt)": "what it holds",
+    r"^inputs\.[01]\.name: .* does not exist; the input is": "which tensor there is",
+    r"^inputs\.[01]: expected (BYTES|audio as FP32|one prompt)": "what it holds",
     r"^inputs\.0\.shape: expected|^the request has \d+ texts": "what its shape is",
-    r"^inputs\.0\.data: an element is not a": "what its elements are",
-    r"^the text is empty|^text \d+ is empty": "that they are not blank",
+    r"^inputs\.[01]\.data: an element is not a": "what its elements are",
+    r"^inputs: expected one input": "how many tensors there are",
+    r"^the text(_pair)? is empty|^text(_pair)? \d+ is empty": "that they are not blank",
     r"^parameters: supported for": "which parameters there are",
     r"^(max_length|max_new_tokens|num_beams|top_k|top_p|seed|temperature)[: ]": "how much is allowed",
     r"^outputs: .* does not exist; available": "which outputs there are",
+    # /classify, /compare, /v2/models/{tier}/infer: likewise; and one list does not know how long another is
+    r"was trained on (pairs of|single) texts": "whether a model takes pairs",
+    r"^text_pair has \d+ texts": "each text needs one",
     # likewise, within a body
     r"elements do not match the shape": "a shape says how many elements there are, which is a product",
-    r"^inputs\.0: expected either data or|binary_data_size add up to": "data are in the JSON or behind it",
+    r"^inputs\.[01]: expected either data or|binary_data_size add up to": "data are in the JSON or behind it",
     # /v1/audio
     r"^language .* is (unknown|specified)|^the prompt|^prompt": "what a model of speech can be told",
     r"^timestamp_granularities|^times of words|word": "which times a model knows, and of which formats",
