@@ -45,7 +45,7 @@ def write_output(
     `found` is the folder of the search that chose the recipe, and what makes a comment above the recipe from
     the finished model folder.
     """
-    from pressoir.publishing import model_card, run_report  # NumPy, which no other command needs at its start
+    from pressoir.publishing import model_card, run_report  # NumPy, which no command needs at its start
 
     with replaced(output.absolute(), FILES) as draft:
         store = Store()

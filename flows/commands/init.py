@@ -103,7 +103,7 @@ def examine(
     text_column: str | None,
     label_column: str | None,
     encoding: str | None,
-    text_pair_column: str | None = None,
+    text_pair_column: str | None,
 ) -> tuple[dict[str, Path], Inspection]:
     """Inspect files of labelled texts, and print what they hold; return the file of each split, too.
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pressoir.benchmark.classifier_report import Benchmark, BenchmarkRow
 from pressoir.benchmark.cost import Cost, CostConditions
+from pressoir.flows.output import FILES
 from pressoir.pipeline.runner import CompressResult, PipelineOutput
 from pressoir.recipe_search.budget import SearchLimits
 from pressoir.recipe_search.outcome import SearchResult, conclude
@@ -223,11 +224,25 @@ def test_a_messy_file_without_a_limit_becomes_a_model(compressed, folder, tiny_c
     result = run("--data", "avis.csv", "--model", tiny_classifier, "--output", "out")
     assert result.exit_code == 0, result.output
     assert "columns separated by a semicolon" in result.output
-    assert written(folder) == {"model", "report", "recipe.yaml", "benchmark.json", "report.html"}
+    assert written(folder) == set(FILES)
     recipe = yaml.safe_load((folder / "out" / "recipe.yaml").read_text(encoding="utf-8"))
     assert (recipe["data"]["delimiter"], recipe["data"]["encoding"]) == (";", "cp1252")
     assert compressed[0].registry is not None
     assert not (folder / "out" / "report" / "search").exists()
+
+
+def test_pairs_of_texts_are_recognised_or_named(compressed, folder, tiny_classifier, tiny_data):
+    rows = [line.split("\t") for line in (tiny_data / "train.tsv").read_text().splitlines()[1:]]
+    for header in (["premise", "hypothesis", "label"], ["a", "b", "label"]):
+        table = [header, *([text, text[::-1], label] for text, label in rows)]
+        (folder / "pairs.tsv").write_text("".join("\t".join(row) + "\n" for row in table))
+        named = [] if header[0] == "premise" else ["--text-column", "b", "--text-pair-column", "a"]
+        result = run("--data", "pairs.tsv", "--model", tiny_classifier, "--output", "out", *named)
+        assert result.exit_code == 0, result.output
+        recipe = yaml.safe_load((folder / "out" / "recipe.yaml").read_text(encoding="utf-8"))
+        expected = ("b", "a") if named else ("premise", "hypothesis")
+        assert (recipe["data"]["text_column"], recipe["data"]["text_pair_column"]) == expected
+        assert compressed[-1].data.text_pair_column == expected[1]
 
 
 def test_the_most_accurate_recipe_within_the_limits_is_written_and_registered(
@@ -285,7 +300,7 @@ def test_an_earlier_result_is_replaced_and_its_search_with_it(searches, words, f
     assert run(*words, "--max-latency-ms", "3").exit_code == 0
     (folder / "out" / "notes.txt").write_text("mine")
     assert run(*words).exit_code == 0
-    assert written(folder) == {"model", "report", "recipe.yaml", "benchmark.json", "report.html", "notes.txt"}
+    assert written(folder) == {*FILES, "notes.txt"}
     assert not (folder / "out" / "report" / "search").exists()
 
 
