@@ -14,6 +14,7 @@ from pressoir.data import columns, first_recipe, layout
 from pressoir.data.inspection import Inspection, SplitFacts, inspect, splits_of
 from pressoir.errors import RecipeError, StoreError
 from pressoir.flows.commands.terminal import console
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from pressoir.recipe.recipe import Recipe
 from pressoir.system.files import disk_errors, write_text_atomic
 from pressoir.system.reader import exists, named, shown
@@ -120,6 +121,12 @@ def examine(
     return files, inspection
 
 
+_PROBLEMS = {
+    MULTI_LABEL.name: "a text has any number of labels",
+    REGRESSION.name: "a text has a score, as its numbers are not whole",
+}
+
+
 def _say(topic: str, text: str) -> None:
     console.print(f"[bold]{topic:<10}[/] {escape(text)}", soft_wrap=True)
 
@@ -144,6 +151,8 @@ def _print_layout(found: layout.Layout, files: Mapping[str, Path]) -> None:
 def _print_choice(found: layout.Layout, choice: columns.Choice) -> None:
     _say("text", f"column {shown(choice.text)} ({choice.text_reason})")
     _say("label", f"column {shown(choice.label)} ({choice.label_reason})")
+    if choice.problem != SINGLE_LABEL.name:
+        _say("problem", f"{choice.problem}: {_PROBLEMS[choice.problem]}")
     if choice.text_pair is not None:
         _say("text pair", f"column {shown(choice.text_pair)} ({choice.text_pair_reason})")
     read = (choice.text, choice.text_pair, choice.label)
@@ -166,7 +175,12 @@ def _print_splits(found: Inspection) -> None:
     console.print()
     console.print(table)
     console.print()
-    console.print(_labels(found.splits))
+    if found.choice.problem == REGRESSION.name:
+        for split, facts in found.splits.items():
+            if facts.scores is not None:
+                _say("scores", f"{split}: from {facts.scores[0]:g} to {facts.scores[1]:g}")
+    else:
+        console.print(_labels(found.splits))
     console.print()
 
 

@@ -1,8 +1,7 @@
-"""Which column of a table is the text and which the label, and tables whose labels are of another kind.
+"""Which column of a table is the text and which the label, and what kind of labels these are.
 
-Names that are usual decide first, then the values: a text has the most words, a label repeats. What a
-classifier of one text and one label cannot be trained on is refused by what it is: scores, several labels per
-text, a label per word.
+Names that are usual decide first, then the values: a text has the most words, a label repeats. Labels may be
+one per text, several, or a score; a label per word is refused by what it is.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from pressoir.errors import DataError
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from pressoir.system.reader import shown
 
 TEXT_NAMES = tuple(
@@ -59,6 +59,10 @@ class Choice:
     text_pair: Key | None = None
     """That of the second text, where there is one."""
     text_pair_reason: str = ""
+    problem: str = SINGLE_LABEL.name
+    """What the label's column holds, as `data.problem` has it."""
+    separator: str | None = None
+    """What separates the labels of a text where they are written in one, other than a comma."""
 
 
 def is_missing(value: Any) -> bool:
@@ -165,6 +169,23 @@ class Column:
         return self.mostly(tagged) and any("-" in tag for tags in found for tag in tags)
 
     @property
+    def problem(self) -> str:
+        """What a classifier decides of whose labels it has, by the names of `data.problem`."""
+        if self.lists or self.joined:
+            return MULTI_LABEL.name
+        return REGRESSION.name if self.scores else SINGLE_LABEL.name
+
+    @property
+    def separator(self) -> str | None:
+        """What stands between several labels in one value: the most frequent of `,`, `;` and `|`; None for a
+        comma, and where there are not several in one."""
+        if self.lists or not self.joined:
+            return None
+        found = Counter(character for value in self.counts for character in value if character in ",;|")
+        most = found.most_common(1)[0][0]
+        return None if most == "," else most
+
+    @property
     def joined(self) -> bool:
         """Whether many of its values are several labels in one, such as `joy,anger` beside `joy`."""
         parts = {value: [p.strip() for p in re.split(r"[,;|]", value)] for value in self.counts}
@@ -236,8 +257,15 @@ def choose(
     if second is the_text or second is the_label:
         other = "text" if second is the_text else "label"
         raise DataError(f"column {second.key!r} cannot be both the second text and the {other}")
-    own = (the_text.key, text_reason, the_label.key, label_reason)
-    return Choice(*own) if second is None else Choice(*own, second.key, second_reason)
+    chosen = Choice(
+        the_text.key,
+        text_reason,
+        the_label.key,
+        label_reason,
+        problem=the_label.problem,
+        separator=the_label.separator,
+    )
+    return chosen if second is None else replace(chosen, text_pair=second.key, text_pair_reason=second_reason)
 
 
 def _given(name: str, keys: Sequence[Key], option: str) -> Key:
@@ -253,7 +281,8 @@ def _named(columns: Mapping[Key, Column]) -> Column | None:
     by_name = {column.name: column for column in columns.values() if column.values}
     named = [by_name[name] for name in LABEL_NAMES if name in by_name]
     supported = [c for c in named if not _unsupported(c, columns.values())]
-    return next(iter(supported or named), None)
+    classes = [column for column in supported if column.problem == SINGLE_LABEL.name]
+    return next(iter(classes or supported or named), None)
 
 
 def _text(candidates: Sequence[Column]) -> tuple[Column | None, str, tuple[Column, Column] | None]:
@@ -283,7 +312,7 @@ def _by_values(others: Sequence[Column]) -> tuple[Column | None, str, str | None
     """The label by what its column holds, why, and what is wrong where there is no one such column."""
     for column in others:
         if column.tags or column.lists:
-            return column, "", None
+            return column, "lists, as several labels per text are", None
     likely = [c for c in others if c.filled and c.repeats and not (c.scores or c.identifies)]
     if len(likely) == 1:
         found = f"{len(likely[0].counts)} different values in {len(likely[0].values):,} rows, as labels have"
@@ -294,8 +323,8 @@ def _by_values(others: Sequence[Column]) -> tuple[Column | None, str, str | None
             None,
             "",
             (
-                f"columns {names} hold 0 or 1 each: several labels per text (multi-label) are not supported; "
-                "name one of them with --label-column"
+                f"columns {names} hold 0 or 1 each: several labels per text (multi-label) are not read from "
+                "a column each; put them into one as a list, or name one of them with --label-column"
             ),
         )
     if likely:
@@ -303,7 +332,7 @@ def _by_values(others: Sequence[Column]) -> tuple[Column | None, str, str | None
         return None, "", f"several columns could be the label: {listing}; name it with --label-column"
     for column in others:
         if column.scores:
-            return column, "", None
+            return column, "numbers that are not whole, as scores are", None
     names = ", ".join(repr(column.key) for column in others) or "there is no other column"
     return (
         None,
@@ -324,24 +353,7 @@ def _unsupported(label: Column, columns: Sequence[Column] | Any) -> str | None:
             f"{held} a label per word, such as {label.example}: tags of words (token classification, named "
             "entities) are not supported; a text needs one label"
         )
-    if label.lists or label.joined:
-        return (
-            f"{held} several labels per text, such as {_several(label)}: `pressoir init` writes recipes "
-            "for one label per text only; write one with `problem: multi-label` in `data` yourself"
-        )
-    if label.scores:
-        fraction = next(value for value in label.values if not (number_of(value) or 0.0).is_integer())
-        return (
-            f"{held} numbers that are not whole, such as {shown(fraction)}: scores (regression) are not "
-            "supported by `pressoir init`; write a recipe with `problem: regression` in `data` yourself"
-        )
     return None
-
-
-def _several(label: Column) -> str:
-    return (
-        label.example if label.lists else shown(max(label.counts, key=lambda v: len(re.findall("[,;|]", v))))
-    )
 
 
 def _as_long(label: Column, other: Column) -> bool:

@@ -18,6 +18,7 @@ from pressoir.data import sentences
 from pressoir.data.inspection import Inspection, named_splits
 from pressoir.data.layout import DELIMITERS
 from pressoir.errors import DataError, RecipeError
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION
 from pressoir.recipe.recipe import Recipe
 from pressoir.system import reader
 from pressoir.system.reader import shown
@@ -43,6 +44,7 @@ def name_for(files: dict[str, Path]) -> str:
 
 def recipe_text(found: Inspection, name: str, model: str, output: Path) -> str:
     """The YAML of a recipe that will be written to `output`."""
+    lost = "0.03 of its correlation" if found.choice.problem == REGRESSION.name else "3 points"
     files = ", ".join(shown(facts.path.name)[1:-1] for facts in found.splits.values())
     lines = [
         f"# For {files}, by `pressoir init`. `pressoir reference` explains every field.",
@@ -62,7 +64,7 @@ def recipe_text(found: Inspection, name: str, model: str, output: Path) -> str:
         *_line("max_accuracy_drop", 0.01, "layers that int8 would cost more (validation) stay in float32", 1),
         "registry:",
         "  criterion:",
-        *_line("min_accuracy_delta", -0.03, "a model that loses more than 3 points is not promoted", 2),
+        *_line("min_accuracy_delta", -0.03, f"a model that loses more than {lost} is not promoted", 2),
     ]
     return "\n".join(lines) + "\n"
 
@@ -128,6 +130,8 @@ def _data(found: Inspection, output: Path) -> list[str]:
         "text_column": found.choice.text_reason,
         "text_pair_column": f"the second text of each row, {found.choice.text_pair_reason}",
         "label_column": found.choice.label_reason,
+        "problem": _PROBLEMS.get(found.choice.problem, ""),
+        "label_separator": "between the labels of a text",
         "max_tokens": f"longer texts are cut: 95% have at most {lengths.p95:,} words, about "
         f"{found.tokens_p95:,} tokens",
     }
@@ -141,6 +145,10 @@ def _data(found: Inspection, output: Path) -> list[str]:
     return lines
 
 
+_PROBLEMS = {
+    MULTI_LABEL.name: "a text has any number of labels; thresholds are chosen on validation",
+    REGRESSION.name: "a text has a score",
+}
 _PURPOSE = {
     "train": "",
     "validation": "; epochs and layers are chosen on it",

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from pressoir.data.layout import Layout, guess_encoding
 from pressoir.data.sentences import SPLITS, normal_form
 from pressoir.data.texts import Text
 from pressoir.errors import DataError
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.recipe.sections import DataConfig
 from pressoir.system import reader
 from pressoir.system.reader import shown
@@ -54,8 +55,12 @@ class SplitFacts:
     """What the file of one split holds."""
 
     path: Path
+    rows: int
+    """Rows with a text and a label."""
     labels: dict[str, int]
-    """Rows of each label, in class order."""
+    """Rows of each label, in class order; of scores none."""
+    scores: tuple[float, float] | None
+    """The lowest and the highest score, where a text has one."""
     problems: dict[str, list[int]]
     """Lines of the rows that cannot be used, by what is wrong with them."""
     repeated: int
@@ -63,11 +68,6 @@ class SplitFacts:
     conflicting: int
     """Texts that have more than one label."""
     lengths: Lengths
-
-    @property
-    def rows(self) -> int:
-        """Rows with a text and a label."""
-        return sum(self.labels.values())
 
     @property
     def malformed(self) -> int:
@@ -95,9 +95,10 @@ class Inspection:
 
     @property
     def imbalance(self) -> float:
-        """How many times as many training rows the most frequent label has as the rarest."""
+        """How many times as many training rows the most frequent label has as the rarest, where each text has
+        one label."""
         counts = self.splits["train"].labels.values()
-        return max(counts) / min(counts)
+        return max(counts) / min(counts) if self.choice.problem == SINGLE_LABEL.name else 1.0
 
 
 def splits_of(words: Sequence[str]) -> dict[str, Path]:
@@ -155,7 +156,12 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
     for field, column in chosen:
         if column != DataConfig.model_fields[field].default:
             settings[field] = column
+    if choice.problem != SINGLE_LABEL.name:
+        settings["problem"] = choice.problem
+    if choice.separator is not None:
+        settings["label_separator"] = choice.separator
     config = DataConfig().model_copy(update=settings)
+    names = classes.LABELLINGS[choice.problem].names
     read: dict[str, tables.Table] = {}
     left_out: dict[str, str] = {}
     for split, path in files.items():
@@ -170,10 +176,10 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
             )
         elif len(read[split].malformed) > len(read[split].rows):
             tables.refuse(read[split].malformed)
-    labels = _labels(read["train"], choice)
+    labels = _labels(read["train"], choice, names)
     for split in [split for split in read if split != "train"]:
-        found = {label for _, label in read[split].rows}
-        if not found & set(labels):
+        found = {name for _, label in read[split].rows for name in names(label)}
+        if labels and not found & set(labels):
             left_out[split] = f"has no label of the training file (its labels: {shown(sorted(found))})"
             del read[split]
     forms = {split: {normal_form(text) for text, _ in table.rows} for split, table in read.items()}
@@ -183,7 +189,7 @@ def inspect(files: Mapping[str, Path], layout: Layout, choice: Choice, encoding:
         for second in list(forms)[i + 1 :]
         if (count := len(forms[first] & forms[second]))
     }
-    splits = {split: _facts(files[split], table, labels) for split, table in read.items()}
+    splits = {split: _facts(files[split], table, labels, names) for split, table in read.items()}
     own = forms["train"].difference(*(forms[split] for split in forms if split != "train"))
     settings |= _held_out(splits, len(own), len(labels))
     if any(facts.problems for facts in splits.values()):
@@ -232,11 +238,11 @@ def _lacks_label(path: Path, config: DataConfig) -> bool:
     return label not in first and (isinstance(text, int) or text in first)
 
 
-def _labels(table: tables.Table, choice: Choice) -> tuple[str, ...]:
-    """The classes of the training file, in their order."""
+def _labels(table: tables.Table, choice: Choice, names: Callable[[Any], Iterable[str]]) -> tuple[str, ...]:
+    """The classes of the training file, in their order; of scores there are none."""
     if table.labels:
         return table.labels
-    labels = classes.in_order(str(label) for _, label in table.rows)
+    labels = classes.in_order(name for _, label in table.rows for name in names(label))
     if len(labels) > 2 and 2 * len(labels) > len(table.rows):
         raise DataError(
             f"column {choice.label!r} has {len(labels):,} different values in {len(table.rows):,} rows, so "
@@ -245,14 +251,19 @@ def _labels(table: tables.Table, choice: Choice) -> tuple[str, ...]:
     return labels
 
 
-def _facts(path: Path, table: tables.Table, labels: Sequence[str]) -> SplitFacts:
-    counts = Counter(str(label) for _, label in table.rows)
+def _facts(
+    path: Path, table: tables.Table, labels: Sequence[str], names: Callable[[Any], Iterable[str]]
+) -> SplitFacts:
+    counts = Counter(name for _, label in table.rows for name in names(label))
+    scores = [label for _, label in table.rows if isinstance(label, float)]
     by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for text, label in table.rows:
         by_form[normal_form(text)][str(label)] += 1
     words = sorted(len(_joined(text).split()) for text, _ in table.rows)
     return SplitFacts(
         path=path,
+        rows=len(table.rows),
+        scores=(min(scores), max(scores)) if scores else None,
         labels={label: counts[label] for label in dict.fromkeys((*labels, *sorted(counts))) if counts[label]},
         problems=_problems(path, table.malformed),
         repeated=sum(count - 1 for found in by_form.values() for count in found.values()),

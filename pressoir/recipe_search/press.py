@@ -12,6 +12,7 @@ from pressoir.config import Config
 from pressoir.errors import RecipeError
 from pressoir.extensions import architecture
 from pressoir.formats.folder import read_json
+from pressoir.formats.problems import SINGLE_LABEL
 from pressoir.pipeline.architecture_checks import check_architectures
 from pressoir.pipeline.checks import base_reference
 from pressoir.pipeline.runner import CompressResult
@@ -94,8 +95,13 @@ def search_for(recipe: Recipe, budget: Budget, fixed: Collection[str], sources: 
     most accurate one. The vocabulary is pruned for size alone.
 
     Raises:
-        RecipeError: nothing is left to vary, or the task is not that of a classifier.
+        RecipeError: nothing is left to vary, or a text has not one label.
     """
+    if (problem := recipe.data.problem) != SINGLE_LABEL.name:
+        raise RecipeError(
+            f"the data are {problem}, but a search for a budget compares accuracies, of one label per text; "
+            "omit the limits, which runs the recipe of `pressoir init`"
+        )
     size = budget.max_size_mb
     limited = size is not None or budget.max_latency_ms is not None
     recipes = _recipes(recipe, fixed, sources, prune_vocabulary=size is not None or not limited)

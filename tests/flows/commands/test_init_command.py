@@ -308,22 +308,66 @@ def words_and_tags(i):
     return words, ["O" if j % 3 else "B-PER" for j in range(len(words))]
 
 
-NOT_SUPPORTED = {
+PROBLEMS = {
     "scores": (
         "a.csv",
         lines([(text, f"{i / 7:.3f}") for i, text in enumerate(texts(60))], ","),
-        ["column 'label' holds numbers that are not whole", "(regression) are not supported"],
+        {"problem": "regression"},
+        "train: from 0 to 8.429",
+    ),
+    "scores of pairs": (
+        "a.jsonl",
+        jsonl(*({"sentence1": t, "sentence2": t[::-1], "score": i / 7} for i, t in enumerate(texts(60)))),
+        {"problem": "regression", "text_pair_column": "sentence2", "label_column": "score"},
+        "a text has a score",
     ),
     "lists": (
         "a.jsonl",
         jsonl(*({"text": t, "labels": [["joy"], ["joy", "anger"]][i % 2]} for i, t in enumerate(texts(60)))),
-        ["column 'labels' holds several labels per text, such as ['joy', 'anger']", "multi-label"],
+        {"problem": "multi-label", "label_column": "labels"},
+        "60 (100.0%)",
+    ),
+    "lists by another name": (
+        "a.jsonl",
+        jsonl(*({"text": t, "felt": [["joy"], [], ["anger"]][i % 3]} for i, t in enumerate(texts(60)))),
+        {"problem": "multi-label", "label_column": "felt"},
+        "lists, as several labels per text are",
     ),
     "joined": (
         "a.tsv",
-        lines(rows(60, ("joy", "anger", "joy,anger"))),
-        ["several labels per text, such as 'joy,anger'"],
+        lines(rows(60, ("joy", "anger", "joy|anger"))),
+        {"problem": "multi-label", "label_separator": "|"},
+        "a text has any number of labels",
     ),
+}
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_several_labels_and_scores_are_recognised(kind, folder, tiny_bert):
+    name, content, settings, told = PROBLEMS[kind]
+    (folder / name).write_text(content, encoding="utf-8")
+    output, recipe = accepted(name, "--model", tiny_bert)
+    assert told in output
+    for field, value in settings.items():
+        assert getattr(recipe.data, field) == value
+    corpus = sentences.load(recipe.data, recipe.seed)
+    kinds = {"regression": "Value", "multi-label": ("List", "LargeList", "Sequence")}
+    assert type(corpus.splits["train"].features["label"]).__name__ in kinds[settings["problem"]]
+    from pressoir.flows.cli import main
+
+    plan = CliRunner().invoke(main, ["compress", "recipe.yaml", "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert "benchmark" in plan.output
+
+
+def test_a_column_of_classes_is_taken_before_one_of_scores(folder):
+    found = [(t, f"{i / 7:.3f}", "ab"[i % 2]) for i, t in enumerate(texts(60))]
+    (folder / "a.csv").write_text(lines(found, ",", ("text", "score", "emotion")))
+    _, recipe = accepted("a.csv")
+    assert (recipe.data.label_column, recipe.data.problem) == ("emotion", "single-label")
+
+
+NOT_SUPPORTED = {
     "one column each": (
         "a.csv",
         lines([(t, i % 2, i // 2 % 2) for i, t in enumerate(texts(60))], ",", ("comment", "toxic", "rude")),
@@ -353,11 +397,6 @@ NOT_SUPPORTED = {
         "a.tsv",
         lines([(t, t[::-1], "ab"[i % 2]) for i, t in enumerate(texts(60))], header=None),
         ["are two texts per row", "--text-column"],
-    ),
-    "scores of pairs": (
-        "a.jsonl",
-        jsonl(*({"sentence1": t, "sentence2": t[::-1], "score": i / 7} for i, t in enumerate(texts(60)))),
-        ["column 'score' holds numbers that are not whole", "(regression) are not supported"],
     ),
     "one column": ("a.csv", "just a text\n" * 9, ["neither a tab nor a comma", "separates its lines"]),
     "two possible labels": (

@@ -158,8 +158,6 @@ def test_a_wrong_limit_is_refused_by_name_before_the_data_is_read(limit, told, h
 
 
 TABLES = {
-    "scores": ("text\tscore\n", "{text} {i}\t{i}.37\n", "scores"),
-    "several labels": ("text\tlabels\n", "{text} {i}\t['a', 'b']\n", "several labels"),
     "labels of words": ("tokens\tner_tags\n", "['The', 'film']\t['O', 'B-PER']\n", "label per word"),
     "a missing file": (None, None, "is not a file"),
 }
@@ -178,6 +176,15 @@ def test_data_that_init_refuses_is_refused_in_its_words(kind, folder, home):
     assert message == " ".join(by_init.stderr.split())
     assert told in message
     assert not home.exists()
+    assert not (folder / "out").exists()
+
+
+def test_a_search_is_for_one_label_per_text(folder, home, tiny_bert):
+    rows = [f"the film was long {i}\t{i}.37\n" for i in range(60)]
+    (folder / "a.tsv").write_text("text\tscore\n" + "".join(rows))
+    message = refused("--data", "a.tsv", "--model", tiny_bert, "--output", "out", "--max-size-mb", "5")
+    assert "one label per text" in message
+    assert "omit the limits" in message
     assert not (folder / "out").exists()
 
 
