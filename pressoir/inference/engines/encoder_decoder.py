@@ -28,6 +28,7 @@ from pressoir.inference.generation.rules import Rules, Timestamps
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LIBRARY_LENGTH = 20  # transformers' default of `max_length`
 DEFAULT_NEW_TOKENS = 256  # where the model's own configuration names no limit
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -80,7 +81,9 @@ class Generation:
         except (TypeError, ValueError) as error:
             raise SourceError(f"{path if path.exists() else folder / 'config.json'}: {error}") from error
         context = settings.get("max_target_positions", settings.get("max_position_embeddings"))
-        limit = own.get("max_new_tokens") or own.get("max_length", DEFAULT_NEW_TOKENS + 1) - 1
+        length = own.get("max_length", DEFAULT_NEW_TOKENS + 1)
+        # transformers takes its own default for a number of new tokens, wherever it was read.
+        limit = own.get("max_new_tokens") or (length if length == LIBRARY_LENGTH else length - 1)
         return cls(start, limit, context, rules, settings)
 
     @property
@@ -160,14 +163,14 @@ class TorchSequenceToSequence:
         rules = self.generation.rules_of(timestamps)
         config: Any = copy.deepcopy(self.model.generation_config)
         settings = {
-            "max_length": len(start) + self.generation.limit(max_new_tokens, len(start)),
+            # Not `max_length`: where that is the library's default, 20, it allows one more.
+            "max_new_tokens": self.generation.limit(max_new_tokens, len(start)),
             "num_beams": num_beams,
             "num_return_sequences": 1,
             "return_dict_in_generate": False,
             "do_sample": False,
             "forced_bos_token_id": rules.forced_first if forced_first is None else forced_first,
             "forced_decoder_ids": None,  # the prompt holds what these would force
-            "max_new_tokens": None,
             "eos_token_id": sorted(rules.eos_ids),
             "pad_token_id": rules.pad_id,
         }

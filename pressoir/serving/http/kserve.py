@@ -75,6 +75,7 @@ _PARAMETERS = {
     **dict.fromkeys(("temperature", "top_p"), "number"),
 }
 """What each parameter is in JSON; which of them a task takes, its declaration says."""
+_EXTENSIONS = ["model_repository", "binary_tensor_data"]
 _TENSORS = 16  # of a request at most: no task has as many, and each takes time to check
 _TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "string": (str,)}
 
@@ -146,6 +147,13 @@ _KNOWN: dict[str, Any] = {
 """The schema of a request's parameters: those of all tasks."""
 
 
+class Listing(StrictRequestModel):
+    """What the index is to list."""
+
+    ready: bool = False
+    """Only the tiers that are ready."""
+
+
 class Inference(RequestModel):
     """An inference request."""
 
@@ -164,7 +172,7 @@ def routes(backend: Backend) -> APIRouter:
     @router.get("", response_model=ServerMetadata)
     async def server() -> Response:
         """Server metadata."""
-        return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": ["model_repository"]})
+        return JsonAnswer({"name": "pressoir", "version": __version__, "extensions": _EXTENSIONS})
 
     add_health(router, backend)
 
@@ -249,9 +257,8 @@ def _add_repository(router: APIRouter, backend: Backend) -> None:
         "openapi_extra": ADMIN,
     }
 
-    @router.post("/repository/index", response_model=list[IndexEntry])
-    async def index() -> Response:
-        """List the tiers, and whether each is ready."""
+    async def index(body: Listing | None = None) -> Response:
+        """List the tiers, and whether each is ready; with `ready` only those that are."""
         found = [
             {
                 "name": tier.name,
@@ -261,7 +268,16 @@ def _add_repository(router: APIRouter, backend: Backend) -> None:
             }
             for tier in models.tiers.values()
         ]
-        return JsonAnswer(found)
+        only_ready = body is not None and body.ready
+        return JsonAnswer([entry for entry in found if entry["state"] == "READY" or not only_ready])
+
+    router.add_api_route(
+        "/repository/index",
+        index,
+        methods=["POST"],
+        route_class_override=BinaryRoute,
+        response_model=list[IndexEntry],
+    )
 
     @router.post("/repository/models/{tier}/load", response_model=Loaded, **admin)
     async def load(tier: TierPath, request: Request) -> Response:

@@ -132,6 +132,24 @@ def test_a_setting_that_would_change_the_text_is_refused_by_name(tiny_t5, export
         Translator.open(folder, 1)
 
 
+@pytest.mark.parametrize("length", [19, 20, 21])
+def test_the_length_in_the_settings_is_that_of_transformers(tiny_bart, exported, tmp_path, length):
+    # 20, the library's default, is a number of new tokens to it; any other counts the start as well.
+    folders = tmp_path / "checkpoint", tmp_path / "graphs"
+    for source, folder in zip((tiny_bart, exported("tiny_bart")[0]), folders, strict=True):
+        shutil.copytree(source, folder)
+        settings = json.loads((folder / "generation_config.json").read_text())
+        changed = {**settings, "max_length": length}
+        (folder / "generation_config.json").write_text(json.dumps(changed))
+    expected = by_transformers(folders[0], TEXTS)
+    for folder in folders:
+        translator = Translator.open(folder, 1)
+        assert translator.translate(TEXTS) == expected
+        assert translator.translate(TEXTS, max_new_tokens=19) == by_transformers(
+            folders[0], TEXTS, max_new_tokens=19
+        )
+
+
 def test_max_new_tokens_limits_the_translation(exported, checkpoint, name):
     short = Translator.open(exported(name)[0], 1).translate(TEXTS, *MODELS[name], max_new_tokens=9)
     assert short == by_transformers(checkpoint, TEXTS, max_new_tokens=9)

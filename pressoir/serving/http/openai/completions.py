@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from pressoir.serving.errors import RequestError
 from pressoir.serving.generation import (
     Generation,
     GenerationOptions,
@@ -51,6 +52,7 @@ from pressoir.serving.http.request_model import (
     StopText,
     Temperature,
     Text,
+    TopK,
     TopP,
     limited,
     tier_with,
@@ -60,6 +62,7 @@ from pressoir.serving.pool.sharing import Tier
 from pressoir.serving.service import Service
 from pressoir.serving.settings import merge_settings
 from pressoir.sources import resolve
+from pressoir.system import reader
 
 if TYPE_CHECKING:
     from pressoir.inference.generation.token_scores import ScoredToken
@@ -71,11 +74,21 @@ _GENERATION: Refused = {
     **dict.fromkeys(("allowed_token_ids", "bad_words", "stop_token_ids"), ([],)),
     **dict.fromkeys(("suffix", "prediction", "audio", "web_search_options", "guided_json"), ()),
     **dict.fromkeys(("guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
-    "ignore_eos": (False,),
-    "use_beam_search": (False,),
+    **dict.fromkeys(("grammar", "json_schema", "structural_tag", "logits_processors"), ()),
+    **dict.fromkeys(("prompt_logprobs", "truncate_prompt_tokens"), ()),
+    **dict.fromkeys(("no_repeat_ngram_size", "mirostat"), (0,)),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "include_stop_str_in_output"), (False,)),
+    "skip_special_tokens": (True,),
+    "typical_p": (1,),
 }
 _CHAT: Refused = {
     **_GENERATION,
+    **dict.fromkeys(("echo", "continue_final_message", "add_special_tokens"), (False,)),
+    "add_generation_prompt": (True,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "verbosity": ("medium",),
     **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     "modalities": (["text"],),
@@ -144,6 +157,7 @@ class _Continue(RequestModel):
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: LogitBias | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: TopK | None = None
     response_format: ResponseFormat | None = None
 
     def options(self, top_scores: int | None) -> dict[str, Any]:
@@ -153,7 +167,8 @@ class _Continue(RequestModel):
         given = {name: value for name, value in more.items() if value is not None}
         schema = None if self.response_format is None else self.response_format.schema_of_text
         return {
-            **{"temperature": self.temperature, "top_p": self.top_p, "stop": stop, "seed": self.seed},
+            **{"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p},
+            **{"stop": stop, "seed": self.seed},
             "options": GenerationOptions(**given, top_scores=top_scores, json_schema=schema),
         }
 
@@ -220,11 +235,41 @@ class Part(RequestModel):
     text: str
 
 
+class Call(RequestModel):
+    """A function that was called, and what with."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(RequestModel):
+    """A call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Call
+
+
 class ChatMessage(RequestModel):
-    """A message of a conversation."""
+    """A message of a conversation; what a template has no use for is left out of the prompt by it."""
 
     role: Annotated[str, Field(max_length=50)]
     content: str | Many[Part] | None = None
+    name: str | None = None
+    tool_calls: Many[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    refused: ClassVar[Refused] = dict.fromkeys(("function_call", "audio"), ())
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates take it: one text, and the arguments of a call as an object, not as its JSON."""
+        given = self.model_dump(include={"role", "name", "tool_call_id"}, exclude_none=True)
+        if self.tool_calls:
+            calls = [call.model_dump(exclude_none=True) for call in self.tool_calls]
+            for call in calls:
+                call["function"]["arguments"] = _arguments(call["function"]["arguments"])
+            given["tool_calls"] = calls
+        return {**given, "content": _joined(self.content)}
 
 
 class Chat(_Continue):
@@ -256,7 +301,8 @@ class Chat(_Continue):
     def _few(cls, data: Any) -> Any:
         messages = data.get("messages") if isinstance(data, dict) else None
         if isinstance(messages, list):
-            parts = (message.get("content") if isinstance(message, dict) else None for message in messages)
+            fields = [message for message in messages if isinstance(message, dict)]
+            parts = [message.get(name) for message in fields for name in ("content", "tool_calls")]
             number = len(messages) + sum(len(part) for part in parts if isinstance(part, list))
             if number > MOST_MESSAGES:
                 raise ValueError(f"{number} messages and parts of them; at most {MOST_MESSAGES} are allowed")
@@ -374,7 +420,7 @@ def _add_chat(router: APIRouter, backend: Backend) -> None:
     async def chat(body: Chat, request: Request) -> Response:
         """Complete a chat with the model's chat template; with `stream`, as server-sent events."""
         tier = backend.tier(request, body.model, "generate")
-        messages = [{"role": message.role, "content": _joined(message.content)} for message in body.messages]
+        messages = [message.for_template() for message in body.messages]
         backend.check_lengths(message["content"] for message in messages)
         prompt = (await asyncio.to_thread(template, tier)).render(messages)
         _check_prompts(backend, tier, [prompt], body.stream)
@@ -500,3 +546,12 @@ def _joined(content: str | list[Part] | None) -> str:
     if content is None or isinstance(content, str):  # null: of a message that called a tool
         return content or ""
     return "\n".join(part.text for part in content)
+
+
+def _arguments(given: str) -> Any:
+    """The arguments of a call, which are the JSON of an object."""
+    try:
+        found = reader.parse_json(given, "tool_calls: arguments", RequestError, "send the JSON of an object")
+    except RequestError:  # as a model wrote them
+        return given
+    return found if isinstance(found, dict) else given

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 
 import jsonschema
 import numpy as np
@@ -45,8 +46,6 @@ def other_classifier(tiny_bert, tmp_path_factory):
 @pytest.fixture(scope="session")
 def chatty_llama(tiny_llama, tmp_path_factory):
     """`tiny_llama` with a chat template."""
-    import shutil
-
     folder = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("chatty") / "llama")
     template = (
         "{{ bos_token }}{% for message in messages %}{% if message.role == 'robot' %}"
@@ -278,6 +277,24 @@ class TestTruncated:
 
 
 class TestKServe:
+    def test_a_request_of_mlservers_codec_is_answered(self, store, tiny_classifier):
+        # Of `StringCodec.encode_input("text", [...], use_bytes=False)`, as its clients send it.
+        given = {
+            **{"name": "text", "shape": [2, 1], "datatype": "BYTES", "parameters": {"content_type": "str"}},
+            "data": [SENTENCE, "the film was good"],
+        }
+
+        async def work(client):
+            answer = await client.post("/v2/models/reviews/infer", json={"inputs": [given]})
+            outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
+            expected = TextClassifier.open(tiny_classifier, 1).predict(given["data"])
+            assert outputs["label"] == [max(row, key=row.get) for row in expected]
+            other = {**given, "parameters": {"content_type": "base64"}}
+            wrong = await client.post("/v2/models/reviews/infer", json={"inputs": [other]})
+            assert "content_type" in refused(wrong, 422, "invalid_request")
+
+        served(app_of(store, {"reviews": (tiny_classifier, {})}), work)
+
     def test_a_classifier(self, store, tiny_classifier):
         async def work(client):
             assert (await client.get("/v2")).json()["name"] == "pressoir"
@@ -768,6 +785,7 @@ class TestOpenAI:
                 {
                     **{"n": 2, "best_of": 2, "suffix": "end", "guided_regex": "a+"},
                     **{"guided_json": {}, "ignore_eos": True, "min_tokens": 2, "bad_words": ["a"]},
+                    **{"typical_p": 0.5, "no_repeat_ngram_size": 2, "prompt_logprobs": 1},
                 },
             ),
             (
@@ -776,6 +794,9 @@ class TestOpenAI:
                     **{"n": 2, "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}]},
                     **{"function_call": {"name": "f"}, "modalities": ["audio"]},
                     **{"reasoning_effort": "high", "web_search_options": {}, "stop_token_ids": [3]},
+                    **{"chat_template": "{{ 1 }}", "chat_template_kwargs": {"enable_thinking": False}},
+                    **{"add_generation_prompt": False, "continue_final_message": True, "documents": [{}]},
+                    **{"verbosity": "low", "echo": True},
                 },
             ),
             ("embeddings", {"dimensions": 8}),
@@ -792,6 +813,56 @@ class TestOpenAI:
             for name, value in fields.items():
                 answer = await client.post(f"/v1/{path}", json={"model": "story", **given, name: value})
                 assert f"{name} is not supported; omit it" in refused(answer, 422, "invalid_request")
+
+        served(app_of(store, {"story": (tiny_llama, {})}), work)
+
+    def test_calls_of_earlier_answers_and_names_are_in_the_prompt_as_in_transformers(
+        self, store, tiny_llama, tmp_path
+    ):
+        folder = shutil.copytree(tiny_llama, tmp_path / "llama")
+        template = (
+            "{% for m in messages %}{{ m.role }} {{ m.name }} {{ m.tool_call_id }}: {{ m.content }}"
+            "{% for call in m.tool_calls %}{{ call.id }} {{ call.type }} {{ call.function.name }}"
+            "{% for key, value in call.function.arguments.items() %}{{ key }}={{ value }}{% endfor %}"
+            "{% endfor %}{% endfor %}"
+        )
+        (folder / "chat_template.jinja").write_text(template)
+        call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": {"in": "the book"}}}
+        messages = [
+            {"role": "user", "name": "Ada", "content": "how was it?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "dull"},
+        ]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        expected = "".join(TextGenerator.open(folder, 1).generate(text, max_new_tokens=4))
+        as_sent = {**call, "function": {"name": "look", "arguments": json.dumps({"in": "the book"})}}
+        sent = [messages[0], {"role": "assistant", "content": None, "tool_calls": [as_sent]}, messages[2]]
+
+        async def work(client):
+            asked = {"model": "story", "messages": sent, "max_tokens": 4}
+            answer = (await client.post("/v1/chat/completions", json=asked)).json()
+            assert answer["usage"]["prompt_tokens"] - len(ids) in (0, 1)  # the token that begins a text
+            assert answer["choices"][0]["message"]["content"] == expected
+            many = [{**sent[1], "tool_calls": [as_sent] * 2048}]
+            answer = await client.post("/v1/chat/completions", json={**asked, "messages": many})
+            assert "at most 2048 are allowed" in refused(answer, 422, "invalid_request")
+
+        served(app_of(store, {"story": (folder, {})}), work)
+
+    def test_with_top_k_1_any_temperature_is_greedy(self, store, tiny_llama):
+        async def work(client):
+            asked = {"model": "story", "prompt": "the film", "max_tokens": 8}
+            greedy = (await client.post("/v1/completions", json=asked)).json()["choices"][0]["text"]
+            hot = {**asked, "temperature": 5, "seed": 1}
+            found = [
+                (await client.post("/v1/completions", json={**hot, **more})).json()["choices"][0]["text"]
+                for more in ({}, {"top_k": 1})
+            ]
+            expected = "".join(TextGenerator.open(tiny_llama, 1).generate("the film", max_new_tokens=8))
+            assert found[0] != expected
+            assert found[1] == greedy == expected
 
         served(app_of(store, {"story": (tiny_llama, {})}), work)
 
@@ -1009,8 +1080,6 @@ class TestStatus:
         served(app_of(store, {"reviews": (tiny_classifier, {})}), work)
 
     def test_a_model_that_cannot_be_loaded_is_told(self, store, tiny_classifier, tmp_path):
-        import shutil
-
         import httpx
 
         folder = shutil.copytree(tiny_classifier, tmp_path / "model")

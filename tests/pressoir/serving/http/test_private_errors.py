@@ -123,6 +123,11 @@ def test_ready_is_the_truth(folder, tmp_path):
             assert "reviews: the files of the model are missing" in private(answer, tmp_path, digest)
         [one] = (await client.post("/v2/repository/index", headers=KEY)).json()
         assert one["state"] == "UNAVAILABLE"
+        for content, expected in (({"ready": True}, []), ({"ready": False}, [one]), ({}, [one])):
+            answer = await client.post("/v2/repository/index", headers=KEY, content=json.dumps(content))
+            assert answer.json() == expected
+        wrong = await client.post("/v2/repository/index", headers=KEY, json={"ready": "yes"})
+        assert wrong.status_code == 422
         assert "pressoir_ready 0.0" in (await client.get("/metrics", headers=KEY)).text
         shutil.copytree(kept, folder)
         for path in ready:
