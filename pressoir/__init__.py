@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pressoir.inference.feature_extraction import SentenceEncoder
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.inference.text_generation import TextGenerator
+    from pressoir.inference.token_classification import TokenClassifier
     from pressoir.inference.translation import Translator
     from pressoir.pipeline.runner import CompressResult
     from pressoir.recipe.recipe import Recipe
@@ -82,6 +83,7 @@ __all__ = [
     "StoreError",
     "TextClassifier",
     "TextGenerator",
+    "TokenClassifier",
     "Translator",
     "UnreachableError",
     "compress",
@@ -104,6 +106,7 @@ _MODULES = {
     "pressoir.inference.feature_extraction": "SentenceEncoder",
     "pressoir.inference.text_classification": "TextClassifier",
     "pressoir.inference.text_generation": "TextGenerator",
+    "pressoir.inference.token_classification": "TokenClassifier",
     "pressoir.inference.translation": "Translator",
     "pressoir.pipeline.runner": "CompressResult",
     "pressoir.recipe.recipe": "Recipe",

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from pressoir.errors import DataError
 
 Ints = NDArray[np.int64] | Sequence[int]
+Tags = Sequence[Sequence[str]]
+"""Tags of words, of each sentence."""
 
 
 def accuracy(predicted: Ints, expected: Ints) -> float:
@@ -80,6 +82,33 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
     a, b = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float(np.clip((a * b).sum() / scale, -1, 1)) if scale > 0 else 0.0
+
+
+def span_scores(predicted: Tags, expected: Tags) -> dict[str, float]:
+    """F1, precision and recall of the spans that tags mark, F1 averaged over the types, and the part of the
+    tags that are right; 0–1.
+
+    Computed by seqeval in its default mode, whose prefixes the tags have: a span is right if its words and
+    its type are.
+    """
+    from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+    right, given = [list(tags) for tags in expected], [list(tags) for tags in predicted]
+    some = any(tag != "O" for tags in right for tag in tags)
+    return {
+        "span_f1": float(f1_score(right, given, zero_division=0)),
+        "span_precision": float(precision_score(right, given, zero_division=0)),
+        "span_recall": float(recall_score(right, given, zero_division=0)),
+        "macro_f1": float(f1_score(right, given, average="macro", zero_division=0)) if some else 0.0,
+        "tag_accuracy": float(accuracy_score(right, given)),
+    }
+
+
+def span_statistic(predicted: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]) -> Statistic:
+    """F1 of `span_scores`, of the spans of each sentence: twice the right ones over all of both."""
+    pairs = list(zip(predicted, expected, strict=True))
+    hits = [2.0 * len({*given} & {*right}) for given, right in pairs]
+    return Statistic.of_ratio(hits, [float(len(given) + len(right)) for given, right in pairs])
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -156,6 +156,42 @@ def _pair_data(folder):
     data.save(data.load(DataConfig(source="files", **columns, **files), seed=0), folder, max_tokens=24)
 
 
+def tagged_sentences(count, seed=5):
+    """Random sentences as lists of words and IOB2 tags: runs of good and of bad words, and things."""
+    rng, rows, seen = random.Random(seed), [], set()
+    while len(rows) < count:
+        words, tags = ["the"], ["O"]
+        for _ in range(rng.randint(1, 3)):
+            kind = rng.choice(["GOOD", "BAD"])
+            run = rng.choices(GOOD if kind == "GOOD" else BAD, k=rng.randint(1, 3))
+            words += [rng.choice(NOUNS), "was", *run, "and"]
+            tags += ["B-THING", "O", f"B-{kind}", *[f"I-{kind}"] * (len(run) - 1), "O"]
+        if tuple(words) not in seen:
+            seen.add(tuple(words))
+            rows.append((words, tags))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tag_data(built_once):
+    """A saved data folder of 160/40/40 sentences with tags, beside the JSONL files it came from."""
+    return built_once("tag-data", _tag_data)
+
+
+def _tag_data(folder):
+    import json
+
+    from pressoir.data import sentences as data
+    from pressoir.recipe.sections import DataConfig
+
+    rows = [json.dumps({"tokens": words, "tags": tags}) for words, tags in tagged_sentences(240)]
+    files = {split: folder / f"raw-{split}.jsonl" for split in ("train", "validation", "test")}
+    for path, part in zip(files.values(), (rows[:160], rows[160:200], rows[200:]), strict=True):
+        path.write_text("\n".join(part) + "\n", encoding="utf-8")
+    columns = {"text_column": "tokens", "label_column": "tags", "problem": "tags"}
+    data.save(data.load(DataConfig(source="files", **columns, **files), seed=0), folder, max_tokens=32)
+
+
 @pytest.fixture(scope="session")
 def pair_classifier(built_once):
     """`pair_classifier(model_type)`: folder of a random classifier of pairs, of four layers, with the

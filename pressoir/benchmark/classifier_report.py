@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from pressoir.config import Config, Fraction, NotNegative, Positive
 from pressoir.errors import PressoirError
 from pressoir.formats.folder import Runtime, read_json
-from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Problem
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS, Problem
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -137,10 +137,40 @@ class RegressionRow(ClassifierRow, allow_inf_nan=False):
     """`pearson` minus that of the first row."""
 
 
+class TokenRow(ClassifierRow, allow_inf_nan=False):
+    """Results of a token classifier. `agreement` is over the words that this model or that of the first row
+    takes into a span."""
+
+    problem: ClassVar[Problem] = TOKENS
+
+    span_f1: Fraction
+    """F1 score of the spans that the tags mark, as seqeval has it: a span is right if its words and its type
+    are."""
+    span_f1_ci_low: Fraction
+    """Lower bound of the 95 % bootstrap confidence interval of `span_f1`, over the sentences."""
+    span_f1_ci_high: Fraction
+    """Upper bound of that interval."""
+    span_precision: Fraction
+    """Fraction of the spans it marks that are right."""
+    span_recall: Fraction
+    """Fraction of the expected spans that it marks."""
+    macro_f1: Fraction
+    """Mean of the F1 scores of all types of spans."""
+    tag_accuracy: Fraction
+    """Fraction of the words with the right tag; most words are outside of spans."""
+    span_f1_delta: Annotated[float, Field(ge=-1, le=1)]
+    """`span_f1` minus that of the first row (a fraction)."""
+
+
 ROWS: dict[str, type[ClassifierRow]] = {
-    row.problem.name: row for row in (BenchmarkRow, MultiLabelRow, RegressionRow)
+    row.problem.name: row for row in (BenchmarkRow, MultiLabelRow, RegressionRow, TokenRow)
 }
-TITLES = {"accuracy": "accuracy", "micro_f1": "micro-averaged F1", "pearson": "Pearson correlation"}
+TITLES = {
+    "accuracy": "accuracy",
+    "micro_f1": "micro-averaged F1",
+    "pearson": "Pearson correlation",
+    "span_f1": "F1 of the spans",
+}
 """Main metrics as a person writes them."""
 
 
@@ -238,6 +268,63 @@ class LinearBaseline(Config, allow_inf_nan=False):
     throughput_per_s: PositiveFloat
     """Sentences per second, all test sentences at once."""
 
+    @property
+    def score(self) -> float:
+        """The metric that models are compared by."""
+        return self.accuracy
+
+    @property
+    def score_interval(self) -> tuple[float, float]:
+        """Its 95 % confidence interval."""
+        return self.accuracy_ci_low, self.accuracy_ci_high
+
+    @property
+    def features(self) -> str:
+        """What it is trained on."""
+        return f"TF-IDF of {self.ngrams}"
+
+
+class WordBaseline(Config, allow_inf_nan=False):
+    """Results of the linear classifier of words on the test split."""
+
+    training_sentences: Positive
+    """Number of sentences it was trained on."""
+    train_s: PositiveFloat
+    """Time to train it."""
+    span_f1: Fraction
+    """F1 score of the spans that its tags mark."""
+    span_f1_ci_low: Fraction
+    """Lower bound of the 95 % bootstrap confidence interval of `span_f1`."""
+    span_f1_ci_high: Fraction
+    """Upper bound of that interval."""
+    tag_accuracy: Fraction
+    """Fraction of the words with the right tag."""
+    parameters: Positive
+    """Number of its weights."""
+    size_mb: PositiveFloat
+    """Size of its weights and the names of its features, MB = 10^6 bytes."""
+    latency_ms_p50: PositiveFloat
+    """Median time from the words of a sentence to their tags."""
+    latency_ms_p95: PositiveFloat
+    """95th percentile of that time."""
+    throughput_per_s: PositiveFloat
+    """Sentences per second, all test sentences at once."""
+
+    @property
+    def score(self) -> float:
+        """The metric that models are compared by."""
+        return self.span_f1
+
+    @property
+    def score_interval(self) -> tuple[float, float]:
+        """Its 95 % confidence interval."""
+        return self.span_f1_ci_low, self.span_f1_ci_high
+
+    @property
+    def features(self) -> str:
+        """What it is trained on."""
+        return "words, their first and last letters and shapes, with those of their neighbours"
+
 
 class Benchmark(Conditions, allow_inf_nan=False):
     """Benchmark of classifiers: rows in pipeline order, the first is the reference."""
@@ -260,10 +347,10 @@ class Benchmark(Conditions, allow_inf_nan=False):
     """Test sentences longer than the first model's limit of tokens; None in files of older versions."""
     tokens_truncated: Annotated[int, Field(ge=0)] | None = None
     """Tokens beyond that limit."""
-    linear_baseline: LinearBaseline | None = None
+    linear_baseline: LinearBaseline | WordBaseline | None = None
     """A linear classifier trained on the same data; None in files of older versions, where the training split
     has one label only, and of multi-label data and scores."""
-    rows: Annotated[tuple[BenchmarkRow | MultiLabelRow | RegressionRow, ...], Field(min_length=1)]
+    rows: Annotated[tuple[BenchmarkRow | MultiLabelRow | RegressionRow | TokenRow, ...], Field(min_length=1)]
     """One row per model and runtime; the last is the final model."""
 
 
@@ -370,13 +457,13 @@ def _cells(row: ClassifierRow, first: ClassifierRow) -> list[str]:
 def _baseline_cells(benchmark: Benchmark) -> list[list[str]]:
     """The row of the linear classifier, if there is one; its time is that of text to label."""
     base, first = benchmark.linear_baseline, benchmark.rows[0]
-    if base is None or not isinstance(first, BenchmarkRow):
+    if base is None:
         return []
     cells = [
         "linear baseline",
         "scikit-learn",
         accuracy_text(base),
-        points(base.accuracy - first.accuracy),
+        points(base.score - first.score),
         f"{base.size_mb:.1f}",
         f"{first.size_mb / base.size_mb:.1f}×",
         f"{base.latency_ms_p50:.2f}",
@@ -392,17 +479,15 @@ def _baseline_cells(benchmark: Benchmark) -> list[list[str]]:
 def baseline_note(benchmark: Benchmark) -> str | None:
     """Whether the data needs a Transformer at all; None where no linear classifier was trained."""
     base, last = benchmark.linear_baseline, benchmark.rows[-1]
-    if base is None or not isinstance(last, BenchmarkRow):
+    if base is None:
         return None
-    gain = last.accuracy - base.accuracy
-    trained = (
-        f"TF-IDF of {base.ngrams} and logistic regression, trained on {base.training_sentences} sentences"
-    )
-    note = f"A linear classifier ({trained} in {base.train_s:.1f} s) reaches {_percent(base.accuracy)}"
-    if base.accuracy_ci_low <= last.accuracy <= base.accuracy_ci_high:
-        band = f"{100 * base.accuracy_ci_low:.1f}–{_percent(base.accuracy_ci_high)}"
+    gain, (low, high) = last.score - base.score, base.score_interval
+    trained = f"{base.features} and logistic regression, trained on {base.training_sentences} sentences"
+    note = f"A linear classifier ({trained} in {base.train_s:.1f} s) reaches {_percent(base.score)}"
+    if low <= last.score <= high:
+        band = f"{100 * low:.1f}–{_percent(high)}"
         return (
-            f"{note}: the {_percent(last.accuracy)} of {_name(last)} are within its confidence interval "
+            f"{note}: the {_percent(last.score)} of {_name(last)} are within its confidence interval "
             f"({band}), so this test split does not show that the data needs a Transformer."
         )
     if gain < 0:
@@ -454,7 +539,7 @@ def notes(benchmark: Benchmark) -> list[str]:
         f"{', '.join(shares.values())}."
     )
     found += _other_scores(benchmark)
-    if first.problem is not SINGLE_LABEL:
+    if first.problem in (MULTI_LABEL, REGRESSION):
         found.append("The linear baseline is left out: it is for one label per text.")
     if (truncation := truncation_note(benchmark)) is not None:
         found.append(truncation)
@@ -478,6 +563,14 @@ def _other_scores(benchmark: Benchmark) -> list[str]:
         return [f"{spearman}. {listed('Mean absolute error', lambda row: f'{row.mae:.3g}')}."]
     if isinstance(first, BenchmarkRow) and first.macro_f1 is None:
         return []
+    if isinstance(first, TokenRow):
+        parts = listed(
+            "Precision and recall of the spans",
+            lambda row: f"{_percent(row.span_precision)} and {_percent(row.span_recall)}",
+        )
+        types = listed("F1 averaged over their types", lambda row: _percent(row.macro_f1))
+        words = listed("words with the right tag", lambda row: _percent(row.tag_accuracy))
+        return [f"{parts}. {types}; {words}."]
     note = listed("Macro-averaged F1", lambda row: _percent(row.macro_f1 or 0))
     if benchmark.f1_label is not None:
         note += f"; {listed(f'F1 of the label {benchmark.f1_label!r}', lambda row: _percent(row.f1))}"
@@ -510,6 +603,9 @@ _AGREEMENT: dict[str, Callable[[str, str, str], str]] = {
     MULTI_LABEL.name: lambda model, share, reference: (
         f"{model} predicts exactly the same labels for {share} of the sentences as {reference}."
     ),
+    TOKENS.name: lambda model, share, reference: (
+        f"{model} gives {share} of the words that either takes into a span the same tag as {reference}."
+    ),
     REGRESSION.name: lambda model, share, reference: (
         f"{model} reproduces {share} of the variance of the scores of {reference} (R²)."
     ),
@@ -540,10 +636,11 @@ def _name(row: ClassifierRow) -> str:
     return f"{row.stage} ({row.runtime})"
 
 
-def accuracy_text(row: ClassifierRow | LinearBaseline) -> str:
+def accuracy_text(row: ClassifierRow | LinearBaseline | WordBaseline) -> str:
     """The main metric with its confidence interval."""
-    if isinstance(row, LinearBaseline):
-        return f"{_percent(row.accuracy)} ({100 * row.accuracy_ci_low:.1f}–{100 * row.accuracy_ci_high:.1f})"
+    if isinstance(row, LinearBaseline | WordBaseline):
+        low_end, high_end = row.score_interval
+        return f"{_percent(row.score)} ({100 * low_end:.1f}–{100 * high_end:.1f})"
     low, high = (score_figure(row, end, unit=False) for end in row.score_interval)
     return f"{score_figure(row, row.score)} ({low}–{high})"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.benchmark import linear_baseline
+from pressoir.benchmark import linear_baseline, word_baseline
 from pressoir.benchmark.classifier_details import DETAILS, ClassifierDetails, details
 from pressoir.benchmark.classifier_report import ROWS, Benchmark, headline, to_markdown
 from pressoir.benchmark.probe import Probe, probe
@@ -29,9 +29,10 @@ from pressoir.benchmark.timing import (
 from pressoir.data import sentences
 from pressoir.data.texts import Text, as_read, texts_of
 from pressoir.errors import DataError, PressoirError, SourceError
-from pressoir.formats.folder import read_json, runtime_of
+from pressoir.extensions.task import task
+from pressoir.formats.folder import read_json, runtime_of, task_of
 from pressoir.formats.labels import check_problem
-from pressoir.formats.problems import SINGLE_LABEL, Problem
+from pressoir.formats.problems import SINGLE_LABEL, TOKENS, Problem
 from pressoir.inference.text_classification import TextClassifier, softmax
 from pressoir.inference.tokenizers.tokenizers import truncation
 from pressoir.recipe.sections import BenchmarkConfig
@@ -50,6 +51,10 @@ class _Contender:
     """(sentences, labels) of the test sentences, by the labels' places in the data."""
     predicted: NDArray[Any]
     """What it decides of each test sentence (`Problem.decide`), by the places of the data's labels."""
+
+
+_BASELINES = {SINGLE_LABEL.name: linear_baseline.measure, TOKENS.name: word_baseline.measure}
+"""Linear classifiers of the same data, by the kind of problem that there is one for."""
 
 
 def compare(
@@ -83,7 +88,8 @@ def compare(
 
     free_cpus = free.mean()
     single = problem is SINGLE_LABEL
-    baseline = linear_baseline.measure(data, test, sample, context.seed) if single else None
+    measure = _BASELINES.get(problem.name)
+    baseline = measure and measure(data, test, sample, context.seed)
     cut = truncation(classifiers[0].tokenizer, texts)
     benchmark = Benchmark(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,7 +123,7 @@ def compare(
     metrics = final.model_dump(exclude={"stage", "runtime"})
     return {
         **{name: float(value) for name, value in metrics.items()},
-        **({} if baseline is None else {"linear_baseline_accuracy": baseline.accuracy}),
+        **({} if baseline is None else {f"linear_baseline_{problem.metric}": baseline.score}),
         f"reference_{problem.metric}": first.score,
         "reference_latency_ms_p50": first.latency_ms_p50,
         "reference_size_mb": first.size_mb,
@@ -136,13 +142,13 @@ def _contenders(
 
     contenders, problem = [], sentences.problem_of(data)
     for done, ((name, folder), cost) in enumerate(zip(folders.items(), costs, strict=True), start=1):
-        classifier = TextClassifier.open(folder, context.threads)
         try:
             check_problem(read_json(folder / "config.json"), "the model", problem)
+            classifier = task(task_of(folder)).part("adapter").open(folder, context.threads)
             indices = sentences.label_places(data, classifier.labels)
         except (DataError, SourceError) as error:
             raise DataError(f"{name} ({folder}): {error}") from error
-        logits = classifier.logits(texts)[:, indices]  # (sentences, labels of the data)
+        logits = classifier.logits(texts)[..., indices]  # (sentences, labels of the data)
         if not np.isfinite(logits).all():
             raise PressoirError(
                 f"{name} ({folder}) produces logits that are not finite; its weights are corrupt"
@@ -212,7 +218,7 @@ def _write(
     (folder / LATENCIES).write_text(json.dumps(samples) + "\n", encoding="utf-8")
     baseline = benchmark.linear_baseline
     classifier_plots.accuracy_latency(
-        benchmark.rows, folder / "accuracy_latency.png", None if baseline is None else baseline.accuracy
+        benchmark.rows, folder / "accuracy_latency.png", None if baseline is None else baseline.score
     )
     classifier_plots.sizes(benchmark.rows, folder / "sizes.png")
     classifier_plots.latency_distribution(samples, folder / "latency_distribution.png")

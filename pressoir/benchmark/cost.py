@@ -13,6 +13,8 @@ from pressoir.benchmark.timing import time_in_turn
 from pressoir.config import Config, Positive
 from pressoir.data import sentences as data
 from pressoir.data.texts import texts_of
+from pressoir.extensions.task import task
+from pressoir.formats.folder import task_of
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.store.artifact import StageKey
 from pressoir.system.runtime import describe_machine, use_threads
@@ -55,7 +57,7 @@ def cost(folder: Path, sentences: Path, conditions: CostConditions) -> Cost:
 def measure(folder: Path, sentences: Path, conditions: CostConditions) -> tuple[Cost, TextClassifier]:
     """Size and latency, as `cost` measures them, and the classifier that was opened for it."""
     use_threads(conditions.threads)
-    classifier = TextClassifier.open(folder, conditions.threads)
+    classifier: TextClassifier = task(task_of(folder)).part("adapter").open(folder, conditions.threads)
     cycle = itertools.cycle(texts_of(data.load_split(sentences, "validation")))
     batches = [
         classifier.encode(list(itertools.islice(cycle, conditions.batch_size)))

@@ -59,7 +59,7 @@ def _of_classifiers(benchmark: Benchmark) -> list[Chart]:
     simulated = "int8, simulated"
     keys = [*_keys(rows, simulated), ("area", "area: size on disk"), _INTERVAL]
     keys += [_FRONT] if len(corners) > 1 else []
-    keys += [("level", f"linear baseline, {100 * baseline.accuracy:.1f} %")] if baseline else []
+    keys += [("level", f"linear baseline, {100 * baseline.score:.1f} %")] if baseline else []
     return [
         scatter(
             f"{title[0].upper()}{title[1:]} against latency",
@@ -67,7 +67,7 @@ def _of_classifiers(benchmark: Benchmark) -> list[Chart]:
             ("median latency of one sentence, ms (log scale, left is faster)", f"test {title}{unit}"),
             keys,
             front=corners,
-            level=100 * baseline.accuracy if baseline else None,
+            level=100 * baseline.score if baseline else None,
             most_y=whole,
         ),
         _sizes(rows, facts, simulated),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from pressoir.config import Config
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, Words, as_read
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import Task, task
 from pressoir.formats.folder import GRAPH, Runtime, read_json, task_of
@@ -34,6 +34,7 @@ from pressoir.system.runtime import child_environment, hide_scikit_learn
 if TYPE_CHECKING:
     from pressoir.inference.text_classification import TextClassifier
     from pressoir.inference.text_generation import TextGenerator
+    from pressoir.inference.token_classification import TokenClassifier
 
 TIMEOUT_S = 900.0
 NEW_TOKENS = 8  # that a language model goes on
@@ -61,7 +62,7 @@ def probe(folder: Path, runtime: Runtime, threads: int, text: Text) -> Probe:
     """
     command = [sys.executable, "-m", "pressoir.benchmark.probe", str(folder.absolute())]
     # `--text=`: a sentence may itself begin with a dash.
-    first, *second = (text,) if isinstance(text, str) else text
+    first, *second = (as_read(text),) if isinstance(text, str | Words) else text
     command += [f"--runtime={runtime}", f"--threads={threads}", f"--text={first}"]
     command += [f"--text-pair={other}" for other in second]
     return run_child(command, threads, f"{folder} in {runtime}")
@@ -120,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def classify(classifier: TextClassifier, text: Text) -> None:
     """Classify a text, or a pair."""
     classifier.predict([text])
+
+
+def tag(classifier: TokenClassifier, text: str) -> None:
+    """Tag the words of a text."""
+    classifier.tag([text])
 
 
 def continue_text(generator: TextGenerator, text: str) -> None:

@@ -14,6 +14,7 @@ from pressoir.benchmark.classifier_report import (
     ClassifierRow,
     MultiLabelRow,
     RegressionRow,
+    TokenRow,
     delta_text,
     score_figure,
 )
@@ -24,7 +25,7 @@ from pressoir.formats.problems import REGRESSION
 RESULT, TABLE, LATENCIES = "benchmark.json", "comparison.md", "latencies.json"
 
 AnyBenchmark = Benchmark | GenerationBenchmark
-AnyRow = BenchmarkRow | MultiLabelRow | RegressionRow | GenerationRow
+AnyRow = BenchmarkRow | MultiLabelRow | RegressionRow | TokenRow | GenerationRow
 
 
 def read(path: Path) -> AnyBenchmark:

@@ -1,6 +1,7 @@
 """The labels of a text: how a file or a data set has them, which are the same, and their order.
 
-`LABELLINGS` has an entry for each kind of problem (`data.problem`): one name, a tuple of names, or a number.
+`LABELLINGS` has an entry for each kind of problem (`data.problem`): one name, a tuple of names, a number, or
+a tuple of names, one for each word.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pressoir.data import tagged
 from pressoir.errors import DataError
-from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SCORE, SINGLE_LABEL
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SCORE, SINGLE_LABEL, TOKENS
 from pressoir.recipe.sections import DataConfig
 
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")
@@ -30,8 +32,8 @@ def name_of(value: Any, labels: Sequence[str] | None = None) -> str:
     """
     if isinstance(value, list | tuple | dict):
         raise ValueError(
-            "the label is a list; a text has one label unless data.problem is multi-label (one per word, "
-            "token classification, is not supported)"
+            "the label is a list; a text has one label unless data.problem is multi-label (one per word: set "
+            "task: token-classification)"
         )
     missing = value is None or isinstance(value, bytes) or (isinstance(value, float) and math.isnan(value))
     written = "" if missing else str(value).strip()
@@ -127,6 +129,15 @@ def _number(value: Any, labels: Sequence[str] | None, own: Sequence[str] | None,
     return number
 
 
+def _tags(
+    value: Any, labels: Sequence[str] | None, own: Sequence[str] | None, config: DataConfig
+) -> tuple[str, ...]:
+    """One for each word; numbers are indices into the labels that are given."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError("no label")
+    return tuple(_one_name(each, labels, own or labels, config) for each in tagged.items_of(value, "tags"))
+
+
 _LARGEST = 3.4e38
 """Of float32, in which scores are trained."""
 
@@ -144,12 +155,21 @@ def _itself(label: Label, labels: Sequence[str]) -> Any:
     return label
 
 
+def _tag_indices(label: Label, labels: Sequence[str]) -> Any:
+    assert isinstance(label, tuple)
+    return [labels.index(name) for name in label]
+
+
 def _moved(stored: int, places: Sequence[int]) -> Any:
     return places[stored]
 
 
 def _all_moved(stored: Sequence[int], places: Sequence[int]) -> Any:
     return sorted(places[index] for index in stored)
+
+
+def _each_moved(stored: Sequence[int], places: Sequence[int]) -> Any:
+    return [places[index] for index in stored]
 
 
 def _unmoved(stored: float, places: Sequence[int]) -> Any:
@@ -174,6 +194,8 @@ class Labelling:
     too_few: str
     fixed: tuple[str, ...] | None = None
     """The labels, where data have none."""
+    order: Callable[[Iterable[str]], tuple[str, ...]] = in_order
+    """Those that are found, in their order; raises DataError."""
 
 
 LABELLINGS = {
@@ -184,4 +206,13 @@ LABELLINGS = {
         _several_names, lambda names: names, _indices, _all_moved, 1, "a multi-label classifier needs one"
     ),
     REGRESSION.name: Labelling(_number, lambda _: (), _itself, _unmoved, 1, "", (SCORE,)),
+    TOKENS.name: Labelling(
+        _tags,
+        lambda tags: tags,
+        _tag_indices,
+        _each_moved,
+        2,
+        "a token classifier needs at least two",
+        order=tagged.in_order,
+    ),
 }

@@ -351,7 +351,7 @@ def _unsupported(label: Column, columns: Sequence[Column] | Any) -> str | None:
     if per_word:
         return (
             f"{held} a label per word, such as {label.example}: tags of words (token classification, named "
-            "entities) are not supported; a text needs one label"
+            "entities) need a recipe with task: token-classification; here a text needs one label"
         )
     return None
 

@@ -2,7 +2,8 @@
 
 Whatever the source, the result is a `datasets.DatasetDict` with `train`, `validation` and `test`, columns
 `text` (string) and `label` (class label), and `text_pair` between them where the recipe names a column of
-second texts: a sentence is then a pair. A sentence of the test split never stands in another split, and one
+second texts: a sentence is then a pair. Of words with tags (`task: token-classification`) both columns have
+lists. A sentence of the test split never stands in another split, and one
 of the validation split never in train: such copies are dropped from the larger side and counted. Where the
 recipe names a file of unlabelled sentences there is a fourth split, `unlabelled`, with the column `text`
 alone; it shares no sentence with the others.
@@ -15,17 +16,25 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pressoir.data import classes, tables
+from pressoir.data import classes, tables, tagged
 from pressoir.data.classes import LABELLINGS, Label
 from pressoir.data.tables import Table
-from pressoir.data.texts import PAIR, Text
+from pressoir.data.texts import PAIR, Text, Words
 from pressoir.errors import DataError, SourceError
 from pressoir.formats.labels import match
-from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SCORE, SINGLE_LABEL, Problem
+from pressoir.formats.problems import (
+    MULTI_LABEL,
+    PROBLEMS,
+    REGRESSION,
+    SCORE,
+    SINGLE_LABEL,
+    TOKENS,
+    Problem,
+)
 from pressoir.recipe.sections import DataConfig
 from pressoir.store.artifact import digest_of
 from pressoir.system.files import file_sha256, folder_digest
@@ -42,7 +51,7 @@ ORDERED = "labels_ordered"
 PROBLEM, THRESHOLDS = "problem", "thresholds"
 Rows = list[dict[str, Any]]
 """Each `{"text": str, "label": …}`, of pairs with `"text_pair": str`; the label is an index into the
-labels, a sorted list of them (multi-label), or a number (regression)."""
+labels, a sorted list of them (multi-label), or a number (regression); of words with tags both are lists."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +125,13 @@ def load(config: DataConfig, seed: int) -> Corpus:
     label = {
         SINGLE_LABEL.name: names,
         MULTI_LABEL.name: datasets.Sequence(names),
+        TOKENS.name: datasets.Sequence(names),
         REGRESSION.name: datasets.Value("float64"),
     }[config.problem]
-    features = datasets.Features({"text": datasets.Value("string"), **second, "label": label})
+    text: Any = datasets.Value("string")
+    if config.problem == TOKENS.name:
+        text = datasets.Sequence(text)
+    features = datasets.Features({"text": text, **second, "label": label})
     clean = {split: datasets.Dataset.from_list(kept, features=features) for split, kept in read.rows.items()}
     if config.test_fraction is not None:
         clean["train"], clean["test"] = _hold_out(clean["train"], "test_fraction", config.test_fraction, seed)
@@ -212,6 +225,10 @@ def _clean(config: DataConfig) -> _Clean:
     if config.on_bad_row == "error":
         tables.refuse([text for texts in malformed.values() for text in texts])
     remarks += [f"{split}: malformed rows dropped:\n{tables.listed(t)}" for split, t in malformed.items()]
+    if config.problem == TOKENS.name:
+        rows, remark = tagged.unify([table.rows for table in raw.values()])
+        remarks.append(remark)
+        raw = {split: replace(table, rows=own) for (split, table), own in zip(raw.items(), rows, strict=True)}
     labels, ordered = _labels(config, raw)
     counts = {f"{split}_bad_rows_dropped": len(texts) for split, texts in malformed.items()}
     labelling = LABELLINGS[config.problem]
@@ -237,8 +254,10 @@ def _clean(config: DataConfig) -> _Clean:
     return _Clean(labels, clean, counts, tuple(remarks), ordered)
 
 
-def columns_of(text: Text) -> dict[str, str]:
+def columns_of(text: Text) -> dict[str, Any]:
     """The columns of a row that have its text, or its two."""
+    if isinstance(text, Words):
+        return {"text": list(text)}
     return {"text": text} if isinstance(text, str) else {"text": text[0], PAIR: text[1]}
 
 
@@ -255,7 +274,7 @@ def _labels(config: DataConfig, raw: Mapping[str, Table]) -> tuple[tuple[str, ..
         for split, table in raw.items()
     }
     given = config.labels or raw["train"].labels
-    labels = given or classes.in_order(found["train"])
+    labels = given or labelling.order(found["train"])
     if len(labels) < labelling.least:
         what = f"only the label {labels[0]!r}" if labels else "no label"
         raise DataError(f"train has {what}; {labelling.too_few}")
@@ -363,7 +382,8 @@ def label_places(folder: Path, labels: Sequence[str]) -> list[int]:
 
 def problem_of(folder: Path) -> Problem:
     """What a model for a saved data folder decides of a text."""
-    return PROBLEMS[info(folder).get(PROBLEM, SINGLE_LABEL.name)]
+    facts = info(folder)
+    return PROBLEMS[facts.get(PROBLEM, SINGLE_LABEL.name)].of(facts["labels"])
 
 
 def load_unlabelled(folder: Path) -> list[str]:

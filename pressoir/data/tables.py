@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pressoir.data import tagged
 from pressoir.data.classes import LABELLINGS, Label
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, as_read
 from pressoir.errors import DataError
+from pressoir.formats.problems import TOKENS
 from pressoir.recipe.sections import DataConfig
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def _reader(path: Path) -> Callable[[Path, DataConfig, Table], Iterator[tuple[in
         ".jsonl": _jsonl,
         ".ndjson": _jsonl,
         ".parquet": _parquet,
+        **dict.fromkeys((".conll", ".iob", ".bio"), _columns_of_words),
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -174,7 +177,12 @@ def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: S
     Raises:
         ValueError: what is wrong with it.
     """
-    text = _text(record, "text_column", config)
+    tokens = config.problem == TOKENS.name
+    text: Text = (
+        tagged.words_of_record(_value(record, config.text_column), config.text_column)
+        if tokens
+        else _text(record, "text_column", config)
+    )
     pair = None if config.text_pair_column is None else _text(record, "text_pair_column", config)
     labelling = LABELLINGS[config.problem]
     try:
@@ -186,12 +194,14 @@ def _row(record: dict[str | int, Any] | list[Any], config: DataConfig, labels: S
             f"no label (column {config.label_column!r}); fix the row or data.label_column"
         ) from error
     named = [("label", name) for name in labelling.names(label)]
-    for role, value in (("text", text), ("second text", pair or ""), *named):
+    if tokens and len(text) != len(named):
+        raise ValueError(f"{len(text)} words, but {len(named)} tags; fix the row")
+    for role, value in (("text", as_read(text)), ("second text", pair or ""), *named):
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"the {role} contains a lone surrogate (half a character); fix the row")
         if "\0" in value:
             raise ValueError(f"the {role} contains a NUL character; fix the row, or data.encoding")
-    return text if pair is None else (text, pair), label
+    return text if pair is None else (str(text), pair), label
 
 
 def _text(record: Record, field: str, config: DataConfig) -> str:
@@ -343,6 +353,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise _TwiceError(f"the key {twice!r} is given {keys.count(twice)} times")
     return found
+
+
+def _columns_of_words(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, Record]]:
+    """CoNLL's format, see `sentences_of_columns`; for token classification."""
+    if config.problem != TOKENS.name:
+        raise DataError(f"{path}: a word a line is for token classification; set the recipe's task")
+    _tell_encoding(path, config, table)
+    lines = enumerate(lines_of(path, config.encoding), 1)
+    for found in tagged.sentences_of_columns(lines, config.text_column, config.label_column):
+        if len(found) == 2:
+            yield found
+        else:
+            begin, words, tags = found
+            yield begin, {config.text_column: words, config.label_column: tags}
 
 
 def _parquet(path: Path, config: DataConfig, table: Table) -> Iterator[tuple[int, Record]]:

@@ -84,7 +84,10 @@ def load(config: DataSetConfig, limit: int | None = None, seed: int = 0) -> Data
 
 def labelled_sentences(config: DataSetConfig, seed: int) -> Data:
     """The test split of a labelled data set, of texts or pairs, with the labels' names."""
-    labels, rows = sentences.test_rows(config.classification, seed)
+    source = config.classification
+    if (problem := task(config.task).problem) is not None:
+        source = source.model_copy(update={"problem": problem})
+    labels, rows = sentences.test_rows(source, seed)
     return labels, [
         EvaluationSample(id=str(i), input=text, reference=row["label"], length=characters(text))
         for i, row in enumerate(rows)

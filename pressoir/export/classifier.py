@@ -28,7 +28,7 @@ from pressoir.export.graph import (
 )
 from pressoir.export.tracing import REPORT, quiet, unscripted
 from pressoir.formats import int8_checkpoint
-from pressoir.formats.folder import GRAPH, QUANTIZATION
+from pressoir.formats.folder import GRAPH, QUANTIZATION, has_token_head, is_token_classifier
 from pressoir.formats.problems import problem_of, thresholds_of
 from pressoir.inference.engines.classifier import OnnxEngine, TorchEngine
 from pressoir.inference.engines.session import feed, input_names
@@ -64,7 +64,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     graph = trace(loading.load_classifier(source), config, context.work_dir)
     if config.fuse:
         tell("fusing operators")
-        graph = fuse(graph, context.work_dir)
+        graph = fuse(graph, context.work_dir, all_tokens=is_token_classifier(source))
     remove_copies(graph)
     placements: dict[str, int8_graph.Placement] = {}
     if quantised:
@@ -142,7 +142,8 @@ def check_parity(
     torch_engine = TorchEngine(model, batch_invariant=not quantised)
     with one_thread() if quantised else contextlib.nullcontext():
         expected = TextClassifier(torch_engine, tokenizer, labels).logits(sentences)
-    differences = np.abs(actual.astype(np.float64) - expected).max(axis=1)
+    apart = np.abs(actual.astype(np.float64) - expected)
+    differences = apart.reshape(len(apart), -1).max(axis=1)
     settings = model.config.to_dict()
     problem, thresholds = problem_of(settings), thresholds_of(settings)
     agreement = problem.agreement(problem.decide(actual, thresholds), problem.decide(expected, thresholds))
@@ -249,15 +250,22 @@ def trace(model: PreTrainedModel, config: ExportConfig, work_dir: Path) -> onnx.
     """The float32 graph, weights inside."""
     from optimum.exporters.onnx import onnx_export_from_model
 
+    tokens = has_token_head({"architectures": [type(model).__name__]})
     with quiet(), unscripted(model), tempfile.TemporaryDirectory(dir=work_dir) as folder:
         onnx_export_from_model(
-            model, Path(folder), task="text-classification", opset=config.opset, do_validation=False
+            model,
+            Path(folder),
+            task="token-classification" if tokens else "text-classification",
+            opset=config.opset,
+            do_validation=False,
         )
         return onnx.load(Path(folder) / GRAPH)
 
 
-def fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
+def fuse(graph: onnx.ModelProto, work_dir: Path, all_tokens: bool = False) -> onnx.ModelProto:
     """Fuse what ONNX Runtime has operators for; what does not fit a known pattern stays as it is.
+
+    Unless `all_tokens` are classified, what is computed of one alone is chosen early.
 
     Embeddings are left apart (their tables become int8, and the fused operator is no faster), and the
     attention mask is passed as it is, so that padding may be on either side.
@@ -283,5 +291,6 @@ def fuse(graph: onnx.ModelProto, work_dir: Path) -> onnx.ModelProto:
         fused.topological_sort()
         result: onnx.ModelProto = fused.model
     split_skip_layer_norm(result)
-    first_token.choose_early(result)
+    if not all_tokens:
+        first_token.choose_early(result)
     return result

@@ -73,6 +73,8 @@ class Task:
     """Of these types, those that are not served for this task."""
     kind: Kind | None = None
     """What recipes, benchmarks and merges treat its models as; None: they do not take them."""
+    problem: str | None = None
+    """`data.problem` of its recipes and data, where it has one kind alone; None: those of texts."""
     sound: bool = False
     """A sample is a sound, not text: a file in an evaluation, a waveform in a request."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from pressoir.errors import ExtensionError, QuantizationError, SourceError
 from pressoir.extensions import architecture, loader, task
+from pressoir.formats.problems import TOKEN_HEAD
 from pressoir.formats.tensor_bytes import INDEX, check_file, read_index
 from pressoir.system import reader
 from pressoir.system.files import MANIFEST
@@ -80,6 +81,22 @@ def has_ctc_head(config: Mapping[str, Any]) -> bool:
     """The same, of a model's configuration."""
     names = config.get("architectures")
     return isinstance(names, list) and bool(names) and str(names[0]).endswith("ForCTC")
+
+
+def is_token_classifier(folder: Path) -> bool:
+    """Whether a folder has a model that tags each token; False where it has no configuration.
+
+    Raises:
+        SourceError: `config.json` is broken.
+    """
+    path = folder / "config.json"
+    return path.exists() and has_token_head(read_json(path))
+
+
+def has_token_head(config: Mapping[str, Any]) -> bool:
+    """The same, of a model's configuration."""
+    names = config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]).endswith(TOKEN_HEAD)
 
 
 class QuantizedLayer(NamedTuple):

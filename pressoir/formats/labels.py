@@ -50,10 +50,10 @@ def check_problem(config: Mapping[str, Any], model: str, wanted: Problem) -> Non
     """Check that `model`, whose configuration says so, decides what is `wanted`.
 
     Raises:
-        SourceError: it is a token classifier, or decides something else of a text.
+        SourceError: it decides something else of a text, or tags words.
     """
     found = problem_of(config, model)
-    if found is not wanted:
+    if found.name != wanted.name:
         raise SourceError(f"{model} is {found.model}; {wanted.model} is needed")
 
 

@@ -1,7 +1,13 @@
-"""What a classifier decides of a text: one of several labels, any number of them, or a score.
+"""What a classifier decides of a text: one of several labels, any number of them, a score, or a tag for each
+word.
 
-One entry of `PROBLEMS` per `problem_type` of transformers: what logits become, what is decided by them, what
-is expected, and how both are scored. Losses, which need torch, are in `pressoir.training.losses`.
+One entry of `PROBLEMS` per `problem_type` of transformers, and one for token classifiers: what logits become,
+what is decided by them, what is expected, and how both are scored. Losses, which need torch, are in
+`pressoir.training.losses`.
+
+**Tags of words.** Logits are (sentences, most words of one, labels), 0 where a sentence has no word.
+Decisions and targets are (sentences, words), `NO_WORD` there. They are scored by the spans that tags mark
+(`pressoir.formats.tags`), for which the names of the labels have to be known: `Problem.of`.
 
 **Thresholds.** A text has the labels whose probability is at least their threshold. The thresholds of a
 multi-label model are chosen on validation data and stored in `config.json` as `label_thresholds`, a list in
@@ -17,10 +23,13 @@ Classification", for one threshold per label and why rare labels overfit it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pressoir.errors import SourceError
+from pressoir.formats import tags
+from pressoir.formats.tags import OUTSIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +42,11 @@ THRESHOLDS = "label_thresholds"
 SCORE = "score"
 """The one output of a regression model."""
 DEFAULT_THRESHOLD = 0.5
+NO_WORD = -100
+"""The decision and the target where a sentence has no word; transformers' losses leave such tokens out."""
 Thresholds = Sequence[float] | None
+TOKEN_HEAD = "ForTokenClassification"
+"""How the names of classes end that tag each token."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,8 @@ class Problem:
 
     name: str
     """As a recipe has it in `data.problem`."""
-    problem_type: str
-    """As transformers has it in `config.json`."""
+    problem_type: str | None
+    """As transformers has it in `config.json`; None of token classifiers, whose head says it."""
     model: str
     """What a model of it is, for a message."""
     scores: tuple[str, ...]
@@ -73,6 +86,18 @@ class Problem:
     def metric(self) -> str:
         """The main metric: by it models are chosen, compared and promoted."""
         return self.scores[0]
+
+    def of(self, labels: Sequence[str]) -> Problem:
+        """The same for the labels of a model or of data, in their order: scores of tags need their names."""
+        if self.name != TOKENS.name:
+            return self
+        names = tuple(labels)
+        return replace(
+            self,
+            score=partial(_score_tags, names),
+            interval=partial(_of_tags, names),
+            agreement=partial(_same_tags, names),
+        )
 
 
 def _softmax(logits: Floats) -> NDArray[np.float64]:
@@ -226,6 +251,76 @@ def _squared_difference(expected: Floats, actual: Floats) -> float:
     return float(((_unchanged(expected) - _unchanged(actual)) ** 2).mean())
 
 
+def _softmax_of_tags(logits: Floats) -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.exp(_log_softmax_of_tags(logits))
+
+
+def _log_softmax_of_tags(logits: Floats) -> NDArray[np.float64]:
+    flat: Floats = logits.reshape(-1, logits.shape[-1])
+    return _log_softmax(flat).reshape(logits.shape)
+
+
+def _tags(logits: Floats, thresholds: Thresholds = None) -> NDArray[Any]:
+    import numpy as np
+
+    return np.where(logits.any(axis=-1), logits.argmax(axis=-1), NO_WORD)
+
+
+def _tag_indices(labels: Sequence[Any], count: int) -> NDArray[Any]:
+    import numpy as np
+
+    rows = np.full((len(labels), max(map(len, labels), default=0)), NO_WORD, dtype=np.int64)
+    for row, own in zip(rows, labels, strict=True):
+        row[: len(own)] = own
+    return rows
+
+
+def _named(
+    labels: Sequence[str], predicted: NDArray[Any], expected: NDArray[Any]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Both as names, of the words that are expected; a word that got no tag is outside of all spans."""
+    given, right = [], []
+    for own, wanted in zip(predicted, expected, strict=True):
+        words = wanted != NO_WORD
+        given.append([labels[index] if index >= 0 else OUTSIDE for index in own[words]])
+        right.append([labels[index] for index in wanted[words]])
+    return given, right
+
+
+def _score_tags(
+    labels: Sequence[str], predicted: NDArray[Any], expected: NDArray[Any], count: int
+) -> dict[str, float]:
+    return tags.score(*_named(labels, predicted, expected))
+
+
+def _of_tags(labels: Sequence[str], predicted: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
+    from pressoir import metrics
+
+    (draws,) = metrics.bootstrap(tags.statistic(*_named(labels, predicted, expected)))
+    return metrics.percentile_interval(draws)
+
+
+def _same_tags(labels: Sequence[str], predicted: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Of the words that either model takes into a span, the fraction with the same tag; 1 without such."""
+    outside = labels.index(OUTSIDE) if OUTSIDE in labels else NO_WORD
+    counted = (reference != NO_WORD) & ((predicted != outside) | (reference != outside))
+    return float((predicted == reference)[counted].mean()) if counted.any() else 1.0
+
+
+def _unnamed(*_: Any) -> Any:
+    raise TypeError("the labels of a token classifier have to be given: Problem.of(labels)")
+
+
+def _kl_of_tags(expected: Floats, actual: Floats) -> float:
+    import numpy as np
+
+    words = expected.any(axis=-1)
+    first, second = (_log_softmax_of_tags(logits[words]) for logits in (expected, actual))
+    return float((np.exp(first) * (first - second)).sum(axis=-1).mean())
+
+
 SINGLE_LABEL = Problem(
     name="single-label",
     problem_type="single_label_classification",
@@ -268,24 +363,38 @@ REGRESSION = Problem(
     agreement=_reproduced,
     divergence=_squared_difference,
 )
-PROBLEMS: dict[str, Problem] = {entry.name: entry for entry in (SINGLE_LABEL, MULTI_LABEL, REGRESSION)}
+TOKENS = Problem(
+    name="tags",
+    problem_type=None,
+    model="a token classifier, which gives each word a tag",
+    scores=("span_f1", "span_precision", "span_recall", "macro_f1", "tag_accuracy"),
+    selecting=("span_f1", "macro_f1"),
+    probabilities=_softmax_of_tags,
+    decide=_tags,
+    targets=_tag_indices,
+    score=_unnamed,
+    interval=_unnamed,
+    agreement=_unnamed,
+    divergence=_kl_of_tags,
+)
+PROBLEMS: dict[str, Problem] = {
+    entry.name: entry for entry in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKENS)
+}
 MAIN_METRICS = tuple(entry.metric for entry in PROBLEMS.values())
 
 
 def problem_of(config: Mapping[str, Any], model: str = "the model") -> Problem:
-    """What the classifier decides whose `config.json` this is: its `problem_type`; of one without, regression
+    """What the classifier decides whose `config.json` this is: tags of words where it has such a head, else
+    its `problem_type`; of one without, regression
     if it has one output, as transformers has it, else one of its labels.
 
     Raises:
-        SourceError: it is a token classifier, gives several scores, or has a `problem_type` that transformers
-            does not have.
+        SourceError: it gives several scores, or has a `problem_type` that transformers does not have.
     """
     head = str((config.get("architectures") or [""])[0])
-    if head.endswith("ForTokenClassification"):
-        raise SourceError(
-            f"{model} is a token classifier (such as for named entities), which labels words and not texts; "
-            "a classifier of texts is needed"
-        )
+    if head.endswith(TOKEN_HEAD):
+        names = config.get("id2label") or {}
+        return TOKENS.of([str(names[index]) for index in sorted(names, key=int)])
     declared = config.get("problem_type")
     outputs = len(config.get("id2label") or (0, 1))
     if declared == REGRESSION.problem_type and outputs > 1:
@@ -296,9 +405,10 @@ def problem_of(config: Mapping[str, Any], model: str = "the model") -> Problem:
         return REGRESSION
     if declared is None:
         return SINGLE_LABEL
-    found = next((entry for entry in PROBLEMS.values() if entry.problem_type == declared), None)
+    known_types = {entry.problem_type: entry for entry in PROBLEMS.values() if entry.problem_type}
+    found = known_types.get(declared)
     if found is None:
-        known = ", ".join(entry.problem_type for entry in PROBLEMS.values())
+        known = ", ".join(known_types)
         raise SourceError(f"{model}: config.json has the problem_type {declared!r}; use one of {known}")
     return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, given_words
 from pressoir.errors import SourceError
 from pressoir.extensions.task import task
 from pressoir.formats.folder import task_of
@@ -54,6 +55,29 @@ def probabilities(folder: Path, threads: int) -> TextPredictor:
         return {label: [row[label] for row in rows] for label in classifier.labels}
 
     return TextPredictor(dict.fromkeys(classifier.labels, "double"), predict, classifier.pairs)
+
+
+def entities(folder: Path, threads: int) -> TextPredictor:
+    """A token classifier: the spans of each text, as JSON (see `Entity`), and its words and their tags.
+
+    A text that is a JSON list of strings is these words.
+    """
+    from pressoir.inference.token_classification import TokenClassifier
+
+    classifier = TokenClassifier.open(folder, threads)
+
+    def predict(texts: Sequence[Text]) -> Columns:
+        found = classifier.tag([given_words(str(text)) for text in texts])
+        rows: dict[str, list[Any]] = {
+            "entities": [[entity._asdict() for entity in each.entities] for each in found],
+            "words": [list(each.words) for each in found],
+            "tags": [each.tags for each in found],
+        }
+        return {
+            name: [json.dumps(value, ensure_ascii=False) for value in values] for name, values in rows.items()
+        }
+
+    return TextPredictor(dict.fromkeys(("entities", "words", "tags"), "string"), predict)
 
 
 def continuations(folder: Path, threads: int) -> TextPredictor:

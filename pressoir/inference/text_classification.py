@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.data.texts import Text, characters, check_pair, takes_pairs
+from pressoir.data.texts import Text, Words, characters, check_pair, takes_pairs
+from pressoir.errors import SourceError
 from pressoir.formats.folder import Runtime, read_json
 from pressoir.formats.labels import labels_of
 from pressoir.formats.problems import (
@@ -21,12 +22,14 @@ from pressoir.formats.problems import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
+    TOKENS,
     Problem,
     problem_of,
     thresholds_of,
 )
 from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.classifier import Engine, open_engine
+from pressoir.inference.token_alignment import windows, word_logits
 from pressoir.inference.token_groups import split_inputs
 from pressoir.inference.tokenizers.steps import iter_encoded
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
@@ -69,12 +72,15 @@ class TextClassifier:
             self.thresholds = list(thresholds or [DEFAULT_THRESHOLD] * len(self.labels))
 
     @classmethod
-    def open(
-        cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None
-    ) -> TextClassifier:
-        """Open a model folder; see `open_engine` and `problem_of` for what it raises."""
+    def open(cls, folder: Path | str, threads: int | None = None, runtime: Runtime | None = None) -> Self:
+        """Open a model folder; see `open_engine` and `problem_of` for what it raises.
+
+        Raises:
+            SourceError: it is a token classifier, and this is not `TokenClassifier`, or the reverse.
+        """
         folder, threads = opened(folder, threads)
         config = read_json(folder / "config.json")
+        cls._check(problem_of(config, str(folder)), folder)
         decided = (
             takes_pairs(config),
             problem_of(config, str(folder)),
@@ -88,17 +94,30 @@ class TextClassifier:
 
         return cls(engine, load_tokenizer(folder), labels, *decided)
 
+    @classmethod
+    def _check(cls, problem: Problem, folder: Path) -> None:
+        if problem.name == TOKENS.name:
+            raise SourceError(
+                f"{folder} is a token classifier (such as for named entities), which labels words and not "
+                "texts; a classifier of texts is needed"
+            )
+
     def encode(self, texts: Sequence[Text], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
-        """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
+        """Token ids and masks, each (batch, longest sentence); see `encode_batch`, and of words `windows`."""
+        if texts and isinstance(texts[0], Words):
+            return windows(self.tokenizer, cast("Sequence[Words]", texts), max_length).inputs
         return encode_batch(self.tokenizer, texts, max_length)
 
     def logits(self, texts: Sequence[Text], batch_size: int = 32) -> NDArray[np.float32]:
-        """Logits (sentences, labels), in the order of `texts`.
+        """Logits (sentences, labels), in the order of `texts`; of words as `word_logits`.
 
         Sentences of like length are batched together. An engine whose result depends on the batch (dynamic
         int8 activations) is always run one sentence at a time, so that a score does not depend on
         `batch_size`.
         """
+        if texts and isinstance(texts[0], Words):
+            words = cast("Sequence[Words]", texts)
+            return word_logits(self.engine, self.tokenizer, words, len(self.labels), batch_size)
         size = batch_size if self.engine.batch_invariant else 1
         order = sorted(range(len(texts)), key=lambda index: characters(texts[index]))
         result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)

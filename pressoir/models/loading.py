@@ -29,6 +29,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,7 +39,8 @@ from transformers.utils import logging as transformers_logging
 
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions import architecture
-from pressoir.formats.folder import QUANTIZATION, read_json
+from pressoir.formats.folder import QUANTIZATION, has_token_head, is_token_classifier, read_json
+from pressoir.formats.prefix_space import lacks_prefix_space, with_prefix_space
 from pressoir.formats.problems import THRESHOLDS
 from pressoir.formats.tokenizer_limit import most_tokens
 from pressoir.models.gemma3n import without_vision
@@ -50,11 +52,12 @@ _COUNT = re.compile(r".*(layers?|blocks|depth)|num_labels")
 
 
 def load_classifier(
-    folder: Path, labels: Sequence[str] | None = None, eager: bool = False
+    folder: Path, labels: Sequence[str] | None = None, eager: bool = False, tokens: bool = False
 ) -> PreTrainedModel:
-    """Load a sequence classifier in float32, in evaluation mode.
+    """Load a classifier of texts, or of tokens, in float32, in evaluation mode.
 
-    With `labels` the model gets a new classification head for them, whatever head it has.
+    With `labels` the model gets a new classification head for them, whatever head it has; with `tokens` one
+    that classifies each token.
     Attention is scaled-dot-product (`sdpa`) where the architecture has it; `eager` asks for matrix products.
 
     Raises:
@@ -73,7 +76,8 @@ def load_classifier(
         if (folder / QUANTIZATION).exists() or getattr(config, "intermediate_sizes", None):
             model: PreTrainedModel = _load_special(folder, config)
         else:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            token_head = tokens if labels is not None else has_token_head(config.to_dict())
+            model, info = _classifier_class(token_head).from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -85,6 +89,7 @@ def load_classifier(
             _check_initialised(model, info, folder, new_head=labels is not None)
             if labels is not None:
                 _forget_head(model, info)
+                model.config.architectures = [type(model).__name__]
     model.eval()
     return model
 
@@ -350,9 +355,13 @@ def check_classifier_type(model_type: str) -> None:
         )
 
 
+def _classifier_class(tokens: bool) -> Any:
+    return AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+
+
 def new_classifier(config: Any) -> PreTrainedModel:
-    """A randomly initialised classifier of `config`'s architecture."""
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    """A randomly initialised classifier of `config`'s architecture, of tokens where that has such a head."""
+    model: PreTrainedModel = _classifier_class(has_token_head(config.to_dict())).from_config(config)
     model.eval()
     return model
 
@@ -375,8 +384,11 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, words: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder; it cuts at its `model_max_length`, or earlier: see `most_tokens`.
+
+    With `words`, and of a token classifier, it is for texts that are split into words: a byte-level one then
+    begins each word as one that follows a space.
 
     Raises:
         SourceError: there is none, or it is broken.
@@ -391,6 +403,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             )
     except Exception as error:  # see `_loading`
         raise SourceError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+    if (words or is_token_classifier(folder)) and tokenizer.is_fast:
+        if lacks_prefix_space(tokenizer.backend_tokenizer):
+            options = {"local_files_only": True, "trust_remote_code": False, "add_prefix_space": True}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer._tokenizer = with_prefix_space(
+            tokenizer.backend_tokenizer
+        )  # where it is one of several steps
     tokenizer.model_max_length = min(tokenizer.model_max_length, most_tokens(folder))
     return tokenizer
 

@@ -15,6 +15,7 @@ from pressoir.errors import ExtensionError, RecipeError
 from pressoir.extensions import architecture, loader
 from pressoir.extensions.architecture import Step
 from pressoir.formats.folder import read_json
+from pressoir.formats.problems import TOKENS
 from pressoir.models.architectures import EXPORTED
 from pressoir.pipeline.sources import Sources
 from pressoir.recipe.recipe import Recipe
@@ -43,6 +44,14 @@ def check_architectures(recipe: Recipe, base: str, sources: Sources) -> None:
         cannot be found.
     """
     problems: dict[str, list[str]] = {}
+    for model in dict.fromkeys((base, (recipe.distill and recipe.distill.student.model) or base)):
+        kind = read_json(sources.model(model).folder / "config.json").get("model_type")
+        if recipe.data.problem == TOKENS.name and isinstance(kind, str) and not tags_words(kind):
+            found = (
+                f"task: transformers has no token classifier of it; use one of {', '.join(_tagging_types())}"
+            )
+            title = f"{model} is of the model type {kind!r}, with which these steps do not work:"
+            problems.setdefault(title, []).append(found)
     for need in _needs(recipe, base):
         config = read_json(sources.model(need.model).folder / "config.json")
         if not isinstance(kind := config.get("model_type"), str):
@@ -91,6 +100,20 @@ def _needs(recipe: Recipe, base: str) -> Iterator[_Need]:
         yield _Need(student, "quantize", "quantize", "leave it out (quantize: null)")
     for model in models:
         yield _Need(model, "export", "export", another)
+
+
+def tags_words(kind: str) -> bool:
+    """Whether transformers has a token classifier of a model type; one that another package brings may."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+    declared = architecture.find(kind)
+    if declared is not None and declared.modeling is not None:
+        return True
+    return kind in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+
+def _tagging_types() -> list[str]:
+    return sorted(name for name in loader.names(architecture.GROUP) if tags_words(name))
 
 
 def unsupported(config: Mapping[str, Any], step: Step) -> str | None:

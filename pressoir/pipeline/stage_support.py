@@ -139,9 +139,11 @@ def _in_a_recipe(section: str, folder: Path) -> None:
     classifiers = names_of("classifier")
     name = classifiers[0] if "" in declared.heads else declared.name
     if name not in (known := [*classifiers, *names_of("language model")]):
-        raise RecipeError(f"recipes are for {' and '.join(known)}, not for {name}")
+        listed = f"{', '.join(known[:-1])} and {known[-1]}"
+        raise RecipeError(f"recipes are for {listed}, not for {name}")
     try:
-        Recipe.model_validate({"task": name, section: {}})
+        data = {"source": "files", "train": "train", "test": "test"}  # a task may have none embedded
+        Recipe.model_validate({"task": name, "data": data, section: {}})
     except ValidationError as error:
         reasons = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
         raise RecipeError("; ".join(reason.removeprefix(f"{section}: ") for reason in reasons)) from None

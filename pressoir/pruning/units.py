@@ -12,16 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pressoir.config import Config
 from pressoir.data import sentences
-from pressoir.data.texts import texts_of
+from pressoir.data.texts import Text, Words, texts_of
+from pressoir.formats.problems import NO_WORD, TOKENS, Problem
 from pressoir.models.layouts import (
     accepted_inputs,
     architecture_of,
@@ -35,6 +40,7 @@ from pressoir.models.layouts import (
 from pressoir.recipe.sections import PruneConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
+from pressoir.training import word_labels
 from pressoir.training.losses import LOSSES
 
 FFN_MULTIPLE = 16  # widths that fill the vector registers of int8 kernels
@@ -125,12 +131,13 @@ def importance(
     texts, labels = texts_of(rows), list(rows["label"])
     batches = [slice(start, start + 16) for start in range(0, len(rows), 16)]
     for batch in track(batches, len(batches), "prune: calibration batches", context.reporter):
-        encoded = tokenizer(texts[batch], padding=True, truncation=True, return_tensors="pt")
+        encoded, expected = _encoded(tokenizer, texts[batch], labels[batch], problem, len(class_names(model)))
         mask = encoded["attention_mask"][..., None]
         with torch.set_grad_enabled(taylor):
             logits = model(**{name: encoded[name] for name in inputs if name in encoded}).logits
             if taylor:
-                expected = torch.from_numpy(problem.targets(labels[batch], logits.shape[1]))
+                if logits.ndim == 3:  # of tokens: those that stand for a word
+                    logits, expected = logits[expected != NO_WORD], expected[expected != NO_WORD]
                 LOSSES[problem.name].hard(logits, expected, None, "sum").backward()
         for (kind, index), activations in seen.items():  # each (batch, seq, units)
             if taylor:
@@ -155,6 +162,24 @@ def importance(
     for hook in hooks:
         hook.remove()
     return scores
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    labels: Sequence[Any],
+    problem: Problem,
+    count: int,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs of a model, padded, and what is expected; of words with tags for each token."""
+    if problem.name != TOKENS.name:
+        encoded = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return dict(encoded), torch.from_numpy(problem.targets(labels, count))
+    columns = word_labels.encode(tokenizer, cast("Sequence[Words]", texts), labels)
+    names = [name for name in columns if name != "words"]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
+    batch = dict(DataCollatorForTokenClassification(tokenizer)(rows))
+    return batch, batch.pop("labels")
 
 
 def plan_pruning(

@@ -146,11 +146,13 @@ def _placed(encoding: Encoding) -> Counter[tuple[str, tuple[int, int]]]:
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[Text]) -> Iterator[Encoding]:
     """Whole sentences, whatever length the tokenizer is set to cut at or pad to."""
+    from pressoir.inference.tokenizers.tokenizers import encode_all  # NumPy, which `inspect` does without
+
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()
     whole.no_padding()
     for start in range(0, len(texts), _BATCH):
-        yield from whole.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
+        yield from encode_all(whole, texts[start : start + _BATCH], add_special_tokens=False)
 
 
 def _word_piece_forms(piece: str, model: Content) -> list[str]:

@@ -11,6 +11,7 @@ from pressoir.benchmark.classifier_report import (
     ClassifierRow,
     MultiLabelRow,
     RegressionRow,
+    TokenRow,
 )
 from pressoir.benchmark.language_model_report import GenerationBenchmark
 from pressoir.benchmark.reports import AnyBenchmark
@@ -91,6 +92,13 @@ def _figures(row: ClassifierRow, label: str | None) -> list[tuple[str, str, floa
         return [
             ("f1", "Micro-averaged F1", row.micro_f1, {"average": "micro", **interval}),
             ("f1", "Macro-averaged F1", row.macro_f1, {"average": "macro"}),
+        ]
+    if isinstance(row, TokenRow):
+        return [
+            ("f1", "F1 of the spans", row.span_f1, interval),
+            ("precision", "Precision of the spans", row.span_precision, {}),
+            ("recall", "Recall of the spans", row.span_recall, {}),
+            ("accuracy", "Accuracy of the tags", row.tag_accuracy, {}),
         ]
     if isinstance(row, RegressionRow):
         return [

@@ -38,6 +38,12 @@ _PIPELINES = {
         "truncation=True",
         'print(answer("A sentence to classify."))',
     ),
+    "ForTokenClassification": _Pipeline(
+        "AutoModelForTokenClassification",
+        "ORTModelForTokenClassification",
+        'aggregation_strategy="first"',
+        'print(answer("Maria lives in Porto."))',
+    ),
     "ForCausalLM": _GENERATION,
     "LMHeadModel": _GENERATION,
 }
@@ -49,6 +55,7 @@ _OF_PAIRS = {
 """How a classifier of pairs is called, by the call of one of single texts."""
 _EXAMPLES = {
     "TextClassifier": 'print(model.predict(["A sentence to classify."]))',
+    "TokenClassifier": 'print([found.entities for found in model.tag(["Maria lives in Porto."])])',
     "TextGenerator": 'print("".join(model.generate("Once upon a time", max_new_tokens=64)))',
 }
 

@@ -34,6 +34,7 @@ from pressoir.formats.problems import (
     REGRESSION,
     SINGLE_LABEL,
     THRESHOLDS,
+    TOKENS,
     problem_of,
 )
 from pressoir.formats.tokenizer_limit import most_tokens
@@ -130,6 +131,7 @@ def _what(folder: Path, recipe: Recipe, benchmark: AnyBenchmark, store: Store) -
             SINGLE_LABEL: f"A text classifier {what}with the labels {names}",
             MULTI_LABEL: f"A text classifier that gives a {one} any number of the labels {names}",
             REGRESSION: f"A model that gives a {one} a score",
+            TOKENS: f"A token classifier, which gives each word of a text one of the tags {names}",
         }[benchmark.rows[-1].problem]
     else:
         kind = "A causal language model"
@@ -236,6 +238,12 @@ def _limits(folder: Path, recipe: Recipe, benchmark: AnyBenchmark) -> Iterator[s
     some = "" if cut is None else f"; {cut or 'none'} of {sentences} test sentences are longer"
     config = read_json(folder / "config.json")
     both = " both texts of a pair together, the longer one first," if takes_pairs(config) else ""
+    if problem_of(config).name == TOKENS.name:
+        yield (
+            f"Texts of more than {_most_tokens(folder)} tokens go through it in several parts; the first "
+            "token of a word decides its tag."
+        )
+        return
     yield f"Texts are cut{both} at {_most_tokens(folder)} tokens{some}."
     if problem_of(config) is MULTI_LABEL:
         yield (

@@ -52,7 +52,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     model = loading.load_classifier(source)
     tokenizer = loading.load_tokenizer(source)
     split = sentences.load_split(inputs["data"], "validation", class_names(model))
-    problem = sentences.problem_of(inputs["data"])
+    problem = sentences.problem_of(inputs["data"]).of(class_names(model))
     texts, labels = texts_of(split), problem.targets(split["label"][:], model.config.num_labels)
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))
@@ -244,7 +244,7 @@ class _Validation:
     def _score(self, logits: NDArray[np.float32]) -> float:
         problem = self.scorer.problem
         predicted = problem.decide(logits, self.scorer.thresholds)
-        return problem.score(predicted, self.labels, logits.shape[1])[problem.metric]
+        return problem.score(predicted, self.labels, logits.shape[-1])[problem.metric]
 
 
 def _assign(module: nn.Module, weight: Tensor) -> None:

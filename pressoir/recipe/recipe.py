@@ -15,7 +15,7 @@ from pydantic import Field, create_model, model_validator
 
 from pressoir.config import Document, Positive, checked, look_beside
 from pressoir.errors import ExtensionError
-from pressoir.extensions.task import names_of
+from pressoir.extensions.task import names_of, tasks
 from pressoir.extensions.task_name import RecipeTask
 from pressoir.recipe.sections import (
     AugmentConfig,
@@ -90,6 +90,13 @@ class Recipe(Document):
             raw = {**absent, "quantize": {"scheme": "q4"}, **raw}
             if isinstance(raw["quantize"], dict):
                 raw["quantize"] = {"scheme": "q4", **raw["quantize"]}
+        if (
+            isinstance(raw, dict)
+            and _problem_of(raw.get("task")) == _TAGS
+            and isinstance(raw.get("data"), dict)
+        ):
+            columns = {"problem": _TAGS, "text_column": "tokens", "label_column": "tags"}
+            raw = {**raw, "data": {**columns, **raw["data"]}}
         return raw
 
     @model_validator(mode="after")
@@ -149,6 +156,12 @@ class Recipe(Document):
     def _of_the_problem(self) -> list[str]:
         """What of the sections the data's problem does not have."""
         kind, found = self.data.problem, list[str]()
+        if (kind == _TAGS) != (_problem_of(self.task) == _TAGS):
+            able = " or ".join(declared.name for declared in tasks() if declared.problem == _TAGS)
+            found.append(
+                f"data.problem is {kind!r}, but task is {self.task!r}; set task: {able} and data with "
+                "words and their tags, or neither"
+            )
         for name in ("teacher", "distill", "prune"):
             section: TrainingConfig | None = getattr(self, name)
             if section is None:
@@ -160,6 +173,8 @@ class Recipe(Document):
                 )
             if kind != "single-label" and section.class_weights is not None:
                 found.append(f"{name}.class_weights: not supported for data.problem {kind!r}; omit it")
+        if kind == _TAGS and self.distill and self.distill.student.embedding_size is not None:
+            found.append(f"distill.student.embedding_size: not supported for data.problem {kind!r}; omit it")
         if kind != "single-label" and self.augment is not None:
             found.append(f"augment: not supported for data.problem {kind!r}; set to null or omit")
         return found
@@ -191,9 +206,18 @@ _METRICS = {
     "single-label": ("accuracy", "macro_f1"),
     "multi-label": ("micro_f1", "macro_f1"),
     "regression": ("pearson", "spearman"),
+    "tags": ("span_f1", "macro_f1"),
 }
 """By the data's problem, the metrics by which an epoch can be chosen; a version is ranked by the first. They
 are those of `pressoir.formats.problems`."""
+
+
+_TAGS = "tags"
+
+
+def _problem_of(name: Any) -> str | None:
+    """The data's problem that a task has; None also of what is no task."""
+    return next((declared.problem for declared in tasks() if declared.name == name), None)
 
 
 def with_outside_sections(recipe: type[Recipe]) -> type[Recipe]:

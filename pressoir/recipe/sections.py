@@ -61,8 +61,9 @@ class DataConfig(Config):
     is one sentence per row."""
     label_column: str | int = "label"
     """Column of the label: a name, or a zero-based index if there is no header."""
-    problem: Literal["single-label", "multi-label", "regression"] = "single-label"
-    """What a text has: one of several labels, any number of labels, or a score (a number)."""
+    problem: Literal["single-label", "multi-label", "regression", "tags"] = "single-label"
+    """What a text has: one of several labels, any number of labels, a score (a number), or words with a tag
+    each (`tags`), which a task for them sets."""
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     """Multi-label only: what separates the labels of a text in TSV and CSV files; null means a comma. JSONL
     and Parquet files and hub data sets have lists."""
@@ -89,7 +90,7 @@ class DataConfig(Config):
     """Number of test sentences to sample; null uses all."""
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
     """Maximum number of tokens per sentence, or per pair; longer ones are truncated, of a pair the longer
-    sentence first."""
+    sentence first. Words with tags are cut into several inputs instead."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -128,6 +129,13 @@ class DataConfig(Config):
             ]
         if self.problem == "regression" and self.labels is not None:
             problems.append("`labels` specified, but a regression has none; omit it")
+        if self.problem == "tags":
+            absent = {"unlabelled": self.unlabelled, "text_pair_column": self.text_pair_column}
+            problems += [
+                f"`{name}` is not supported for `problem: tags`; omit it"
+                for name, value in absent.items()
+                if value is not None
+            ]
         if self.source == "demo" and self.problem != "single-label":
             problems.append("the embedded reviews have one label each; set `source: files` or `source: hub`")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
@@ -281,10 +289,13 @@ class TrainingConfig(Config):
     """Decoupled weight decay; not applied to biases and normalisation layers."""
     warmup_fraction: Fraction = 0.1
     """Fraction of the steps used for learning-rate warm-up."""
-    best_metric: Literal["auto", "accuracy", "macro_f1", "micro_f1", "pearson", "spearman"] = "auto"
+    best_metric: Literal["auto", "accuracy", "macro_f1", "micro_f1", "pearson", "spearman", "span_f1"] = (
+        "auto"
+    )
     """Validation metric that selects the best epoch; `auto` means macro-averaged F1 if the most frequent
     label of the training split has more than twice as many sentences as the rarest, otherwise accuracy.
-    Multi-label data use `micro_f1` (`auto`) or `macro_f1`, regression `pearson` (`auto`) or `spearman`."""
+    Multi-label data use `micro_f1` (`auto`) or `macro_f1`, regression `pearson` (`auto`) or `spearman`,
+    token classification `span_f1` (`auto`) or `macro_f1`, averaged over the types of spans."""
     class_weights: Literal["balanced"] | dict[str, PositiveReal] | None = None
     """Weights of the labels in the cross-entropy: by label, such as `{spam: 5}` (others have 1), or inversely
     proportional to their frequency (`balanced`); null weights all sentences equally."""
@@ -606,12 +617,16 @@ class BenchmarkConfig(Config):
 class Criterion(Config):
     """When a new model version receives the alias."""
 
-    metric: Literal["speedup", "compression", "accuracy", "micro_f1", "pearson", "perplexity"] = "speedup"
+    metric: Literal["speedup", "compression", "accuracy", "micro_f1", "pearson", "span_f1", "perplexity"] = (
+        "speedup"
+    )
     """Metric to improve; higher is better, except for perplexity. Use accuracy for single-label classifiers
-    only, micro_f1 for multi-label ones, pearson for regression, and perplexity for language models."""
+    only, micro_f1 for multi-label ones, pearson for regression, span_f1 for token classification, and
+    perplexity for language models."""
     min_accuracy_delta: Annotated[float, Field(ge=-1, le=1)] = -0.03
     """Classifiers: minimum change of accuracy (multi-label: micro-averaged F1; regression: Pearson
-    correlation) relative to the reference; candidates below it are never promoted."""
+    correlation; token classification: F1 of spans) relative to the reference; candidates below it are
+    never promoted."""
     max_perplexity_increase: PositiveReal = 0.1
     """Language models: maximum relative increase of perplexity over the reference; candidates above it are
     never promoted."""

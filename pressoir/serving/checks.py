@@ -48,10 +48,10 @@ def check_pairs(texts: Sequence[Text], pairs: bool, tier: str | None) -> None:
         raise RequestError(f"{what} was trained on single texts; omit text_pair")
 
 
-def check_texts(texts: Sequence[Text | list[int]], max_batch: int) -> None:
+def check_texts(texts: Sequence[Text | list[int] | list[str]], max_batch: int) -> None:
     """Refuse a request of no texts or too many, or with a text that is empty or not valid Unicode.
 
-    Token ids are checked by the model, which knows its vocabulary.
+    Token ids are checked by the model, which knows its vocabulary, and words by `check_sentences`.
 
     Raises:
         RequestError: it says which.
@@ -64,6 +64,15 @@ def check_texts(texts: Sequence[Text | list[int]], max_batch: int) -> None:
                 check_text(part, f"{name} {index}" if len(texts) > 1 else f"the {name}")
         elif not isinstance(text, list):
             check_text(text, f"text {index}" if len(texts) > 1 else "the text")
+
+
+def check_sentences(sentences: Sequence[Sequence[str]]) -> None:
+    """Refuse a sentence without words, or one that is empty or not valid Unicode; raises RequestError."""
+    for index, words in enumerate(sentences):
+        if not words:
+            raise RequestError(f"sentence {index} has no words")
+        for place, word in enumerate(words):
+            check_text(word, f"word {place} of sentence {index}")
 
 
 def check_prompt(prompt: str | Sequence[int], what: str) -> None:

@@ -26,12 +26,14 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, Words
+from pressoir.inference.token_classification import Tagged
 from pressoir.serving.answers import Answers, Embeddings
 from pressoir.serving.checks import (
     as_list,
     check_pairs,
     check_prompt,
+    check_sentences,
     check_texts,
     check_waveform,
     paired,
@@ -152,6 +154,29 @@ class Service:
         overrides = {"max_length": max_length, "timeout_s": timeout_s}
         found = await self._answer("classify", tier, overrides, work, texts)
         return found[0] if isinstance(text, str) else found
+
+    async def tag(
+        self,
+        sentences: Sequence[Sequence[str]],
+        *,
+        tier: str | Tier | None = None,
+        max_length: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Tagged]:
+        """The tags of the words of each sentence, and the spans that they mark.
+
+        A sentence of more tokens than the model takes, or than `max_length`, goes through it in several
+        parts.
+        """
+        texts = [list(words) for words in sentences]
+        check_sentences(texts)
+
+        async def work(settings: TierSettings, model: ModelHandle, until: float) -> list[Tagged]:
+            rows = await model.answer("tag", texts, until=until, max_length=settings.max_length)
+            return [Tagged(Words(own), *row) for own, row in zip(texts, rows, strict=True)]
+
+        overrides = {"max_length": max_length, "timeout_s": timeout_s}
+        return await self._answer("tag", tier, overrides, work, texts)
 
     async def embed(
         self,
@@ -384,7 +409,7 @@ class Service:
         tier: str | Tier | None,
         overrides: dict[str, Any],
         work: Work[Result],
-        text: str | Sequence[Text | list[int]] | None = None,
+        text: str | Sequence[Text | list[int] | list[str]] | None = None,
         most: int | None = None,
     ) -> Result:
         """What `work` makes of a request within its time, with its settings and the model, leased.

@@ -60,7 +60,7 @@ def dataset(folder: Path, config: DataConfig) -> LoggedDataset:
     """The three splits."""
     files = {split: folder / f"{split}.jsonl" for split in sentences.SPLITS}
     second = {} if config.text_pair_column is None else {PAIR: "string"}
-    kind = {"single-label": "long", "multi-label": "string", "regression": "double"}[config.problem]
+    kind = {"single-label": "long", "regression": "double"}.get(config.problem, "string")
     columns = {"text": "string", **second, "label": kind}
     return LoggedDataset(config.hub_id or config.source, files, columns)
 

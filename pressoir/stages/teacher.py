@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pressoir.data import sentences
 from pressoir.data.texts import texts_of
-from pressoir.formats.problems import MULTI_LABEL, THRESHOLDS
+from pressoir.formats.problems import MULTI_LABEL, THRESHOLDS, TOKENS
 from pressoir.recipe.sections import TeacherConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, two_models
 from pressoir.training import precision
@@ -43,7 +43,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
 
     torch.manual_seed(context.seed)
     data = inputs["data"]
-    tokenizer = loading.load_tokenizer(inputs["model"])
+    tokenizer = loading.load_tokenizer(inputs["model"], words=sentences.problem_of(data).name == TOKENS.name)
     tokenizer.model_max_length = min(tokenizer.model_max_length, sentences.info(data)["max_tokens"])
     if config.checkpoint is not None:
         model = heads.finished(inputs["model"], data)
@@ -63,7 +63,7 @@ def run(inputs: Mapping[str, Path], config: TeacherConfig, context: StageContext
         context.reporter.message(f"teacher: validation_f1 is that of the label {labels[1]!r}")
     for split in ("train", "validation"):
         found = truncation(tokenizer, texts_of(sentences.load_split(data, split)))
-        if found.cut:
+        if found.cut or found.split:
             context.reporter.message(f"teacher: {split}: {found} (data.max_tokens)")
         metrics |= {f"{split}_texts_truncated": found.cut, f"{split}_tokens_truncated": found.lost}
     return metrics

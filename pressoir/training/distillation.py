@@ -23,7 +23,7 @@ class TeacherOutputs:
     """What the teacher says of every training sentence, memory-mapped from disk."""
 
     logits: NDArray[np.float32]
-    """(sentences, labels)"""
+    """(sentences, labels); of token classifiers (words of all sentences, labels)"""
     hidden: NDArray[np.float16] | None
     """(tokens of all sentences, matched layers, hidden); None without a hidden-state loss."""
     offsets: NDArray[np.int64]
@@ -47,11 +47,13 @@ class TeacherOutputs:
             mapped.get("relations"),
         )
 
-    def batch(self, rows: list[int], length: int) -> dict[str, Tensor]:
+    def batch(self, rows: list[int], length: int, words: list[int] | None = None) -> dict[str, Tensor]:
         """Tensors of the sentences `rows`: logits (batch, labels), hidden (batch, length, layers, hidden),
         relations (batch, length, 3, width); the last two as far as they are there, padded by zeros.
+
+        With `words` the logits are those of these, (words, labels).
         """
-        tensors = {"teacher_logits": torch.from_numpy(self.logits[rows])}
+        tensors = {"teacher_logits": torch.from_numpy(self.logits[rows if words is None else words])}
         for name, stored in (("hidden", self.hidden), ("relations", self.relations)):
             if stored is not None:
                 padded = np.zeros((len(rows), length, *stored.shape[1:]), dtype=np.float16)
@@ -103,8 +105,8 @@ class DistillationLoss:
         """Scalar loss.
 
         Args:
-            logits: student's, (batch, labels); `teacher_logits` likewise.
-            labels: class indices, (batch,); as `Problem.targets` has them.
+            logits: student's, (batch, labels), or (words, labels); `teacher_logits` likewise.
+            labels: class indices, (batch,) or (words,); as `Problem.targets` has them.
             hidden: the student's matched layers, each (batch, seq, hidden).
             teacher_hidden: (batch, seq, layers, hidden).
             mask: 1 for tokens, 0 for padding, (batch, seq).

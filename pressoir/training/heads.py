@@ -12,7 +12,7 @@ from pressoir.data.texts import PAIR
 from pressoir.errors import DataError, PressoirError
 from pressoir.formats.folder import read_json
 from pressoir.formats.labels import are_numbers, check_problem, labels_of, match
-from pressoir.formats.problems import SINGLE_LABEL, Problem
+from pressoir.formats.problems import SINGLE_LABEL, TOKENS, Problem
 from pressoir.models import loading
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification")
@@ -45,7 +45,8 @@ def to_train(folder: Path, data: Path, tell: Callable[[str], None]) -> PreTraine
     Raises:
         SourceError: the folder holds no encoder.
     """
-    return _kept_or_new(folder, sentences.info(data)["labels"], lambda: finished(folder, data), tell)
+    problem = sentences.problem_of(data)
+    return _kept_or_new(folder, sentences.info(data)["labels"], lambda: finished(folder, data), tell, problem)
 
 
 def to_distill(
@@ -65,7 +66,7 @@ def to_distill(
         loading.rename(model.config, labels)
         return model
 
-    return _kept_or_new(folder, labels, kept, tell)
+    return _kept_or_new(folder, labels, kept, tell, problem)
 
 
 def mark_pairs(model: PreTrainedModel, data: Path) -> None:
@@ -77,7 +78,11 @@ def mark_pairs(model: PreTrainedModel, data: Path) -> None:
 
 
 def _kept_or_new(
-    folder: Path, labels: Sequence[str], kept: Callable[[], PreTrainedModel], tell: Callable[[str], None]
+    folder: Path,
+    labels: Sequence[str],
+    kept: Callable[[], PreTrainedModel],
+    tell: Callable[[str], None],
+    problem: Problem,
 ) -> PreTrainedModel:
     names = read_json(folder / "config.json").get("architectures") or [""]
     if str(names[0]).endswith(HEADS):
@@ -85,7 +90,7 @@ def _kept_or_new(
             return kept()
         except PressoirError as error:
             tell(f"the head of the checkpoint is replaced by a new one for {list(labels)}: {error}")
-    return loading.load_classifier(folder, labels=labels)
+    return loading.load_classifier(folder, labels=labels, tokens=problem.name == TOKENS.name)
 
 
 def _own_labels(folder: Path, problem: Problem) -> list[str]:

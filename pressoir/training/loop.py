@@ -20,13 +20,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -38,26 +39,29 @@ from transformers import (
 )
 
 from pressoir.data import sentences
-from pressoir.data.texts import Text, texts_of
+from pressoir.data.texts import Text, Words, texts_of
 from pressoir.errors import RecipeError
 from pressoir.formats.problems import (
     MULTI_LABEL,
+    NO_WORD,
     PROBLEMS,
     SINGLE_LABEL,
     THRESHOLDS,
+    TOKENS,
     Problem,
     choose_thresholds,
     thresholds_of,
 )
 from pressoir.inference.engines.classifier import TorchEngine
 from pressoir.inference.text_classification import TextClassifier
+from pressoir.inference.token_alignment import flat
 from pressoir.models import loading
 from pressoir.models.layouts import accepted_inputs, class_names
 from pressoir.recipe.sections import LearnerConfig, QuantizeConfig, TrainingConfig
 from pressoir.reporting import Reporter, track
 from pressoir.stage import StageContext
 from pressoir.system import runtime
-from pressoir.training import balance, precision, quantization_aware, relations
+from pressoir.training import balance, precision, quantization_aware, relations, word_labels
 from pressoir.training.curves import training_curves
 from pressoir.training.distillation import PROJECTION, DistillationLoss, TeacherOutputs
 from pressoir.training.losses import LOSSES
@@ -68,14 +72,21 @@ SCORES = tuple(dict.fromkeys(score for problem in PROBLEMS.values() for score in
 
 
 def tokenize(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
-    """A split as inputs that `model` takes, with `labels` (its own), `length` (tokens) and `row` (number)."""
+    """A split as inputs that `model` takes, with `labels` (its own), `length` (tokens) and `row` (number).
+
+    Of words with tags a row is a window of a sentence, see `pressoir.training.word_labels`.
+    """
     rows, accepted = sentences.load_split(folder, split, class_names(model)), accepted_inputs(model)
-    encoded = tokenizer(texts_of(rows), truncation=True)
-    encoded = {name: values for name, values in encoded.items() if name in accepted}
-    problem = sentences.problem_of(folder)
-    encoded["labels"] = problem.targets(rows["label"][:], len(class_names(model))).tolist()
+    problem, texts = sentences.problem_of(folder), texts_of(rows)
+    if problem.name == TOKENS.name:
+        encoded = word_labels.encode(tokenizer, cast("list[Words]", texts), rows["label"][:])
+        encoded = {name: encoded[name] for name in encoded if name in (*accepted, "labels", "words")}
+    else:
+        encoded = tokenizer(texts, truncation=True)
+        encoded = {name: values for name, values in encoded.items() if name in accepted}
+        encoded["labels"] = problem.targets(rows["label"][:], len(class_names(model))).tolist()
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
-    encoded["row"] = list(range(len(rows)))
+    encoded["row"] = list(range(len(encoded["length"])))
     return type(rows).from_dict(encoded)
 
 
@@ -111,6 +122,7 @@ def fit(
         loss = replace(loss, problem=problem.name)
     train = tokenize(folder, "train", tokenizer, model)
     validation = tokenize(folder, "validation", tokenizer, model).remove_columns("row")
+    problem = problem.of(class_names(model))
     if loss is not None and outputs is not None and outputs.hidden is not None:
         _check_matching(model, train, outputs)
         width = outputs.hidden.shape[2]
@@ -138,7 +150,7 @@ def fit(
         args=arguments,
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=_Collator(tokenizer, outputs),
+        data_collator=_Collator(tokenizer, outputs, words=problem.name == TOKENS.name),
         compute_metrics=partial(
             _scores, problem=problem, places=sentences.label_places(folder, class_names(model))
         ),
@@ -178,6 +190,7 @@ _CHOSEN_BY = {
     "micro_f1": "micro-averaged F1",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "span_f1": "F1 of the spans",
 }
 
 
@@ -249,7 +262,7 @@ def evaluate(
     classifier = TextClassifier(TorchEngine(model), tokenizer, labels)
     logits = classifier.logits(texts_of(rows), batch_size=64)
     if problem is not MULTI_LABEL:  # the scores of sets do not depend on the order of the labels
-        logits = logits[:, sentences.label_places(folder, labels)]
+        logits = logits[..., sentences.label_places(folder, labels)]
     predicted = problem.decide(logits, thresholds_of(model.config.to_dict()))
     expected = problem.targets(rows["label"][:], len(labels))
     scores = problem.score(predicted, expected, len(labels))
@@ -257,13 +270,17 @@ def evaluate(
 
 
 def logits_of(folder: Path, texts: Sequence[Text], what: str, reporter: Reporter) -> NDArray[np.float32]:
-    """Logits of the classifier in `folder` for `texts`, (sentences, labels); progress per 1,024 sentences."""
+    """Logits of the classifier in `folder` for `texts`, (sentences, labels), or (words of all, labels);
+    progress per 1,024 sentences.
+    """
     model = loading.load_classifier(folder)
     labels = class_names(model)
     classifier = TextClassifier(TorchEngine(model), loading.load_tokenizer(folder), labels)
     blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
     tracked = track(blocks, len(blocks), f"{what}, blocks of sentences", reporter)
     found = [classifier.logits(block, batch_size=64) for block in tracked]
+    if found and found[0].ndim == 3:
+        found = [flat(own, cast("list[Words]", b)) for own, b in zip(found, blocks, strict=True)]
     return np.concatenate([np.zeros((0, len(labels)), dtype=np.float32), *found])
 
 
@@ -366,8 +383,12 @@ class _Trainer(Trainer):
             hidden = outputs.hidden_states[1:]
             if (projection := getattr(model, PROJECTION, None)) is not None:
                 hidden = tuple(projection(layer) for layer in hidden)
+        logits = outputs.logits
+        if logits.ndim == 3:  # of tokens: those that stand for a word
+            first = labels != NO_WORD
+            logits, labels = logits[first], labels[first]
         loss = self.distillation(
-            outputs.logits,
+            logits,
             labels,
             teacher_logits,
             hidden,
@@ -383,14 +404,19 @@ class _Trainer(Trainer):
 class _Collator:
     """Pads a batch to its longest sentence; adds the teacher's outputs of its rows (validation has none)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, outputs: TeacherOutputs | None) -> None:
-        self.pad, self.outputs = DataCollatorWithPadding(tokenizer), outputs
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, outputs: TeacherOutputs | None, words: bool = False
+    ) -> None:
+        collator = DataCollatorForTokenClassification if words else DataCollatorWithPadding
+        self.pad, self.outputs = collator(tokenizer), outputs
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self.pad([{k: v for k, v in f.items() if k not in ("row", "length")} for f in features])
-        result = dict(batch)
+        own = ("row", "length", "words")
+        result = dict(self.pad([{k: v for k, v in f.items() if k not in own} for f in features]))
         if self.outputs is not None and "row" in features[0]:
-            result |= self.outputs.batch([f["row"] for f in features], result["input_ids"].shape[1])
+            rows, length = [f["row"] for f in features], result["input_ids"].shape[1]
+            words = [word for f in features for word in f["words"]] if "words" in features[0] else None
+            result |= self.outputs.batch(rows, length, words)
         return result
 
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKENS
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of logits (batch, labels)."""
+    """Of logits (batch, labels); of token classifiers those of each word's first token, (words, labels)."""
 
     hard: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
     """`(logits, labels, class weights, reduction)`: on the labels."""
@@ -66,4 +66,5 @@ LOSSES = {
     SINGLE_LABEL.name: Losses(_cross_entropy, _soft_labels),
     MULTI_LABEL.name: Losses(_binary, _soft_binary),
     REGRESSION.name: Losses(_squared, _soft_squared),
+    TOKENS.name: Losses(_cross_entropy, _soft_labels),
 }

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pressoir.errors import RecipeError
+from pressoir.formats.folder import is_token_classifier
 from pressoir.formats.problems import problem_of
 from pressoir.models import loading
 from pressoir.models.layouts import (
@@ -45,7 +46,8 @@ def distill(inputs: Mapping[str, Path], config: DistillConfig, context: StageCon
     Raises:
         RecipeError: the student cannot be made from this teacher.
     """
-    tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]))
+    words = is_token_classifier(inputs["teacher"])
+    tokenizer = loading.load_tokenizer(inputs.get("student", inputs["teacher"]), words)
     tokenizer.model_max_length = loading.load_tokenizer(inputs["teacher"]).model_max_length
     tried, chosen_by = dict[int, dict[str, float]](), balance.best_metric(config, inputs["data"])
     for seed in range(context.seed, context.seed + config.seeds):

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
 from pressoir.data import sentences
-from pressoir.data.texts import characters, texts_of
+from pressoir.data.texts import Words, characters, texts_of
 from pressoir.errors import RecipeError
-from pressoir.formats.problems import thresholds_of
+from pressoir.formats.problems import NO_WORD, thresholds_of
+from pressoir.inference.token_alignment import padded as padded_words
 from pressoir.models import loading
+from pressoir.models.layouts import class_names
 from pressoir.recipe.sections import OutputsConfig, StudentConfig
 from pressoir.reporting import track
 from pressoir.stage import StageContext
@@ -38,7 +40,10 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     rows = loop.tokenize(inputs["data"], "train", tokenizer, model)
     lengths = np.asarray(rows["length"][:], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    logits = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    texts = texts_of(sentences.load_split(inputs["data"], "train"))
+    by_word = "words" in rows.column_names
+    count = sum(map(len, texts)) if by_word else len(rows)
+    logits = np.zeros((count, model.config.num_labels), dtype=np.float32)
     teacher_layers = model.config.num_hidden_layers
     if config.student is None:
         matched = list(range(teacher_layers))
@@ -61,7 +66,7 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     if reference is not None and not kept:
         batches = []  # nothing of this model is needed but how it splits words
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows.column_names]
-    pad = DataCollatorWithPadding(tokenizer)
+    pad, pad_left = DataCollatorWithPadding(tokenizer), tokenizer.padding_side == "left"
     captured: AbstractContextManager[dict[str, torch.Tensor]] = nullcontext({})
     if config.relations:
         captured = relations.captured(model)
@@ -70,7 +75,13 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
             padded = pad([{name: rows[row][name] for name in names} for row in batch])
             with torch.inference_mode():
                 outputs = model(**padded, output_hidden_states=config.hidden)
-            logits[batch] = outputs.logits.numpy()
+            if by_word:
+                for row, own in zip(batch, outputs.logits.numpy(), strict=True):
+                    begin = padded["input_ids"].shape[1] - lengths[row] if pad_left else 0
+                    places = np.flatnonzero(np.asarray(rows[row]["labels"]) != NO_WORD) + begin
+                    logits[rows[row]["words"]] = own[places]
+            else:
+                logits[batch] = outputs.logits.numpy()
             found = {}
             if config.hidden:
                 found["hidden"] = torch.stack([outputs.hidden_states[layer + 1] for layer in matched], dim=2)
@@ -83,19 +94,27 @@ def compute(inputs: Mapping[str, Path], config: OutputsConfig, context: StageCon
     for array in kept.values():
         array.flush()
     if reference is not None:
-        texts = texts_of(sentences.load_split(inputs["data"], "train"))
-        ascending = sorted(range(len(texts)), key=lambda row: characters(texts[row]))
-        logits[ascending] = loop.logits_of(
+        ascending = list(range(len(texts)))
+        if not by_word:
+            ascending.sort(key=lambda row: characters(texts[row]))
+        whole = loop.logits_of(
             reference,
             [texts[row] for row in ascending],
             "teacher outputs: logits",
             context.reporter,
         )
+        logits[slice(None) if by_word else ascending] = whole
     np.save(context.out_dir / "logits.npy", logits)
     np.save(context.out_dir / "offsets.npy", offsets)
-    problem, labels = sentences.problem_of(inputs["data"]), np.asarray(rows["labels"][:])
+    problem = sentences.problem_of(inputs["data"]).of(class_names(model))
+    if by_word:
+        logits = padded_words(logits, cast("list[Words]", texts))
+        own = sentences.load_split(inputs["data"], "train", class_names(model))["label"][:]
+        labels = problem.targets(own, logits.shape[-1])
+    else:
+        labels = np.asarray(rows["labels"][:])
     predicted = problem.decide(logits, thresholds_of(model.config.to_dict()))
-    score = problem.score(predicted, labels, logits.shape[1])[problem.metric]
+    score = problem.score(predicted, labels, logits.shape[-1])[problem.metric]
     return {f"train_{problem.metric}": score, "tokens": float(offsets[-1])}
 
 

@@ -5,6 +5,7 @@ task                         raw prediction
 ===========================  ==========================================
 text-classification          `{"label": int, "logits": [float, …]}`; multi-label
                              `{"labels": [int, …], "logits": [float, …]}`, regression `{"score": float}`
+token-classification         `{"tags": [int, …]}`, one for each word
 automatic-speech-recognition `{"text": str, "audio_s": float}`
 translation                  `{"text": str}`
 causal-lm                    `{"nll": float, "tokens": int}` of a window
@@ -35,11 +36,12 @@ from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
 from pressoir.formats.folder import model_type_of, runtime_of
 from pressoir.formats.labels import match
-from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION
+from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, TOKENS
 from pressoir.inference.engines.decoder import open_decoder
 from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import negative_log_likelihood
+from pressoir.inference.token_classification import TokenClassifier
 from pressoir.inference.tokenizers.tokenizers import LanguageModelTokenizer
 from pressoir.inference.translation import Translator
 from pressoir.system.runtime import use_threads
@@ -135,6 +137,25 @@ class Classification:
             {"label": int(label), "logits": [float(value) for value in row]}
             for label, row in zip(labels, logits, strict=True)
         ]
+
+
+class TokenClassification:
+    """Words to tags; indices are in the order of the data's labels."""
+
+    def __init__(self, classifier: TokenClassifier, columns: Sequence[int]) -> None:
+        self._classifier, self._columns = classifier, list(columns)
+        self.together = bool(classifier.engine.batch_invariant)
+
+    def length(self, sample: EvaluationSample) -> int:
+        """Tokens."""
+        return int(self._classifier.encode([sample.input])["input_ids"].shape[1])
+
+    def predict(self, samples: Sequence[EvaluationSample]) -> list[Any]:
+        """See the module; −100 of a word without a token."""
+        texts = [sample.input for sample in samples]
+        logits = _finite(self._classifier.logits(texts, len(samples))[..., self._columns], "logits")
+        tags = TOKENS.decide(logits, None)
+        return [{"tags": row[: len(text)].tolist()} for row, text in zip(tags, texts, strict=True)]
 
 
 class Recognition:
@@ -268,6 +289,13 @@ def classification(job: Job, data: DataSet) -> Loaded:
         return Classification(classifier, [0]), classifier.engine
     columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
     return Classification(classifier, columns), classifier.engine
+
+
+def token_classification(job: Job, data: DataSet) -> Loaded:
+    """A token classifier."""
+    classifier = TokenClassifier.open(job.folder, job.threads, job.runtime)
+    columns = match(classifier.labels, data.labels, ordered=job.data.classification.labels is not None)
+    return TokenClassification(classifier, columns), classifier.engine
 
 
 def recognition(job: Job, data: DataSet) -> Loaded:

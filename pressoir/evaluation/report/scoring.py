@@ -31,7 +31,9 @@ from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.report import worst
 from pressoir.evaluation.report.worst import WorstSample
 from pressoir.extensions.task import Metric, task, tasks
-from pressoir.formats.problems import MULTI_LABEL, REGRESSION
+from pressoir.formats import tags
+from pressoir.formats.problems import MULTI_LABEL, REGRESSION, TOKENS
+from pressoir.formats.tags import OUTSIDE
 from pressoir.metrics import Statistic
 
 DIGITS = 6
@@ -199,6 +201,25 @@ def _numbers(data: DataSet, found: Predictions) -> Score:
         (f"correlations of {len(found)} scores; intervals are those of a bootstrap",),
         statistics=metrics.regression_statistics(given, expected),
         worst=worst.scores(data, found),
+    )
+
+
+def spans(data: DataSet, found: Predictions) -> Score:
+    """F1, precision and recall of the spans that tags mark."""
+    problem, count = TOKENS.of(data.labels), len(data.labels)
+    given = TOKENS.targets([value["tags"] for value in found.values()], count)
+    expected = TOKENS.targets(_expected(data, found), count)
+    names = [
+        [data.labels[index] for index in sample.reference] for sample in data.samples if sample.id in found
+    ]
+    own = [
+        [data.labels[index] if index >= 0 else OUTSIDE for index in value["tags"]] for value in found.values()
+    ]
+    return Score(
+        problem.score(given, expected, count),
+        ("spans and their F1 are seqeval's; intervals are those of a bootstrap over the sentences",),
+        statistics={"span_f1": tags.statistic(own, names)},
+        worst=worst.tags(data, found),
     )
 
 

@@ -13,6 +13,7 @@ from pressoir.data.texts import as_read
 from pressoir.evaluation.datasets import DataSet
 from pressoir.evaluation.records import EvaluationSample
 from pressoir.extensions.task import task
+from pressoir.formats.tags import OUTSIDE, Span, spans_of
 from pressoir.plots.standalone_page import shortened
 
 SHOWN = 20
@@ -68,6 +69,32 @@ def label_sets(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ..
             shortened(as_read(known[name].input)),
             _label(data, known[name].reference),
             _label(data, found[name]["labels"]),
+        )
+        for name in names[:SHOWN]
+    )
+
+
+def tags(data: DataSet, found: Mapping[str, Any]) -> tuple[WorstSample, ...]:
+    """Sentences with the most spans that are wrong or missing."""
+    known = {sample.id: sample for sample in data.samples}
+
+    def spans(indices: Sequence[int]) -> list[Span]:
+        return spans_of([data.labels[index] if index >= 0 else OUTSIDE for index in indices])
+
+    def written(name: str, own: list[Span]) -> str:
+        words = known[name].input
+        return "; ".join(f"{kind}: {' '.join(words[start:end])}" for kind, start, end in own) or "no span"
+
+    both = {name: (spans(known[name].reference), spans(value["tags"])) for name, value in found.items()}
+    wrong = {name: len({*right} ^ {*given}) for name, (right, given) in both.items()}
+    names = sorted((name for name in wrong if wrong[name]), key=lambda name: -wrong[name])
+    return tuple(
+        WorstSample(
+            name,
+            f"{wrong[name]} spans differ",
+            shortened(as_read(known[name].input)),
+            shortened(written(name, both[name][0])),
+            shortened(written(name, both[name][1])),
         )
         for name in names[:SHOWN]
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.data.texts import Text, characters
+from pressoir.data.texts import Text, Words, characters
 from pressoir.inference.tokenizers.shortening import shortened
 from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
@@ -44,7 +44,8 @@ def iter_encoded(
     for row in sorted(range(len(texts)), key=lambda index: characters(texts[index])):
         text = texts[row]
         excerpt: Text
-        if isinstance(text, str):
+        if isinstance(text, str | Words):  # words have steps of their own, see `iter_word_logits`
+            assert isinstance(text, str)
             excerpt = yield from shortened(encode, text, limit, left=left)
         else:
             room = limit - _special_tokens(tokenizer, pair=True)

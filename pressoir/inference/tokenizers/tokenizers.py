@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, Words
 from pressoir.errors import PressoirError, SourceError
-from pressoir.formats.folder import read_json
+from pressoir.formats.folder import is_token_classifier, read_json
+from pressoir.formats.prefix_space import with_prefix_space
 from pressoir.formats.tokenizer_limit import MAX_TOKENS, most_tokens
 from pressoir.inference.tokenizers.token_bytes import TokenBytes
 from pressoir.system.reader import is_file
@@ -55,6 +56,8 @@ class FastTokenizer:
             settings, self._tokenizer = _read(folder)
             own = int(settings.get("model_max_length") or MAX_TOKENS)
             self.model_max_length = min(own, max_tokens or MAX_TOKENS, most_tokens(folder))
+            if is_token_classifier(folder):
+                self._tokenizer = with_prefix_space(self._tokenizer)
             usual = _INPUTS[:2] if _family(settings) in _WITHOUT_TYPES else _INPUTS
             self._names = frozenset[str](settings.get("model_input_names") or usual)
             pad = content(settings.get("pad_token")) or "[PAD]"
@@ -78,7 +81,17 @@ class FastTokenizer:
         limit = min(max_length or self.model_max_length, self.model_max_length)
         if limit != self._limit:
             self._truncate(limit)
-        encodings = self._tokenizer.encode_batch(list(texts))
+        return self.arrays(encode_all(self._tokenizer, texts))
+
+    def encodings(self, sentences: Sequence[Words], limit: int) -> Sequence[Any]:
+        """An `Encoding` of the tokenizers library of each sentence, padded to the longest; its `overflowing`
+        has what is beyond `limit` tokens."""
+        if limit != self._limit:
+            self._truncate(limit)
+        return encode_all(self._tokenizer, sentences)
+
+    def arrays(self, encodings: Sequence[Any]) -> dict[str, NDArray[np.int64]]:
+        """What a model takes of such encodings, see `__call__`."""
         rows = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
@@ -89,7 +102,7 @@ class FastTokenizer:
     def lengths(self, texts: Sequence[Text]) -> list[int]:
         """Tokens of each text or pair, special ones included, before it is cut."""
         self._tokenizer.no_truncation()
-        encodings = self._tokenizer.encode_batch(list(texts))
+        encodings = encode_all(self._tokenizer, texts)
         self._truncate(self._limit)
         return [sum(encoding.attention_mask) for encoding in encodings]
 
@@ -110,6 +123,13 @@ class FastTokenizer:
         self._tokenizer.enable_truncation(limit, direction=self.truncation_side)
 
 
+def encode_all(tokenizer: Any, texts: Sequence[Text], **options: Any) -> list[Any]:
+    """An `Encoding` of each text by a `tokenizers.Tokenizer`; of words, each is tokenised by itself."""
+    if texts and isinstance(texts[0], Words):
+        return list(tokenizer.encode_batch([list(text) for text in texts], is_pretokenized=True, **options))
+    return list(tokenizer.encode_batch(list(texts), **options))
+
+
 class Truncation(NamedTuple):
     """How much of some texts a model never sees."""
 
@@ -121,8 +141,15 @@ class Truncation(NamedTuple):
     """Tokens beyond the limit."""
     limit: int
     """Tokens of a text at most."""
+    split: int = 0
+    """Sentences of words that go through a model in several parts, of which nothing is lost."""
 
     def __str__(self) -> str:
+        if self.split:
+            return (
+                f"{self.split} of {self.texts} sentences have more than {self.limit} tokens and go through "
+                "the models in several parts"
+            )
         return (
             f"{self.cut} of {self.texts} texts have more than {self.limit} tokens and are truncated, which "
             f"loses {self.lost} tokens ({self.lost / max(self.tokens, 1):.1%})"
@@ -134,9 +161,14 @@ def truncation(tokenizer: FastTokenizer | PreTrainedTokenizerBase, texts: Sequen
     if isinstance(tokenizer, FastTokenizer):
         lengths = tokenizer.lengths(texts)
     else:
-        lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+        words = bool(texts) and isinstance(texts[0], Words)
+        asked: list[Any] = [list(text) for text in texts] if words else list(texts)
+        encoded = tokenizer(asked, verbose=False, is_split_into_words=words)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
     limit = int(tokenizer.model_max_length)
     beyond = [length - limit for length in lengths if length > limit]
+    if texts and isinstance(texts[0], Words):
+        return Truncation(len(lengths), 0, sum(lengths), 0, limit, len(beyond))
     return Truncation(len(lengths), len(beyond), sum(lengths), sum(beyond), limit)
 
 
@@ -151,6 +183,8 @@ def encode_batch(
     options: dict[str, Any] = {}
     if max_length is not None and max_length < tokenizer.model_max_length:
         options["max_length"] = max_length
+    if texts and isinstance(texts[0], Words) and not isinstance(tokenizer, FastTokenizer):
+        texts, options = [list(text) for text in texts], {**options, "is_split_into_words": True}  # type: ignore[misc]
     encoded = tokenizer(list(texts), padding=True, truncation=True, return_tensors="np", **options)
     return {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
 

@@ -59,6 +59,38 @@ class Classified(Answer):
     """One for each text, in the order of the texts."""
 
 
+class SpanOfWords(Answer):
+    """Words that belong together, such as a name."""
+
+    type: str
+    start: Number
+    """Its first word, from 0."""
+    end: Number
+    """The word after its last."""
+    text: str
+    """Its words, with spaces."""
+    score: Probability
+    """Mean probability of the tags of its words."""
+
+
+class TaggedSentence(Answer):
+    """What a token classifier says of a sentence."""
+
+    words: list[str]
+    tags: list[str]
+    """One for each word."""
+    entities: list[SpanOfWords]
+    """The spans that the tags mark, in their order."""
+
+
+class TaggedSentences(Answer):
+    """The tags of words."""
+
+    tier: str
+    results: list[TaggedSentence]
+    """One for each sentence, in their order."""
+
+
 class Translated(Answer):
     """Translations."""
 

@@ -8,6 +8,8 @@ text-classification   `text` BYTES (n,); of a model   `probabilities` FP32 (n, l
                                                       metadata: the labels. Multi-label: `given` BOOL (n,
                                                       labels) instead of `label`; regression: `score` FP32
                                                       (n,) instead of both
+token-classification  `text` BYTES (n,)               `entities` BYTES (n,) and `tags` BYTES (n,): JSON of
+                                                      the spans, and of the tags of the words
 feature-extraction    `text` BYTES (n,)               `embedding` FP32 (n, dimensions), `truncated` BOOL
                                                       (n,)
 translation           `text` BYTES (n,)               `text` BYTES (n,), `truncated` BOOL (n,)
@@ -26,6 +28,7 @@ Sources. https://github.com/kserve/open-inference-protocol (specification/protoc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,7 +39,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pressoir import __version__
-from pressoir.data.texts import PAIR
+from pressoir.data.texts import PAIR, given_words
 from pressoir.extensions.task import TRUNCATED, Task, task
 from pressoir.extensions.task import Tensor as OutputTensor
 from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
@@ -420,6 +423,16 @@ async def classify(
         answered,
         _truncated(rows.truncated),
     ]
+
+
+async def tag(backend: Backend, tier: Tier, tensor: Tensor, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spans of each text and the tags of its words, as JSON; a text that is a JSON list of strings is
+    these words."""
+    texts = _texts(backend, tensor)
+    found = await backend.service.tag([given_words(text) for text in texts], tier=tier, **options)
+    spans = [json.dumps([e._asdict() for e in each.entities], ensure_ascii=False) for each in found]
+    tags = [json.dumps(each.tags, ensure_ascii=False) for each in found]
+    return [_tensor("entities", "BYTES", [len(found)], spans), _tensor("tags", "BYTES", [len(found)], tags)]
 
 
 async def embed(

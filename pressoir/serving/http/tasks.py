@@ -12,8 +12,10 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from pressoir.data.texts import words_of
 from pressoir.formats.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
 from pressoir.inference.text_classification import decided
+from pressoir.inference.token_classification import Tagged
 from pressoir.serving.checks import as_list, paired
 from pressoir.serving.errors import TimedOutError
 from pressoir.serving.generation import Generation
@@ -23,6 +25,7 @@ from pressoir.serving.http.answers import (
     ComparisonStatistics,
     Done,
     Piece,
+    TaggedSentences,
     Tiers,
     Translated,
     event_of,
@@ -60,6 +63,8 @@ _PAIR = (
     "The second text of each, for a tier whose model was trained on pairs of texts; other tiers refuse it."
 )
 _TIER = "Optional if only one tier supports the task."
+_SPLIT = "One text or several texts; words are letters and digits in a row, and every other character."
+_WORDS = "The words of each sentence."
 
 
 class Classify(StrictRequestModel):
@@ -70,6 +75,23 @@ class Classify(StrictRequestModel):
     text: Texts
     text_pair: Annotated[Texts, Field(description=_PAIR)] | None = None
     tier: Annotated[str, tier_with("classify")] | None = Field(None, description=_TIER)
+    max_length: Length | None = None
+    timeout_s: Seconds | None = None
+
+
+class Tag(StrictRequestModel):
+    """Sentences whose words are tagged: their words, or texts, which are split into words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"words": [["The", "film", "was", "good", "."]]}],
+            "oneOf": [{"required": ["text"]}, {"required": ["words"]}],
+        }
+    )
+
+    text: Annotated[Texts, Field(description=_SPLIT)] = None  # type: ignore[assignment]
+    words: Annotated[Batch[Annotated[Many[Text], Field(min_length=1)]], Field(description=_WORDS)] = None  # type: ignore[assignment]
+    tier: Annotated[str, tier_with("tag")] | None = Field(None, description=_TIER)
     max_length: Length | None = None
     timeout_s: Seconds | None = None
 
@@ -156,6 +178,19 @@ def routes(backend: Backend) -> APIRouter:
         info = await backend.info(tier)
         results = [_decided(row, cut, info) for row, cut in zip(found, found.truncated, strict=True)]
         return JsonAnswer({"tier": tier.name, "results": results})
+
+    @router.post("/tag", response_model=TaggedSentences, responses=may_answer(404, 504))
+    async def tag(body: Tag, request: Request) -> Response:
+        """Tag the words of sentences, and give the spans that the tags mark, such as names."""
+        if (body.text is None) == (body.words is None):
+            raise HttpError(422, "invalid_request", "expected either text or words")
+        texts = as_list(body.text) if body.words is None else [" ".join(words) for words in body.words]
+        backend.check_lengths(texts)
+        asked = [list(words_of(text)) for text in texts] if body.words is None else body.words
+        tier = backend.tier(request, body.tier, "tag")
+        options = body.model_dump(include={"max_length", "timeout_s"})
+        found = await service.tag(asked, tier=tier, **options)
+        return JsonAnswer({"tier": tier.name, "results": [_tagged(each) for each in found]})
 
     @router.post("/translate", response_model=Translated, responses=may_answer(404, 504))
     async def translate(body: Translate, request: Request) -> Response:
@@ -258,6 +293,11 @@ def _decided(probabilities: dict[str, float], truncated: bool, info: dict[str, A
         "probabilities": probabilities,
         "truncated": truncated,
     }
+
+
+def _tagged(found: Tagged) -> dict[str, Any]:
+    entities = [entity._asdict() for entity in found.entities]
+    return {"words": list(found.words), "tags": found.tags, "entities": entities}
 
 
 async def _check_one_label(backend: Backend, tiers: Iterable[Tier]) -> None:

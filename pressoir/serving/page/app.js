@@ -7,9 +7,11 @@ import { announce, byId, element, megabytes } from "./dom.js";
 import { generate, measuredHere } from "./generate.js";
 import { startHistory } from "./history.js";
 import { follow, fromServer, show } from "./measured.js";
+import { tag } from "./tag.js";
 
 const CLASSIFY = "text-classification";
 const GENERATE = "causal-lm";
+const TAG = "token-classification";
 const TASKS = {
   [CLASSIFY]: {
     name: "Classify",
@@ -27,6 +29,19 @@ const TASKS = {
     pairs: {
       Same: [["The film was good.", "I liked the film."]],
       Different: [["The film was good.", "The parcel came on Tuesday."]],
+    },
+  },
+  [TAG]: {
+    name: "Tag words",
+    tagline: "Two models, the same sentence.",
+    text: "Sentence",
+    same: "Same spans",
+    where: "on this page, for these two models",
+    how: "The two answer one after the other, and take turns at being first. Bars are drawn to scale.",
+    unit: "a text",
+    examples: {
+      Names: ["Maria Silva moved from Porto to Berlin.", "Siemens and Volvo met in Geneva on Friday."],
+      None: ["The parcel came on time."],
     },
   },
   [GENERATE]: {
@@ -95,7 +110,7 @@ function exported() {
   if (page.task === CLASSIFY) return page.statistics;
   const byTier = (values) => Object.fromEntries(page.pair.map((tier, index) => [tier, values[index]]));
   const { requests, agreement, interval, speed, speedup } = measuredHere(page.pair, sizes());
-  return { requests, agreement, agreement_interval: interval, ms_per_token_p50: byTier(speed), speedup, size_mb: byTier(sizes()) };
+  return { requests, agreement, agreement_interval: interval, [page.task === TAG ? "latency_p50_ms" : "ms_per_token_p50"]: byTier(speed), speedup, size_mb: byTier(sizes()) };
 }
 
 // Of a folder its own name; ids and references whole.
@@ -125,7 +140,7 @@ function arrange(chosen) {
   const possible = Object.keys(TASKS).filter((task) => ofTask(task).length > 1);
   if (!possible.length) {
     byId("form").hidden = true;
-    page.complain(new Error("Nothing to compare here: that takes two tiers that both classify texts, or both go on from a prompt."));
+    page.complain(new Error("Nothing to compare here: that takes two tiers that both classify texts, both tag words, or both go on from a prompt."));
     return;
   }
   const tasks = byId("tasks");
@@ -193,7 +208,7 @@ function choosePair(pair) {
     byId("tokens").value = Math.min(byId("tokens").value || 48, ...limits);
   }
   const nothing = { requests: 0, agreement: null, interval: null, speed: [null, null], speedup: null, sizes: sizes() };
-  show(page.task === GENERATE ? measuredHere(pair, sizes()) : nothing, pair, TASKS[page.task].unit);
+  show(page.task !== CLASSIFY ? measuredHere(pair, sizes()) : nothing, pair, TASKS[page.task].unit);
   refresh();
 }
 
@@ -224,7 +239,7 @@ async function submit(text, second = null) {
   const mine = (running = new AbortController());
   const { task, pair } = page;
   const answers = byId("answers");
-  answers.setAttribute("aria-busy", String(task === CLASSIFY));
+  answers.setAttribute("aria-busy", String(task !== GENERATE));
   byId("stop").hidden = task !== GENERATE;
   page.calm();
   try {
@@ -233,6 +248,10 @@ async function submit(text, second = null) {
       showAnswers(result);
       page.measured(statistics, pair);
       page.history.add({ kind: "classification", tiers: pair, text, ...(second === null ? {} : { text_pair: second }), ...result });
+    } else if (task === TAG) {
+      const result = await tag(page, text, mine.signal);
+      show(measuredHere(pair, sizes()), pair, TASKS[task].unit);
+      page.history.add({ kind: "tags", tiers: pair, text, ...result });
     } else {
       verdict(true, "");
       announce("Both models write.");

@@ -29,11 +29,16 @@ export async function generate(page, prompt, { maxNewTokens, together, signal })
   verdict(agree, words);
   announce(`${answers.map((answer) => `${answer.tier}: ${answer.text}`).join(". ")}. ${agree ? "The same text." : `They ${words}.`}`);
 
+  note(pair, agree, together ? [] : answers.map((answer) => answer.ms_per_token));
+  return { answers, agree, common_characters: common, together };
+}
+
+/** Keep what one comparison of a pair was like: whether both said the same, and the time of each. */
+export function note(pair, same, times) {
   const past = measuredOf(pair);
   past.requests += 1;
-  past.same += agree;
-  if (!together) answers.forEach((answer, index) => past.times[index].push(answer.ms_per_token));
-  return { answers, agree, common_characters: common, together };
+  past.same += same;
+  times.forEach((time, index) => past.times[index].push(time));
 }
 
 /** What this page measured of a pair, as the dashboard takes it. */

@@ -22,7 +22,7 @@ export function startHistory({ again, about }) {
   });
 
   return {
-    /** Keep a comparison: `kind` classification, generation or batch. */
+    /** Keep a comparison: `kind` classification, tags, generation or batch. */
     add(entry) {
       entries.push({ at: new Date().toISOString(), ...entry });
       byId("history-empty").hidden = true;
@@ -36,7 +36,8 @@ function item(entry, again) {
   const text = element("button", { type: "button", class: "again", dir: "auto", title: "Compare it again" }, [entry.text, entry.text_pair].filter(Boolean).join(" | "));
   text.addEventListener("click", () => again(entry.text, entry.text_pair ?? null));
   const said = entry.answers.map((answer, index) => {
-    const short = entry.kind === "generation" ? plural(answer.tokens ?? 0, "token") : `${answer.label} ${percent(answer.confidence)}`;
+    const spans = answer.entities?.map((found) => `${found.text} (${found.type})`).join(", ") || "no span";
+    const short = entry.kind === "generation" ? plural(answer.tokens ?? 0, "token") : entry.kind === "tags" ? spans : `${answer.label} ${percent(answer.confidence)}`;
     const took = entry.kind === "generation" ? `${milliseconds(answer.ms_per_token)} a token` : milliseconds(answer.latency_ms);
     return element("span", {}, named("ab"[index], short), element("small", {}, `${answer.tier}, ${took}`));
   });

@@ -26,9 +26,9 @@ from typing import Any
 from pressoir.serving.errors import InferenceError, RequestError
 from pressoir.serving.pool.retry_estimate import RetryEstimate
 
-Text = str | tuple[str, str] | Sequence[int]
-"""A text, a pair of texts, or a text's token ids; the requests of a batch, which share their operation and
-model, have one of these."""
+Text = str | tuple[str, str] | Sequence[int] | Sequence[str]
+"""A text, a pair of texts, or a text's token ids or words; the requests of a batch, which share their
+operation and model, have one of these."""
 Run = Callable[[Hashable, Sequence[Text], float | None], Awaitable[Sequence[Any]]]
 """Takes what requests have in common, their texts, and when the time of the last one is over; gives an answer
 for each text."""

@@ -8,6 +8,7 @@ by its actual number of tokens, and every part is a step (see `pressoir.serving.
 task                      operations
 ========================  ===========================================================
 text-classification       classify
+token-classification      tag
 feature-extraction        embed, embed_tokens
 translation               translate
 causal-lm                 generate, score
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pressoir.config import Config, Positive
-from pressoir.data.texts import Text
+from pressoir.data.texts import Text, Words, words_of
 from pressoir.errors import PressoirError, SourceError
 from pressoir.extensions.task import task
 from pressoir.extensions.task_name import TaskName
@@ -39,6 +40,7 @@ from pressoir.inference.generation.penalties import Penalties
 from pressoir.inference.generation.token_scores import TokenScore
 from pressoir.inference.text_classification import TextClassifier
 from pressoir.inference.text_generation import TextGenerator
+from pressoir.inference.token_classification import TokenClassifier
 from pressoir.inference.transcript import Heard
 from pressoir.inference.translation import Translator
 from pressoir.serving.worker.step_scheduler import Operations, Steps
@@ -123,6 +125,27 @@ def open_classifier(job: LoadJob) -> WorkerModel:
         info |= {"problem": classifier.problem.name, "thresholds": classifier.thresholds}
     example: Text = (EXAMPLE, EXAMPLE) if classifier.pairs else EXAMPLE
     return WorkerModel({"classify": classify}, info, lambda: classify([example], None, 0))
+
+
+def open_token_classifier(job: LoadJob) -> WorkerModel:
+    """A token classifier."""
+    classifier = TokenClassifier.open(job.folder, job.threads, job.runtime)
+
+    def tag(texts: Sequence[Sequence[str]], max_length: int | None, max_tokens: int) -> Steps:
+        """The tags of the words of each text, and their probabilities."""
+        tags: list[list[str]] = [[] for _ in texts]
+        scores: list[list[float]] = [[] for _ in texts]
+        for found in classifier.iter_tagged([Words(text) for text in texts], max_length, max_tokens):
+            if found is not None:
+                row, tagged = found
+                tags[row] = tagged.tags
+                scores[row] = _finite(np.asarray(tagged.scores), "probabilities").tolist()
+            else:
+                yield None
+        return {"tags": tags, "scores": scores}, None
+
+    info = {"labels": classifier.labels, "batch_invariant": classifier.engine.batch_invariant}
+    return WorkerModel({"tag": tag}, info, lambda: tag([words_of(EXAMPLE)], None, 0))
 
 
 def open_encoder(job: LoadJob) -> WorkerModel:

@@ -205,7 +205,7 @@ def test_malformed_rows_can_be_left_out_and_are_told_and_counted(tmp_path, conte
         ('{"text": NaN, "label": "x"}', "no text"),
         ('{"text": "a\\u0000b", "label": "x"}', "the text contains a NUL character"),
         ('{"text": "a", "label": ["x", "y"]}', "the label is a list; a text has one label"),
-        ('{"text": "a", "label": [0, 1, 0]}', "unless data.problem is multi-label (one per word, token"),
+        ('{"text": "a", "label": [0, 1, 0]}', "unless data.problem is multi-label (one per word: set"),
         ('{"text": "a", "label": 0.25}', "label '0.25' is a number that is not whole"),
     ],
 )

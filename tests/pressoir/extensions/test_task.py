@@ -26,6 +26,7 @@ from pressoir.registry import catalogue
 OWN = [
     "text-classification",
     "causal-lm",
+    "token-classification",
     "translation",
     "automatic-speech-recognition",
     "feature-extraction",
@@ -167,7 +168,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
         ValidationError, match=r"pressoir\.tasks has no 'masked-lm'; .*: text-classification, "
     ):
         DataSetConfig(task="masked-lm")
-    with pytest.raises(ValidationError, match=r"there are: text-classification, causal-lm$|causal-lm \["):
+    with pytest.raises(ValidationError, match=r"there are: text-classification, .*token-classification \["):
         Recipe(task="translation")
 
 

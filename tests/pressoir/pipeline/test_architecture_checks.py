@@ -36,6 +36,17 @@ def test_every_step_works_with_bert(tiny_bert, refusal):
     assert refusal(tiny_bert, vocabulary={}, distill={"relation_weight": 1}) is None
 
 
+def test_a_type_without_a_token_classifier_is_refused_for_tags_of_words(tiny_bert, tmp_path, refusal):
+    files = {"source": "files", "train": "train.jsonl", "test": "test.jsonl"}
+    words = {"task": "token-classification", "data": files}
+    assert refusal(tiny_bert, **words) is None
+    other = shutil.copytree(tiny_bert, tmp_path / "bart")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "bart"}))
+    told = refusal(other, **words, **WITHOUT)
+    assert "task: transformers has no token classifier of it; use one of albert, bert" in told
+
+
 def test_narrow_embeddings_are_a_berts(tiny_bert, tiny_encoder, refusal):
     narrow = {"student": {"layers": 2, "embedding_size": 16}}
     assert refusal(tiny_bert, distill=narrow) is None

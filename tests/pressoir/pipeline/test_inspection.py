@@ -122,7 +122,7 @@ def test_a_recipe_says_which_tasks_it_trains(tiny_llama, tiny_t5):
             Recipe.from_dict({"task": "causal-lm", section: {}})
         assert reasons(tiny_llama)[stage] in str(refused.value)
         assert reasons(tiny_t5)[stage] == (
-            "recipes are for text-classification and causal-lm, not for translation"
+            "recipes are for text-classification, token-classification and causal-lm, not for translation"
         )
     for folder in (tiny_llama, tiny_t5):
         assert {name for name, reason in reasons(folder).items() if reason is None} == {

@@ -5,9 +5,11 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/infere
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -81,6 +83,21 @@ class KServe(RemoteModel):
         best = -1 if values is None else int(values.argmax())
         label = named[0] if named else best
         return {"label": label, "logits": values.tolist() if values is not None and label == best else []}
+
+    def tag(self, words: Sequence[str]) -> list[str]:
+        """See `RemoteModel.tag`; words and tags are JSON in tensors of text, as for Pressoir's server."""
+        outputs = self._infer("BYTES", "text", [1], [json.dumps(list(words))])
+        for tensor in _of(outputs, "BYTES"):
+            if tensor.name == "tags":
+                with suppress(ValueError):
+                    tags = json.loads(self._texts(tensor)[0])
+                    if (
+                        isinstance(tags, list)
+                        and len(tags) == len(words)
+                        and all(isinstance(t, str) for t in tags)
+                    ):
+                        return tags
+        raise self._unexpected(f"BYTES (1,) named tags, a JSON list of {len(words)} tags", outputs)
 
     def translate(self, text: str) -> str:
         """See `RemoteModel.translate`."""

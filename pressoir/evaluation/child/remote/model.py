@@ -47,6 +47,12 @@ class RemoteModel(ABC):
     def classify(self, text: Text) -> dict[str, Any]:
         """The raw prediction for a text, or for a pair."""
 
+    def tag(self, words: Sequence[str]) -> list[str]:
+        """The tag of each word."""
+        raise PressoirError(
+            f"{self.server.url}: its protocol has no tags of words; evaluate the model over kserve-v2"
+        )
+
     @abstractmethod
     def translate(self, text: str) -> str:
         """The translation of a text."""
@@ -79,6 +85,11 @@ class RemoteModel(ABC):
 def classification(model: RemoteModel, text: Text) -> dict[str, Any]:
     """A label."""
     return model.classify(text)
+
+
+def token_classification(model: RemoteModel, words: Sequence[str]) -> dict[str, Any]:
+    """The tags of words; of a tag that the data do not have, −1."""
+    return {"tags": [model.label(tag) for tag in model.tag(words)]}
 
 
 def translation(model: RemoteModel, text: str) -> dict[str, Any]:

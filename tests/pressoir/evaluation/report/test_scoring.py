@@ -37,6 +37,18 @@ def test_two_classes_are_scored_by_accuracy_its_interval_and_the_f1_of_the_secon
     assert "F1 is that of class 'good'" in found.notes
 
 
+def test_tags_are_scored_by_the_spans_that_they_mark():
+    data = make("token-classification", [[1, 2, 0], [3, 0, 1]], ("O", "B-PER", "I-PER", "B-LOC"))
+    found = score(data, predicted("tags", [[1, 2, 0], [1, 0, -100]]))
+    assert found.metrics["span_precision"] == pytest.approx(1 / 2)  # one of the two given is right
+    assert found.metrics["span_recall"] == pytest.approx(1 / 3)  # and one of the three expected
+    assert found.metrics["span_f1"] == pytest.approx(2 / 5)
+    assert found.metrics["tag_accuracy"] == pytest.approx(4 / 6)
+    statistic = found.statistics["span_f1"]
+    assert statistic.value(statistic.rows.sum(axis=0, keepdims=True))[0] == pytest.approx(2 / 5)
+    assert [(sample.sample, sample.figure) for sample in found.worst] == [("1", "3 spans differ")]
+
+
 def test_more_classes_take_the_macro_average_even_where_only_two_of_them_occur():
     data = make("text-classification", [0, 0, 0, 1], ("a", "b", "c"))
     found = score(data, predicted("label", [0, 0, 1, 1]))
