@@ -439,3 +439,33 @@ def _check_pairs(predicted: Sequence[str], expected: Sequence[str]) -> None:
             f"{len(predicted)} predicted texts cannot be scored against {len(expected)} expected ones; the "
             "numbers must be equal and at least one"
         )
+
+
+def ranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank of each value, from 0; the mean rank where several are the same."""
+    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts + 1) / 2)[inverse]
+    return ranks
+
+
+def spearman(found: Sequence[float] | NDArray[np.float64], expected: Sequence[float]) -> float:
+    """Spearman's rank correlation (1904): Pearson's of the ranks, ties at their mean rank.
+
+    0 where one side is constant.
+    """
+    first, second = ranks(found), ranks(expected)
+    if len(first) < 2 or not first.std() or not second.std():
+        return 0.0
+    return float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
+
+
+def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row (texts, dimensions) with its counterpart.
+
+    0 where one has no length, or a number that is not finite.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: NDArray[np.float64] = np.nan_to_num((a * b).sum(axis=1) / np.maximum(norms, 1e-12))
+    return found

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pressoir.config import validate
+from pressoir.data import similarity
 from pressoir.errors import QuantizationError
 from pressoir.extensions import loader
 from pressoir.extensions.task import task
@@ -72,8 +73,8 @@ class _Declared(click.Choice):  # type: ignore[type-arg]
 @click.option(
     "--calibration",
     type=FILE,
-    help="Text file for gptq and mixed precision; for int8 classifiers, a table with text and label "
-    "[default: the embedded reviews].",
+    help="Text file for gptq and mixed precision; for int8 classifiers, a table with text and label, for "
+    "sentence encoders one with sentence1, sentence2 and score [default: embedded reviews, or pairs].",
 )
 @click.option(
     "--target-bits", type=float, metavar="X", help="Average bits per weight; bit widths are chosen per layer."
@@ -137,6 +138,8 @@ def quantize(
             _weights_only(source, config, export_config, calibration, context)
         elif declared.kind == "classifier":
             _classifier(source, config, export_config, calibration, context)
+        elif declared.kind == "sentence encoder":
+            _sentence_encoder(source, config, export_config, calibration, context)
         else:
             _encoder_decoder(source, config, export_config, context)
         threads = context.threads
@@ -200,6 +203,28 @@ def _classifier(
         )
     else:
         save_table(table, source.folder, data)
+    _two_stages(source, data, {"quantize": (stage, config), "export": (export, export_config)}, context)
+
+
+def _sentence_encoder(
+    source: Source,
+    config: QuantizeConfig,
+    export_config: ExportConfig,
+    table: Path | None,
+    context: StageContext,
+) -> None:
+    from pressoir.stages import export
+
+    data = _folder(context, "data", context.work_dir)
+    if table is None:
+        similarity.save_demo(data)
+        config = config.model_copy(update={"max_accuracy_drop": None})
+        context.reporter.message(
+            "no scored pairs given (--calibration TABLE): no layers are kept in float32 to preserve the "
+            "correlation, which is measured on the embedded pairs of English sentences"
+        )
+    else:
+        similarity.save_table(table, data)
     _two_stages(source, data, {"quantize": (stage, config), "export": (export, export_config)}, context)
 
 

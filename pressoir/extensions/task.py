@@ -15,7 +15,7 @@ from pressoir.errors import ExtensionError
 from pressoir.extensions import loader
 
 GROUP: Literal["pressoir.tasks"] = "pressoir.tasks"
-Kind = Literal["classifier", "language model"]
+Kind = Literal["classifier", "language model", "sentence encoder"]
 # fmt: off
 Part = Literal[
     "adapter", "try_out", "table", "compare", "export",

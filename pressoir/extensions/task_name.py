@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated
 
 from pressoir.extensions import loader
 from pressoir.extensions.declared_name import DeclaredName
@@ -23,5 +23,5 @@ class _TaskName(DeclaredName):
 
 TaskName = Annotated[str, _TaskName()]
 """A declared task's name, as the type of a configuration's field."""
-RecipeTask = Annotated[str, _TaskName(kinds=get_args(Kind))]
+RecipeTask = Annotated[str, _TaskName(kinds=("classifier", "language model"))]
 """The same, of a task that recipes take."""

@@ -23,7 +23,8 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.onnx")
 MODEL_FILES = (
     *(*WEIGHT_PATTERNS, "*.onnx.data", "*.onnx_data", "*.json", "*.txt", "*.model", "*.spm"),
     *("*.jinja", "additional_chat_templates/*.jinja", "bpe.codes", "prophetnet.tokenizer"),
-    "1_Pooling/config.json",  # how a sentence encoder makes one vector of its tokens'
+    # how a sentence encoder makes one vector of its tokens'
+    *("[1-9]_Pooling/config.json", "[1-9]_Dense/config.json", "[1-9]_Dense/model.safetensors"),
 )
 CARD = "README.md"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -13,6 +13,7 @@ from pressoir.errors import ExtensionError, SourceError
 from pressoir.extensions import architecture, loader
 from pressoir.extensions.task import task
 from pressoir.formats.folder import model_type_of, read_json, tasks_of
+from pressoir.formats.sentence_modules import read_modules
 
 if TYPE_CHECKING:
     from pressoir.extensions.task_name import TaskName
@@ -62,15 +63,18 @@ def check_supported(folder: Path, wanted: TaskName | None = None) -> None:
 
 
 def check_exportable(folder: Path) -> None:
-    """Refuse a model that has no head of a task, is run in PyTorch alone, or not at all.
+    """Refuse a model whose task is not exported, that is run in PyTorch alone, or not at all, and a sentence
+    encoder with a module that is not supported.
 
     Raises:
         SourceError: it cannot be exported, or `config.json` is missing or broken.
     """
     check_supported(folder)
     declared, config = task(tasks_of(folder)[0]), read_json(folder / "config.json")
+    if declared.kind == "sentence encoder":
+        read_modules(folder)
     if declared.export is None:
-        raise SourceError("exporting a model without a task head is not supported; use a model with one")
+        raise SourceError(f"exporting models for {declared.name} is not supported")
     if (kind := config.get("model_type")) not in declared.pytorch_only:
         return
     others = tuple(

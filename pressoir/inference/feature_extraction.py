@@ -2,8 +2,8 @@
 
 The tokens' last hidden states are pooled into one vector, by default their mean weighted by the attention
 mask (Reimers and Gurevych 2019, "Sentence-BERT", arXiv:1908.10084, section 3). A folder that
-sentence-transformers made says otherwise in `1_Pooling/config.json`, and in `sentence_bert_config.json` how
-many tokens of a sentence count.
+sentence-transformers made says otherwise in its modules, see `pressoir.formats.sentence_modules`. A graph
+that Pressoir exported does all of it, and gives the embedding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pressoir.errors import DataError, SourceError
 from pressoir.formats.folder import QUANTIZATION, Runtime, read_json, runtime_of
+from pressoir.formats.sentence_modules import Dense, SentenceModules, Step, read_modules
 from pressoir.inference.arguments import listed, opened
 from pressoir.inference.engines.sentence_encoder import HiddenStates, OnnxEncoder, TorchEncoder
 from pressoir.inference.engines.session import verify_shards
@@ -26,9 +27,6 @@ from pressoir.inference.tokenizers.tokenizers import FastTokenizer, encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-POOLING = Path("1_Pooling") / "config.json"
-_SETTINGS = "sentence_bert_config.json"
 
 
 class Embeddings(NamedTuple):
@@ -51,11 +49,12 @@ class SentenceEncoder:
         self,
         engine: TorchEncoder | OnnxEncoder,
         tokenizer: FastTokenizer | PreTrainedTokenizerBase,
-        pooling: str = "mean",
+        modules: SentenceModules | None = None,
         vocabulary_size: int = 0,
         pad_id: int = 0,
     ) -> None:
-        self.engine, self.tokenizer, self.pooling = engine, tokenizer, pooling
+        self.engine, self.tokenizer = engine, tokenizer
+        self.modules = SentenceModules() if modules is None else modules
         self.vocabulary_size, self.pad_id = vocabulary_size, pad_id
 
     @classmethod
@@ -65,16 +64,17 @@ class SentenceEncoder:
         """Open a model folder: ONNX Runtime where it has `model.onnx`, else PyTorch; `runtime` insists.
 
         Raises:
-            SourceError: the folder has no encoder for that runtime, no tokenizer, or a pooling that is not
-                one of mean, cls and max.
+            SourceError: the folder has no encoder for that runtime, no tokenizer, or a module that is not
+                supported.
             ShardError: a shard is missing, truncated or altered.
         """
         folder, threads = opened(folder, threads)
         verify_shards(folder)
+        modules = read_modules(folder)
         engine = _engine(folder, threads, runtime_of(folder, runtime))
         config = read_json(folder / "config.json")
         size, pad = int(config.get("vocab_size") or 0), int(config.get("pad_token_id") or 0)
-        return cls(engine, _tokenizer(folder), _pooling(folder), size, pad)
+        return cls(engine, _tokenizer(folder, modules.max_tokens), modules, size, pad)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Token ids and masks, each (batch, longest sentence); see `encode_batch`."""
@@ -103,7 +103,8 @@ class SentenceEncoder:
         return {name: known[name] for name in self.encode(["a"])}  # the inputs that this model has
 
     def embed(self, texts: Sequence[str] | str, batch_size: int = 8) -> NDArray[np.float32]:
-        """Embeddings (texts, hidden) in the order of `texts`; their lengths are not normalised.
+        """Embeddings (texts, dimensions) in the order of `texts`; of length 1 only if the model has a module
+        Normalize.
 
         Sentences of like length are batched together. An engine whose result depends on the batch is run
         one sentence at a time.
@@ -145,7 +146,14 @@ class SentenceEncoder:
             yield Embeddings([encoded.rows[row] for row in rows], self._run(inputs), tokens, cut)
 
     def _run(self, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        return POOLINGS[self.pooling](self.engine.run(inputs), inputs["attention_mask"])
+        states = self.engine.run(inputs)
+        if states.ndim == 2:  # the graph has the modules inside
+            return states
+        mask = inputs["attention_mask"]
+        vectors = np.concatenate([POOLINGS[mode](states, mask) for mode in self.modules.pooling], axis=1)
+        for step in self.modules.steps:
+            vectors = _stepped(step, vectors)
+        return vectors
 
     def similarity(self, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
         """Cosine similarity (pairs,) of each sentence of `first` to its counterpart in `second`, −1…1."""
@@ -175,34 +183,47 @@ def max_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.flo
     return largest.astype(np.float32)
 
 
+def _sqrt_mean_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    root = np.sqrt(np.maximum(mask.sum(axis=1, dtype=np.float32), 1e-9))
+    pooled: NDArray[np.float32] = mean_pooling(states, mask) * root[:, None]
+    return pooled
+
+
+def _weighted_mean_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    return mean_pooling(states, mask * np.arange(1, mask.shape[1] + 1))
+
+
+def _last_token_pooling(states: HiddenStates, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    last: NDArray[np.float32] = states[
+        np.arange(len(states)), (mask * np.arange(mask.shape[1])).argmax(axis=1)
+    ]
+    return last
+
+
 POOLINGS: dict[str, Callable[[HiddenStates, NDArray[np.int64]], NDArray[np.float32]]] = {
-    "mean": mean_pooling,
     "cls": cls_pooling,
     "max": max_pooling,
+    "mean": mean_pooling,
+    "mean_sqrt_len_tokens": _sqrt_mean_pooling,
+    "weightedmean": _weighted_mean_pooling,
+    "lasttoken": _last_token_pooling,
 }
-# As sentence-transformers writes it up to version 4; later it writes "pooling_mode": "mean".
-_FLAGS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+"""By the names in `pressoir.formats.sentence_modules.MODES`."""
+_ACTIVATIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "identity": lambda vectors: vectors,
+    "tanh": np.tanh,
+    "relu": lambda vectors: np.maximum(vectors, 0),
+    "sigmoid": lambda vectors: np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * vectors)),
 }
 
 
-def _pooling(folder: Path) -> str:
-    if not (folder / POOLING).exists():
-        return "mean"
-    settings = read_json(folder / POOLING)
-    modes = settings.get("pooling_mode") or [name for flag, name in _FLAGS.items() if settings.get(flag)]
-    chosen = [modes] if isinstance(modes, str) else list(modes)
-    if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        raise SourceError(
-            f"{folder / POOLING} specifies pooling by {' and '.join(map(str, chosen)) or 'nothing'}; "
-            f"supported is one of {', '.join(POOLINGS)}"
-        )
-    return str(chosen[0])
+def _stepped(step: Step, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a module after pooling makes of (texts, dimensions)."""
+    if isinstance(step, Dense):
+        moved = vectors @ step.weight.T
+        return _ACTIVATIONS[step.activation](moved if step.bias is None else moved + step.bias)
+    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _engine(folder: Path, threads: int, runtime: Runtime) -> TorchEncoder | OnnxEncoder:
@@ -217,14 +238,12 @@ def _engine(folder: Path, threads: int, runtime: Runtime) -> TorchEncoder | Onnx
     return TorchEncoder(load_encoder(folder))
 
 
-def _tokenizer(folder: Path) -> FastTokenizer | PreTrainedTokenizerBase:
-    path = folder / _SETTINGS
-    limit = read_json(path).get("max_seq_length") if path.exists() else None
+def _tokenizer(folder: Path, limit: int | None) -> FastTokenizer | PreTrainedTokenizerBase:
     if (folder / "tokenizer.json").exists():
-        return FastTokenizer(folder, None if limit is None else int(limit))
+        return FastTokenizer(folder, limit)
     from pressoir.models.loading import load_tokenizer  # a tokenizer that exists only in Python
 
     tokenizer = load_tokenizer(folder)
     if limit is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, int(limit))
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     return tokenizer

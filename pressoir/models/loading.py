@@ -366,6 +366,24 @@ def new_classifier(config: Any) -> PreTrainedModel:
     return model
 
 
+def new_encoder(config: Any) -> PreTrainedModel:
+    """A randomly initialised encoder without a head, of `config`'s architecture, its layers as wide as
+    `intermediate_sizes` says, where that is there.
+
+    Raises:
+        SourceError: there are not as many widths as layers.
+    """
+    model: PreTrainedModel = AutoModel.from_config(config)
+    if widths := getattr(config, "intermediate_sizes", None):
+        layers = encoder_layers(model)
+        if len(widths) != len(layers):
+            raise SourceError(f"config.json has {len(widths)} intermediate_sizes for {len(layers)} layers")
+        for layer, width in zip(layers, widths, strict=True):
+            resize_ffn(layer, architecture_of(model), torch.arange(width))
+    model.eval()
+    return model
+
+
 def load_config(folder: Path) -> Any:
     """The transformers configuration of a folder.
 

@@ -54,7 +54,7 @@ def _asked(stage: str, check: Callable[[Path], None], folder: Path) -> StageSupp
 def _train(folder: Path) -> None:
     _in_a_recipe("teacher", folder)
     declared, kind = task(task_of(folder)), model_type_of(folder)
-    if declared.kind is None and kind not in loader.names(architecture.GROUP):
+    if declared.kind in (None, "sentence encoder") and kind not in loader.names(architecture.GROUP):
         from pressoir.models.loading import check_classifier_type  # torch, which no other check needs
 
         check_classifier_type(kind)
@@ -119,8 +119,8 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
 
 
 def _by_architecture(step: Step, folder: Path) -> None:
-    """Raise SourceError if a classifier's architecture does not take `step`."""
-    if task(task_of(folder)).kind == "classifier" and (
+    """Raise SourceError if the architecture of a classifier or a sentence encoder does not take `step`."""
+    if task(task_of(folder)).kind in ("classifier", "sentence encoder") and (
         reason := unsupported(read_json(folder / "config.json"), step)
     ):
         raise SourceError(reason)

@@ -56,7 +56,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     texts, labels = texts_of(split), problem.targets(split["label"][:], model.config.num_labels)
     reference = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kinds = dict(quantizable(model))
-    packed, excluded = _pack(reference, kinds, word_table(model), config)
+    packed, excluded = pack(reference, kinds, word_table(model), config)
 
     scorer = Scorer(model, reference, packed, kinds, tokenizer, problem)
     validation, metric = _Validation(scorer, texts, labels), problem.metric.replace("_", " ")
@@ -71,7 +71,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         )
         accuracy, widened, sensitivity = _relax(validation, packed, excluded, limit, context)
 
-    state, layers = _stored(reference, packed, kinds)
+    state, layers = stored_layers(reference, packed, kinds)
     save_file(state, out / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(source / "config.json", out / "config.json")
     loading.save_tokenizer(tokenizer, out)
@@ -112,7 +112,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     }
 
 
-def _pack(
+def pack(
     reference: Mapping[str, Tensor], kinds: Mapping[str, str], words: str | None, config: QuantizeConfig
 ) -> tuple[Packed, dict[str, str]]:
     """Quantise every layer that the configuration does not exclude; return those, and why others are not."""
@@ -158,7 +158,7 @@ def _relax(
     return accuracy, widened, sensitivity
 
 
-def _stored(
+def stored_layers(
     reference: Mapping[str, Tensor], packed: Packed, kinds: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """The tensors of the file, and what `quantization.json` says of each quantised layer."""
@@ -185,11 +185,12 @@ class Scorer:
         kinds: Mapping[str, str],
         tokenizer: PreTrainedTokenizerBase,
         problem: Problem = SINGLE_LABEL,
+        outputs: int | None = None,
     ) -> None:
         self.problem, self.thresholds = problem, thresholds_of(model.config.to_dict())
         self.model, self.reference, self.kinds, self.tokenizer = model, reference, kinds, tokenizer
         self.packed = dict(packed)
-        self.labels = [str(index) for index in range(model.config.num_labels)]
+        self.labels = [str(index) for index in range(outputs or model.config.num_labels)]
 
     def float_logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Logits (sentences, labels) of the float model."""

@@ -237,7 +237,8 @@ def _from_hub(name: str, reference: str, fetch: bool = True) -> Path:
             repository,
             revision=revision or None,
             allow_patterns=[*MODEL_FILES, CARD],  # the card has the license
-            ignore_patterns=["*/*"],  # other formats and precisions of the same model
+            # other formats and precisions of the same model; the modules of a sentence encoder are numbered
+            ignore_patterns=["[!1-9]*/*", "[1-9][!_]*/*", "[1-9]_*/*/*"],
             local_files_only=not fetch,
         )
     except HFValidationError as error:

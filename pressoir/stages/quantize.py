@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pressoir.extensions.task import task
 from pressoir.quantization.provenance import key_extras
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import ModelSize, Stage, StageContext, StageKeyParts, whole_config
@@ -38,8 +39,11 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         SourceError: the model does not load, or a weight is not finite.
     """
     if config.scheme == "int8":
-        from pressoir.quantization import int8_scheme
+        from pressoir.formats.folder import task_of
+        from pressoir.quantization import int8_embedder, int8_scheme
 
+        if task(task_of(inputs["model"])).kind == "sentence encoder":
+            return int8_embedder.run(inputs, config, context)
         return int8_scheme.run(inputs, config, context)
     from pressoir.quantization import weight_only
 

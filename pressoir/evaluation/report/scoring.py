@@ -24,7 +24,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pressoir import metrics
 from pressoir.evaluation.datasets import DataSet
@@ -265,8 +264,8 @@ def perplexity(data: DataSet, found: Predictions) -> Score:
 
 def correlation(data: DataSet, found: Predictions) -> Score:
     """Spearman's rank correlation (1904): Pearson's of the ranks, ties at their mean rank."""
-    first = _ranks([value["similarity"] for value in found.values()])
-    second = _ranks(_expected(data, found))
+    first = metrics.ranks([value["similarity"] for value in found.values()])
+    second = metrics.ranks(_expected(data, found))
     if len(found) < 2 or not first.std() or not second.std():
         return Score({}, ("Spearman's correlation is undefined: one side is constant over all pairs",))
     value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
@@ -284,11 +283,3 @@ def _signed(data: DataSet, **scores: metrics.TextScore) -> Score:
         (*(score.signature for score in scores.values()), *data.notes),
         statistics={name: score.statistic for name, score in scores.items()},
     )
-
-
-def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Rank of each value, from 0; the mean rank where several are the same."""
-    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (last - (counts + 1) / 2)[inverse]
-    return ranks

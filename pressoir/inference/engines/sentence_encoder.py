@@ -17,9 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_HIDDEN_STATES = ("last_hidden_state", "token_embeddings")  # as optimum and sentence-transformers name them
+EMBEDDING = "sentence_embedding"
+"""Output of a graph that has pooling and all that follows inside, as sentence-transformers names it."""
+_OUTPUTS = (
+    EMBEDDING,
+    "last_hidden_state",
+    "token_embeddings",
+)  # as optimum and sentence-transformers name them
 HiddenStates = NDArray[np.float32]
-"""(batch, seq, hidden)"""
+"""(batch, seq, hidden); of a graph with `EMBEDDING` (batch, dimensions)"""
 
 
 class TorchEncoder:
@@ -63,7 +69,7 @@ class OnnxEncoder:
         self.session = make_session(folder / GRAPH, threads)
         self._taken = input_names(self.session)
         given = [value.name for value in self.session.get_outputs()]
-        self._output = next((name for name in _HIDDEN_STATES if name in given), None)
+        self._output = next((name for name in _OUTPUTS if name in given), None)
         if self._output is None:
             raise SourceError(
                 f"{folder / GRAPH} has the outputs {', '.join(given)}, but embeddings need "

@@ -10,7 +10,9 @@ from safetensors.numpy import save_file
 from pressoir.export import causal_lm
 from pressoir.flows.cli import main
 from pressoir.inference.engines.decoder import OnnxDecoder
+from pressoir.inference.feature_extraction import SentenceEncoder
 from pressoir.inference.parity import Parity
+from pressoir.metrics import cosines
 from pressoir.models import loading
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -221,6 +223,26 @@ def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
     assert "relative error 0.010" in said
 
 
+def test_a_sentence_encoder_is_quantised_on_pairs_and_exported_with_its_modules(tiny_bert, tmp_path):
+    rows = [
+        f"the film was {word}\tthe book was {word}\t{score}" for score, word in enumerate(("good", "bad"))
+    ]
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("\n".join(["sentence1\tsentence2\tscore", *rows, "soup\tthe song\t0.5"]) + "\n")
+    output = tmp_path / "int8"
+    quantize(tiny_bert, output, "--level", "int8", "--calibration", pairs)
+    facts = json.loads((output / "quantized" / "quantization.json").read_text())
+    assert facts["validation"]["pairs"] == 3
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        assert (output / "onnx" / name).exists()
+    texts = ["the film was good", "soup"]
+    found = SentenceEncoder.open(output / "onnx", 1).embed(texts)
+    assert cosines(found, SentenceEncoder.open(tiny_bert, 1).embed(texts)).min() > 0.98
+    result = run("--model", output / "quantized", "--output", tmp_path / "again", "--level", "int8")
+    assert result.exit_code == 2
+    assert "is already quantised" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("architecture", "words", "message"),
     [
@@ -235,7 +257,7 @@ def test_a_translation_model_becomes_an_int8_graph(tmp_path, monkeypatch):
             ("--level", "int8", "--low-cpu-mem"),
             "--low-cpu-mem is for causal",
         ),
-        ("BertModel", ("--level", "int8"), "exporting a model without a task head is not supported"),
+        ("BertModel", ("--level", "q4"), "--level q4 is for causal LMs; choose int8 for feature-extraction"),
     ],
 )
 def test_levels_and_options_fit_the_models_task(tmp_path, architecture, words, message):

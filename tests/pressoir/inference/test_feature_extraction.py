@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pressoir.errors import SourceError
+from pressoir.formats.sentence_modules import POOLING
 from pressoir.inference.feature_extraction import (
-    POOLING,
     SentenceEncoder,
     cls_pooling,
     max_pooling,
@@ -68,11 +68,11 @@ def test_the_folder_says_how_to_pool(copied, settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"pooling_mode": "lasttoken"}, {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, {}],
+    [{"pooling_mode": "attention"}, {"pooling_mode": ["mean", "attention"]}, {}],
 )
 def test_another_pooling_is_refused(copied, settings):
     (copied / POOLING).write_text(json.dumps(settings))
-    with pytest.raises(SourceError, match="supported is one of mean, cls, max"):
+    with pytest.raises(SourceError, match="supported are cls, max, mean"):
         SentenceEncoder.open(copied, 1)
 
 

@@ -465,18 +465,22 @@ def test_a_hub_model_is_fetched_at_its_revision(reference, store, hub, model):
 def test_neither_pickles_nor_code_nor_other_formats_are_fetched(store, hub):
     resolve("org/name", store)
     files = [
-        *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "spiece.model"),
+        *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "spiece.model", "modules.json"),
+        *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
         *(
+            "2_Dense/pytorch_model.bin",
+            "8bit/model.safetensors",
+            "1_Pooling/onnx/config.json",
             "pytorch_model.bin",
             "modeling.py",
             "tf_model.h5",
             "onnx/model_O4.onnx",
             "openvino/openvino_model.xml",
+            "onnx/config.json",
         ),
-        "1_Pooling/config.json",
     ]
     patterns = {name: hub.options[name] for name in ("allow_patterns", "ignore_patterns")}
-    assert list(filter_repo_objects(files, **patterns)) == files[:5]
+    assert list(filter_repo_objects(files, **patterns)) == files[:9]
 
 
 def response(status):

@@ -6,7 +6,7 @@ Sources. https://github.com/openai/openai-openapi
 from __future__ import annotations
 
 import base64
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from pressoir.serving.errors import RequestError
 from pressoir.serving.http.backend import Backend
 from pressoir.serving.http.openai.answers import EmbeddingList
 from pressoir.serving.http.refusals import JsonAnswer, may_answer
 from pressoir.serving.http.request_model import (
     WHOLE,
+    Count,
     Ids,
     Many,
     Model,
-    Refused,
     RequestModel,
     Text,
     tier_with,
@@ -55,7 +56,13 @@ class Embeddings(RequestModel):
     ]
     encoding_format: Literal["float", "base64"] = "float"
 
-    refused: ClassVar[Refused] = {"dimensions": ()}
+    dimensions: Annotated[
+        Count | None,
+        Field(
+            description="Length of the vectors: the beginning of an embedding is kept, and normalised "
+            "again. Models that were trained for that length (Matryoshka) lose little by it."
+        ),
+    ] = None
 
 
 def add_routes(router: APIRouter, backend: Backend) -> None:
@@ -70,6 +77,13 @@ def add_routes(router: APIRouter, backend: Backend) -> None:
         backend.check_lengths(texts)
         found = await service.embed_many(texts, tier=tier, most=MOST_EMBEDDED)
         vectors = found.vectors
+        if body.dimensions is not None:
+            if body.dimensions > vectors.shape[1]:
+                raise RequestError(
+                    f"dimensions is {body.dimensions}, but the embeddings of {tier.name} have "
+                    f"{vectors.shape[1]}"
+                )
+            vectors = vectors[:, : body.dimensions]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         data = [

@@ -799,14 +799,12 @@ class TestOpenAI:
                     **{"verbosity": "low", "echo": True},
                 },
             ),
-            ("embeddings", {"dimensions": 8}),
         ],
     )
     def test_fields_that_would_change_the_answer_are_refused_by_name(self, store, tiny_llama, path, fields):
         given = {
             "completions": {"prompt": "the film"},
             "chat/completions": {"messages": [{"role": "user", "content": "the film"}]},
-            "embeddings": {"input": "the film"},
         }[path]
 
         async def work(client):
@@ -896,6 +894,11 @@ class TestOpenAI:
             ).json()
             first = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
             np.testing.assert_array_equal(first, vectors[0].astype(np.float32))
+            cut = (await client.post("/v1/embeddings", json={**asked_for, "dimensions": 8})).json()
+            short = raw[:, :8] / np.linalg.norm(raw[:, :8], axis=1, keepdims=True)
+            np.testing.assert_allclose([one["embedding"] for one in cut["data"]], short, atol=1e-5)
+            answer = await client.post("/v1/embeddings", json={**asked_for, "dimensions": 33})
+            assert "the embeddings of vectors have 32" in refused(answer, 422, "invalid_request")
 
         served(app_of(store, {"vectors": (tiny_bert, {})}), work)
 
