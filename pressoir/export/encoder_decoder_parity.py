@@ -1,9 +1,10 @@
 """Whether exported graphs write what their checkpoint writes: its own tokenizer, search and texts included.
 
-A translation model is compared with transformers itself, not with another side of ours: its tokenizer gives
-the tokens (of a text that is cut, too), its `generate` writes greedily and with beams under the model's
-generation settings, and its tokenizer makes the text. Then both runtimes are given those tokens, and the
-logits of each next token are compared.
+A model is compared with transformers itself, not with another side of ours: its tokenizer or feature
+extractor gives the inputs (of a text that is cut, too), its `generate` writes greedily and with beams under
+the model's generation settings, and its tokenizer makes the text. Then both runtimes are given those tokens,
+and the logits of each next token are compared. A CTC model has logits alone; its inputs and its text are
+transformers' own, too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pressoir.inference.engines.encoder_decoder import (
     until,
 )
 from pressoir.inference.generation.rules import log_softmax
-from pressoir.inference.translation import T5_TYPES, DecoderStart, Translator
+from pressoir.inference.translation import T5_TYPES, Translator
 from pressoir.inference.whisper import WhisperModel
 from pressoir.models import loading
 from pressoir.recipe.sections import ExportConfig
@@ -41,6 +42,9 @@ PARITY_INPUTS = 32  # at most; fewer where they already give `parity_samples` po
 GREEDY_INPUTS = 8  # of these, in one padded batch
 BEAM_INPUTS, BEAMS = 4, 4
 OTHER_TOKENS = "texts have other tokens than transformers gives"
+OTHER_TEXT = "tokens become another text than transformers makes of them"
+FEATURE_TOLERANCE = 1e-3
+"""Of log-mel features, whose range is about 2: float32 sums in another order."""
 MAX_NEW_TOKENS = 32  # a model may ramble on inputs that it was not made for
 SOUND_S = 2.0
 # Int8 may choose another of two tokens that float32 rates alike: a position counts for its gate where the
@@ -173,14 +177,29 @@ def _compare_translation(
     ]
     fault = fault or comparison.unexplained
     if not fault and any(theirs != ours for theirs, ours in written):
-        fault = "tokens become another text than transformers makes of them"
+        fault = OTHER_TEXT
+    return _with_beams(comparison, fault, inputs, reference, own.engine, options, config, int8, generate)
+
+
+def _with_beams(
+    comparison: _Comparison,
+    fault: str,
+    inputs: Sequence[Inputs],
+    reference: SequenceToSequence,
+    engine: SequenceToSequence,
+    options: Mapping[str, Any],
+    config: ExportConfig,
+    int8: bool,
+    generate: Callable[[Inputs, int], list[int]],
+) -> _Comparison:
+    """The comparison with that of `BEAMS` beams; what was found before (`fault`) goes before its faults."""
     beams = [
-        (generate(given, BEAMS), own.engine.generate(given, num_beams=BEAMS, **options)[0])
+        (generate(given, BEAMS), engine.generate(given, num_beams=BEAMS, **options)[0])
         for given in inputs[:BEAM_INPUTS]
     ]
     for index, (theirs, ours) in enumerate(beams):
         if not int8 and not fault and theirs != ours:
-            gap = _gap(reference, inputs[index], theirs, ours, begin, limit)
+            gap = _gap(reference, inputs[index], theirs, ours, options)
             scale = len(ours) / len(ours) ** reference.generation.rules.length_penalty
             if not gap <= 2 * config.max_logit_difference * scale:
                 fault = f"{BEAMS} beams find another text of input {index}, whose scores are {gap:.3g} apart"
@@ -194,21 +213,50 @@ def _compare_translation(
 def _compare_speech(
     source: Path, exported: Path, config: ExportConfig, context: StageContext, int8: bool
 ) -> _Comparison:
-    threads = context.threads
-    listeners = WhisperModel.open(source, threads, "pytorch"), WhisperModel.open(exported, threads)
-    rate = listeners[0].extract.sampling_rate
-    inputs = [
-        {"input_features": listeners[0].features(sound)[0][None]}
-        for sound in _sounds(PARITY_INPUTS, rate, context.seed)
-    ]
+    """The features, the first tokens, the search and the text of the checkpoint are transformers' own."""
+    extract, tokenizer = loading.load_feature_extractor(source), loading.load_tokenizer(source)
+    model = loading.load_encoder_decoder(source)
+    own = WhisperModel.open(exported, context.threads)
+    reference = TorchSequenceToSequence(model, Generation.read(source, model))
+    sounds = _sounds(PARITY_INPUTS, own.extract.sampling_rate, context.seed)
+    inputs = [{"input_features": np.asarray(extract(sound)["input_features"])} for sound in sounds]
+    fault = ""
+    for sound, given in zip(sounds, inputs, strict=True):
+        if not np.allclose(own.features(sound)[0], given["input_features"][0], atol=FEATURE_TOLERANCE):
+            fault = "sounds have other features than transformers gives"
     batch = {"input_features": np.concatenate([i["input_features"] for i in inputs[:GREEDY_INPUTS]])}
-    reference, engine = listeners[0].engine, listeners[1].engine
-    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "prompt": listeners[0].prompt(inputs[0])}
+    prompt = own.prompt(inputs[0])
+    limit = reference.generation.limit(MAX_NEW_TOKENS, len(prompt))
+    options: dict[str, Any] = {"max_new_tokens": limit, "prompt": prompt}
+    languages = reference.generation.settings.get("lang_to_id") or {}
+    spoken = next((name for name, token in languages.items() if token in prompt), None)
+    settings = {} if spoken is None else {"language": spoken, "task": "transcribe"}
+    ends = reference.generation.rules.eos_ids
 
     def generate(given: Inputs, num_beams: int) -> list[int]:
-        return reference.generate(given, num_beams=num_beams, **options)[0]
+        library: Any = model  # torch's modules take any attribute for a tensor
+        with torch.inference_mode():
+            found = library.generate(
+                torch.from_numpy(given["input_features"]),
+                num_beams=num_beams,
+                do_sample=False,
+                max_new_tokens=limit,
+                return_timestamps=False,
+                **settings,
+            )
+        tokens = found[0].tolist()
+        begun = tokens[: len(prompt)] == [*prompt]  # older versions repeat them
+        return until(tokens[len(prompt) :] if begun else tokens, ends)
 
-    return _compare_steps(inputs, batch, reference, engine, options, config, context, int8, generate)
+    comparison = _compare_steps(
+        inputs, batch, reference, own.engine, options, config, context, int8, generate
+    )
+    fault = fault or comparison.unexplained
+    for tokens in comparison.decoded:
+        theirs = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        if not fault and theirs != own.vocabulary.decode(tokens):
+            fault = OTHER_TEXT
+    return _with_beams(comparison, fault, inputs, reference, own.engine, options, config, int8, generate)
 
 
 def _compare_steps(
@@ -255,19 +303,24 @@ def _compare_steps(
 def _compare_ctc(
     source: Path, exported: Path, config: ExportConfig, context: StageContext, int8: bool
 ) -> _Comparison:
-    reference, engine = (
-        CtcModel.open(source, context.threads, "pytorch"),
-        CtcModel.open(exported, context.threads),
-    )
-    places: list[_Places] = []
+    """The inputs, the model and the text of the checkpoint are transformers' own."""
+    extract, tokenizer = loading.load_feature_extractor(source), loading.load_tokenizer(source)
+    model: Any = loading.load_ctc(source)
+    own = CtcModel.open(exported, context.threads)
+    places, equal, fault = list[_Places](), list[bool](), ""
     for done, sound in enumerate(_sounds(PARITY_INPUTS, SAMPLING_RATE, context.seed), start=1):
-        places.append(_Places(reference.logits(sound), engine.logits(sound)))
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(np.asarray(value)) for name, value in extract(sound).items()}
+            logits = model(**given).logits[0].numpy()
+        places.append(_Places(logits, own.logits(sound)))
+        best = places[-1].expected.argmax(axis=1)
+        if not fault and str(tokenizer.decode(best)).strip() != own.vocabulary.decode(best).strip():
+            fault = OTHER_TEXT
+        equal.append(bool((best == places[-1].actual.argmax(axis=1)).all()))
         context.reporter.progress(done, PARITY_INPUTS, "inputs compared")
         if done >= GREEDY_INPUTS and sum(len(p.expected) for p in places) >= config.parity_samples:
             break
-    decode = reference.vocabulary.decode
-    equal = [decode(p.expected.argmax(axis=1)) == decode(p.actual.argmax(axis=1)) for p in places]
-    return _Comparison(places, float(np.mean(equal)))
+    return _Comparison(places, float(np.mean(equal)), fault)
 
 
 def _margin(theirs: Sequence[int], ours: Sequence[int], expected: NDArray[np.float32]) -> float:
@@ -282,14 +335,14 @@ def _gap(
     given: Inputs,
     theirs: Sequence[int],
     ours: Sequence[int],
-    begin: DecoderStart,
-    limit: int,
+    options: Mapping[str, Any],
 ) -> float:
     """How far apart two texts' log-probabilities are by the reference, under the model's rules."""
-    rules = reference.generation.rules
-    if begin.forced_first is not None:
-        rules = replace(rules, forced_first=begin.forced_first)
-    start = [*(begin.prompt or (reference.generation.decoder_start,))]
+    rules, limit = reference.generation.rules, options["max_new_tokens"]
+    if (forced := options.get("forced_first")) is not None:
+        rules = replace(rules, forced_first=forced)
+    start = [*(options.get("prompt") or (reference.generation.decoder_start,))]
+    sources = [given["input_ids"][0].tolist()] if "input_ids" in given else None
     scores: list[float] = []
     for tokens in ([*theirs, min(rules.eos_ids)], [*ours, min(rules.eos_ids)]):
         path = np.asarray([[*start, *tokens[:-1]]], dtype=np.int64)
@@ -300,7 +353,7 @@ def _gap(
                 [[*start, *tokens[:i]]],
                 prompt=len(start),
                 limit=limit,
-                sources=[given["input_ids"][0].tolist()],
+                sources=sources,
             )[0, tokens[i]]
             for i in range(min(len(tokens), limit))
         ]
