@@ -132,6 +132,8 @@ class TierDescription(Answer):
     """Those of a classifier, once its model was loaded."""
     pairs: bool | None
     """Whether a classifier was trained on pairs of texts, once its model was loaded."""
+    problem: str | None
+    """`multi-label` or `regression` of such a classifier, once its model was loaded; null of others."""
     settings: TierSettings
 
 

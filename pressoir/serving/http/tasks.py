@@ -338,6 +338,7 @@ def _described(tier: Tier, info: dict[str, Any]) -> dict[str, Any]:
         "size_mb": _mb(tier),
         "labels": info.get("labels"),
         "pairs": info.get("pairs"),
+        "problem": info.get("problem"),
         "settings": tier.config.settings.model_dump(mode="json"),
     }
 

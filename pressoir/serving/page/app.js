@@ -134,9 +134,13 @@ async function start(again = false) {
   }
 }
 
-const ofTask = (task) => [...page.tiers.values()].filter((tier) => tier.task === task).map((tier) => tier.tier);
+// Scores, and several labels per text, are not compared.
+const comparable = (tier) => !tier.problem;
 
-function arrange(chosen) {
+const ofTask = (task) => [...page.tiers.values()].filter((tier) => tier.task === task && comparable(tier)).map((tier) => tier.tier);
+
+function arrange(found) {
+  const chosen = found?.every((name) => comparable(page.tiers.get(name))) ? found : null;
   const possible = Object.keys(TASKS).filter((task) => ofTask(task).length > 1);
   if (!possible.length) {
     byId("form").hidden = true;
