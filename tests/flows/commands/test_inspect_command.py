@@ -60,7 +60,7 @@ def test_stages_that_give_the_same_reason_stand_together(tiny_bert, tmp_path):
     text = " ".join(run(tmp_path).output.split())
     assert (
         "stages quantize, export, shard, serve not train, distill, vocabulary, prune: recipes are for "
-        "text-classification and causal-lm, not for translation" in text
+        "text-classification, token-classification and causal-lm, not for translation" in text
     )
 
 

@@ -69,6 +69,7 @@ ALLOWED = {
     "pressoir/recipe/recipe.py": "the default of a field",
     "pressoir/benchmark/language_model_report.py": "marks the format of a stored file",
     "pressoir/export/classifier.py": "optimum's name for what it exports",
+    "pressoir/export/embedder.py": "optimum's name for what it exports",
     "pressoir/export/encoder_decoder_graph.py": "optimum's name for what it exports",
 }
 ROOT = Path(__file__).parents[3]

@@ -215,7 +215,7 @@ def test_what_is_cut_is_counted_alike_by_both_tokenizers(tiny_classifier, tmp_pa
     lengths = [len(full.tokenize(text)) + 2 for text in TEXTS]  # [CLS] and [SEP]
     for tokenizer in (light, full):
         found = truncation(tokenizer, TEXTS)
-        assert found == (len(TEXTS), 3, sum(lengths), sum(max(n - 8, 0) for n in lengths), 8)
+        assert found == (len(TEXTS), 3, sum(lengths), sum(max(n - 8, 0) for n in lengths), 8, 0)
         assert "3 of 5 texts have more than 8 tokens" in str(found)
     assert light(TEXTS)["input_ids"].shape == (len(TEXTS), 8)
 
