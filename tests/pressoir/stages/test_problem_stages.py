@@ -1,7 +1,6 @@
 """Every stage on several labels per text, and on scores, of texts and of pairs: what each makes answers as
 transformers does, and the benchmark's figures are those of scikit-learn and SciPy."""
 
-import dataclasses
 import json
 import random
 
@@ -52,19 +51,6 @@ GOOD, BAD, NOUNS = (
 )
 """Words that the tiny model's tokenizer has."""
 TYPES = {"multi-label": "multi_label_classification", "regression": "regression"}
-
-
-@pytest.fixture
-def step(context):
-    """`step(name, stage, config, **inputs)` runs a stage, and gives its folder and its metrics."""
-
-    def run(name, module, config, **inputs):
-        own = dataclasses.replace(context, out_dir=context.out_dir / name, work_dir=context.work_dir / name)
-        for folder in (own.out_dir, own.work_dir):
-            folder.mkdir()
-        return own.out_dir, module.run(inputs, config, own)
-
-    return run
 
 
 def make_data(folder, problem, pairs):

@@ -1,6 +1,5 @@
 """Every stage on words with tags: what each makes tags words as transformers does."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -41,20 +40,6 @@ from pressoir.stages import (
 )
 
 FAST = {"epochs": 1, "batch_size": 32, "learning_rate": 3e-3}
-
-
-@pytest.fixture
-def step(context):
-    """`step(name, stage, config, **inputs)` runs a stage, and gives its folder and its metrics."""
-
-    def run(name, module, config, **inputs):
-        own = dataclasses.replace(context, out_dir=context.out_dir / name, work_dir=context.work_dir / name)
-        for folder in (own.out_dir, own.work_dir):
-            folder.mkdir()
-        metrics = module.run(inputs, config, own)
-        return own.out_dir, metrics
-
-    return run
 
 
 def expected(folder, texts):
