@@ -17,6 +17,8 @@ REASONS = {
     r"the (prompt|text) has \d+ tokens, but": "the model's tokenizer alone knows how many tokens a text has",
     # /v1/completions, /v1/embeddings
     r"token ids are 0 to \d+|its tokens are 0 to \d+": "how many tokens there are is the model's to say",
+    # /v1/embeddings
+    r"^dimensions is \d+, but the embeddings of": "how many there are is the model's to say",
     # /v2/models/{tier}/infer: a parameter of the path and the body do not know each other, so a tier's task
     # cannot decide
     r"^inputs\.[01]\.name: .* does not exist; the input is": "which tensor there is",
