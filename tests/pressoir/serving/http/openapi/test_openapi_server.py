@@ -99,7 +99,8 @@ def test_the_server_does_what_its_document_says(url, tmp_path):
     print(f"{cases} cases, by status: {dict(sorted(statuses.items()))}")  # `make openapi` shows it
     succeeded = sum(number for status, number in statuses.items() if status < 300)
     assert cases >= (5000 if EXAMPLES else 300)
-    assert succeeded >= 0.3 * cases
+    # Of few cases more are of the coverage phase, most of which are invalid.
+    assert succeeded >= (0.3 if EXAMPLES else 0.25) * cases
     _check_idle(url)
 
 
