@@ -87,6 +87,22 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
             f"{config.parity_samples})"
         )
     parity = check_parity(out / GRAPH, model, tokenizer, sentences, config, quantised, context.threads)
+    graph_mb = write_report(out, graph, config, parity, placements)
+    tell(
+        f"parity on {len(sentences)} sentences: max |Δlogit| {parity['max_logit_difference']:.2g}, "
+        f"label agreement {parity['label_agreement']:.4f}; {graph_mb:.1f} MB"
+    )
+    return {**parity, "graph_mb": graph_mb}
+
+
+def write_report(
+    out: Path,
+    graph: onnx.ModelProto,
+    config: ExportConfig,
+    parity: Mapping[str, float],
+    placements: Mapping[str, int8_graph.Placement],
+) -> float:
+    """Write `REPORT` beside the graph that was written; return the graph's size, MB = 10^6 bytes."""
     size = (out / GRAPH).stat().st_size
     report = {
         "opset": config.opset,
@@ -97,11 +113,7 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
         "int8_layers": {name: asdict(placement) for name, placement in placements.items()},
     }
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    tell(
-        f"parity on {len(sentences)} sentences: max |Δlogit| {parity['max_logit_difference']:.2g}, "
-        f"label agreement {parity['label_agreement']:.4f}; {size / 1e6:.1f} MB"
-    )
-    return {**parity, "graph_mb": size / 1e6}
+    return size / 1e6
 
 
 def check_graph(graph: onnx.ModelProto) -> None:

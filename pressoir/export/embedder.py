@@ -9,11 +9,9 @@ that is asked for one of them is computed for the other.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ from torch import Tensor, nn
 
 from pressoir.errors import ParityError
 from pressoir.export import int8_graph
-from pressoir.export.classifier import check_graph, fuse, parity_sentences
-from pressoir.export.graph import operator_counts, remove_copies, remove_unused
-from pressoir.export.tracing import REPORT, quiet, unscripted
+from pressoir.export.classifier import check_graph, fuse, parity_sentences, write_report
+from pressoir.export.graph import remove_copies, remove_unused
+from pressoir.export.tracing import quiet, unscripted
 from pressoir.formats import int8_checkpoint
 from pressoir.formats.folder import GRAPH, QUANTIZATION
 from pressoir.formats.sentence_modules import MODES, write_modules
@@ -85,21 +83,12 @@ def run(inputs: Mapping[str, Path], config: ExportConfig, context: StageContext)
     loading.save_tokenizer(loading.load_tokenizer(source), out)
 
     parity = _check_parity(source, out, inputs["data"], config, context)
-    size = (out / GRAPH).stat().st_size
-    report = {
-        "opset": config.opset,
-        "fused": config.fuse,
-        "operators": operator_counts(graph),
-        "parity": parity,
-        "graph_bytes": size,
-        "int8_layers": {name: asdict(placement) for name, placement in placements.items()},
-    }
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    graph_mb = write_report(out, graph, config, parity, placements)
     tell(
         f"parity on {parity['parity_samples']:.0f} texts: mean cosine {parity['mean_cosine']:.5f}, least "
-        f"{parity['min_cosine']:.5f}; {size / 1e6:.1f} MB"
+        f"{parity['min_cosine']:.5f}; {graph_mb:.1f} MB"
     )
-    return {**parity, "graph_mb": size / 1e6}
+    return {**parity, "graph_mb": graph_mb}
 
 
 def _check_parity(

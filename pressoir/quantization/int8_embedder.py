@@ -7,7 +7,6 @@ alone turns the embeddings (1 − mean cosine).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from pressoir.data import similarity
 from pressoir.data.similarity import Pair
-from pressoir.formats.folder import QUANTIZATION, check_not_quantized
-from pressoir.formats.int8_checkpoint import FORMAT_VERSION, WEIGHTS
+from pressoir.formats.folder import check_not_quantized
 from pressoir.formats.sentence_modules import write_modules
 from pressoir.metrics import cosines, spearman
 from pressoir.models import loading
 from pressoir.models.sentence_embedder import load_embedder, load_embedder_tokenizer
 from pressoir.quantization.int8 import quantizable, word_table
-from pressoir.quantization.int8_scheme import SENSITIVITY_SAMPLES, Scorer, pack, stored_layers
+from pressoir.quantization.int8_scheme import SENSITIVITY_SAMPLES, Scorer, pack, write_weights
 from pressoir.recipe.sections import QuantizeConfig
 from pressoir.stage import StageContext
 
@@ -49,7 +46,7 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
     packed, excluded = pack(reference, kinds, word_table(model), config)
     scorer = Scorer(model, reference, packed, kinds, tokenizer, outputs=model.dimensions)
     float_vectors = scorer.float_logits(texts)
-    float_score = score = _correlation(float_vectors, texts, pairs)
+    float_score = _correlation(float_vectors, texts, pairs)
     vectors = scorer.logits(texts, set(packed))
     score = before = _correlation(vectors, texts, pairs)
     sensitivity, limit = dict[str, float](), config.max_accuracy_drop
@@ -75,47 +72,29 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
             if float_score - score <= limit + 1e-9:
                 break
 
-    state, layers = stored_layers(reference, packed, kinds)
-    save_file(state, out / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(source / "config.json", out / "config.json")
     write_modules(model.described(), int(model.config.hidden_size), out)
     loading.save_tokenizer(loading.load_tokenizer(source), out)
-    original = sum(tensor.numel() * tensor.element_size() for tensor in reference.values())
-    new = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    errors = [layer["relative_error"] for layer in layers.values()]
     alike = float(cosines(float_vectors, vectors).mean())
-    description = {
-        "format_version": FORMAT_VERSION,
-        "scheme": config.scheme,
-        "activations": "dynamic",
-        "layers": layers,
-        "excluded": excluded,
-        "original_bytes": original,
-        "new_bytes": new,
-        "validation": {
-            "pairs": len(pairs),
-            "float_spearman": float_score,
-            "spearman_before_exclusions": before,
-            "spearman": score,
-            "mean_cosine": alike,
-            "max_accuracy_drop": limit,
-        },
-        "sensitivity": sensitivity,
+    facts = {
+        "pairs": len(pairs),
+        "float_spearman": float_score,
+        "spearman_before_exclusions": before,
+        "spearman": score,
+        "mean_cosine": alike,
+        "max_accuracy_drop": limit,
     }
-    (out / QUANTIZATION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    reasons = {"excluded": excluded}
+    summary, figures = write_weights(out, config, reference, packed, kinds, reasons, facts, sensitivity)
     tell(
-        f"{len(layers)} of {len(kinds)} layers in int8, {original / 1e6:.1f} → {new / 1e6:.1f} MB; "
-        f"Spearman's correlation on {len(pairs)} pairs {float_score:.4f} → {score:.4f}, mean cosine "
-        f"{alike:.5f}"
+        f"{summary}; Spearman's correlation on {len(pairs)} pairs {float_score:.4f} → {score:.4f}, "
+        f"mean cosine {alike:.5f}"
     )
     return {
         "validation_spearman": score,
         "validation_spearman_drop": float_score - score,
         "mean_cosine": alike,
-        "size_ratio": original / new,
-        "mean_relative_error": float(np.mean(errors)) if errors else 0.0,
-        "max_relative_error": max(errors, default=0.0),
-        "excluded_layers": float(len(excluded)),
+        **figures,
     }
 
 

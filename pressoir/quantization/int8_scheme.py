@@ -71,45 +71,67 @@ def run(inputs: Mapping[str, Path], config: QuantizeConfig, context: StageContex
         )
         accuracy, widened, sensitivity = _relax(validation, packed, excluded, limit, context)
 
-    state, layers = stored_layers(reference, packed, kinds)
-    save_file(state, out / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(source / "config.json", out / "config.json")
     loading.save_tokenizer(tokenizer, out)
-    original = sum(tensor.numel() * tensor.element_size() for tensor in reference.values())
-    new = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    errors = [layer["relative_error"] for layer in layers.values()]
+    facts = {
+        "sentences": len(texts),
+        **({} if problem is SINGLE_LABEL else {"metric": problem.metric}),
+        "float_accuracy": validation.float_accuracy,
+        "accuracy_before_exclusions": first_accuracy,
+        "accuracy": accuracy,
+        "max_accuracy_drop": limit,
+    }
+    reasons = {"excluded": excluded, **({"widened": widened} if widened else {})}
+    summary, figures = write_weights(out, config, reference, packed, kinds, reasons, facts, sensitivity)
+    tell(f"{summary}; validation {metric} {validation.float_accuracy:.4f} → {accuracy:.4f}")
+    return {
+        f"validation_{problem.metric}": accuracy,
+        f"validation_{problem.metric}_drop": validation.float_accuracy - accuracy,
+        **figures,
+    }
+
+
+def write_weights(
+    out: Path,
+    config: QuantizeConfig,
+    reference: Mapping[str, Tensor],
+    packed: Packed,
+    kinds: Mapping[str, str],
+    reasons: Mapping[str, Mapping[str, str]],
+    validation: Mapping[str, Any],
+    sensitivity: Mapping[str, float],
+) -> tuple[str, dict[str, float]]:
+    """Write the weights, and `QUANTIZATION` with what was found; return a summary and the stage's metrics.
+
+    `reasons` are why layers are not as configured: `excluded` ones are in float32.
+    """
+    state, layers = _stored_layers(reference, packed, kinds)
+    save_file(state, out / WEIGHTS, metadata={"format": "pt"})
+    original, new = (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        for tensors in (reference, state)
+    )
     description = {
         "format_version": FORMAT_VERSION,
         "scheme": config.scheme,
         "activations": "dynamic",
         "layers": layers,
-        "excluded": excluded,
-        **({"widened": widened} if widened else {}),
+        **reasons,
         "original_bytes": original,
         "new_bytes": new,
-        "validation": {
-            "sentences": len(texts),
-            **({} if problem is SINGLE_LABEL else {"metric": problem.metric}),
-            "float_accuracy": validation.float_accuracy,
-            "accuracy_before_exclusions": first_accuracy,
-            "accuracy": accuracy,
-            "max_accuracy_drop": limit,
-        },
+        "validation": validation,
         "sensitivity": sensitivity,
     }
     (out / QUANTIZATION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    tell(
-        f"{len(layers)} of {len(kinds)} layers in int8, {original / 1e6:.1f} → {new / 1e6:.1f} MB; "
-        f"validation {metric} {validation.float_accuracy:.4f} → {accuracy:.4f}"
-    )
-    return {
-        f"validation_{problem.metric}": accuracy,
-        f"validation_{problem.metric}_drop": validation.float_accuracy - accuracy,
+    errors = [layer["relative_error"] for layer in layers.values()]
+    figures = {
         "size_ratio": original / new,
         "mean_relative_error": float(np.mean(errors)) if errors else 0.0,
         "max_relative_error": max(errors, default=0.0),
-        "excluded_layers": float(len(excluded)),
+        "excluded_layers": float(len(reasons["excluded"])),
     }
+    megabytes = f"{original / 1e6:.1f} → {new / 1e6:.1f} MB"
+    return f"{len(layers)} of {len(kinds)} layers in int8, {megabytes}", figures
 
 
 def pack(
@@ -158,7 +180,7 @@ def _relax(
     return accuracy, widened, sensitivity
 
 
-def stored_layers(
+def _stored_layers(
     reference: Mapping[str, Tensor], packed: Packed, kinds: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """The tensors of the file, and what `quantization.json` says of each quantised layer."""
