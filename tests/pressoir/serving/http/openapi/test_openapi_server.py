@@ -24,6 +24,8 @@ from pressoir.store.store import Store
 
 HERE = Path(__file__).parent
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "0"))
+FEW = 5
+"""Examples of an operation where none are asked for."""
 KEYS = {"OPENAPI_USER_KEY": "sesame", "OPENAPI_ADMIN_KEY": "mellon"}
 # The bodies with the most fields have thousands of cases at their limits: only the long run sends these.
 SHORT = """
@@ -31,11 +33,11 @@ SHORT = """
 include-path-regex = "infer$|completions$|embeddings$|audio|translate$|stream$|reload$"
 phases.coverage.enabled = false
 """
-# The long run draws more of what a valid request always gets an answer from.
-LONG = f"""
+# More is drawn of what a valid request always gets an answer from.
+ANSWERED = f"""
 [[operations]]
 include-path-regex = "^/(classify|compare)$"
-generation.max-examples = {3 * EXAMPLES}
+generation.max-examples = {3 * (EXAMPLES or FEW)}
 """
 
 
@@ -85,11 +87,11 @@ def url(tmp_path_factory, tiny_classifier, tiny_bert, tiny_nllb, chatty, tiny_wh
 def test_the_server_does_what_its_document_says(url, tmp_path):
     config, report = tmp_path / "schemathesis.toml", tmp_path / "report.ndjson"
     rules = (HERE / "schemathesis.toml").read_text().replace("hooks.py", str(HERE / "hooks.py"))
-    config.write_text(rules + (LONG if EXAMPLES else SHORT))
+    config.write_text(rules + ANSWERED + ("" if EXAMPLES else SHORT))
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", "--no-color"),
         *(f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEYS['OPENAPI_ADMIN_KEY']}"),
-        *("--checks", "all", "--seed", "1", "--max-examples", str(EXAMPLES or 4)),
+        *("--checks", "all", "--seed", "1", "--max-examples", str(EXAMPLES or FEW)),
         *("--report", "ndjson", "--report-ndjson-path", str(report)),
     ]
     done = subprocess.run(command, env={**os.environ, **KEYS}, cwd=tmp_path, capture_output=True, text=True)
@@ -99,8 +101,7 @@ def test_the_server_does_what_its_document_says(url, tmp_path):
     print(f"{cases} cases, by status: {dict(sorted(statuses.items()))}")  # `make openapi` shows it
     succeeded = sum(number for status, number in statuses.items() if status < 300)
     assert cases >= (5000 if EXAMPLES else 300)
-    # Of few cases more are of the coverage phase, most of which are invalid.
-    assert succeeded >= (0.3 if EXAMPLES else 0.25) * cases
+    assert succeeded >= 0.3 * cases
     _check_idle(url)
 
 
