@@ -80,12 +80,9 @@ class TextClassifier:
         """
         folder, threads = opened(folder, threads)
         config = read_json(folder / "config.json")
-        cls._check(problem_of(config, str(folder)), folder)
-        decided = (
-            takes_pairs(config),
-            problem_of(config, str(folder)),
-            thresholds_of(config, str(folder)),
-        )
+        problem = problem_of(config, str(folder))
+        cls._check(problem, folder)
+        decided = (takes_pairs(config), problem, thresholds_of(config, str(folder)))
         labels = labels_of(config)
         engine = open_engine(folder, threads, runtime)
         if (folder / "tokenizer.json").exists():
